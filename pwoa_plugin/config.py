@@ -1,0 +1,387 @@
+"""`PwoAConfig`: everything a pruning run is told, checked before anything is trained."""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+__all__ = [
+    "ADMMConfig",
+    "ConfigError",
+    "DistillationConfig",
+    "HSICConfig",
+    "OptimizerConfig",
+    "PerturbationConfig",
+    "PwoAConfig",
+    "ScheduleConfig",
+]
+
+PAPER_PRESETS = ("mnist", "cifar10", "cifar100")
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run: one line that names the fields and how to mend them."""
+
+
+def _one_line(error: ValidationError, known: list[str]) -> str:
+    said = []
+    for detail in error.errors(include_url=False):
+        field = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(field.split(".")[-1], known, n=1)
+            said.append(f"{field}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"))
+        elif detail["type"] == "value_error":
+            said.append(str(detail["ctx"]["error"]))  # our own text, which names the field
+        else:
+            said.append(f"{field}={detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+    return "; ".join(said)
+
+
+class _Section(BaseModel):
+    """Keyword-only, unknown keys refused, checked again when a field is set."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+
+    if not TYPE_CHECKING:  # type checkers see the fields' own signature
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise ConfigError(_one_line(error, list(type(self).model_fields))) from None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                raise ConfigError(_one_line(error, list(type(self).model_fields))) from None
+
+
+class OptimizerConfig(_Section):
+    """The optimizer of the weights.
+
+    Attributes:
+        name: ``adam``, ``adamw`` or ``sgd``.
+        lr: learning rate, positive.
+        momentum: of SGD; not used by the others.
+        weight_decay: L2 penalty (decoupled in ``adamw``).
+    """
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+
+
+class ScheduleConfig(_Section):
+    """The learning rate over a phase, as a factor of the optimizer's ``lr``.
+
+    Attributes:
+        name: ``constant``; ``cosine`` or ``linear`` (per step, from 1 to 0); ``multistep`` (times ``gamma`` at each
+            of ``milestones``); ``cycle`` (``factors`` by epoch, over and over: ADMM's as published).
+        milestones: epochs of ``multistep``, counted from 0.
+        gamma: factor of ``multistep``.
+        factors: factors of ``cycle``.
+        warmup: share of the phase's steps over which the factor rises from 0 to its schedule.
+    """
+
+    name: Literal["constant", "cosine", "linear", "multistep", "cycle"] = "cosine"
+    milestones: tuple[int, ...] = ()
+    gamma: float = Field(0.1, gt=0)
+    factors: tuple[float, ...] = (1.0, 0.1, 0.01)
+    warmup: float = Field(0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> ScheduleConfig:
+        if self.name == "multistep" and not self.milestones:
+            raise ValueError("schedule.milestones is empty: name the epochs at which `multistep` drops the rate")
+        if self.name == "cycle" and not self.factors:
+            raise ValueError("schedule.factors is empty: name the factors that `cycle` repeats")
+        return self
+
+
+class DistillationConfig(_Section):
+    """Self-distillation from the frozen robust network.
+
+    Attributes:
+        alpha: weight on the authors' scale: KL averaged over batch and classes (alpha = 10 for 10 classes is 1 by
+            ``batchmean``).
+        temperature: tau.
+        feature_weight: weight of the hidden layers' squared difference, relative to the teacher's; 0 is off (the
+            paper).
+    """
+
+    alpha: float = Field(10.0, ge=0)
+    temperature: float = Field(30.0, gt=0)
+    feature_weight: float = Field(1.0, ge=0)
+
+
+class PerturbationConfig(_Section):
+    """The random perturbation of the images that both networks are asked about.
+
+    Attributes:
+        kind: ``patterns``, ``sign``, ``block``, ``uniform``, ``gaussian`` or ``none`` (the paper).
+        radius: in pixel units. None: 1.5 ``eps`` where the config has ``eps``, else the largest at which the teacher
+            keeps ``agreement`` of its own predictions.
+        agreement: see ``radius``.
+    """
+
+    kind: str = "patterns"
+    radius: float | None = Field(None, ge=0)
+    agreement: float = Field(0.95, gt=0, lt=1)
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        from .method.perturbation import PERTURBATIONS
+
+        if kind not in PERTURBATIONS:
+            raise ValueError(f"perturbation.kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
+        return kind
+
+
+class HSICConfig(_Section):
+    """The Hilbert-Schmidt information bottleneck on hidden layers.
+
+    Attributes:
+        lambda_x: weight of ``sum_j nHSIC(X, T_j)``, minimised.
+        lambda_y: weight of ``sum_j nHSIC(Y, T_j)``, maximised; above 0 the run needs labels.
+        sigma: width of the Gaussian kernels, per feature.
+        layers: ``auto`` or names of modules whose inputs are the T_j.
+        estimator: ``nhsic`` (the paper) or ``hsic``.
+    """
+
+    lambda_x: float = Field(2e-4, ge=0)
+    lambda_y: float = Field(5e-5, ge=0)
+    sigma: float = Field(5.0, gt=0)
+    layers: Literal["auto"] | tuple[str, ...] = "auto"
+    estimator: Literal["nhsic", "hsic"] = "nhsic"
+
+
+class ADMMConfig(_Section):
+    """The ADMM phase, before the hard prune.
+
+    Attributes:
+        epochs: its length. None: a quarter of the run's ``epochs``; 0 prunes at once.
+        interval: epochs between dual updates. None: about 16 updates, spread over the phase's steps.
+        rho: first penalty weight.
+        growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
+        rho_max: cap of rho.
+        hsic: whether HSIC's terms are in this phase's loss.
+        optimizer: of this phase. None: the run's own, whose schedule then spans both phases; given, the fine-tuning
+            starts with a new one.
+        schedule: of this phase, where it has its own optimizer.
+    """
+
+    epochs: int | None = Field(None, ge=0)
+    interval: int | None = Field(None, ge=1)
+    rho: float = Field(0.01, gt=0)
+    growth: float | None = Field(None, ge=1)
+    rho_max: float = Field(1.0, gt=0)
+    hsic: bool = True
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig(name="constant"))
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ADMMConfig:
+        if self.rho > self.rho_max:
+            raise ValueError(f"admm.rho={self.rho} is above admm.rho_max={self.rho_max}; raise the cap")
+        return self
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+class PwoAConfig(_Section):
+    """What `PwoAPruner` is told. Keyword-only; unknown keys are refused.
+
+    Attributes:
+        sparsity: share of the prunable weights to prune, in (0, 1): 0.9375 is 16x. None only for ``n:m``.
+        train_loader: natural images: a DataLoader or another iterable that can be read again and gives ``(x, y)``,
+            ``(x, ...)`` or ``x`` batches; a Dataset; or tensors ``(x, y)`` or ``x``. ``x`` is ``(N, C, H, W)`` float,
+            ``y`` ``(N,)`` int64. Labels may be missing where ``hsic.lambda_y`` is 0.
+        granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``.
+        allocation: ``lamp``, ``erk``, ``global``, or ``uniform`` (the paper).
+        include: names or patterns (``layer4.*``) of layers to prune; every convolution and linear layer unless given.
+        exclude: names or patterns of layers that stay dense, and out of ``sparsity``.
+        epochs: of the whole run, ADMM and fine-tuning.
+        batch_size: where ``train_loader`` is a Dataset or tensors.
+        optimizer, schedule: of fine-tuning, and of ADMM unless that has its own.
+        distillation, perturbation, hsic, admm: see their classes.
+        eps: radius of the attacks that the network is to resist, in pixel units; sets the perturbation's radius.
+        pixel_range: of a valid image. Normalisation by mean and std is the model's own business.
+        seed: of everything random in a run.
+        device: ``cuda``, ``cpu``...; None: where the model is.
+        autocast: ``bfloat16`` or ``float16`` mixed precision, or None.
+        progress: whether a progress bar is shown.
+    """
+
+    sparsity: float | None = None
+    train_loader: Any = Field(default=None, repr=False, exclude=True)
+    granularity: str = "unstructured"
+    allocation: str = "lamp"
+    include: Names | None = None
+    exclude: Names = ()
+    epochs: int = Field(12, ge=1)
+    batch_size: int = Field(128, ge=2)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig)
+    perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
+    hsic: HSICConfig = Field(default_factory=HSICConfig)
+    admm: ADMMConfig = Field(default_factory=ADMMConfig)
+    eps: float | None = Field(None, gt=0)
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    seed: int = Field(0, ge=0, lt=2**32)
+    device: str | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
+    progress: bool = True
+
+    @field_validator("sparsity")
+    @classmethod
+    def _inside(cls, sparsity: float | None) -> float | None:
+        if sparsity is not None and not 0 < sparsity < 1:
+            raise ValueError(f"sparsity={sparsity} is outside (0, 1); 0.9375 prunes 15 weights in 16")
+        return sparsity
+
+    @field_validator("allocation")
+    @classmethod
+    def _known_allocation(cls, allocation: str) -> str:
+        from .method.allocation import ALLOCATIONS
+
+        if allocation not in ALLOCATIONS:
+            raise ValueError(f"allocation={allocation!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
+        return allocation
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str | None) -> str | None:
+        if device is not None:
+            import torch
+
+            try:
+                torch.empty(0, device=device)
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out") from None
+        return device
+
+    @model_validator(mode="after")
+    def _agree(self) -> PwoAConfig:
+        from .method.sparsity import make_sparsity_set
+
+        density = make_sparsity_set(self.granularity).fixed_density
+        if density is None and self.sparsity is None:
+            raise ValueError(f"sparsity is missing; give the share to prune with granularity={self.granularity!r}")
+        if density is not None and self.sparsity is not None and abs(1 - density - self.sparsity) > 1e-9:
+            raise ValueError(
+                f"sparsity={self.sparsity} contradicts granularity={self.granularity!r}, which prunes {1 - density:g}; "
+                "leave sparsity out"
+            )
+        low, high = self.pixel_range
+        if not low < high:
+            raise ValueError(f"pixel_range={self.pixel_range} is empty; give (low, high) with low < high")
+        if self.eps is not None and self.eps >= high - low:
+            raise ValueError(
+                f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
+            )
+        if self.admm.epochs is not None and self.admm.epochs > self.epochs:
+            raise ValueError(
+                f"admm.epochs={self.admm.epochs} is more than epochs={self.epochs}, which counts both phases; raise epochs"
+            )
+        return self
+
+    @property
+    def admm_epochs(self) -> int:
+        """Epochs of the ADMM phase: as given, or a quarter of the run."""
+        return self.epochs // 4 if self.admm.epochs is None else self.admm.epochs
+
+    @classmethod
+    def paper(
+        cls, dataset: Literal["mnist", "cifar10", "cifar100"], *, epochs: int = 150, **fields: Any
+    ) -> PwoAConfig:
+        """What PwoA's authors published for a data set: 50 epochs of ADMM, then 100 of fine-tuning.
+
+        Temperature 30, uniform allocation, no perturbation, HSIC in the fine-tuning only, dual updates every 3
+        epochs, rho .01 growing by 1.35 to at most 1, the ADMM learning rate times 1, .1, .01 by epoch within each
+        cycle of 3, a new optimizer for fine-tuning. One difference is ours: the authors' code resets Z at every
+        epoch, which is a bug and not the method.
+
+        Args:
+            dataset: ``mnist``, ``cifar10`` or ``cifar100``.
+            epochs: of the whole run. Fewer than the published 150 cut both phases and the milestones in proportion,
+                and nothing else: dual updates still come every 3 epochs.
+            **fields: more fields, or other values (``sparsity`` and ``train_loader`` at least). A section (``admm``,
+                ``hsic``...) given here replaces the published one whole.
+
+        Raises:
+            ConfigError: nothing was published for this data set, or a field is out of its range.
+        """
+        sgd = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+        published: dict[str, dict[str, Any]] = {
+            "mnist": {
+                "hsic": {"lambda_x": 2e-4, "lambda_y": 5e-5},
+                "alpha": 10.0,
+                "admm": {"name": "adam", "lr": 5e-4},
+                "optimizer": {"name": "adam", "lr": 1e-3},
+                "schedule": {"name": "multistep", "milestones": (75, 90), "gamma": 0.1},
+            },
+            "cifar10": {
+                "hsic": {"lambda_x": 2e-5, "lambda_y": 1e-4},
+                "alpha": 10.0,
+                "admm": {**sgd, "lr": 0.01},
+                "optimizer": {**sgd, "lr": 0.005},
+                "schedule": {"name": "cosine"},
+            },
+            "cifar100": {
+                "hsic": {"lambda_x": 5e-7, "lambda_y": 2e-6},
+                "alpha": 100.0,
+                "admm": {**sgd, "lr": 0.01},
+                "optimizer": {**sgd, "lr": 0.005},
+                "schedule": {"name": "cosine"},
+            },
+        }
+        if dataset not in published:
+            raise ConfigError(f"paper({dataset!r}): the paper has {', '.join(PAPER_PRESETS)}")
+        of = published[dataset]
+        if epochs < 2:
+            raise ConfigError(f"paper(epochs={epochs}): two phases need 2 epochs or more")
+        admm_epochs = max(1, round(epochs / 3))
+        if "milestones" in of["schedule"]:
+            milestones = [max(1, round(at * (epochs - admm_epochs) / 100)) for at in of["schedule"]["milestones"]]
+            of["schedule"] = of["schedule"] | {"milestones": tuple(milestones)}
+        values: dict[str, Any] = {
+            "allocation": "uniform",
+            "epochs": epochs,
+            "batch_size": 128,
+            "optimizer": of["optimizer"],
+            "schedule": of["schedule"],
+            "distillation": {"alpha": of["alpha"], "temperature": 30.0, "feature_weight": 0.0},
+            "perturbation": {"kind": "none"},
+            "hsic": of["hsic"],
+            "admm": {
+                "epochs": admm_epochs,
+                "interval": 3,
+                "rho": 0.01,
+                "growth": 1.35,
+                "rho_max": 1.0,
+                "hsic": False,
+                "optimizer": of["admm"],
+                "schedule": {"name": "cycle", "factors": (1.0, 0.1, 0.01)},
+            },
+        }
+        return cls(**(values | fields))

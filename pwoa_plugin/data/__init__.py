@@ -1,0 +1,5 @@
+"""Data sets."""
+
+from .embedded import mnist_sample
+
+__all__ = ["mnist_sample"]

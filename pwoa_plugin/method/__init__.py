@@ -1,0 +1,1 @@
+"""The method in plain torch: HSIC, distillation, perturbation, ADMM, sparsity sets, allocation."""

@@ -1,0 +1,103 @@
+"""ADMM pruning: weights are drawn to a sparsity set while they are trained.
+
+Scaled dual form (Boyd et al. 2011, section 3.1.1; Zhang et al., ECCV 2018; PwoA, eqs. 8-10). Training minimises
+loss + rho/2 |W - Z + U|^2; every few epochs Z = projection of W + U on the set, U = W + U - Z, and rho grows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+__all__ = ["ADMM", "self_scaled_updates"]
+
+
+class ADMM:
+    """State of ADMM over named weights.
+
+    Args:
+        weights: the tensors that are trained, by name; they are read and never replaced here.
+        masks: for each name, a function from a tensor of its weight's shape to the boolean mask of its projection.
+        rho: penalty weight to start with, positive.
+        growth: factor of rho at every dual update, 1 or more.
+        rho_max: the cap of rho.
+
+    Raises:
+        ValueError: a parameter is out of its range, or names differ.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Tensor],
+        masks: Mapping[str, Callable[[Tensor], Tensor]],
+        *,
+        rho: float,
+        growth: float,
+        rho_max: float,
+    ) -> None:
+        if rho <= 0 or growth < 1 or rho_max < rho:
+            raise ValueError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
+        if weights.keys() != masks.keys():
+            raise ValueError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
+        self.weights, self.masks = dict(weights), dict(masks)
+        self.rho, self.growth, self.rho_max = rho, growth, rho_max
+        self.updates = 0
+        with torch.no_grad():
+            self.z = {name: self._project(name, weight.detach()) for name, weight in self.weights.items()}
+            self.u = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
+
+    def _project(self, name: str, value: Tensor) -> Tensor:
+        return value * self.masks[name](value)
+
+    def penalty(self) -> Tensor:
+        """``rho/2 * sum |W - Z + U|^2``, a differentiable scalar."""
+        terms = [(w - self.z[name] + self.u[name]).square().sum() for name, w in self.weights.items()]
+        return self.rho / 2 * torch.stack(terms).sum()
+
+    @torch.no_grad()
+    def add_gradient(self) -> None:
+        """Add the gradient of `penalty` to the weights' ``.grad``: cheaper than through autograd."""
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                difference = weight - self.z[name] + self.u[name]
+                weight.grad.add_(difference.to(weight.grad.dtype), alpha=self.rho)
+
+    @torch.no_grad()
+    def dual_update(self) -> None:
+        """Z = projection of W + U, U += W - Z, then rho grows by its factor, up to its cap."""
+        for name, weight in self.weights.items():
+            shifted = weight + self.u[name]
+            self.z[name] = self._project(name, shifted)
+            self.u[name] = shifted - self.z[name]
+        self.rho = min(self.rho * self.growth, self.rho_max)
+        self.updates += 1
+
+    @torch.no_grad()
+    def residual(self) -> float:
+        """Primal residual ``|W - Z| / |W|`` over all layers: 0 where the weights are in the set."""
+        gap = sum((weight - self.z[name]).double().square().sum() for name, weight in self.weights.items())
+        norm = sum(weight.double().square().sum() for weight in self.weights.values())
+        return float(torch.as_tensor(gap).sqrt() / torch.as_tensor(norm).sqrt().clamp_min(1e-30))
+
+
+def self_scaled_updates(steps: int, *, rho: float, rho_max: float, interval: int | None = None) -> tuple[int, float]:
+    """Interval and growth with which rho goes from ``rho`` to ``rho_max`` within ``steps``.
+
+    As published, rho needs 16 updates of 3 epochs to get from .01 to its cap of 1, and a short run ends
+    long before. Here the updates are spread over the steps there are: at most 16 of them, at least
+    two steps apart, the last with time left to follow it.
+
+    Args:
+        steps: training steps of the ADMM phase.
+        rho: first penalty weight.
+        rho_max: last penalty weight.
+        interval: steps between updates, where that is given.
+
+    Returns:
+        ``(interval, growth)``.
+    """
+    interval = interval or max(2, steps // 17)
+    updates = max(1, (steps - 1) // interval)
+    return interval, (rho_max / rho) ** (1 / updates)

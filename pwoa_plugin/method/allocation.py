@@ -1,0 +1,254 @@
+"""Allocation of one total sparsity over the layers, from the dense weights, once.
+
+A new allocation is one class here and one line in ``ALLOCATIONS``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .sparsity import SparsitySet
+
+__all__ = [
+    "ALLOCATIONS",
+    "ERK",
+    "LAMP",
+    "Allocation",
+    "Global",
+    "LayerAllocation",
+    "LayerGroups",
+    "Uniform",
+    "allocate",
+    "allocation_table",
+]
+
+
+@dataclass(frozen=True)
+class LayerGroups:
+    """One layer as an allocation sees it."""
+
+    shape: tuple[int, ...]
+    scores: Tensor  # (groups,): squared norms, float64
+
+    @property
+    def groups(self) -> int:
+        return len(self.scores)
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> float:
+        """Weights in a group (the mean, where blocks at the edges are smaller)."""
+        return self.weights / self.groups
+
+
+@dataclass(frozen=True)
+class LayerAllocation:
+    """What one layer keeps.
+
+    Attributes:
+        shape: of the weight.
+        groups: groups the sparsity set splits it into.
+        keep: groups to keep.
+        dense_because: why the layer is left dense, or None.
+    """
+
+    shape: tuple[int, ...]
+    groups: int
+    keep: int
+    dense_because: str | None = None
+
+    @property
+    def weights(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def density(self) -> float:
+        return self.keep / self.groups
+
+
+class Allocation(ABC):
+    """A rule that turns one density into groups to keep per layer."""
+
+    @abstractmethod
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        """Groups to keep per layer, not rounded.
+
+        Args:
+            layers: the layers.
+            budget: weights to keep, of all layers together.
+
+        Returns:
+            One number a layer, between 0 and its groups; kept weights sum to about ``budget``.
+        """
+
+
+class Uniform(Allocation):
+    """The same density everywhere (the paper)."""
+
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        density = budget / sum(layer.weights for layer in layers)
+        return [density * layer.groups for layer in layers]
+
+
+class ERK(Allocation):
+    """Erdos-Renyi-Kernel: density proportional to the sum of a weight's dimensions over their product.
+
+    Evci et al., "Rigging the Lottery", ICML 2020. Layers that would be denser than dense are dense.
+    """
+
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        raw = [sum(layer.shape) / math.prod(layer.shape) for layer in layers]
+        dense: set[int] = set()
+        while True:
+            left = budget - sum(layers[i].weights for i in dense)
+            weighted = sum(raw[i] * layers[i].weights for i in range(len(layers)) if i not in dense)
+            scale = left / weighted if weighted else 0.0
+            over = {i for i in range(len(layers)) if i not in dense and scale * raw[i] > 1}
+            if not over:
+                break
+            dense |= over
+        return [layer.groups * (1.0 if i in dense else scale * raw[i]) for i, layer in enumerate(layers)]
+
+
+class _Ranked(Allocation):
+    """Keeps the groups that come first when all layers' groups are ranked together."""
+
+    @abstractmethod
+    def rank(self, layer: LayerGroups) -> Tensor:
+        """What groups are compared by across layers, ``(groups,)``."""
+
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        ranks = [self.rank(layer) for layer in layers]
+        for rank in ranks:
+            rank[rank.argmax()] = torch.inf  # the best group of every layer is in, so none is emptied
+        owner = torch.cat([torch.full((layer.groups,), i) for i, layer in enumerate(layers)])
+        size = torch.tensor([layer.size for layer in layers], dtype=torch.float64)
+        order = torch.cat(ranks).argsort(descending=True, stable=True)
+        total = size[owner[order]].cumsum(0)
+        take = int((total - budget).abs().argmin()) + 1
+        counts = torch.bincount(owner[order[:take]], minlength=len(layers))
+        return [float(count) for count in counts]
+
+
+class LAMP(_Ranked):
+    """Layer-adaptive magnitude: a squared weight over the sum of those not smaller in its layer.
+
+    Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
+    """
+
+    def rank(self, layer: LayerGroups) -> Tensor:
+        ordered, index = layer.scores.sort(descending=True, stable=True)
+        lamp = torch.zeros_like(ordered)
+        torch.div(ordered, ordered.cumsum(0), out=lamp)
+        lamp.nan_to_num_(nan=0.0)  # 0 / 0 in a layer of zeros
+        return torch.empty_like(lamp).scatter_(0, index, lamp)
+
+
+class Global(_Ranked):
+    """One magnitude threshold for all layers (mean square of a group)."""
+
+    def rank(self, layer: LayerGroups) -> Tensor:
+        return layer.scores / layer.size
+
+
+ALLOCATIONS: dict[str, Allocation] = {"uniform": Uniform(), "erk": ERK(), "lamp": LAMP(), "global": Global()}
+
+
+def _round(ideal: Sequence[float], layers: Sequence[LayerGroups], budget: float) -> list[int]:
+    """Whole groups, at least one a layer, with the total as near to the budget as groups allow."""
+    keep = [min(max(int(value), 1), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
+    error = sum(k * layer.size for k, layer in zip(keep, layers, strict=True)) - budget
+    while True:
+        step = -1 if error > 0 else 1
+        moves = [
+            i
+            for i, layer in enumerate(layers)
+            if abs(error + step * layer.size) < abs(error) - 1e-9 and 1 <= keep[i] + step <= layer.groups
+        ]
+        if not moves:
+            return keep
+        # Largest remainder: the layer that is furthest from what it should have, as a share of its group.
+        best = max(moves, key=lambda i: step * (ideal[i] - keep[i]))
+        keep[best] += step
+        error += step * layers[best].size
+
+
+def allocate(
+    weights: Mapping[str, Tensor], sparsity: float, sparsity_set: SparsitySet, allocation: Allocation
+) -> dict[str, LayerAllocation]:
+    """How many groups every layer keeps.
+
+    Args:
+        weights: dense weights ``(out, in, ...)`` by layer name.
+        sparsity: share of these weights to prune, in (0, 1).
+        sparsity_set: how weights are grouped.
+        allocation: how the total is spread; not asked where the set fixes each layer's density (n:m).
+
+    Returns:
+        ``{layer: LayerAllocation}``. The total is exact to one weight, within one group for structured sets.
+        No layer is emptied; layers the set does not support are dense and say why.
+
+    Raises:
+        ValueError: the total would leave less than a group a layer, or no layer supports the set.
+    """
+    if not 0 < sparsity < 1:
+        raise ValueError(f"sparsity={sparsity} is outside (0, 1); 0.9 prunes nine weights in ten")
+    result: dict[str, LayerAllocation] = {}
+    layers: dict[str, LayerGroups] = {}
+    for name, weight in weights.items():
+        shape = tuple(weight.shape)
+        why = sparsity_set.supports(weight.shape)
+        if why is None:
+            scores = sparsity_set.scores(weight.detach().double())
+            if not scores.isfinite().all():
+                raise ValueError(f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf")
+            layers[name] = LayerGroups(shape, scores.cpu())
+        result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
+    if not layers:
+        reasons = "; ".join(f"{name}: {entry.dense_because}" for name, entry in result.items())
+        raise ValueError(f"granularity: no layer can be pruned in this sparsity set ({reasons})")
+    listed = list(layers.values())
+    if sparsity_set.fixed_density is not None:
+        keep = [round(layer.groups * sparsity_set.fixed_density) for layer in listed]
+    else:
+        budget = sum(layer.weights for layer in listed) * (1 - sparsity)
+        least = sum(layer.size for layer in listed)
+        if budget < least - max(layer.size for layer in listed) / 2:
+            most = 1 - least / sum(layer.weights for layer in listed)
+            raise ValueError(
+                f"sparsity={sparsity} would empty a layer: one group in each of {len(listed)} layers is "
+                f"{least:.0f} weights; use at most {most:.6g} or exclude layers"
+            )
+        keep = _round(allocation.ideal(listed, budget), listed, budget)
+    for (name, layer), k in zip(layers.items(), keep, strict=True):
+        result[name] = LayerAllocation(layer.shape, layer.groups, k)
+    return result
+
+
+def allocation_table(allocated: Mapping[str, LayerAllocation]) -> str:
+    """The allocation as an aligned text table: layer, shape, weights, kept, density."""
+    rows = [("layer", "shape", "weights", "kept", "density", "")]
+    kept_total = 0
+    for name, layer in allocated.items():
+        kept = round(layer.weights * layer.density)
+        kept_total += kept
+        shape = "x".join(map(str, layer.shape))
+        note = f"dense: {layer.dense_because}" if layer.dense_because else ""
+        rows.append((name, shape, f"{layer.weights:,}", f"{kept:,}", f"{layer.density:.2%}", note))
+    total = sum(layer.weights for layer in allocated.values())
+    rows.append(("total", "", f"{total:,}", f"{kept_total:,}", f"{kept_total / total:.2%}", ""))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    return "\n".join(
+        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  "
+        f"{row[4]:>{widths[4]}}  {row[5]}".rstrip()
+        for row in rows
+    )

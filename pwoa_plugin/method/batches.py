@@ -1,0 +1,148 @@
+"""Natural images as users hold them, as batches ``(x, y or None)`` on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sized
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+__all__ = ["Batches"]
+
+
+class Batches:
+    """Batches of natural images, read again at every epoch.
+
+    Args:
+        source: a DataLoader or another iterable that can be read again and gives ``(x, y)``, ``(x, ...)`` or ``x``;
+            a Dataset; or tensors ``(x, y)`` or ``x``.
+        batch_size: where ``source`` does not batch by itself.
+        device: where batches go.
+        pixel_range: what images are checked against.
+        labels_because: why labels are needed, or None where they are not; ``y`` is None then if missing.
+
+    Raises:
+        ValueError: the source is missing, empty, can be read once only, or holds something else than images.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        *,
+        batch_size: int,
+        device: torch.device,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        labels_because: str | None = None,
+    ) -> None:
+        if source is None:
+            raise ValueError("train_loader is missing; give a DataLoader, a Dataset or tensors of natural images")
+        self.device, self.pixel_range, self.labels_because = device, pixel_range, labels_because
+        self._tensors: tuple[Tensor, Tensor | None] | None = None
+        self._batch_size = batch_size
+        if isinstance(source, Tensor):
+            source = (source,)
+        if isinstance(source, (tuple, list)) and source and all(isinstance(part, Tensor) for part in source[:2]):
+            # A list of batches is no pair of tensors: its parts are tuples, or it is not two long.
+            if isinstance(source, tuple) or (len(source) == 2 and source[1].dim() == 1):
+                x, y = source[0], source[1] if len(source) > 1 else None
+                if y is not None and len(x) != len(y):
+                    raise ValueError(f"train_loader: {len(x)} images and {len(y)} labels; give as many of each")
+                self._tensors = (x, y)
+        if self._tensors is None and isinstance(source, Dataset) and not isinstance(source, IterableDataset):
+            if not isinstance(source, Sized) or len(source) == 0:
+                raise ValueError("train_loader: the data set is empty; give natural images")
+            source = DataLoader(source, batch_size=batch_size, shuffle=True)
+        if self._tensors is None and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
+            raise ValueError(f"train_loader is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
+        if self._tensors is None and isinstance(source, Iterator):
+            raise ValueError("train_loader is an iterator that can be read once only; give a DataLoader or a list")
+        self._source = source
+        self._length: int | None = None
+
+    def __len__(self) -> int:
+        """Batches in an epoch; counted by reading them where the source does not know."""
+        if self._length is None:
+            if self._tensors is not None:
+                self._length = -(-len(self._tensors[0]) // self._batch_size)
+            else:
+                try:
+                    self._length = len(self._source)
+                except TypeError:
+                    self._length = sum(1 for _ in self._source)
+            if self._length == 0:
+                raise ValueError("train_loader is empty; give at least one batch of natural images")
+        return self._length
+
+    def _raw(self) -> Iterator[tuple[Any, Any]]:
+        if self._tensors is not None:
+            x, y = self._tensors
+            order = torch.randperm(len(x)).to(x.device)
+            for index in order.split(self._batch_size):
+                yield x[index], None if y is None else y[index]
+            return
+        for batch in self._source:
+            if isinstance(batch, Mapping):
+                raise ValueError(
+                    f"train_loader gives a dict with keys {list(batch)}; give (x, y) tuples "
+                    "(map the loader, or set its collate_fn)"
+                )
+            if isinstance(batch, (tuple, list)):
+                if not batch:
+                    raise ValueError("train_loader gives an empty tuple; give (x, y) or x")
+                yield batch[0], batch[1] if len(batch) > 1 else None
+            else:
+                yield batch, None
+
+    def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
+        if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+            what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise ValueError(f"train_loader: images are {what}; give float tensors (N, C, H, W), as ToTensor() does")
+        if len(x) == 0:
+            raise ValueError("train_loader gives an empty batch; give natural images")
+        low, high = self.pixel_range
+        least, most = (value.item() for value in x.aminmax())
+        if not (low - 1e-4 <= least and most <= high + 1e-4):
+            raise ValueError(
+                f"train_loader: pixels reach from {least:.4g} to {most:.4g}, outside pixel_range={self.pixel_range}; "
+                "scale the images and leave normalisation to the model, or set pixel_range"
+            )
+        if self.labels_because is None:
+            return x, None
+        if y is None:
+            raise ValueError(f"train_loader gives no labels, and {self.labels_because}")
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != x.shape[:1]:
+            what = f"a tensor {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+            raise ValueError(f"train_loader: labels are {what}; give int64 class indices of shape ({len(x)},)")
+        return x, y.long()
+
+    def epoch(self, *, check: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """One epoch of batches.
+
+        Args:
+            check: look at every batch's range and labels, not only at its form. On a GPU loader this waits for the
+                device, so runs ask for it in their first epoch only.
+        """
+        for x, y in self._raw():
+            if check:
+                x, y = self._checked(x, y)
+            elif self.labels_because is None:
+                y = None
+            x = x.to(self.device, non_blocking=True)
+            yield x, None if y is None else y.to(self.device, torch.int64, non_blocking=True)
+
+    def first(self, images: int) -> Tensor:
+        """About ``images`` images from the start of an epoch, checked, ``(N, C, H, W)`` on the device.
+
+        Raises:
+            ValueError: there are none, or they are not as stated.
+        """
+        found: list[Tensor] = []
+        for x, _ in self.epoch(check=True):
+            found.append(x)
+            if sum(map(len, found)) >= images:
+                break
+        if not found:
+            raise ValueError("train_loader is empty; give at least one batch of natural images")
+        return torch.cat(found)[:images]

@@ -1,0 +1,55 @@
+"""What a run tells while it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+__all__ = ["Callback", "Status"]
+
+
+@dataclass
+class Status:
+    """Where a run stands.
+
+    Attributes:
+        phase: ``admm`` or ``fine-tune``.
+        epoch: current epoch of the whole run, from 0.
+        epochs: of the whole run.
+        step: steps done in the whole run.
+        steps: of the whole run.
+        lr: learning rate.
+        terms: the loss's summands, means of the epoch so far.
+        loss: their sum.
+        rho: ADMM's penalty weight; None in fine-tuning.
+        residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None in fine-tuning.
+        images_per_second: since the run began.
+    """
+
+    phase: str
+    epochs: int
+    steps: int
+    epoch: int = 0
+    step: int = 0
+    lr: float = 0.0
+    terms: Mapping[str, float] = field(default_factory=dict)
+    loss: float = 0.0
+    rho: float | None = None
+    residual: float | None = None
+    images_per_second: float = 0.0
+
+
+class Callback:
+    """Override what is of interest. Callbacks see a run; they do not change it."""
+
+    def on_start(self, status: Status) -> None:
+        """Before the first step."""
+
+    def on_step(self, status: Status) -> None:
+        """Now and then between steps, once the terms are known."""
+
+    def on_epoch_end(self, status: Status) -> None:
+        """After every epoch."""
+
+    def on_end(self, status: Status | None) -> None:
+        """At the end, also when the run raised."""

@@ -1,0 +1,61 @@
+"""Self-distillation from the frozen robust network."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["distillation_loss", "feature_loss", "frozen_copy"]
+
+
+def frozen_copy(model: nn.Module) -> nn.Module:
+    """The teacher: a deep copy of ``model`` in eval mode whose parameters ask for no gradient."""
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    for parameter in teacher.parameters():
+        parameter.grad = None
+    return teacher
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, temperature: float = 30.0) -> Tensor:
+    """``alpha * tau^2 * KL(teacher || student)`` on softened logits (PwoA, eq. 6; Hinton et al. 2015).
+
+    The KL divergence is averaged over the batch *and the classes*, as the authors' ``nn.KLDivLoss()``
+    does, so that their alpha can be used as it stands: alpha = 10 here is alpha = 1 on the
+    ``reduction="batchmean"`` scale for 10 classes.
+
+    Args:
+        student: logits ``(N, classes)``.
+        teacher: logits ``(N, classes)``, without gradient.
+        alpha: weight.
+        temperature: tau; both logits are divided by it.
+
+    Returns:
+        A scalar, float32 also under autocast.
+    """
+    log_student = F.log_softmax(student.float() / temperature, dim=1)
+    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    # Averaged by hand: torch announces that reduction="mean" will change its meaning.
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean()
+    return alpha * temperature**2 * divergence
+
+
+def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
+    """Squared difference of hidden layers, relative to the teacher's: mean over layers of |s - t|^2 / |t|^2.
+
+    Args:
+        student: ``{layer: activations}``.
+        teacher: the same layers and shapes, without gradient.
+
+    Returns:
+        A scalar; 1 is what a student with all activations 0 gets.
+    """
+    terms = []
+    for name, target in teacher.items():
+        target = target.float()
+        difference = (student[name].float() - target).square().mean()
+        terms.append(difference / target.square().mean().clamp_min(torch.finfo(torch.float32).tiny))
+    return torch.stack(terms).mean()

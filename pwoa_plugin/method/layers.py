@@ -1,0 +1,57 @@
+"""Which layers of a network have weights to prune."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+__all__ = ["is_weighted", "prunable_layers"]
+
+
+def is_weighted(module: nn.Module) -> bool:
+    """True for convolutions and linear layers (transposed ones and subclasses too) that hold a weight matrix."""
+    return isinstance(module, (_ConvNd, nn.Linear)) and getattr(module, "weight", None) is not None
+
+
+def prunable_layers(
+    model: nn.Module, include: Sequence[str] | None = None, exclude: Sequence[str] = ()
+) -> dict[str, nn.Module]:
+    """Convolutions and linear layers to prune, by name, in the model's order.
+
+    Args:
+        model: any module.
+        include: names, or patterns with ``*`` and ``?`` (``layer4.*``); all layers unless given.
+        exclude: the same; these stay dense.
+
+    Returns:
+        ``{name: module}``; a module registered under several names is listed once, by the first.
+
+    Raises:
+        ValueError: a name or pattern matches no such layer, or none is left to prune.
+    """
+    layers = {name: module for name, module in model.named_modules() if is_weighted(module)}
+    if not layers:
+        raise ValueError("the model has no prunable layer: it holds no convolution and no linear layer with a weight")
+
+    def matching(field: str, patterns: Sequence[str]) -> set[str]:
+        chosen: set[str] = set()
+        for pattern in patterns:
+            hits = {name for name in layers if fnmatchcase(name, pattern)}
+            if not hits:
+                close = difflib.get_close_matches(pattern, layers, n=3) or list(layers)[:3]
+                raise ValueError(
+                    f"{field}: {pattern!r} matches no convolution or linear layer of the model; "
+                    f"it has {', '.join(close)}{', ...' if len(layers) > len(close) else ''}"
+                )
+            chosen |= hits
+        return chosen
+
+    kept = set(layers) if include is None else matching("include", include)
+    kept -= matching("exclude", exclude)
+    if not kept:
+        raise ValueError("no prunable layer is left; shorten `exclude` or widen `include`")
+    return {name: module for name, module in layers.items() if name in kept}

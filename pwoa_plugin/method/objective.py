@@ -1,0 +1,117 @@
+"""PwoA's objective: distillation, hidden features and HSIC, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from .distillation import distillation_loss, feature_loss
+from .hidden import read_hidden
+from .hsic import ESTIMATORS, HSICEstimator, gaussian_kernel, hsic, linear_kernel, one_hot
+from .perturbation import Perturbation
+
+__all__ = ["PwoAObjective"]
+
+
+class PwoAObjective(nn.Module):
+    """``alpha tau^2 KL(teacher || student) + lambda_x sum_j nHSIC(X, T_j) - lambda_y sum_j nHSIC(Y, T_j)``.
+
+    PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with an optional term for the hidden features. Called as
+    ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
+
+    Args:
+        teacher: frozen, in eval mode (see `frozen_copy`). It is no submodule: it takes no part in
+            ``parameters()`` or ``train()``.
+        hidden_layers: names of the modules whose inputs are the T_j, the same in both networks.
+        alpha, temperature: see `distillation_loss`.
+        feature_weight: weight of `feature_loss`; 0 is off.
+        lambda_x, lambda_y: weights of HSIC's terms; 0 is off.
+        sigma, estimator: see `hsic`.
+        perturbation: of the images that teacher, student and HSIC see; None is the paper's own setting.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        hidden_layers: Sequence[str] = (),
+        *,
+        alpha: float = 10.0,
+        temperature: float = 30.0,
+        feature_weight: float = 0.0,
+        lambda_x: float = 0.0,
+        lambda_y: float = 0.0,
+        sigma: float = 5.0,
+        estimator: HSICEstimator | None = None,
+        perturbation: Perturbation | None = None,
+    ) -> None:
+        super().__init__()
+        self._teacher = (teacher,)
+        self.hidden_layers = list(hidden_layers)
+        self.alpha, self.temperature = alpha, temperature
+        self.feature_weight = feature_weight
+        self.lambda_x, self.lambda_y = lambda_x, lambda_y
+        self.sigma, self.estimator = sigma, estimator or ESTIMATORS["nhsic"]
+        self.perturbation = perturbation
+        self.use_hsic = True
+        self.terms: dict[str, Tensor] = {}
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen network that the student is asked to agree with."""
+        return self._teacher[0]
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a call needs ``y``: only for nHSIC(Y, T_j)."""
+        return self.lambda_y > 0
+
+    def forward(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student: the network that is trained.
+            x: natural images ``(N, C, H, W)``, in the perturbation's pixel range.
+            y: labels ``(N,)`` int64; needed only where ``lambda_y`` is above 0.
+
+        Returns:
+            A scalar. `terms` holds its summands (detached, weighted, signed).
+
+        Raises:
+            ValueError: labels are needed and missing.
+        """
+        with_hsic = self.use_hsic and (self.lambda_x > 0 or self.lambda_y > 0) and len(x) > 1
+        if with_hsic and self.needs_labels and y is None:
+            raise ValueError("labels are missing and lambda_y is above 0; give (x, y) batches or set lambda_y=0")
+        if self.perturbation is not None:
+            x = self.perturbation(x)
+        with_features = self.feature_weight > 0
+        read_teacher = read_hidden(self.teacher, self.hidden_layers) if with_features else nullcontext({})
+        with torch.no_grad(), read_teacher as teacher_hidden:
+            target = self.teacher(x)
+        read_student = (
+            read_hidden(student, self.hidden_layers) if with_features or with_hsic else nullcontext({})
+        )
+        with read_student as hidden:
+            logits = student(x)
+
+        terms = {
+            "distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)
+        }
+        if with_features:
+            terms["features"] = self.feature_weight * feature_loss(hidden, teacher_hidden)
+        if with_hsic:
+            terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return torch.stack(list(terms.values())).sum()
+
+    def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
+        references, weights = {}, {"hsic_x": self.lambda_x, "hsic_y": -self.lambda_y}
+        if self.lambda_x > 0:
+            references["hsic_x"] = gaussian_kernel(x, self.sigma)
+        if self.lambda_y > 0 and y is not None:
+            references["hsic_y"] = linear_kernel(one_hot(y, classes))
+        values = hsic(list(references.values()), hidden, sigma=self.sigma, estimator=self.estimator).sum(1)
+        return {name: weights[name] * value for name, value in zip(references, values, strict=True)}

@@ -1,0 +1,255 @@
+"""Random perturbations of the images that teacher and student are asked about.
+
+Nothing here looks at a gradient, a label or a network: these are random draws, not adversarial
+examples. They carry the teacher's robustness over because they ask both networks about the part of
+the input space where attacks go, which natural images alone leave blank.
+
+A new kind is one class here and one line in ``PERTURBATIONS``.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = [
+    "PERTURBATIONS",
+    "BlockSign",
+    "Gaussian",
+    "Identity",
+    "Patterns",
+    "Perturbation",
+    "Sign",
+    "Uniform",
+    "largest_agreeing_radius",
+    "make_perturbation",
+]
+
+_REFERENCE_SIDE = 28  # the side, in pixels, of the images for which `scales` are stated
+
+
+class Perturbation(ABC):
+    """``x + radius * sqrt(u) * p``, clamped to the pixel range; ``u`` uniform in [0, 1) per image.
+
+    The square root puts most draws near the full radius and still shows every smaller one.
+
+    Args:
+        radius: largest change of a pixel, in pixel units (those of ``pixel_range``), at least 0.
+        pixel_range: ``(low, high)`` of a valid image.
+
+    Raises:
+        ValueError: ``radius`` is negative, or ``pixel_range`` is empty.
+    """
+
+    def __init__(self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> None:
+        if radius < 0:
+            raise ValueError(f"radius={radius} is negative; give a radius of 0 or more, in pixel units")
+        if not pixel_range[0] < pixel_range[1]:
+            raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+        self.radius = float(radius)
+        self.pixel_range = (float(pixel_range[0]), float(pixel_range[1]))
+
+    @abstractmethod
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """The pattern ``p`` for a batch.
+
+        Args:
+            x: images, ``(N, C, H, W)``; only shape, device and dtype are used.
+            generator: source of randomness, on the images' device.
+
+        Returns:
+            A tensor shaped as ``x``.
+        """
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Perturbed copy of ``x`` (``(N, C, H, W)``), within ``pixel_range``."""
+        if self.radius == 0:
+            return x
+        size = (len(x),) + (1,) * (x.dim() - 1)
+        u = torch.rand(size, generator=generator, device=x.device, dtype=x.dtype)
+        p = self.direction(x, generator)
+        return torch.addcmul(x, u.sqrt_().mul_(self.radius), p).clamp_(*self.pixel_range)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(radius={self.radius:.4g}, pixel_range={self.pixel_range})"
+
+
+class Identity(Perturbation):
+    """No perturbation: the paper's own setting, natural images only."""
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.zeros_like(x)
+
+    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return x
+
+
+class Uniform(Perturbation):
+    """Independent uniform noise in [-1, 1] on every pixel."""
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.rand(x.shape, generator=generator, device=x.device, dtype=x.dtype).mul_(2).sub_(1)
+
+
+class Gaussian(Perturbation):
+    """Independent standard normal noise on every pixel; ``radius`` is its standard deviation."""
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+
+
+class Sign(Perturbation):
+    """An independent random sign on every pixel: the corners of the L-infinity ball."""
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return _random_signs(x, generator)
+
+
+class BlockSign(Perturbation):
+    """Random signs on a grid of square cells, the cell's side drawn per image from ``scales``.
+
+    Args:
+        radius: see `Perturbation`.
+        pixel_range: see `Perturbation`.
+        scales: cell sides in pixels, for images of 28 to 41 pixels; for larger ones the sides above 1
+            grow with the image.
+    """
+
+    def __init__(
+        self,
+        *,
+        radius: float,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        scales: tuple[int, ...] = (2, 4, 7, 14),
+    ) -> None:
+        super().__init__(radius=radius, pixel_range=pixel_range)
+        if not scales or min(scales) < 1:
+            raise ValueError(f"scales={scales} must name at least one cell side of 1 pixel or more")
+        self.scales = tuple(scales)
+
+    def cells(self, height: int, width: int) -> list[tuple[int, int]]:
+        """``(height, width)`` of every kind of cell, in pixels."""
+        grow = max(1, min(height, width) // _REFERENCE_SIDE)
+        sides = [s if s == 1 else s * grow for s in self.scales]
+        return [(s, s) for s in sides]
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return _sign_grid(x, self.cells(x.shape[2], x.shape[3]), generator)
+
+
+class Patterns(BlockSign):
+    """Signs with the spatial structure that attacks have (the default).
+
+    Two draws are spliced along a random region with a smooth outline (a ``4 x 4`` field of uniforms,
+    upsampled, against a random threshold). Each draw is a grid of random signs with cells of a
+    random scale, or one-pixel stripes across the whole image (where Square attack starts).
+    Independent signs per channel.
+    """
+
+    def __init__(
+        self,
+        *,
+        radius: float,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        scales: tuple[int, ...] = (1, 2, 4, 7, 14),
+    ) -> None:
+        super().__init__(radius=radius, pixel_range=pixel_range, scales=scales)
+
+    def cells(self, height: int, width: int) -> list[tuple[int, int]]:
+        return [*super().cells(height, width), (height, 1), (1, width)]
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        cells = self.cells(x.shape[2], x.shape[3])
+        field = torch.rand((len(x), 1, 4, 4), generator=generator, device=x.device)
+        field = F.interpolate(field, size=x.shape[2:], mode="bilinear", align_corners=False)
+        threshold = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
+        return torch.where(
+            field > threshold, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator)
+        )
+
+
+def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
+    bits = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.uint8)
+    return bits.to(x.dtype).mul_(2).sub_(1)
+
+
+def _sign_grid(x: Tensor, cells: list[tuple[int, int]], generator: torch.Generator | None) -> Tensor:
+    """Random signs, constant on cells whose size is drawn per image from ``cells``."""
+    n, _, height, width = x.shape
+    device = x.device
+    signs = _random_signs(x, generator)
+    size = torch.tensor(cells, device=device)
+    size = size[torch.randint(len(cells), (n,), generator=generator, device=device)]
+    row = torch.arange(height, device=device)[None] // size[:, :1]
+    column = torch.arange(width, device=device)[None] // size[:, 1:]
+    index = (row[:, :, None] * width + column[:, None, :]).view(n, 1, height * width)
+    return signs.flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view_as(x)
+
+
+def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:
+    """A perturbation by its name in ``PERTURBATIONS``.
+
+    Raises:
+        ValueError: no kind has this name, or a value is out of its range.
+    """
+    if kind not in PERTURBATIONS:
+        raise ValueError(f"perturbation kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
+    return PERTURBATIONS[kind](radius=radius, pixel_range=pixel_range)
+
+
+@torch.no_grad()
+def largest_agreeing_radius(
+    model: nn.Module,
+    images: Tensor,
+    *,
+    kind: str,
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    agreement: float = 0.95,
+    seed: int = 0,
+    resolution: int = 256,
+) -> float:
+    """The largest radius at which ``model`` keeps a share of its own predictions.
+
+    Bisection with the same random draws at every radius.
+
+    Args:
+        model: a classifier in eval mode, on the images' device.
+        images: ``(N, C, H, W)`` in ``pixel_range``.
+        kind: of the perturbation.
+        pixel_range: of a valid image; no radius beyond its width is tried.
+        agreement: share of predictions to keep, in (0, 1).
+        seed: of the draws.
+        resolution: steps of the pixel range to which the radius is exact.
+
+    Returns:
+        A radius in pixel units; 0 where even one step of ``resolution`` changes too many predictions.
+    """
+    clean = model(images).argmax(1)
+    width = pixel_range[1] - pixel_range[0]
+
+    def agrees(step: int) -> bool:
+        perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range)
+        generator = torch.Generator(images.device).manual_seed(seed)
+        kept = model(perturb(images, generator)).argmax(1) == clean
+        return kept.float().mean().item() >= agreement
+
+    if agrees(resolution):
+        return width
+    good, bad = 0, resolution
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if agrees(middle) else (good, middle)
+    return good * width / resolution
+
+
+PERTURBATIONS: dict[str, type[Perturbation]] = {
+    "patterns": Patterns,
+    "sign": Sign,
+    "block": BlockSign,
+    "uniform": Uniform,
+    "gaussian": Gaussian,
+    "none": Identity,
+}

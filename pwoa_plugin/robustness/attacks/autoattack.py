@@ -1,0 +1,305 @@
+"""The standard AutoAttack (https://arxiv.org/abs/2003.01690): its authors' code, as an ART attack.
+
+ART has an ensemble of the same name that is another one and weaker: see `art_autoattack`.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from art.utils import check_and_transform_label_format
+from torch import Tensor
+
+from pwoa_plugin._random import seeded
+from pwoa_plugin.robustness.attacks.base import Attack, AttackSettings, OnProgress
+from pwoa_plugin.robustness.estimator import undisturbed
+
+__all__ = ["AutoAttack", "StandardAutoAttack", "applicable_attacks"]
+
+_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+_TARGET_CLASSES = 9  # of the standard version, which assumes ten classes or more
+_TARGETED_DLR_CLASSES = 4  # its denominator takes the largest, third and fourth largest logit
+
+
+def applicable_attacks(n_classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The standard attacks that can run on so many classes, and notes on those that cannot.
+
+    Args:
+        n_classes: number of logits, at least 2.
+
+    Returns:
+        Names as pyautoattack has them, in its order; one note for each attack left out.
+    """
+    if n_classes >= _TARGETED_DLR_CLASSES:
+        return _STANDARD, ()
+    note = (
+        f"AutoAttack: apgd-t left out, since its targeted DLR loss needs {_TARGETED_DLR_CLASSES} classes "
+        f"and the model has {n_classes}; the other attacks of the standard version ran"
+    )
+    return tuple(name for name in _STANDARD if name != "apgd-t"), (note,)
+
+
+def _as_note(message: str) -> str:
+    """A warning of pyautoattack as a note: without its counts, which are of one batch or of other images."""
+    message = re.sub(r"there are \S+ points", "there are points", message)
+    message = re.sub(r"(decreased the robust accuracy) of \S+%", r"\1", message)
+    return "AutoAttack: " + message.replace(" See flags_doc.md for details.", "")
+
+
+@contextmanager
+def _warnings_as_notes(notes: list[str]) -> Iterator[None]:
+    """Collect, without repeats, what pyautoattack warns of through its logger."""
+
+    def collect(record: logging.LogRecord) -> bool:
+        if record.levelno < logging.WARNING:
+            return True
+        note = _as_note(record.getMessage())
+        if note not in notes:
+            notes.append(note)
+        return False
+
+    logger = logging.getLogger("auto-attack")
+    logger.addFilter(collect)
+    try:
+        yield
+    finally:
+        logger.removeFilter(collect)
+
+
+@contextmanager
+def _dynamic_check_contained() -> Iterator[None]:
+    """Keep pyautoattack's check for dynamic defences to itself.
+
+    It switches off the tracer of a debugger or a coverage run, and it adds up calls over all models
+    that the process has judged.
+    """
+    from pyautoattack import checks
+
+    tracer = sys.gettrace()
+    checks.funcs.update(dict.fromkeys(checks.funcs, 0))
+    try:
+        yield
+    finally:
+        sys.settrace(tracer)
+
+
+class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
+    """The standard version of AutoAttack for Linf, as an ART attack on a `PyTorchClassifier`.
+
+    Four attacks in turn, each on the images that the ones before have not felled: APGD on the
+    cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square with 5000 queries. With fewer
+    than ten classes the targeted ones take all wrong classes as targets; with fewer than four, targeted
+    APGD cannot run and is left out. The same seed and batch size give the images that pyautoattack
+    gives when it is called directly.
+
+    Args:
+        estimator: classifier under attack; its clip values are the pixel range, [0, 1] where it has none.
+        eps: radius of the ball, in pixel units (those of the images).
+        batch_size: images per batch.
+        seed: seed of the random draws.
+
+    Attributes:
+        notes: after `generate`, what was left out and what pyautoattack warned of.
+
+    Raises:
+        ValueError: ``eps`` is not positive, ``batch_size`` is below 1, or the estimator has fewer than two
+            classes or preprocessing that torch cannot differentiate.
+        art.exceptions.EstimatorError: the estimator is no `PyTorchClassifier`.
+    """
+
+    attack_params = [*EvasionAttack.attack_params, "eps", "batch_size", "seed"]
+    _estimator_requirements = (PyTorchClassifier,)
+
+    def __init__(
+        self, estimator: PyTorchClassifier, *, eps: float = 8 / 255, batch_size: int = 250, seed: int = 0
+    ) -> None:
+        super().__init__(estimator=estimator)
+        self.eps = eps
+        self.batch_size = batch_size
+        self.seed = seed
+        self.notes: tuple[str, ...] = ()
+        self._check_params()
+
+    def _check_params(self) -> None:
+        if not 0 < self.eps < float("inf"):
+            raise ValueError(f"eps={self.eps!r} is no radius; give a positive number of pixel units")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
+        if self.estimator.nb_classes < 2:
+            raise ValueError(
+                f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more"
+            )
+        if not self.estimator.all_framework_preprocessing:
+            raise ValueError(
+                "estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch"
+            )
+
+    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+        """Adversarial images for ``x``; an image that no attack fells comes back as it was.
+
+        Args:
+            x: images ``(N, C, H, W)``, within the estimator's clip values.
+            y: labels, ``(N,)`` integers or ``(N, classes)`` one-hot; the estimator's predictions if None.
+            kwargs: ``on_progress``, a callable that is told the number of images done.
+
+        Returns:
+            Images shaped as ``x``, float32.
+
+        Raises:
+            ValueError: another keyword is given, ``mask`` among them.
+        """
+        on_progress: OnProgress = kwargs.pop("on_progress", None) or (lambda done: None)
+        if kwargs:
+            raise ValueError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
+        images = torch.from_numpy(np.array(x, dtype=np.float32))
+        if y is None:
+            y = self.estimator.predict(x, batch_size=self.batch_size)
+        one_hot = check_and_transform_label_format(np.asarray(y), nb_classes=self.estimator.nb_classes)
+        labels = torch.from_numpy(np.asarray(one_hot).argmax(1))
+
+        low, high = (0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values
+        to_unit = _Affine(low, high)
+        names, left_out = applicable_attacks(self.estimator.nb_classes)
+        notes: list[str] = []
+        with (
+            undisturbed(self.estimator._model),
+            seeded(self.seed),
+            _dynamic_check_contained(),
+            _warnings_as_notes(notes),
+        ):
+            runner = self._runner(to_unit, names)
+            _report_progress(runner, len(images), on_progress)
+            found, _ = runner.run_standard_evaluation(
+                to_unit(images), labels, batch_size=int(self.batch_size)
+            )
+        self.notes = (*left_out, *notes)
+        adversarial = to_unit.inverse(found.cpu(), images, self.eps)
+        result: np.ndarray = adversarial.numpy()
+        return result
+
+    def _runner(self, to_unit: _Affine, names: tuple[str, ...]) -> Any:
+        """The authors' object, on images in [0, 1], set to run these attacks."""
+        import pyautoattack
+
+        estimator = self.estimator
+
+        def logits(images: Tensor) -> Tensor:
+            inputs, _ = estimator._apply_preprocessing(to_unit.undo(images), y=None, fit=False, no_grad=False)
+            output: Tensor = estimator._model(inputs)[-1]
+            # A copy: Square writes into what it gets, which may be the images themselves.
+            return output.float().clone()
+
+        runner = pyautoattack.AutoAttack(
+            logits,
+            norm="Linf",
+            eps=float(self.eps) / to_unit.span,
+            version="standard",
+            seed=int(self.seed),
+            device=estimator.device,
+        )
+        runner.attacks_to_run = list(names)
+        n_targets = min(_TARGET_CLASSES, estimator.nb_classes - 1)
+        runner.apgd_targeted.n_target_classes = n_targets
+        runner.fab.n_target_classes = n_targets
+        return runner
+
+
+class _Affine:
+    """Pixels of the range ``[low, high]`` to [0, 1], which pyautoattack takes for granted."""
+
+    def __init__(self, low: float, high: float) -> None:
+        self.low, self.high = float(low), float(high)
+        self.span = self.high - self.low
+        self._identity = (self.low, self.high) == (0.0, 1.0)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return images if self._identity else (images - self.low) / self.span
+
+    def undo(self, images: Tensor) -> Tensor:
+        return images if self._identity else images * self.span + self.low
+
+    def inverse(self, unit: Tensor, images: Tensor, eps: float) -> Tensor:
+        """`undo`, without the rounding: inside ball and range, and exact where nothing was changed."""
+        if self._identity:
+            return unit
+        changed = (unit != self(images)).flatten(1).any(1).view(-1, *[1] * (images.dim() - 1))
+        moved = torch.minimum(torch.maximum(self.undo(unit), images - eps), images + eps)
+        return torch.where(changed, moved.clamp(self.low, self.high), images)
+
+
+def _report_progress(runner: Any, n_images: int, on_progress: OnProgress) -> None:
+    """Have the four attacks tell of each batch they finish.
+
+    Each attack goes over all the images that are left, so each stands for a quarter of them. Batches are
+    not cut here: pyautoattack packs the survivors anew for each attack, and that saves much of the time.
+    """
+    attacks = {
+        "apgd-ce": runner.apgd,
+        "apgd-t": runner.apgd_targeted,
+        "fab-t": runner.fab,
+        "square": runner.square,
+    }
+    n_stages = len(runner.attacks_to_run)
+
+    def counted(
+        perturb: Callable[[Tensor, Tensor], Tensor], stage: int
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        seen = 0
+
+        def perturb_and_tell(x: Tensor, y: Tensor) -> Tensor:
+            nonlocal seen
+            found = perturb(x, y)
+            seen += len(x)
+            on_progress((stage * n_images + seen) / n_stages)
+            return found
+
+        return perturb_and_tell
+
+    for stage, name in enumerate(runner.attacks_to_run):
+        attacks[name].perturb = counted(attacks[name].perturb, stage)
+
+
+class AutoAttack(Attack):
+    """The standard AutoAttack, from pyautoattack: see `StandardAutoAttack`.
+
+    Args:
+        name: name of its column in the report.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ("pyautoattack",)
+
+    def __init__(self, *, name: str = "AutoAttack") -> None:
+        super().__init__(name=name)
+
+    def parameters(self, settings: AttackSettings) -> dict[str, Any]:
+        names, _ = applicable_attacks(settings.n_classes)
+        return {
+            "version": "standard",
+            "attacks": list(names),
+            "n_target_classes": min(_TARGET_CLASSES, settings.n_classes - 1),
+        }
+
+    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
+        return StandardAutoAttack(
+            estimator, eps=settings.eps, batch_size=settings.batch_size, seed=settings.seed
+        )
+
+    def _generate(
+        self,
+        attack: EvasionAttack,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: AttackSettings,
+        on_progress: OnProgress,
+    ) -> np.ndarray:
+        adversarial: np.ndarray = attack.generate(x=images, y=labels, on_progress=on_progress)
+        return adversarial

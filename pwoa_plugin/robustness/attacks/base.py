@@ -1,0 +1,163 @@
+"""What every attack offers to the protocol."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+
+from pwoa_plugin._random import seeded
+from pwoa_plugin.robustness.estimator import undisturbed
+
+__all__ = ["Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int"]
+
+OnProgress = Callable[[float], None]
+"""Told how many images are done; fractions are for attacks that go over the images several times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackSettings:
+    """What one evaluation asks of all its attacks.
+
+    Attributes:
+        eps: radius of the Linf ball, in pixel units (those of the images).
+        pixel_range: ``(low, high)`` of a valid image.
+        n_classes: number of logits of the model.
+        step_size: step of the iterative attacks, in pixel units; None leaves it to each attack.
+        batch_size: images per batch.
+        seed: seed of the attack's random draws.
+    """
+
+    eps: float
+    n_classes: int
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    step_size: float | None = None
+    batch_size: int = 256
+    seed: int = 0
+
+
+class AttackRun(NamedTuple):
+    """What an attack found.
+
+    Attributes:
+        images: adversarial images, shaped as the images given, float32, on the CPU.
+        notes: what a reader of the report should know about the run.
+    """
+
+    images: Tensor
+    notes: tuple[str, ...] = ()
+
+
+class Attack(ABC):
+    """An untargeted Linf attack, as the protocol runs it.
+
+    A subclass names itself and its parameters and builds an ART attack; running that in batches,
+    seeded, is done here.
+
+    Args:
+        name: name of its column in the report.
+    """
+
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Packages beyond ART that the attack imports, as pip knows them."""
+
+    def __init__(self, *, name: str) -> None:
+        if not isinstance(name, str) or not name.strip():
+            raise ValueError(f"name={name!r} cannot name a column of the report; give a non-empty string")
+        self.name = name
+
+    @abstractmethod
+    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
+        """The ART attack on ``estimator`` for these settings."""
+
+    @abstractmethod
+    def parameters(self, settings: AttackSettings) -> dict[str, Any]:
+        """What the report states about the attack: its parameters under these settings, JSON-ready."""
+
+    def require(self) -> None:
+        """Check that the attack's packages are installed.
+
+        Raises:
+            ModuleNotFoundError: one of ``packages`` is missing.
+        """
+        for package in self.packages:
+            if importlib.util.find_spec(package) is None:
+                raise ModuleNotFoundError(
+                    f"attacks: {self.name} needs the package {package}; pip install {package}", name=package
+                )
+
+    def run(
+        self,
+        estimator: PyTorchClassifier,
+        images: Tensor,
+        labels: Tensor,
+        settings: AttackSettings,
+        on_progress: OnProgress | None = None,
+    ) -> AttackRun:
+        """Attack the images, with the estimator in eval mode and the random draws seeded.
+
+        Modes, gradients and global random states come back as they were.
+
+        Args:
+            estimator: ART classifier under attack.
+            images: ``(N, C, H, W)`` float32, within the estimator's clip values.
+            labels: ``(N,)`` int64, the true classes.
+            settings: radius, batch size, seed.
+            on_progress: told the number of images done.
+
+        Returns:
+            The adversarial images, ``(N, C, H, W)``, and notes.
+        """
+        with (
+            # ART makes new tensors on the current CUDA device, which need not be the model's.
+            torch.cuda.device(estimator.device) if estimator.device.type == "cuda" else nullcontext(),
+            # The caller may be under no_grad, where attacks find no gradient.
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            undisturbed(estimator.model),
+            seeded(settings.seed),
+        ):
+            attack = self.build(estimator, settings)
+            adversarial = self._generate(
+                attack, images.numpy(), labels.numpy(), settings, on_progress or (lambda done: None)
+            )
+        return AttackRun(torch.from_numpy(adversarial), tuple(getattr(attack, "notes", ())))
+
+    def _generate(
+        self,
+        attack: EvasionAttack,
+        images: np.ndarray,
+        labels: np.ndarray,
+        settings: AttackSettings,
+        on_progress: OnProgress,
+    ) -> np.ndarray:
+        """Run the ART attack batch by batch, so that progress shows."""
+        adversarial = np.empty_like(images)
+        for start in range(0, len(images), settings.batch_size):
+            stop = min(start + settings.batch_size, len(images))
+            adversarial[start:stop] = attack.generate(x=images[start:stop], y=labels[start:stop])
+            on_progress(stop)
+        return adversarial
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(name={self.name!r})"
+
+
+def positive_int(name: str, value: int) -> int:
+    """``value`` itself, once it is known to be an integer of 1 or more.
+
+    Raises:
+        ValueError: it is not; ``name`` is the field that the message names.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name}={value!r} is no count; give an integer of 1 or more")
+    return int(value)

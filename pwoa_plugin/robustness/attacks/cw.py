@@ -1,0 +1,60 @@
+"""What papers on robust training call CW: PGD on the margin loss of https://arxiv.org/abs/1608.04644."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+from pwoa_plugin.robustness.attacks.base import AttackSettings
+from pwoa_plugin.robustness.attacks.pgd import PGD
+from pwoa_plugin.robustness.estimator import with_loss
+
+__all__ = ["CW", "CarliniWagnerMargin"]
+
+
+class CarliniWagnerMargin(nn.Module):
+    """Largest wrong logit minus the true one, averaged over the images; positive once the image is fooled.
+
+    Not clipped at a confidence: the ball, not the margin, bounds these attacks.
+    """
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean margin, a scalar.
+
+        Args:
+            logits: ``(N, C)``, C >= 2.
+            labels: ``(N,)`` integers or ``(N, C)`` one-hot.
+        """
+        true = (labels.argmax(1) if labels.dim() == 2 else labels.long()).unsqueeze(1)
+        wrong = logits.scatter(1, true, -torch.inf).amax(1)
+        return (wrong - logits.gather(1, true).squeeze(1)).mean()
+
+
+class CW(PGD):
+    """PGD that ascends the Carlini-Wagner margin instead of the cross-entropy.
+
+    Not ART's ``CarliniLInfMethod``, which minimises the perturbation one image at a time and is far
+    weaker at its defaults.
+
+    Args:
+        steps: number of gradient steps.
+        step_size: in pixel units; by default as for `PGD`.
+        restarts: random starts.
+        name: name of its column in the report; ``CW``, or ``CW-<steps>`` where steps is not 20.
+    """
+
+    loss: ClassVar[str] = "Carlini-Wagner margin"
+
+    def __init__(
+        self, *, steps: int = 20, step_size: float | None = None, restarts: int = 1, name: str | None = None
+    ) -> None:
+        if name is None:
+            name = "CW" if steps == 20 else f"CW-{steps}"
+        super().__init__(steps=steps, step_size=step_size, restarts=restarts, name=name)
+
+    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
+        return super().build(with_loss(estimator, CarliniWagnerMargin()), settings)

@@ -1,0 +1,168 @@
+"""The ART estimator around a torch classifier, and the care that the classifier is given meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any, Self
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor, nn
+
+__all__ = ["Logits", "check_logits", "make_estimator", "model_device", "undisturbed", "with_loss"]
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """Device of the model's first parameter or buffer; the CPU where it has none."""
+    first = next(chain(model.parameters(), model.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _model_dtype(model: nn.Module) -> torch.dtype:
+    """Floating dtype that the model computes in: that of its first floating parameter or buffer."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+
+
+def check_logits(output: object, n_images: int) -> Tensor:
+    """The model's output itself, once it is known to be logits.
+
+    Args:
+        output: whatever the model returned for ``n_images`` images.
+        n_images: N, number of images that the model was given.
+
+    Returns:
+        ``output``, a floating tensor ``(N, C)`` with C >= 2.
+
+    Raises:
+        ValueError: ``output`` is anything else.
+    """
+    if not isinstance(output, Tensor):
+        kind = type(output).__name__
+        raise ValueError(f"model returns a {kind}; wrap it so that it returns logits, one tensor (N, C)")
+    shape = tuple(output.shape)
+    if len(shape) != 2 or shape[0] != n_images:
+        raise ValueError(
+            f"model returns a tensor {shape} for {n_images} images; wrap it so that it returns logits (N, C)"
+        )
+    if shape[1] < 2:
+        raise ValueError("model returns one logit per image; wrap it so that it returns one for each class")
+    if not output.is_floating_point():
+        raise ValueError(
+            f"model returns {output.dtype} values; wrap it so that it returns logits, not labels"
+        )
+    return output
+
+
+class Logits(nn.Module):
+    """A view of ``model`` that takes float32 images and returns float32 logits.
+
+    Images are moved to the model's device and dtype on the way in, so a bf16 or fp16 model can be
+    attacked. The model stays where it is: ``to`` and its kin, which ART calls, do nothing here.
+
+    Args:
+        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self.device = model_device(model)
+        self.dtype = _model_dtype(model)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits ``(N, classes)``, float32, of images ``(N, C, H, W)``.
+
+        Raises:
+            ValueError: the model returns something else than logits.
+        """
+        output = self.model(images.to(device=self.device, dtype=self.dtype))
+        return check_logits(output, len(images)).float()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        return self
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode and without parameter gradients; afterwards all as it was, errors included.
+
+    Put back are the training flag of every submodule and ``requires_grad`` and ``grad`` of every
+    parameter (the same ``grad`` tensor, not a copy). Inside, attacks leave no gradient behind and
+    pay for none: only the images are differentiated.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    leaves = [t for t in chain(model.parameters(), model.buffers()) if t.is_leaf]
+    gradients = [(leaf, leaf.requires_grad, leaf.grad) for leaf in leaves]
+    try:
+        model.eval()
+        for leaf in leaves:
+            leaf.grad = None
+            leaf.requires_grad_(False)
+        yield model
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for leaf, requires_grad, grad in gradients:
+            leaf.requires_grad_(requires_grad)
+            leaf.grad = grad
+
+
+def make_estimator(
+    model: nn.Module,
+    *,
+    n_classes: int,
+    input_shape: tuple[int, ...],
+    pixel_range: tuple[float, float] = (0.0, 1.0),
+    loss: nn.Module | None = None,
+) -> PyTorchClassifier:
+    """ART classifier around ``model``, on the device where the model is.
+
+    Args:
+        model: classifier; images ``(N, C, H, W)`` to logits ``(N, n_classes)``. Any floating dtype.
+        n_classes: number of logits.
+        input_shape: shape of one image, ``(C, H, W)``.
+        pixel_range: ``(low, high)`` of a valid image; attacks clip to it.
+        loss: loss that attacks ascend, of logits and labels; cross-entropy by default.
+
+    Returns:
+        An `art.estimators.classification.PyTorchClassifier` whose images and logits are float32.
+    """
+    logits = Logits(model)
+    estimator = PyTorchClassifier(
+        model=logits,
+        loss=nn.CrossEntropyLoss() if loss is None else loss,
+        input_shape=input_shape,
+        nb_classes=n_classes,
+        clip_values=pixel_range,
+        preprocessing=None,
+        device_type="cpu",
+    )
+    # ART knows "cpu" and the current CUDA device only, and moves the model there.
+    estimator._device = logits.device
+    return estimator
+
+
+def with_loss(estimator: PyTorchClassifier, loss: nn.Module) -> PyTorchClassifier:
+    """A second estimator on the same model whose attacks ascend another loss.
+
+    Args:
+        estimator: estimator whose model, classes and pixel range are taken over.
+        loss: loss of logits ``(N, C)`` and one-hot labels ``(N, C)``; a scalar.
+    """
+    twin = PyTorchClassifier(
+        model=estimator.model,
+        loss=loss,
+        input_shape=estimator.input_shape,
+        nb_classes=estimator.nb_classes,
+        channels_first=estimator.channels_first,
+        clip_values=estimator.clip_values,
+        preprocessing_defences=estimator.preprocessing_defences,
+        postprocessing_defences=estimator.postprocessing_defences,
+        preprocessing=estimator.preprocessing,
+        device_type="cpu" if estimator.device.type == "cpu" else "gpu",
+    )
+    twin._device = estimator.device
+    return twin

@@ -1,0 +1,201 @@
+"""What `evaluate` is given, checked before any attack runs. Every message names field, value and cure."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pwoa_plugin.robustness.attacks import Attack, make_attack
+
+__all__ = [
+    "as_attacks",
+    "as_device",
+    "check_eps",
+    "check_labels",
+    "check_pixel_range",
+    "check_step_size",
+    "collect",
+]
+
+_ROUNDING = 1e-6  # of the pixel range: what resizing or a dtype may add to a valid image
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def check_pixel_range(pixel_range: tuple[float, float]) -> tuple[float, float]:
+    """``(low, high)`` as floats.
+
+    Raises:
+        ValueError: it is no pair of finite numbers with low < high.
+    """
+    try:
+        low, high = pixel_range
+    except (TypeError, ValueError):
+        low = high = math.nan
+    if not _is_number(low) or not _is_number(high) or not low < high:
+        raise ValueError(f"pixel_range={pixel_range!r} is no range; give (low, high) with low < high")
+    return float(low), float(high)
+
+
+def check_eps(eps: float, pixel_range: tuple[float, float]) -> float:
+    """``eps`` as a float.
+
+    Raises:
+        ValueError: it is not positive, or wider than the pixel range.
+    """
+    if not _is_number(eps) or eps <= 0:
+        raise ValueError(f"eps={eps!r} is no radius; give a positive number of pixel units, such as 8/255")
+    if eps > pixel_range[1] - pixel_range[0]:
+        meant = f"; did you mean {eps:g}/255?" if pixel_range == (0.0, 1.0) and eps <= 255 else ""
+        cure = meant or "; give eps in the units of the pixels"
+        raise ValueError(f"eps={eps!r} is wider than pixel_range={pixel_range}{cure}")
+    return float(eps)
+
+
+def check_step_size(step_size: float | None) -> float | None:
+    """``step_size`` as a float, or None.
+
+    Raises:
+        ValueError: it is not positive.
+    """
+    if step_size is None:
+        return None
+    if not _is_number(step_size) or step_size <= 0:
+        raise ValueError(
+            f"step_size={step_size!r} is no step; give a positive number of pixel units, or None"
+        )
+    return float(step_size)
+
+
+def as_attacks(attacks: str | Attack | Iterable[str | Attack]) -> list[Attack]:
+    """The attacks, made from their names where names are given.
+
+    Raises:
+        ValueError: there is none, a name is unknown or comes twice, or an item is no attack.
+        ModuleNotFoundError: an attack's package is missing.
+    """
+    made: list[Attack] = []
+    for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
+        attack = make_attack(item) if isinstance(item, str) else item
+        if not isinstance(attack, Attack):
+            raise ValueError(f"attacks: {item!r} is no attack; give a name or an instance of Attack")
+        if attack.name in {other.name for other in made}:
+            raise ValueError(f"attacks: {attack.name!r} comes twice; give one of them another name=")
+        attack.require()
+        made.append(attack)
+    if not made:
+        raise ValueError("attacks is empty; give one at least, such as 'PGD-20'")
+    return made
+
+
+def as_device(device: str | torch.device | None, default: torch.device) -> torch.device:
+    """The device meant, ``default`` for None.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    if device is None:
+        return default
+    try:
+        # An allocation tells what a name alone does not: an absent GPU, a wrong index.
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
+
+
+def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """All images and labels, in the order they come.
+
+    Args:
+        data: a pair of tensors (or arrays), images ``(N, C, H, W)`` and labels ``(N,)``; or an iterable of
+            such pairs, a ``DataLoader`` say.
+        pixel_range: ``(low, high)`` of a valid image.
+
+    Returns:
+        Images ``(N, C, H, W)`` float32 and labels ``(N,)`` int64, both on the CPU.
+
+    Raises:
+        ValueError: there are no images, or images or labels are of another kind, or outside their range.
+    """
+    batches = [data] if _is_pair_of_arrays(data) else data
+    if not isinstance(batches, Iterable):
+        raise ValueError(
+            f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)"
+        )
+    images, labels = [], []
+    for batch in batches:
+        if not _is_pair_of_arrays(batch):
+            kind = type(batch).__name__
+            raise ValueError(
+                f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)"
+            )
+        x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+        _check_batch(x, y)
+        images.append(x.detach().to("cpu", torch.float32))
+        labels.append(y.detach().to("cpu", torch.int64))
+    if not images or not sum(map(len, images)):
+        raise ValueError("data holds no images; give one at least (a used-up iterator gives none)")
+    if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
+        raise ValueError(f"data: images have shapes {sorted(shapes)}; resize them to one")
+    return _checked_pixels(torch.cat(images), pixel_range), torch.cat(labels)
+
+
+def _is_pair_of_arrays(item: object) -> bool:
+    return (
+        isinstance(item, (tuple, list))
+        and len(item) == 2
+        and all(isinstance(part, (Tensor, np.ndarray)) for part in item)
+    )
+
+
+def _check_batch(x: Tensor, y: Tensor) -> None:
+    if x.dim() != 4:
+        cure = "wrap the Dataset in a DataLoader" if x.dim() == 3 else "reshape them"
+        raise ValueError(f"data: images have shape {tuple(x.shape)}, not (N, C, H, W); {cure}")
+    if not x.is_floating_point():
+        raise ValueError(f"data: images are {x.dtype}; convert them to float32 within pixel_range")
+    if y.dim() == 2:
+        cure = "argmax(1)" if y.shape[1] > 1 else "squeeze(1)"
+        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give labels.{cure}")
+    if y.dim() != 1:
+        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give one class for each image")
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+        raise ValueError(f"data: labels are {y.dtype}; give the classes as int64")
+    if len(x) != len(y):
+        raise ValueError(f"data: {len(x)} images come with {len(y)} labels; give one label for each image")
+
+
+def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
+    low, high = pixel_range
+    if not bool(torch.isfinite(images).all()):
+        raise ValueError("data: images hold NaN or infinite pixels; mend or leave out those images")
+    least, most = float(images.min()), float(images.max())
+    rounding = _ROUNDING * (high - low)
+    if least < low - rounding or most > high + rounding:
+        raise ValueError(
+            f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; move the "
+            "normalisation into the model, or give the pixel_range of these images"
+        )
+    return images.clamp(low, high)
+
+
+def check_labels(labels: Tensor, n_classes: int) -> None:
+    """Check that labels are classes of the model.
+
+    Raises:
+        ValueError: one is below 0, or ``n_classes`` or more.
+    """
+    least, most = int(labels.min()), int(labels.max())
+    if least < 0 or most >= n_classes:
+        raise ValueError(
+            f"data: labels span {least}..{most}, the model has classes 0..{n_classes - 1}; number them from 0"
+        )

@@ -1,0 +1,318 @@
+"""What an evaluation found, and how it was found: as an object, JSON, Markdown and text."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor
+
+__all__ = ["AttackReport", "Config", "Report", "installed_versions", "wilson_interval"]
+
+_FORMAT = 1  # of the JSON; to be raised when a reader of the old one would misread the new one
+_PACKAGES = {
+    "torch": "torch",
+    "art": "adversarial-robustness-toolbox",
+    "pyautoattack": "pyautoattack",
+    "numpy": "numpy",
+    "pwoa_plugin": "pwoa-plugin",
+}
+
+
+def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
+    """The 95 % Wilson score interval of a proportion (Wilson 1927).
+
+    Args:
+        n_correct: number of successes, 0 to ``n``.
+        n: number of trials, at least 1.
+
+    Returns:
+        ``(low, high)`` in [0, 1].
+
+    Raises:
+        ValueError: ``n`` is below 1 or ``n_correct`` is not in 0..n.
+    """
+    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that bear on a verdict; those not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for name, distribution in _PACKAGES.items():
+        try:
+            versions[name] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    versions["torch"] = torch.__version__  # with its build, as in 2.15.0+cu130
+    return versions
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class AttackReport:
+    """One column: how the model fared under one attack, or under all of them.
+
+    Attributes:
+        robust: bool ``(N,)``, image by image: correct when clean and correct when attacked.
+        seconds: wall-clock time of the attack.
+    """
+
+    robust: Tensor
+    seconds: float
+
+    @property
+    def n_robust(self) -> int:
+        """Number of robust images."""
+        return int(self.robust.sum())
+
+    @property
+    def accuracy(self) -> float:
+        """Robust accuracy, in [0, 1]: the share of all images that are robust."""
+        return self.n_robust / len(self.robust)
+
+    @cached_property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of `accuracy`, ``(low, high)``."""
+        return wilson_interval(self.n_robust, len(self.robust))
+
+    @property
+    def low(self) -> float:
+        """Lower end of `interval`."""
+        return self.interval[0]
+
+    @property
+    def high(self) -> float:
+        """Upper end of `interval`."""
+        return self.interval[1]
+
+    def __repr__(self) -> str:
+        return (
+            f"AttackReport(accuracy={self.accuracy:.4f}, low={self.low:.4f}, high={self.high:.4f}, "
+            f"seconds={self.seconds:.1f})"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What was asked: enough to run the same evaluation again.
+
+    Attributes:
+        eps: radius of the ball, in pixel units (those of ``pixel_range``).
+        norm: norm of the ball.
+        pixel_range: ``(low, high)`` of a valid image.
+        attacks: parameters of each attack, by the name of its column.
+        seed: seed of all random draws.
+        n_images: number of images judged.
+        n_classes: number of logits of the model.
+        batch_size: images per batch.
+        device: where the model ran.
+    """
+
+    eps: float
+    norm: str = "Linf"
+    pixel_range: tuple[float, float]
+    attacks: dict[str, dict[str, Any]]
+    seed: int
+    n_images: int
+    n_classes: int
+    batch_size: int
+    device: str
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Report:
+    """Clean and robust accuracy of a model.
+
+    Attributes:
+        config: what was asked.
+        clean_correct: bool ``(N,)``, image by image: correct when clean.
+        attacks: a column for each attack, by name, in the order they were asked for.
+        notes: what a reader should know about the run.
+        versions: of Python and the packages that bear on a verdict.
+    """
+
+    config: Config
+    clean_correct: Tensor
+    attacks: Mapping[str, AttackReport]
+    notes: tuple[str, ...] = ()
+    versions: Mapping[str, str] = field(default_factory=installed_versions)
+
+    @property
+    def clean(self) -> float:
+        """Clean accuracy, in [0, 1]."""
+        return float(self.clean_correct.double().mean())
+
+    @cached_property
+    def clean_interval(self) -> tuple[float, float]:
+        """The 95 % Wilson interval of `clean`, ``(low, high)``."""
+        return wilson_interval(int(self.clean_correct.sum()), len(self.clean_correct))
+
+    @cached_property
+    def worst_case(self) -> AttackReport:
+        """Against the best attack on each image: robust is what withstood all attacks; seconds add up."""
+        columns = [column.robust for column in self.attacks.values()]
+        robust = torch.stack([self.clean_correct, *columns]).all(0)
+        return AttackReport(robust=robust, seconds=sum(column.seconds for column in self.attacks.values()))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values. Image by image, verdicts are a string of 1 (robust) and 0."""
+        return {
+            "format": _FORMAT,
+            "config": {**asdict(self.config), "pixel_range": list(self.config.pixel_range)},
+            "clean": {
+                "accuracy": self.clean,
+                "low": self.clean_interval[0],
+                "high": self.clean_interval[1],
+                "correct": _to_bits(self.clean_correct),
+            },
+            "attacks": {name: _column_to_dict(column) for name, column in self.attacks.items()},
+            "worst_case": _column_to_dict(self.worst_case),
+            "notes": list(self.notes),
+            "versions": dict(self.versions),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Report:
+        """The report that `to_dict` made ``content`` of. Accuracies are derived from the verdicts anew.
+
+        Raises:
+            ValueError: ``content`` is no such dict, or one of a later format.
+        """
+        if not isinstance(content, Mapping) or "format" not in content:
+            raise ValueError("report has no field 'format'; give what Report.to_dict or to_json wrote")
+        if content["format"] != _FORMAT:
+            raise ValueError(
+                f"report has format={content['format']!r}, this version reads {_FORMAT}; update pwoa_plugin"
+            )
+        try:
+            config = dict(content["config"])
+            low, high = config["pixel_range"]
+            report = cls(
+                config=Config(**{**config, "pixel_range": (low, high)}),
+                clean_correct=_from_bits(content["clean"]["correct"]),
+                attacks={
+                    name: AttackReport(robust=_from_bits(column["robust"]), seconds=float(column["seconds"]))
+                    for name, column in content["attacks"].items()
+                },
+                notes=tuple(content["notes"]),
+                versions=dict(content["versions"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"report is incomplete or malformed ({error!r}); evaluate again") from error
+        lengths = {report.config.n_images, len(report.clean_correct)}
+        lengths |= {len(column.robust) for column in report.attacks.values()}
+        if len(lengths) > 1:
+            raise ValueError(f"report has verdicts on {sorted(lengths)} images; evaluate again")
+        return report
+
+    def to_json(self, path: str | os.PathLike[str]) -> None:
+        """Write the report. A file of that name is replaced whole or not at all.
+
+        Args:
+            path: file to write; missing folders are made.
+        """
+        target = Path(path)
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with scratch.open("x", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(scratch, target)
+        finally:
+            scratch.unlink(missing_ok=True)
+
+    @classmethod
+    def from_json(cls, path: str | os.PathLike[str]) -> Report:
+        """Read what `to_json` wrote.
+
+        Raises:
+            ValueError: the file is no such report.
+            FileNotFoundError: there is no file.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        rows = [("clean", f"{self.clean:.2%}", _percent_range(*self.clean_interval), "")]
+        for name, column in [*self.attacks.items(), ("worst case", self.worst_case)]:
+            interval = _percent_range(column.low, column.high)
+            rows.append((name, f"{column.accuracy:.2%}", interval, f"{column.seconds:.1f}"))
+        return rows
+
+    def _headline(self) -> str:
+        config = self.config
+        return (
+            f"{config.n_images} images, {config.norm} eps = {_eps_text(config.eps, config.pixel_range)}, "
+            f"seed {config.seed}, {config.device}"
+        )
+
+    def to_markdown(self) -> str:
+        """The accuracies as a Markdown table, with the setting above it and the notes below."""
+        header = ("attack", "accuracy", "95 % interval", "seconds")
+        lines = [self._headline(), "", _pipe(header), "| --- | ---: | ---: | ---: |"]
+        lines += [_pipe(row) for row in self._rows()]
+        if self.notes:
+            lines += ["", *(f"- {note}" for note in self.notes)]
+        return "\n".join(lines) + "\n"
+
+    def __str__(self) -> str:
+        rows = [("attack", "accuracy", "95 % interval", "seconds"), *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        lines = [self._headline()]
+        for row in rows:
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]
+            lines.append("  ".join(cells).rstrip())
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+
+def _to_bits(flags: Tensor) -> str:
+    return "".join("1" if flag else "0" for flag in flags.tolist())
+
+
+def _from_bits(bits: str) -> Tensor:
+    if not bits or set(bits) - {"0", "1"}:
+        raise ValueError(f"{bits[:20]!r} is no string of 0 and 1")
+    return torch.tensor([bit == "1" for bit in bits])
+
+
+def _column_to_dict(column: AttackReport) -> dict[str, Any]:
+    return {
+        "accuracy": column.accuracy,
+        "low": column.low,
+        "high": column.high,
+        "seconds": column.seconds,
+        "robust": _to_bits(column.robust),
+    }
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    # A bar in a name would end its cell.
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _percent_range(low: float, high: float) -> str:
+    return f"{low:.2%} to {high:.2%}"
+
+
+def _eps_text(eps: float, pixel_range: tuple[float, float]) -> str:
+    """eps, and as a number of 8-bit grey levels where it is a whole number of them in [0, 1]."""
+    levels = round(255 * eps, 6)
+    if pixel_range == (0.0, 1.0) and levels == int(levels) and levels > 0:
+        return f"{int(levels)}/255"
+    return f"{eps:.6g}" + ("" if pixel_range == (0.0, 1.0) else f" in {list(pixel_range)}")
