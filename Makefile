@@ -1,5 +1,6 @@
 # `make demo` and `make test` work on a fresh clone: they make .venv first. Needs Python 3.11 to 3.13.
-PYTHON ?= $(shell for v in 3.12 3.11 3.13; do python$$v --version >/dev/null 2>&1 && { echo python$$v; break; }; done || echo python3)
+SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
 .PHONY: demo test check benchmark clean
@@ -14,7 +15,7 @@ test: .venv/.test
 	$(BIN)/python -m pytest
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "pwoa-plugin needs Python 3.11 to 3.13, make PYTHON=...")'
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 to 3.13 found; name one: make PYTHON=/path/to/python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 

@@ -173,10 +173,11 @@ class ADMMConfig(_Section):
 
     Attributes:
         epochs: its length. None: a quarter of the run's ``epochs``; 0 prunes at once.
-        interval: epochs between dual updates. None: about 16 updates, spread over the phase's steps.
+        interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
         rho: first penalty weight.
         growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
         rho_max: cap of rho.
+        rescale: whether the dual is rescaled when rho grows (see `ADMM`); the paper does not.
         hsic: whether HSIC's terms are in this phase's loss.
         optimizer: of this phase. None: the run's own, whose schedule then spans both phases; given, the fine-tuning
             starts with a new one.
@@ -185,9 +186,10 @@ class ADMMConfig(_Section):
 
     epochs: int | None = Field(None, ge=0)
     interval: int | None = Field(None, ge=1)
-    rho: float = Field(0.01, gt=0)
+    rho: float = Field(0.1, gt=0)
     growth: float | None = Field(None, ge=1)
-    rho_max: float = Field(1.0, gt=0)
+    rho_max: float = Field(10.0, gt=0)
+    rescale: bool = True
     hsic: bool = True
     optimizer: OptimizerConfig | None = None
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig(name="constant"))
@@ -379,6 +381,7 @@ class PwoAConfig(_Section):
                 "rho": 0.01,
                 "growth": 1.35,
                 "rho_max": 1.0,
+                "rescale": False,
                 "hsic": False,
                 "optimizer": of["admm"],
                 "schedule": {"name": "cycle", "factors": (1.0, 0.1, 0.01)},

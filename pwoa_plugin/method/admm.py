@@ -23,6 +23,9 @@ class ADMM:
         rho: penalty weight to start with, positive.
         growth: factor of rho at every dual update, 1 or more.
         rho_max: the cap of rho.
+        rescale: keep the multiplier rho * U as it is when rho grows, which makes U smaller (Boyd et al., section
+            3.4.1). Without it, as published, the multiplier jumps with every growth of rho and the residual falls
+            more slowly.
 
     Raises:
         ValueError: a parameter is out of its range, or names differ.
@@ -36,13 +39,14 @@ class ADMM:
         rho: float,
         growth: float,
         rho_max: float,
+        rescale: bool = True,
     ) -> None:
         if rho <= 0 or growth < 1 or rho_max < rho:
             raise ValueError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
         if weights.keys() != masks.keys():
             raise ValueError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
         self.weights, self.masks = dict(weights), dict(masks)
-        self.rho, self.growth, self.rho_max = rho, growth, rho_max
+        self.rho, self.growth, self.rho_max, self.rescale = rho, growth, rho_max, rescale
         self.updates = 0
         with torch.no_grad():
             self.z = {name: self._project(name, weight.detach()) for name, weight in self.weights.items()}
@@ -67,11 +71,13 @@ class ADMM:
     @torch.no_grad()
     def dual_update(self) -> None:
         """Z = projection of W + U, U += W - Z, then rho grows by its factor, up to its cap."""
+        grown = min(self.rho * self.growth, self.rho_max)
+        scale = self.rho / grown if self.rescale else 1.0
         for name, weight in self.weights.items():
             shifted = weight + self.u[name]
             self.z[name] = self._project(name, shifted)
-            self.u[name] = shifted - self.z[name]
-        self.rho = min(self.rho * self.growth, self.rho_max)
+            self.u[name] = (shifted - self.z[name]) * scale
+        self.rho = grown
         self.updates += 1
 
     @torch.no_grad()
@@ -86,8 +92,8 @@ def self_scaled_updates(steps: int, *, rho: float, rho_max: float, interval: int
     """Interval and growth with which rho goes from ``rho`` to ``rho_max`` within ``steps``.
 
     As published, rho needs 16 updates of 3 epochs to get from .01 to its cap of 1, and a short run ends
-    long before. Here the updates are spread over the steps there are: at most 16 of them, at least
-    two steps apart, the last with time left to follow it.
+    long before. Here the updates are spread over the steps there are: at most 8 of them (few and far apart
+    left a smaller residual than many), the last with time left to follow it.
 
     Args:
         steps: training steps of the ADMM phase.
@@ -98,6 +104,6 @@ def self_scaled_updates(steps: int, *, rho: float, rho_max: float, interval: int
     Returns:
         ``(interval, growth)``.
     """
-    interval = interval or max(2, steps // 17)
+    interval = interval or max(2, -(-steps // 9))
     updates = max(1, (steps - 1) // interval)
     return interval, (rho_max / rho) ** (1 / updates)

@@ -209,6 +209,7 @@ class Compression:
             rho=config.rho,
             growth=growth if config.growth is None else config.growth,
             rho_max=config.rho_max,
+            rescale=config.rescale,
         )
         return admm, interval
 

@@ -346,6 +346,7 @@ class PwoAPruner(Pruner):
                 rho=self.admm.rho,
                 growth=growth if self.admm.growth is None else self.admm.growth,
                 rho_max=self.admm.rho_max,
+                rescale=self.admm.rescale,
             )
         else:
             self._hard_prune()

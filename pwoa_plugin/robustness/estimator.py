@@ -50,9 +50,7 @@ def check_logits(output: object, n_images: int) -> Tensor:
     if shape[1] < 2:
         raise ValueError("model returns one logit per image; wrap it so that it returns one for each class")
     if not output.is_floating_point():
-        raise ValueError(
-            f"model returns {output.dtype} values; wrap it so that it returns logits, not labels"
-        )
+        raise ValueError(f"model returns {output.dtype} values; wrap it so that it returns logits, not labels")
     return output
 
 

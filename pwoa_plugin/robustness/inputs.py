@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -27,7 +26,8 @@ _ROUNDING = 1e-6  # of the pixel range: what resizing or a dtype may add to a va
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    numbers = (int, float, np.integer, np.floating)
+    return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_pixel_range(pixel_range: tuple[float, float]) -> tuple[float, float]:
@@ -69,9 +69,7 @@ def check_step_size(step_size: float | None) -> float | None:
     if step_size is None:
         return None
     if not _is_number(step_size) or step_size <= 0:
-        raise ValueError(
-            f"step_size={step_size!r} is no step; give a positive number of pixel units, or None"
-        )
+        raise ValueError(f"step_size={step_size!r} is no step; give a positive number of pixel units, or None")
     return float(step_size)
 
 
@@ -128,16 +126,12 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor
     """
     batches = [data] if _is_pair_of_arrays(data) else data
     if not isinstance(batches, Iterable):
-        raise ValueError(
-            f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)"
-        )
+        raise ValueError(f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)")
     images, labels = [], []
     for batch in batches:
         if not _is_pair_of_arrays(batch):
             kind = type(batch).__name__
-            raise ValueError(
-                f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)"
-            )
+            raise ValueError(f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)")
         x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
         _check_batch(x, y)
         images.append(x.detach().to("cpu", torch.float32))

@@ -172,9 +172,7 @@ def _verdicts(
     return (logits.argmax(1) == labels) & ~logits.isnan().any(1), run.notes
 
 
-def audit(
-    name: str, images: Tensor, adversarial: Tensor, *, eps: float, pixel_range: tuple[float, float]
-) -> None:
+def audit(name: str, images: Tensor, adversarial: Tensor, *, eps: float, pixel_range: tuple[float, float]) -> None:
     """Check that an attack kept to its terms, up to float32 rounding (1e-5 of the pixel range).
 
     Args:

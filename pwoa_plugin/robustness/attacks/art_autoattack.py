@@ -19,7 +19,7 @@ _RESTARTS = 5
 _DEEPFOOL_CLASSES = 10
 
 
-class _Ensemble(ARTEnsemble):  # type: ignore[misc]
+class _Ensemble(ARTEnsemble):
     """ART's ensemble, with notes on what it had to leave out."""
 
     notes: tuple[str, ...] = ()
@@ -75,12 +75,8 @@ class ARTAutoAttack(Attack):
         ]
         n_gradients = min(_DEEPFOOL_CLASSES, settings.n_classes)
         members.append(DeepFool(estimator, max_iter=100, epsilon=1e-3, nb_grads=n_gradients, **quiet))
-        members.append(
-            SquareAttack(estimator, max_iter=5000, p_init=0.8, nb_restarts=_RESTARTS, **common, **quiet)
-        )
-        ensemble = _Ensemble(
-            estimator, eps_step=step_size, attacks=members, batch_size=settings.batch_size, **common
-        )
+        members.append(SquareAttack(estimator, max_iter=5000, p_init=0.8, nb_restarts=_RESTARTS, **common, **quiet))
+        ensemble = _Ensemble(estimator, eps_step=step_size, attacks=members, batch_size=settings.batch_size, **common)
         if settings.n_classes < _DLR_CLASSES:
             ensemble.notes = (
                 f"{self.name}: APGD on the DLR loss left out, since that needs {_DLR_CLASSES} classes and "

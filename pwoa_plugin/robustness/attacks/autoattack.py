@@ -60,12 +60,9 @@ def _warnings_as_notes(notes: list[str]) -> Iterator[None]:
     """Collect, without repeats, what pyautoattack warns of through its logger."""
 
     def collect(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
-            return True
-        note = _as_note(record.getMessage())
-        if note not in notes:
+        if record.levelno >= logging.WARNING and (note := _as_note(record.getMessage())) not in notes:
             notes.append(note)
-        return False
+        return record.levelno < logging.INFO
 
     logger = logging.getLogger("auto-attack")
     logger.addFilter(collect)
@@ -92,7 +89,7 @@ def _dynamic_check_contained() -> Iterator[None]:
         sys.settrace(tracer)
 
 
-class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
+class StandardAutoAttack(EvasionAttack):
     """The standard version of AutoAttack for Linf, as an ART attack on a `PyTorchClassifier`.
 
     Four attacks in turn, each on the images that the ones before have not felled: APGD on the
@@ -116,7 +113,7 @@ class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
         art.exceptions.EstimatorError: the estimator is no `PyTorchClassifier`.
     """
 
-    attack_params = [*EvasionAttack.attack_params, "eps", "batch_size", "seed"]
+    attack_params: ClassVar[list[str]] = [*EvasionAttack.attack_params, "eps", "batch_size", "seed"]
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
@@ -135,13 +132,9 @@ class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
         if self.estimator.nb_classes < 2:
-            raise ValueError(
-                f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more"
-            )
+            raise ValueError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
         if not self.estimator.all_framework_preprocessing:
-            raise ValueError(
-                "estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch"
-            )
+            raise ValueError("estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch")
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """Adversarial images for ``x``; an image that no attack fells comes back as it was.
@@ -161,11 +154,6 @@ class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
         if kwargs:
             raise ValueError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
         images = torch.from_numpy(np.array(x, dtype=np.float32))
-        if y is None:
-            y = self.estimator.predict(x, batch_size=self.batch_size)
-        one_hot = check_and_transform_label_format(np.asarray(y), nb_classes=self.estimator.nb_classes)
-        labels = torch.from_numpy(np.asarray(one_hot).argmax(1))
-
         low, high = (0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values
         to_unit = _Affine(low, high)
         names, left_out = applicable_attacks(self.estimator.nb_classes)
@@ -176,15 +164,20 @@ class StandardAutoAttack(EvasionAttack):  # type: ignore[misc]
             _dynamic_check_contained(),
             _warnings_as_notes(notes),
         ):
+            labels = self._labels(x, y)
             runner = self._runner(to_unit, names)
             _report_progress(runner, len(images), on_progress)
-            found, _ = runner.run_standard_evaluation(
-                to_unit(images), labels, batch_size=int(self.batch_size)
-            )
+            found, _ = runner.run_standard_evaluation(to_unit(images), labels, batch_size=int(self.batch_size))
         self.notes = (*left_out, *notes)
         adversarial = to_unit.inverse(found.cpu(), images, self.eps)
         result: np.ndarray = adversarial.numpy()
         return result
+
+    def _labels(self, x: np.ndarray, y: np.ndarray | None) -> Tensor:
+        """Labels ``(N,)`` int64 from either form; for None the estimator's predictions, as in ART."""
+        given = self.estimator.predict(x, batch_size=self.batch_size) if y is None else np.asarray(y)
+        one_hot = check_and_transform_label_format(given, nb_classes=self.estimator.nb_classes)
+        return torch.from_numpy(np.asarray(one_hot).argmax(1))
 
     def _runner(self, to_unit: _Affine, names: tuple[str, ...]) -> Any:
         """The authors' object, on images in [0, 1], set to run these attacks."""
@@ -250,9 +243,7 @@ def _report_progress(runner: Any, n_images: int, on_progress: OnProgress) -> Non
     }
     n_stages = len(runner.attacks_to_run)
 
-    def counted(
-        perturb: Callable[[Tensor, Tensor], Tensor], stage: int
-    ) -> Callable[[Tensor, Tensor], Tensor]:
+    def counted(perturb: Callable[[Tensor, Tensor], Tensor], stage: int) -> Callable[[Tensor, Tensor], Tensor]:
         seen = 0
 
         def perturb_and_tell(x: Tensor, y: Tensor) -> Tensor:
@@ -289,9 +280,7 @@ class AutoAttack(Attack):
         }
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
-        return StandardAutoAttack(
-            estimator, eps=settings.eps, batch_size=settings.batch_size, seed=settings.seed
-        )
+        return StandardAutoAttack(estimator, eps=settings.eps, batch_size=settings.batch_size, seed=settings.seed)
 
     def _generate(
         self,

@@ -120,9 +120,8 @@ class Attack(ABC):
         with (
             # ART makes new tensors on the current CUDA device, which need not be the model's.
             torch.cuda.device(estimator.device) if estimator.device.type == "cuda" else nullcontext(),
-            # The caller may be under no_grad, where attacks find no gradient.
+            # Gradients on, whether the caller has them off by no_grad or by inference_mode.
             torch.inference_mode(False),
-            torch.enable_grad(),
             undisturbed(estimator.model),
             seeded(settings.seed),
         ):

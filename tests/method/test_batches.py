@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+
+from pwoa_plugin.method.batches import Batches
+
+X, Y = torch.rand(10, 1, 4, 4), torch.arange(10)
+CPU = torch.device("cpu")
+
+
+def make(source: Any, **fields: Any) -> Batches:
+    return Batches(source, **{"batch_size": 4, "device": CPU} | fields)
+
+
+class Stream:
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from X.split(5)
+
+
+SOURCES = {
+    "tensors": (X, Y),
+    "images": X,
+    "dataset": TensorDataset(X, Y),
+    "loader": DataLoader(TensorDataset(X, Y), batch_size=4),
+    "list of batches": [(X[:4], Y[:4]), (X[4:], Y[4:])],
+    "list of two image batches": [X[:4], X[4:]],
+    "no length": Stream(),
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_image_once_an_epoch_and_again(name: str) -> None:
+    batches = make(SOURCES[name])
+    for _ in range(2):
+        got = list(batches.epoch(check=True))
+        assert len(got) == len(batches)
+        x = torch.cat([x for x, _ in got])
+        assert sorted(x.sum((1, 2, 3)).tolist()) == sorted(X.sum((1, 2, 3)).tolist())
+
+
+def test_labels_stay_with_their_images() -> None:
+    for x, y in make((X, Y), labels_because="the test wants them").epoch():
+        assert y is not None
+        assert torch.equal(x, X[y])
+
+
+def test_tensors_are_shuffled_by_the_seed() -> None:
+    def order() -> list[float]:
+        torch.manual_seed(3)
+        return torch.cat([x for x, _ in make((X, Y)).epoch()]).sum((1, 2, 3)).tolist()
+
+    assert order() == order() != X.sum((1, 2, 3)).tolist()
+
+
+def test_first_gives_as_many_as_there_are() -> None:
+    assert len(make((X, Y)).first(6)) == 6
+    assert len(make((X, Y)).first(60)) == 10
+
+
+BAD = [
+    (None, "train_loader is missing"),
+    ([], "train_loader is empty"),
+    (TensorDataset(X[:0]), "data set is empty"),
+    (iter([(X, Y)]), "read once only"),
+    (7, "train_loader is a int"),
+    ((X, Y[:3]), "10 images and 3 labels"),
+    ([{"image": X}], r"gives a dict with keys \['image'\]"),
+    ([("a", Y)], "images are a str"),
+    ([(X.byte(), Y)], "images are a tensor"),
+    ([(X[0], Y)], "images are a tensor"),
+    ([(X * 255, Y)], r"pixels reach from .* outside pixel_range=\(0.0, 1.0\); scale the images"),
+    ([(X - 0.6, Y)], "outside pixel_range"),
+    ([(X, Y.float())], "labels are a tensor"),
+    ([(X, torch.eye(10))], "labels are a tensor"),
+    ([(X,)], "gives no labels, and hsic needs them"),
+    ([X], "gives no labels, and hsic needs them"),
+]
+
+
+@pytest.mark.parametrize(("source", "said"), BAD, ids=[said for _, said in BAD])
+def test_bad_input_is_one_clear_line(source: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        make(source, labels_because="hsic needs them").first(4)
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,254 @@
+"""The life of a run, on a real small network."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
+from pwoa_plugin.method.callback import Callback, Status
+from pwoa_plugin.method.compression import Compression, TrainingError, lr_factor
+from pwoa_plugin.method.sparsity import make_sparsity_set
+
+Pair = tuple[Tensor, Tensor]
+
+
+def config(images: Pair, **fields: Any) -> PwoAConfig:
+    values: dict[str, Any] = {
+        "sparsity": 0.8,
+        "train_loader": images,
+        "batch_size": 64,
+        "epochs": 4,
+        "eps": 0.1,
+        "optimizer": {"lr": 5e-3},
+        "progress": False,
+    }
+    return PwoAConfig(**values | fields)
+
+
+def run(model: nn.Module, settings: PwoAConfig, callbacks: Any = ()) -> Compression:
+    torch.manual_seed(settings.seed)
+    compression = Compression(model, settings)
+    compression.run(callbacks)
+    return compression
+
+
+def accuracy(model: nn.Module, images: Pair) -> float:
+    return (model(images[0]).argmax(1) == images[1]).float().mean().item()
+
+
+@pytest.mark.parametrize("granularity", ["unstructured", "filter", "channel", "column", "block:2x2"])
+@pytest.mark.parametrize("admm_epochs", [0, 2])
+def test_weights_are_zero_exactly_where_the_masks_are(
+    trained: nn.Module, images: Pair, granularity: str, admm_epochs: int
+) -> None:
+    admm = {"epochs": admm_epochs}
+    done = run(trained, config(images, granularity=granularity, sparsity=0.5, exclude=["fc2"], admm=admm))
+    assert list(done.masks) == ["conv", "fc1"]
+    kept = 0
+    for name, mask in done.masks.items():
+        weight = trained.get_submodule(name).weight
+        assert torch.equal(weight != 0, mask)
+        kept += int(mask.sum())
+        assert int(make_sparsity_set(granularity).scores(mask.double()).gt(0).sum()) == done.allocation[name].keep
+    total = sum(mask.numel() for mask in done.masks.values())
+    assert kept / total == pytest.approx(0.5, abs=96 / total)
+    assert trained.fc2.weight.ne(0).all()
+    assert done.residual is None if admm_epochs == 0 else done.residual is not None
+
+
+def test_it_learns_what_the_teacher_knows(trained: nn.Module, images: Pair) -> None:
+    teacher = copy.deepcopy(trained)
+    before = [p for p in trained.parameters()]
+    one_shot = copy.deepcopy(trained)
+    settings = config(images, sparsity=0.9, epochs=60)
+    done = run(trained, settings)
+    for name, layer in done.allocation.items():
+        weight = one_shot.get_submodule(name).weight
+        with torch.no_grad():
+            weight.mul_(make_sparsity_set("unstructured").mask(weight, layer.keep))
+    x = images[0]
+    assert all(a is b for a, b in zip(before, trained.parameters(), strict=True))
+    assert (trained(x) - teacher(x)).square().mean() < 0.3 * (one_shot(x) - teacher(x)).square().mean()
+    assert accuracy(trained, images) > 0.9
+    assert [entry["phase"] for entry in done.history] == ["admm"] * 15 + ["fine-tune"] * 45
+    assert set(done.history[-1]) >= {"distillation", "features", "hsic_x", "hsic_y", "loss", "lr"}
+
+
+def test_admm_brings_the_weights_near_the_set(trained: nn.Module, images: Pair) -> None:
+    done = run(trained, config(images, sparsity=0.7, epochs=40, admm={"epochs": 30}))
+    assert done.residual is not None
+    assert done.residual < 0.1
+
+
+def test_bit_equal_under_a_seed(trained: nn.Module, images: Pair) -> None:
+    other = copy.deepcopy(trained)
+    first, second = run(trained, config(images)), run(other, config(images))
+    for name in first.masks:
+        assert torch.equal(first.masks[name], second.masks[name])
+    for a, b in zip(trained.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_two_of_four(trained: nn.Module, images: Pair) -> None:
+    done = run(trained, config(images, sparsity=None, granularity="2:4"))
+    assert done.allocation["conv"].dense_because
+    assert (trained.fc1.weight.view(16, -1, 4) != 0).sum(-1).eq(2).all()
+
+
+def test_unlabelled_images(trained: nn.Module, images: Pair) -> None:
+    done = run(trained, config(images[0], hsic={"lambda_y": 0.0}))
+    assert "hsic_y" not in done.history[0]
+    with pytest.raises(ValueError, match=r"no labels, and hsic\.lambda_y"):
+        run(trained, config(images[0]))
+
+
+def test_bfloat16_autocast(trained: nn.Module, images: Pair) -> None:
+    done = run(trained, config(images, autocast="bfloat16", epochs=12))
+    assert all(p.dtype == torch.float32 for p in trained.parameters())
+    assert math.isfinite(done.history[-1]["loss"])
+    assert accuracy(trained, images) > 0.9
+
+
+def test_mode_gradients_and_hooks_come_back(trained: nn.Module, images: Pair) -> None:
+    trained.eval()
+    trained.fc1.train()
+    trained.fc2.weight.grad = torch.ones_like(trained.fc2.weight)
+    run(trained, config(images))
+    assert [module.training for module in (trained, trained.conv, trained.fc1)] == [False, False, True]
+    assert torch.equal(trained.fc2.weight.grad, torch.ones_like(trained.fc2.weight))
+    assert trained.conv.weight.grad is None
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in trained.modules())
+
+
+class Spy(Callback):
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.last: Status | None = None
+
+    def on_start(self, status: Status) -> None:
+        self.calls.append("start")
+
+    def on_step(self, status: Status) -> None:
+        self.calls.append("step")
+        self.last = status
+
+    def on_epoch_end(self, status: Status) -> None:
+        self.calls.append("epoch")
+
+    def on_end(self, status: Status | None) -> None:
+        self.calls.append("end")
+
+
+def test_callbacks_hear_of_everything(trained: nn.Module, images: Pair) -> None:
+    spy = Spy()
+    run(trained, config(images), [spy])
+    assert spy.calls[0] == "start"
+    assert spy.calls[-1] == "end"
+    assert spy.calls.count("epoch") == 4
+    assert spy.last is not None
+    assert spy.last.step == spy.last.steps == 12
+
+
+class NaNAfter(nn.Module):
+    """Turns to NaN after some training forwards."""
+
+    def __init__(self, model: nn.Module, after: int) -> None:
+        super().__init__()
+        self.model, self.left = model, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= self.training
+        return self.model(x) * (float("nan") if self.left < 0 else 1.0)
+
+
+def test_nan_loss_leaves_the_model_as_it_was(trained: nn.Module, images: Pair) -> None:
+    model, spy = NaNAfter(trained, 5), Spy()
+    before = copy.deepcopy(trained.state_dict())
+    with pytest.raises(TrainingError, match=r"loss is not finite at step \d+ \(distillation.*lower optimizer.lr"):
+        run(model, config(images), [spy])
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert spy.calls[-1] == "end"
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+class Tuple(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model(x), x
+
+
+class Spatial(Tuple):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return x
+
+
+def test_models_that_cannot_be_used(trained: nn.Module, images: Pair) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    with pytest.raises(ValueError, match="returns a tuple; wrap it"):
+        run(Tuple(trained), config(images))
+    with pytest.raises(ValueError, match=r"returns a tensor \(2, 1, 8, 8\)"):
+        run(Spatial(trained), config(images))
+    with pytest.raises(ValueError, match="logits are not finite before training"):
+        run(NaNAfter(trained, -1).eval(), config(images))
+    with pytest.raises(ValueError, match="fc1: the weight has requires_grad=False"):
+        trained.fc1.weight.requires_grad_(False)
+        run(trained, config(images))
+    for name, value in trained.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_images_out_of_range_are_found_in_a_later_batch_too(trained: nn.Module, images: Pair) -> None:
+    x, y = images
+    before = copy.deepcopy(trained.state_dict())
+    batches = [(x[:64], y[:64]), (x[64:128] * 255, y[64:128])]
+    with pytest.raises(ValueError, match="outside pixel_range"):
+        run(trained, config(batches))
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_radius_follows_eps_or_the_teachers_agreement(trained: nn.Module, images: Pair) -> None:
+    assert run(trained, config(images, eps=0.1, epochs=1)).radius == pytest.approx(0.15)
+    found = run(copy.deepcopy(trained), config(images, eps=None, epochs=1)).radius
+    assert 0 < found < 1
+    given = config(images, perturbation={"radius": 0.07}, epochs=1)
+    assert run(trained, given).radius == 0.07
+    assert run(trained, config(images, perturbation={"kind": "none"}, epochs=1)).radius == 0
+
+
+def test_own_optimizer_of_admm_starts_anew_for_fine_tuning(trained: nn.Module, images: Pair) -> None:
+    settings = config(
+        images,
+        epochs=5,
+        admm={"epochs": 3, "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"name": "cycle"}, "hsic": False},
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(name="multistep", milestones=(1,)),
+    )
+    history = run(trained, settings).history
+    assert [entry["lr"] for entry in history] == pytest.approx([0.01, 0.001, 0.0001, 1e-3, 1e-4])
+    assert ["hsic_x" in entry for entry in history] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ({"name": "constant"}, [1, 1, 1, 1]),
+        ({"name": "linear"}, [1, 0.75, 0.5, 0.25]),
+        ({"name": "cosine"}, [1, 0.853553, 0.5, 0.146447]),
+        ({"name": "multistep", "milestones": (1,), "gamma": 0.5}, [1, 1, 0.5, 0.5]),
+        ({"name": "cycle", "factors": (1.0, 0.2)}, [1, 1, 0.2, 0.2]),
+        ({"name": "constant", "warmup": 0.5}, [0.5, 1, 1, 1]),
+    ],
+)
+def test_schedules(schedule: dict[str, Any], expected: list[float]) -> None:
+    got = [lr_factor(ScheduleConfig(**schedule), 4, 2, step) for step in range(4)]
+    assert got == pytest.approx(expected, abs=1e-6)

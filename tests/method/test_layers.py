@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import pytest
+import torchvision
+from torch import nn
+
+from pwoa_plugin.method.layers import prunable_layers
+from pwoa_plugin.models import LeNet
+
+
+def test_every_convolution_and_linear_layer() -> None:
+    assert list(prunable_layers(LeNet())) == ["conv1", "conv2", "fc1", "fc2"]
+    assert len(prunable_layers(torchvision.models.resnet18())) == 21
+
+
+def test_include_and_exclude_take_names_and_patterns() -> None:
+    assert list(prunable_layers(LeNet(), include=["conv*", "fc2"])) == ["conv1", "conv2", "fc2"]
+    assert list(prunable_layers(LeNet(), exclude=["conv1", "fc?"])) == ["conv2"]
+    assert list(prunable_layers(torchvision.models.resnet18(), include=["layer4.1.*"])) == [
+        "layer4.1.conv1",
+        "layer4.1.conv2",
+    ]
+
+
+def test_a_shared_module_is_listed_once() -> None:
+    shared = nn.Linear(3, 3)
+    assert list(prunable_layers(nn.Sequential(shared, nn.ReLU(), shared))) == ["0"]
+
+
+def test_refused() -> None:
+    with pytest.raises(ValueError, match=r"exclude: 'fc9' matches no .* it has fc"):
+        prunable_layers(LeNet(), exclude=["fc9"])
+    with pytest.raises(ValueError, match="include: 'head'"):
+        prunable_layers(LeNet(), include=["head"])
+    with pytest.raises(ValueError, match="no prunable layer is left"):
+        prunable_layers(LeNet(), exclude=["*"])
+    with pytest.raises(ValueError, match="the model has no prunable layer"):
+        prunable_layers(nn.Sequential(nn.ReLU()))

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from pwoa_plugin._random import seeded
+
+
+def draws() -> tuple[float, float, float]:
+    return torch.rand(1).item(), float(np.random.rand()), random.random()
+
+
+def test_the_same_seed_gives_the_same_draws_and_another_seed_gives_others() -> None:
+    with seeded(3):
+        first = draws()
+    with seeded(3):
+        again = draws()
+    with seeded(4):
+        others = draws()
+    assert first == again
+    assert all(a != b for a, b in zip(first, others, strict=True))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_states_come_back_even_when_the_body_raises(fails: bool) -> None:
+    with seeded(7):
+        expected = draws()
+    torch.manual_seed(7)
+    np.random.seed(7)
+    random.seed(7)
+    try:
+        with seeded(0):
+            draws()
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert draws() == expected
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 1.5, True, "0", None])
+def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_seeded(seed: object) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=r"^seed=.*give an integer"), seeded(seed):  # type: ignore[arg-type]
+        pass
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,167 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pwoa_plugin.robustness import AttackReport, Config, Report
+from pwoa_plugin.robustness.report import wilson_interval
+
+
+def flags(bits: str) -> torch.Tensor:
+    return torch.tensor([bit == "1" for bit in bits])
+
+
+@pytest.fixture
+def report() -> Report:
+    config = Config(
+        eps=8 / 255,
+        pixel_range=(0.0, 1.0),
+        attacks={"FGSM": {"steps": 1}, "a|b": {"steps": 40}},
+        seed=5,
+        n_images=8,
+        n_classes=3,
+        batch_size=4,
+        device="cpu",
+    )
+    return Report(
+        config=config,
+        clean_correct=flags("11111110"),
+        attacks={
+            "FGSM": AttackReport(robust=flags("11110000"), seconds=1.25),
+            "a|b": AttackReport(robust=flags("01111100"), seconds=2.5),
+        },
+        notes=("one attack was left out",),
+    )
+
+
+@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
+def test_interval_is_wilsons(counts: tuple[int, int]) -> None:
+    k, n = counts
+    p, z = k / n, 1.959963984540054
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    low, high = wilson_interval(k, n)
+    assert low == pytest.approx(max(0.0, centre - half), abs=1e-9)
+    assert high == pytest.approx(min(1.0, centre + half), abs=1e-9)
+
+
+def test_accuracies_count_all_images(report: Report) -> None:
+    assert report.clean == 7 / 8
+    assert report.clean_interval == wilson_interval(7, 8)
+    column = report.attacks["a|b"]
+    assert (column.accuracy, column.low, column.high) == (5 / 8, *wilson_interval(5, 8))
+
+
+def test_worst_case_is_robust_where_every_attack_failed(report: Report) -> None:
+    worst = report.worst_case
+    assert worst.robust.tolist() == flags("01110000").tolist()
+    assert (worst.accuracy, worst.seconds) == (3 / 8, 3.75)
+    assert (worst.low, worst.high) == wilson_interval(3, 8)
+
+
+def test_json_round_trip(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    report.to_json(path)
+    back = Report.from_json(path)
+    assert back.to_dict() == report.to_dict()
+    assert back.config == report.config
+    assert torch.equal(back.attacks["FGSM"].robust, report.attacks["FGSM"].robust)
+    assert str(back) == str(report)
+
+
+def test_versions_name_what_a_verdict_depends_on(report: Report) -> None:
+    assert report.versions["torch"] == torch.__version__
+    assert {"python", "torch", "art", "pyautoattack", "numpy"} <= set(report.versions)
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(report: Report, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    report.to_json(path)
+    before = path.read_bytes()
+    (tmp_path / "reader").hardlink_to(path)  # stands for who has the old file open
+    report.to_json(path)
+    assert path.stat().st_ino != (tmp_path / "reader").stat().st_ino
+    broken = Report(
+        config=report.config,
+        clean_correct=report.clean_correct,
+        attacks={"FGSM": AttackReport(robust=flags("11110000"), seconds=math.nan)},
+    )
+    with pytest.raises(ValueError, match="Out of range float"):
+        broken.to_json(path)
+    assert path.read_bytes() == before
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="folder"):
+        report.to_json(tmp_path / "folder")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "reader", "report.json"]
+
+
+def without(key: str) -> Any:
+    return lambda content: content.pop(key)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without("format"), "no field 'format'"),
+        (lambda c: c.update(format=2), "format=2, this version reads 1"),
+        (without("config"), "incomplete or malformed.*config"),
+        (lambda c: c["config"].update(unknown=1), "incomplete or malformed.*unknown"),
+        (lambda c: c["attacks"]["FGSM"].update(robust="102"), "incomplete or malformed.*'102'"),
+        (lambda c: c["attacks"]["FGSM"].update(robust="10"), r"verdicts on \[2, 8\] images"),
+        (lambda c: c.update(attacks=[]), "incomplete or malformed"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused_by_name(report: Report, tmp_path: Path, change: Any, message: str) -> None:
+    content = report.to_dict()
+    change(content)
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message) as caught:
+        Report.from_json(path)
+    assert "bad.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad\.json: Expecting"):
+        Report.from_json(tmp_path / "bad.json")
+
+
+def test_markdown_has_a_row_for_each_column_and_the_notes(report: Report) -> None:
+    text = report.to_markdown()
+    assert text.startswith("8 images, Linf eps = 8/255, seed 5, cpu\n")
+    assert "| clean | 87.50% | 52.91% to 97.76% |  |" in text
+    assert "| FGSM | 50.00% | 21.52% to 78.48% | 1.2 |" in text
+    assert "| a\\|b | 62.50% |" in text
+    assert "| worst case | 37.50% |" in text
+    assert "- one attack was left out" in text
+
+
+def test_text_lines_up_and_has_the_notes(report: Report) -> None:
+    _, header, *rows, note = str(report).splitlines()
+    assert [row.split("  ")[0] for row in rows] == ["clean", "FGSM", "a|b", "worst case"]
+    end = header.index("accuracy") + len("accuracy")
+    assert all(row[end - 1] == "%" for row in rows)
+    assert note == "note: one attack was left out"
+
+
+@pytest.mark.parametrize(
+    ("eps", "pixel_range", "text"),
+    [
+        (0.3, (0.0, 1.0), "eps = 0.3,"),
+        (0.031, (0.0, 1.0), "eps = 0.031,"),
+        (8.0, (0.0, 255.0), "eps = 8 in [0.0, 255.0],"),
+    ],
+)
+def test_eps_is_stated_in_its_units(report: Report, eps: float, pixel_range: tuple[float, float], text: str) -> None:
+    content = report.to_dict()
+    content["config"].update(eps=eps, pixel_range=list(pixel_range))
+    assert text in str(Report.from_dict(content))
