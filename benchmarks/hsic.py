@@ -69,7 +69,8 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=100)
     args = parser.parse_args()
     cases = {f"one layer of {d}": [d] for d in (64, 256, 1024, 4096)} | {"small LeNet": [3136, 1568, 256]}
-    cases["three layers of 1024"] = [1024] * 3
+    cases |= {f"three layers of {d}": [d] * 3 for d in (64, 256, 1024)}
+    cases["eight layers of 512"] = [512] * 8
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, batch 128, ms forward and backward")
     for name, features in cases.items():
         ours, literal = compare(features, args.pairs)

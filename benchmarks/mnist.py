@@ -44,7 +44,7 @@ def cell(args: argparse.Namespace, compression: float, fields: dict[str, Any]) -
     natural = (x[-args.images :], y[-args.images :])
     judge = images_of(args.data, train=False) if not args.validate else (x[10_000:11_000], y[10_000:11_000])
     judge = (judge[0][: args.judged], judge[1][: args.judged])
-    model = robust_lenet()
+    model = robust_lenet().to(memory_format=torch.channels_last)  # AutoAttack runs 1.5 times as fast
     result: dict[str, Any] = {"compression": compression, "fields": fields, "images": args.images, "seed": args.seed}
     if compression > 1:
         values = {"sparsity": 1 - 1 / compression, "train_loader": natural, "eps": EPS, "epochs": args.epochs}

@@ -134,7 +134,7 @@ def run(
     few: Pair = (judge[0][:attacked], judge[1][:attacked])
     sparsity = 1 - 1 / compression
     common: dict[str, Any] = {"sparsity": sparsity, "train_loader": train, "seed": seed, "progress": progress}
-    dense = robust_lenet()
+    dense = robust_lenet().to(memory_format=torch.channels_last)  # attacks run 1.5 times as fast on a CPU
 
     def one_shot(model: nn.Module) -> dict[str, Tensor]:
         return prune_once(model, sparsity)

@@ -48,7 +48,8 @@ def _matrix(x: Tensor) -> Tensor:
 def _centred(kernel: Tensor) -> Tensor:
     """``HKH`` for ``(..., m, m)`` symmetric kernels."""
     rows = kernel.mean(dim=-1, keepdim=True)
-    return kernel - rows - rows.transpose(-1, -2) + rows.mean(dim=-2, keepdim=True)
+    across = rows.transpose(-1, -2) - rows.mean(dim=-2, keepdim=True)
+    return (kernel - rows).sub_(across)
 
 
 def _gaussian_minus_one(x: Tensor, sigma: float) -> Tensor:
@@ -56,10 +57,9 @@ def _gaussian_minus_one(x: Tensor, sigma: float) -> Tensor:
 
     With sigma 5 the kernel is close to 1 everywhere: `expm1` keeps the digits that float32 would lose.
     """
-    x = x - x.mean(dim=0)  # distances do not change, their rounding shrinks
-    squares = x.square().sum(dim=1)
-    distances = torch.addmm(squares[:, None] + squares[None, :], x, x.t(), alpha=-2.0)
-    distances.clamp_(min=0).fill_diagonal_(0)
+    products = x @ x.t()
+    squares = products.diagonal()
+    distances = torch.add(squares[:, None] + squares, products, alpha=-2).clamp_(min=0)
     return distances.mul_(-1 / (2 * sigma**2 * x.shape[1])).expm1_()
 
 
@@ -85,108 +85,117 @@ def linear_kernel(x: Tensor) -> Tensor:
 
 
 class HSICEstimator(ABC):
-    """How the dependence of two centred kernel matrices is measured.
+    """How the dependence of centred kernel matrices is measured.
 
     A new estimator is one subclass and one line in ``ESTIMATORS``.
     """
 
     @abstractmethod
-    def reference(self, centred: Tensor) -> Tensor:
-        """What the side without gradient contributes, from its ``HKH`` (``(m, m)``); ``(m, m)``, symmetric."""
+    def represent(self, centred: Tensor) -> Tensor:
+        """What dependence is measured between, from every ``HKH``: ``(n, m, m)`` to ``(n, m, m)``, symmetric."""
 
     @abstractmethod
-    def measure(self, references: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
-        """Dependence of J layers on R references.
+    def measure(self, references: Tensor, hidden: Tensor) -> Tensor:
+        """Dependence of each of J layers on each of R references.
 
         Args:
-            references: ``(R, m, m)``, each from `reference`.
-            centred: ``(J, m, m)``, the layers' ``HKH``.
+            references: ``(R, m, m)``, from `represent`.
+            hidden: ``(J, m, m)``, from `represent`.
 
         Returns:
-            The ``(R, J)`` values, and the ``(J, m, m)`` tensor that `gradient` wants to have back.
+            ``(R, J)``.
         """
 
     @abstractmethod
-    def gradient(self, weighted: Tensor, saved: Tensor) -> Tensor:
-        """Gradient by ``HKH``, ``(J, m, m)``; ``weighted`` is ``(J, m, m)``: sums of references times gradients."""
+    def gradient(self, weights: Tensor, references: Tensor, hidden: Tensor) -> Tensor:
+        """Gradient of ``sum(weights * measure(...))`` by the layers' ``HKH``, ``(J, m, m)``; weights ``(R, J)``."""
 
 
 class NormalizedHSIC(HSICEstimator):
-    """nHSIC, between 0 (independent) and about m (see the module's text for formula and source)."""
+    """nHSIC, between 0 (independent) and about m (see the module's text for formula and source).
 
-    def _inverse(self, centred: Tensor) -> Tensor:
+    With ``P = (HKH + e I)^-1``, ``S = I - e P``: an inverse per kernel is all that is kept.
+    """
+
+    def represent(self, centred: Tensor) -> Tensor:
         m = centred.shape[-1]
-        ridge = _RIDGE * m * torch.eye(m, dtype=centred.dtype, device=centred.device)
+        shifted = centred + _RIDGE * m * torch.eye(m, dtype=centred.dtype, device=centred.device)
         # `_ex` does not raise (and does not wait for a GPU): a NaN comes out as a NaN and is caught above.
-        factor, info = torch.linalg.cholesky_ex(centred + ridge)
-        inverse = torch.cholesky_inverse(factor)
-        return inverse.where((info == 0)[..., None, None], torch.nan)
+        factor, info = torch.linalg.cholesky_ex(shifted)
+        return torch.cholesky_inverse(factor).where((info == 0)[:, None, None], torch.nan)
 
-    def reference(self, centred: Tensor) -> Tensor:
-        m = centred.shape[-1]
-        eye = torch.eye(m, dtype=centred.dtype, device=centred.device)
-        return eye - _RIDGE * m * self._inverse(centred)
+    def measure(self, references: Tensor, hidden: Tensor) -> Tensor:
+        m = hidden.shape[-1]
+        e = _RIDGE * m
+        of_references = references.diagonal(dim1=-2, dim2=-1).sum(-1)
+        of_hidden = hidden.diagonal(dim1=-2, dim2=-1).sum(-1)
+        inner = references.flatten(1) @ hidden.flatten(1).t()
+        return m - e * (of_references[:, None] + of_hidden) + e**2 * inner
 
-    def measure(self, references: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = self._inverse(centred)
-        traces = references.diagonal(dim1=-2, dim2=-1).sum(-1)
-        inner = references.flatten(1) @ inverse.flatten(1).t()
-        return traces[:, None] - _RIDGE * centred.shape[-1] * inner, inverse
-
-    def gradient(self, weighted: Tensor, saved: Tensor) -> Tensor:
-        return (_RIDGE * saved.shape[-1]) * (saved @ weighted @ saved)
+    def gradient(self, weights: Tensor, references: Tensor, hidden: Tensor) -> Tensor:
+        m = hidden.shape[-1]
+        e = _RIDGE * m
+        combined = (-e) * (weights.t() @ references.flatten(1)).view_as(hidden)
+        combined.diagonal(dim1=-2, dim2=-1).add_(weights.sum(0)[:, None])
+        return (e * hidden) @ combined @ hidden
 
 
 class HSIC(HSICEstimator):
     """Plain HSIC, the biased estimator of Gretton et al. 2005; not negative."""
 
-    def reference(self, centred: Tensor) -> Tensor:
-        return centred / (centred.shape[-1] - 1) ** 2
+    def represent(self, centred: Tensor) -> Tensor:
+        return centred / (centred.shape[-1] - 1)
 
-    def measure(self, references: Tensor, centred: Tensor) -> tuple[Tensor, Tensor]:
-        return references.flatten(1) @ centred.flatten(1).t(), centred
+    def measure(self, references: Tensor, hidden: Tensor) -> Tensor:
+        return references.flatten(1) @ hidden.flatten(1).t()
 
-    def gradient(self, weighted: Tensor, saved: Tensor) -> Tensor:
-        return weighted
+    def gradient(self, weights: Tensor, references: Tensor, hidden: Tensor) -> Tensor:
+        return (weights.t() @ references.flatten(1)).view_as(hidden) / (hidden.shape[-1] - 1)
 
 
 ESTIMATORS: dict[str, HSICEstimator] = {"nhsic": NormalizedHSIC(), "hsic": HSIC()}
 
 
 class _Dependence(torch.autograd.Function):
-    """``(R, J)`` values of J hidden layers with R references; gradient for the hidden layers only."""
+    """``(R, J)`` values of J hidden layers with R reference kernels; gradient for the hidden layers only."""
 
     @staticmethod
     def forward(
         ctx: Any, estimator: HSICEstimator, sigma: float, references: Tensor, *hidden: Tensor
     ) -> Tensor:
         with torch.autocast(references.device.type, enabled=False):
-            kernels = torch.stack([_gaussian_minus_one(_matrix(z), sigma) for z in hidden])
-            kernels = kernels.to(references.dtype)
-            values, saved = estimator.measure(references, _centred(kernels))
+            kernels = torch.empty(
+                (len(references) + len(hidden), *references.shape[1:]), dtype=references.dtype, device=references.device
+            )
+            kernels[: len(references)] = references
+            for kernel, z in zip(kernels[len(references) :], hidden, strict=True):
+                kernel.copy_(_gaussian_minus_one(_matrix(z), sigma))
+            represented = estimator.represent(_centred(kernels))
+            values = estimator.measure(represented[: len(references)], represented[len(references) :])
         ctx.estimator, ctx.sigma = estimator, sigma
-        ctx.save_for_backward(references, kernels, saved, *hidden)
+        ctx.save_for_backward(represented, kernels, *hidden)
         return values
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        references, kernels, saved, *hidden = ctx.saved_tensors
-        with torch.autocast(references.device.type, enabled=False):
-            weighted = torch.einsum("rj,rab->jab", gradient, references)
-            by_kernel = _centred(ctx.estimator.gradient(weighted, saved)).mul_(kernels + 1)
-            row_sums = by_kernel.sum(dim=-1, keepdim=True)
+        represented, kernels, *hidden = ctx.saved_tensors
+        first = len(kernels) - len(hidden)
+        with torch.autocast(represented.device.type, enabled=False):
+            by_centred = ctx.estimator.gradient(gradient, represented[:first], represented[first:])
+            by_kernel = _centred(by_centred).mul_(kernels[first:] + 1)
+            # The Laplacian of the pairs' weights: one product with the activations gives their gradient.
+            laplacian = by_kernel.neg()
+            laplacian.diagonal(dim1=-2, dim2=-1).add_(by_kernel.sum(dim=-1))
             gradients: list[Tensor | None] = []
             for j, z in enumerate(hidden):
                 if not ctx.needs_input_grad[3 + j]:
                     gradients.append(None)
                     continue
                 x = _matrix(z)
-                # d|x_a - x_b|^2 counts every pair twice, hence 4 / (2 sigma^2 d) = 2 / (sigma^2 d).
-                scale = 2 / (ctx.sigma**2 * x.shape[1])
-                sums, pairs = row_sums[j].to(x.dtype), by_kernel[j].to(x.dtype)
-                by_x = torch.addmm(sums * x, pairs, x, beta=-scale, alpha=scale)
-                gradients.append(by_x.view(z.shape).to(z.dtype))
+                # Each pair counts twice and d exp(-D/v) = -exp(-D/v) dD / v, v = 2 sigma^2 d.
+                scale = -2 / (ctx.sigma**2 * x.shape[1])
+                gradients.append(((scale * laplacian[j]).to(x.dtype) @ x).view(z.shape).to(z.dtype))
         return (None, None, None, *gradients)
 
 
@@ -220,9 +229,7 @@ def hsic(
     sizes = {len(tensor) for tensor in (*references, *hidden)}
     if len(sizes) > 1 or min(sizes) < 2:
         raise ValueError(f"hsic needs one batch of at least 2 samples on both sides, got sizes {sorted(sizes)}")
-    with torch.no_grad(), torch.autocast(references[0].device.type, enabled=False):
-        fixed = torch.stack([estimator.reference(_centred(kernel)) for kernel in references])
-    values: Tensor = _Dependence.apply(estimator, sigma, fixed, *hidden)  # type: ignore[no-untyped-call]
+    values: Tensor = _Dependence.apply(estimator, sigma, torch.stack(list(references)).detach(), *hidden)  # type: ignore[no-untyped-call]
     return values
 
 

@@ -126,6 +126,11 @@ def test_mode_gradients_and_hooks_come_back(trained: nn.Module, images: Pair) ->
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in trained.modules())
 
 
+def test_memory_format_comes_back(trained: nn.Module, images: Pair) -> None:
+    run(trained, config(images))
+    assert all(parameter.is_contiguous() for parameter in trained.parameters())
+
+
 class Spy(Callback):
     def __init__(self) -> None:
         self.calls: list[str] = []
