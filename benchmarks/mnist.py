@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--judged", type=int, default=500)
     parser.add_argument("--attacks", nargs="+", default=["PGD-40", "AutoAttack"])
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='config fields, as admm={"epochs":0}')
+    parser.add_argument(
+        "--set", nargs="*", default=[], metavar="FIELD=JSON", help='config fields, as admm={"epochs":0}'
+    )
     parser.add_argument("--name", default="default", help="of the settings, in the files' names")
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--quiet", action="store_true")

@@ -109,7 +109,10 @@ def main() -> None:
                     mean.lerp_(now, 1 - decay)
         clean, robust = watch(average, watched_x, watched_y, args.eps)
         seconds = time.perf_counter() - started
-        print(f"epoch {epoch + 1:2} {seconds:6.0f} s loss {loss.item():.3f} clean {clean:.3f} PGD-40 {robust:.3f}", flush=True)
+        print(
+            f"epoch {epoch + 1:2} {seconds:6.0f} s loss {loss.item():.3f} clean {clean:.3f} PGD-40 {robust:.3f}",
+            flush=True,
+        )
         state = {name: value.contiguous() for name, value in average.state_dict().items()}
         recipe = {name: str(value) for name, value in vars(args).items() if name not in ("data", "out")}
         save_file(state, args.out, metadata={"arch": "lenet", "recipe": json.dumps(recipe)})

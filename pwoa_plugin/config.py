@@ -39,7 +39,9 @@ def _one_line(error: ValidationError, known: list[str]) -> str:
         field = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
             close = difflib.get_close_matches(field.split(".")[-1], known, n=1)
-            said.append(f"{field}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}"))
+            said.append(
+                f"{field}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}")
+            )
         elif detail["type"] == "value_error":
             said.append(str(detail["ctx"]["error"]))  # our own text, which names the field
         else:
@@ -78,9 +80,9 @@ class OptimizerConfig(_Section):
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(1e-3, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
+    lr: float = Field(default=1e-3, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
 
 
 class ScheduleConfig(_Section):
@@ -97,9 +99,9 @@ class ScheduleConfig(_Section):
 
     name: Literal["constant", "cosine", "linear", "multistep", "cycle"] = "cosine"
     milestones: tuple[int, ...] = ()
-    gamma: float = Field(0.1, gt=0)
+    gamma: float = Field(default=0.1, gt=0)
     factors: tuple[float, ...] = (1.0, 0.1, 0.01)
-    warmup: float = Field(0.0, ge=0, lt=1)
+    warmup: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
@@ -121,9 +123,9 @@ class DistillationConfig(_Section):
             paper).
     """
 
-    alpha: float = Field(10.0, ge=0)
-    temperature: float = Field(30.0, gt=0)
-    feature_weight: float = Field(1.0, ge=0)
+    alpha: float = Field(default=10.0, ge=0)
+    temperature: float = Field(default=30.0, gt=0)
+    feature_weight: float = Field(default=1.0, ge=0)
 
 
 class PerturbationConfig(_Section):
@@ -137,8 +139,8 @@ class PerturbationConfig(_Section):
     """
 
     kind: str = "patterns"
-    radius: float | None = Field(None, ge=0)
-    agreement: float = Field(0.95, gt=0, lt=1)
+    radius: float | None = Field(default=None, ge=0)
+    agreement: float = Field(default=0.95, gt=0, lt=1)
 
     @field_validator("kind")
     @classmethod
@@ -161,9 +163,9 @@ class HSICConfig(_Section):
         estimator: ``nhsic`` (the paper) or ``hsic``.
     """
 
-    lambda_x: float = Field(2e-4, ge=0)
-    lambda_y: float = Field(5e-5, ge=0)
-    sigma: float = Field(5.0, gt=0)
+    lambda_x: float = Field(default=2e-4, ge=0)
+    lambda_y: float = Field(default=5e-5, ge=0)
+    sigma: float = Field(default=5.0, gt=0)
     layers: Literal["auto"] | tuple[str, ...] = "auto"
     estimator: Literal["nhsic", "hsic"] = "nhsic"
 
@@ -184,11 +186,11 @@ class ADMMConfig(_Section):
         schedule: of this phase, where it has its own optimizer.
     """
 
-    epochs: int | None = Field(None, ge=0)
-    interval: int | None = Field(None, ge=1)
-    rho: float = Field(0.1, gt=0)
-    growth: float | None = Field(None, ge=1)
-    rho_max: float = Field(10.0, gt=0)
+    epochs: int | None = Field(default=None, ge=0)
+    interval: int | None = Field(default=None, ge=1)
+    rho: float = Field(default=0.1, gt=0)
+    growth: float | None = Field(default=None, ge=1)
+    rho_max: float = Field(default=10.0, gt=0)
     rescale: bool = True
     hsic: bool = True
     optimizer: OptimizerConfig | None = None
@@ -238,17 +240,17 @@ class PwoAConfig(_Section):
     allocation: str = "lamp"
     include: Names | None = None
     exclude: Names = ()
-    epochs: int = Field(12, ge=1)
-    batch_size: int = Field(128, ge=2)
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=128, ge=2)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
     perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
     hsic: HSICConfig = Field(default_factory=HSICConfig)
     admm: ADMMConfig = Field(default_factory=ADMMConfig)
-    eps: float | None = Field(None, gt=0)
+    eps: float | None = Field(default=None, gt=0)
     pixel_range: tuple[float, float] = (0.0, 1.0)
-    seed: int = Field(0, ge=0, lt=2**32)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     device: str | None = None
     autocast: Literal["bfloat16", "float16"] | None = None
     progress: bool = True
@@ -279,7 +281,9 @@ class PwoAConfig(_Section):
                 torch.empty(0, device=device)
             except (RuntimeError, AssertionError, NotImplementedError) as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out") from None
+                raise ValueError(
+                    f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out"
+                ) from None
         return device
 
     @model_validator(mode="after")
@@ -303,7 +307,8 @@ class PwoAConfig(_Section):
             )
         if self.admm.epochs is not None and self.admm.epochs > self.epochs:
             raise ValueError(
-                f"admm.epochs={self.admm.epochs} is more than epochs={self.epochs}, which counts both phases; raise epochs"
+                f"admm.epochs={self.admm.epochs} is more than epochs={self.epochs}, which counts both phases; "
+                "raise epochs"
             )
         return self
 
@@ -313,9 +318,7 @@ class PwoAConfig(_Section):
         return self.epochs // 4 if self.admm.epochs is None else self.admm.epochs
 
     @classmethod
-    def paper(
-        cls, dataset: Literal["mnist", "cifar10", "cifar100"], *, epochs: int = 150, **fields: Any
-    ) -> PwoAConfig:
+    def paper(cls, dataset: Literal["mnist", "cifar10", "cifar100"], *, epochs: int = 150, **fields: Any) -> PwoAConfig:
         """What PwoA's authors published for a data set: 50 epochs of ADMM, then 100 of fine-tuning.
 
         Temperature 30, uniform allocation, no perturbation, HSIC in the fine-tuning only, dual updates every 3

@@ -162,9 +162,7 @@ def run(
         started = time.perf_counter()
         method(model)
         seconds = time.perf_counter() - started
-        wide = evaluate(
-            model, judge, eps=EPS, attacks=("FGSM", "PGD-20", "CW"), seed=seed, progress=progress
-        )
+        wide = evaluate(model, judge, eps=EPS, attacks=("FGSM", "PGD-20", "CW"), seed=seed, progress=progress)
         deep = evaluate(
             model, few, eps=EPS, attacks=("FGSM", "PGD-20", "CW", "AutoAttack"), seed=seed, progress=progress
         )

@@ -69,9 +69,7 @@ def test_sections_are_not_shared_between_configs() -> None:
     schedule=st.sampled_from(["constant", "cosine", "linear"]),
 )
 def test_json_round_trip(sparsity: float, epochs: int, allocation: str, schedule: Any) -> None:
-    config = PwoAConfig(
-        sparsity=sparsity, epochs=epochs, allocation=allocation, schedule=ScheduleConfig(name=schedule)
-    )
+    config = PwoAConfig(sparsity=sparsity, epochs=epochs, allocation=allocation, schedule=ScheduleConfig(name=schedule))
     again = PwoAConfig.model_validate_json(config.model_dump_json())
     assert again == config
     assert again.admm_epochs == epochs // 4

@@ -210,7 +210,9 @@ def allocate(
         if why is None:
             scores = sparsity_set.scores(weight.detach().double())
             if not scores.isfinite().all():
-                raise ValueError(f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf")
+                raise ValueError(
+                    f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf"
+                )
             layers[name] = LayerGroups(shape, scores.cpu())
         result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
     if not layers:

@@ -12,6 +12,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 __all__ = ["Batches"]
 
 
+def _is_pair(source: Any) -> bool:
+    """Whether this is one pair of tensors, and not a list of batches of images."""
+    if not isinstance(source, (tuple, list)) or not source or not all(isinstance(p, Tensor) for p in source[:2]):
+        return False
+    return isinstance(source, tuple) or (len(source) == 2 and source[1].dim() == 1)
+
+
 class Batches:
     """Batches of natural images, read again at every epoch.
 
@@ -43,13 +50,11 @@ class Batches:
         self._batch_size = batch_size
         if isinstance(source, Tensor):
             source = (source,)
-        if isinstance(source, (tuple, list)) and source and all(isinstance(part, Tensor) for part in source[:2]):
-            # A list of batches is no pair of tensors: its parts are tuples, or it is not two long.
-            if isinstance(source, tuple) or (len(source) == 2 and source[1].dim() == 1):
-                x, y = source[0], source[1] if len(source) > 1 else None
-                if y is not None and len(x) != len(y):
-                    raise ValueError(f"train_loader: {len(x)} images and {len(y)} labels; give as many of each")
-                self._tensors = (x, y)
+        if _is_pair(source):
+            x, y = source[0], source[1] if len(source) > 1 else None
+            if y is not None and len(x) != len(y):
+                raise ValueError(f"train_loader: {len(x)} images and {len(y)} labels; give as many of each")
+            self._tensors = (x, y)
         if self._tensors is None and isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             if not isinstance(source, Sized) or len(source) == 0:
                 raise ValueError("train_loader: the data set is empty; give natural images")

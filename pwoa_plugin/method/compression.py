@@ -77,7 +77,7 @@ class Compression:
         self.sparsity_set = make_sparsity_set(config.granularity)
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
         self.teacher = (frozen_copy(model) if teacher is None else teacher).to(self.device)
-        dense = {name: self.teacher.get_submodule(name).weight for name in self.layers}
+        dense = {name: self.teacher.get_parameter(f"{name}.weight") for name in self.layers}
         # In a set with a fixed density (n:m) the total follows from the set.
         sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0.0)
         self.allocation: dict[str, LayerAllocation] = allocate(
@@ -143,10 +143,11 @@ class Compression:
                 _logger.info("allocation\n%s", allocation_table(self.allocation))
                 self.model.to(self.device)
                 trained = [p for p in self.model.parameters() if p.requires_grad]
-                frozen = [name for name, layer in self.layers.items() if not layer.weight.requires_grad]
+                frozen = [name for name in self.layers if not self._weight(name).requires_grad]
                 if frozen:
                     raise ValueError(
-                        f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
+                        f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude "
+                        "the layer"
                     )
                 self.model.train()
                 per_epoch, config = len(self.batches), self.config
@@ -177,9 +178,7 @@ class Compression:
                 status.phase, status.rho, status.residual = "fine-tune", None, None
                 if own:
                     left = status.steps - admm_steps
-                    optimizer, scheduler = self._optimizer(
-                        trained, config.optimizer, config.schedule, left, per_epoch
-                    )
+                    optimizer, scheduler = self._optimizer(trained, config.optimizer, config.schedule, left, per_epoch)
                 for _ in range(config.epochs - config.admm_epochs):
                     step(optimizer, scheduler)
             finally:
@@ -187,9 +186,8 @@ class Compression:
                     callback.on_end(status)
         return self.masks
 
-    def _weight(self, name: str) -> Tensor:
-        weight: Tensor = self.layers[name].weight
-        return weight
+    def _weight(self, name: str) -> nn.Parameter:
+        return self.layers[name].get_parameter("weight")
 
     def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
         layer = self.allocation[name]
@@ -200,9 +198,7 @@ class Compression:
     def _admm(self, steps: int, per_epoch: int) -> tuple[ADMM, int]:
         config = self.config.admm
         interval = config.interval * per_epoch if config.interval else None
-        interval, growth = self_scaled_updates(
-            steps, rho=config.rho, rho_max=config.rho_max, interval=interval
-        )
+        interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=interval)
         admm = ADMM(
             {name: self._weight(name) for name in self.layers},
             {name: self._mask_of(name) for name in self.layers},
@@ -222,7 +218,7 @@ class Compression:
 
     @staticmethod
     def _optimizer(
-        parameters: list[Tensor], config: OptimizerConfig, schedule: ScheduleConfig, steps: int, per_epoch: int
+        parameters: list[nn.Parameter], config: OptimizerConfig, schedule: ScheduleConfig, steps: int, per_epoch: int
     ) -> tuple[Optimizer, LambdaLR]:
         optimizer: Optimizer
         if config.name == "sgd":
@@ -277,7 +273,7 @@ class Compression:
                 admm.add_gradient()
             scaler.step(optimizer)
             scaler.update()
-            status.lr = scheduler.get_last_lr()[0]
+            status.lr = float(scheduler.get_last_lr()[0])
             scheduler.step()
             with torch.no_grad():
                 for name, weight in weights.items():

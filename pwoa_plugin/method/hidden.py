@@ -112,7 +112,9 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
             found.append(name)
             held.append(tensor)
     if not found:
-        raise ValueError("hsic.layers='auto' found no hidden layer; name the modules whose inputs are the hidden layers")
+        raise ValueError(
+            "hsic.layers='auto' found no hidden layer; name the modules whose inputs are the hidden layers"
+        )
     if len(found) > _MOST:
         found = [found[round(i * (len(found) - 1) / (_MOST - 1))] for i in range(_MOST)]
     return found

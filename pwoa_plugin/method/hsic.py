@@ -160,9 +160,7 @@ class _Dependence(torch.autograd.Function):
     """``(R, J)`` values of J hidden layers with R reference kernels; gradient for the hidden layers only."""
 
     @staticmethod
-    def forward(
-        ctx: Any, estimator: HSICEstimator, sigma: float, references: Tensor, *hidden: Tensor
-    ) -> Tensor:
+    def forward(ctx: Any, estimator: HSICEstimator, sigma: float, references: Tensor, *hidden: Tensor) -> Tensor:
         with torch.autocast(references.device.type, enabled=False):
             kernels = torch.empty(
                 (len(references) + len(hidden), *references.shape[1:]), dtype=references.dtype, device=references.device
@@ -177,7 +175,7 @@ class _Dependence(torch.autograd.Function):
         return values
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         represented, kernels, *hidden = ctx.saved_tensors
         first = len(kernels) - len(hidden)
@@ -229,7 +227,7 @@ def hsic(
     sizes = {len(tensor) for tensor in (*references, *hidden)}
     if len(sizes) > 1 or min(sizes) < 2:
         raise ValueError(f"hsic needs one batch of at least 2 samples on both sides, got sizes {sorted(sizes)}")
-    values: Tensor = _Dependence.apply(estimator, sigma, torch.stack(list(references)).detach(), *hidden)  # type: ignore[no-untyped-call]
+    values: Tensor = _Dependence.apply(estimator, sigma, torch.stack(list(references)).detach(), *hidden)
     return values
 
 

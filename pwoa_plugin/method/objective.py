@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -88,24 +88,21 @@ class PwoAObjective(nn.Module):
         if self.perturbation is not None:
             x = self.perturbation(x)
         with_features = self.feature_weight > 0
-        read_teacher = read_hidden(self.teacher, self.hidden_layers) if with_features else nullcontext({})
-        with torch.no_grad(), read_teacher as teacher_hidden:
+        with torch.no_grad(), self._reading(self.teacher, with_features) as teacher_hidden:
             target = self.teacher(x)
-        read_student = (
-            read_hidden(student, self.hidden_layers) if with_features or with_hsic else nullcontext({})
-        )
-        with read_student as hidden:
+        with self._reading(student, with_features or with_hsic) as hidden:
             logits = student(x)
 
-        terms = {
-            "distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)
-        }
+        terms = {"distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)}
         if with_features:
             terms["features"] = self.feature_weight * feature_loss(hidden, teacher_hidden)
         if with_hsic:
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _reading(self, model: nn.Module, wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
+        return read_hidden(model, self.hidden_layers) if wanted else nullcontext({})
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
         references, weights = {}, {"hsic_x": self.lambda_x, "hsic_y": -self.lambda_y}

@@ -166,9 +166,7 @@ class Patterns(BlockSign):
         field = torch.rand((len(x), 1, 4, 4), generator=generator, device=x.device)
         field = F.interpolate(field, size=x.shape[2:], mode="bilinear", align_corners=False)
         threshold = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
-        return torch.where(
-            field > threshold, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator)
-        )
+        return torch.where(field > threshold, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))
 
 
 def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -234,7 +232,7 @@ def largest_agreeing_radius(
         perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
         kept = model(perturb(images, generator)).argmax(1) == clean
-        return kept.float().mean().item() >= agreement
+        return bool(kept.float().mean() >= agreement)
 
     if agrees(resolution):
         return width

@@ -43,6 +43,6 @@ def sparsity_set_of(granularity: Any, shape: Sequence[int], where: str) -> Spars
         return Block(rows, columns * area)
     raise ValueError(
         f"{where}: granularity {granularity} cuts a weight {tuple(shape)} in blocks that are not consecutive in its "
-        f"flattened filters; use [{rows}, {', '.join(['1'] * (len(shape) - 1))}], whole kernels {[rows, columns, *sides]}, "
+        f"flattened filters; use {[rows] + [1] * (len(shape) - 1)}, whole kernels {[rows, columns, *sides]}, "
         "'out_channel', 'in_channel' or [1]"
     )

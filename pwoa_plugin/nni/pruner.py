@@ -135,7 +135,10 @@ class PwoAPruner(Pruner):
                 raise ValueError("evaluator is missing; NNI's config_list needs one (a PwoAConfig does not)")
             prunable_layers(model)
             self._teacher = frozen_copy(model)
-        self.distillation, self.perturbation = distillation or DistillationConfig(), perturbation or PerturbationConfig()
+        self.distillation, self.perturbation = (
+            distillation or DistillationConfig(),
+            perturbation or PerturbationConfig(),
+        )
         self.hsic, self.admm = hsic or HSICConfig(), admm or ADMMConfig()
         self.eps, self.pixel_range = eps, pixel_range
         self.origin_loss_lambda, self.steps_per_epoch, self.take_batch = origin_loss_lambda, steps_per_epoch, take_batch
@@ -146,7 +149,9 @@ class PwoAPruner(Pruner):
         if self.config is None:
             if not self._target_spaces:
                 self.unwrap_model()
-                raise ValueError("config_list selects no layer; check op_names and op_types against model.named_modules()")
+                raise ValueError(
+                    "config_list selects no layer; check op_names and op_types against model.named_modules()"
+                )
             try:
                 self.allocation = self._allocate(allocation)
             except ValueError:
@@ -207,15 +212,15 @@ class PwoAPruner(Pruner):
                     space.target.mul_(space.mask)
 
     def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> Any:
-        return [1] if target_space.type is TargetType.PARAMETER else super()._set_default_sparse_granularity(target_space)
+        return (
+            [1] if target_space.type is TargetType.PARAMETER else super()._set_default_sparse_granularity(target_space)
+        )
 
     def get_masks(self) -> Masks:
         """``{module: {target: 0/1 tensor}}``, plain dicts (NNI's own are defaultdicts, which do not load safely)."""
         found = super().get_masks()
         order = [name for name, _ in self.bound_model.named_modules() if name in found]
-        return {
-            name: {target: mask for target, mask in found[name].items() if mask is not None} for name in order
-        }
+        return {name: {target: mask for target, mask in found[name].items() if mask is not None} for name in order}
 
     # -- compress --------------------------------------------------------------------------------
 
@@ -239,9 +244,13 @@ class PwoAPruner(Pruner):
             model, masks = super().compress(max_steps, max_epochs)
             return model, masks
         if max_steps is not None or max_epochs is not None:
-            raise ValueError("compress: a PwoAConfig says how long to train (epochs); call compress() without arguments")
+            raise ValueError(
+                "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
+            )
         if len(self.fused_compressors) > 1:
-            raise ValueError("a PwoAConfig run trains by itself; fuse compressors through NNI's config_list and evaluator")
+            raise ValueError(
+                "a PwoAConfig run trains by itself; fuse compressors through NNI's config_list and evaluator"
+            )
         self._compress_by_config(self._run)
         return self.bound_model, self.get_masks()
 
@@ -258,7 +267,7 @@ class PwoAPruner(Pruner):
         for name, mask in masks.items():
             space = self._target_spaces[name]["weight"]
             with torch.no_grad():
-                space.target.data = run.layers[name].weight.detach().clone()
+                space.target.data = run.layers[name].get_parameter("weight").detach().clone()
                 setattr(space._wrapper, space._mask_name, mask.to(space.target.dtype))
 
     # -- NNI's life cycle ------------------------------------------------------------------------
@@ -277,7 +286,9 @@ class PwoAPruner(Pruner):
             key = (space.sparse_ratio, repr((type(self._sets[name]).__name__, vars(self._sets[name]))))
             entries[key][name] = space.target.detach()
         if not entries:
-            raise ValueError("config_list gives no weight a sparse_ratio; PwoA needs one (thresholds are not supported)")
+            raise ValueError(
+                "config_list gives no weight a sparse_ratio; PwoA needs one (thresholds are not supported)"
+            )
         allocated: dict[str, LayerAllocation] = {}
         for (ratio, _), weights in entries.items():
             allocated |= allocate(weights, ratio, self._sets[next(iter(weights))], ALLOCATIONS[rule])
@@ -336,7 +347,9 @@ class PwoAPruner(Pruner):
             self._admm_steps = self.admm.epochs * (self.steps_per_epoch or 0)
         if self._admm_steps > 1:
             weights = {name: self._target_spaces[name]["weight"].target for name in self.allocation}
-            interval = self.admm.interval * self.steps_per_epoch if self.admm.interval and self.steps_per_epoch else None
+            interval = (
+                self.admm.interval * self.steps_per_epoch if self.admm.interval and self.steps_per_epoch else None
+            )
             self._interval, growth = self_scaled_updates(
                 self._admm_steps, rho=self.admm.rho, rho_max=self.admm.rho_max, interval=interval
             )

@@ -64,7 +64,7 @@ def test_weights_are_zero_exactly_where_the_masks_are(
 
 def test_it_learns_what_the_teacher_knows(trained: nn.Module, images: Pair) -> None:
     teacher = copy.deepcopy(trained)
-    before = [p for p in trained.parameters()]
+    before = list(trained.parameters())
     one_shot = copy.deepcopy(trained)
     settings = config(images, sparsity=0.9, epochs=60)
     done = run(trained, settings)
@@ -205,8 +205,8 @@ def test_models_that_cannot_be_used(trained: nn.Module, images: Pair) -> None:
         run(Spatial(trained), config(images))
     with pytest.raises(ValueError, match="logits are not finite before training"):
         run(NaNAfter(trained, -1).eval(), config(images))
+    trained.fc1.weight.requires_grad_(False)
     with pytest.raises(ValueError, match="fc1: the weight has requires_grad=False"):
-        trained.fc1.weight.requires_grad_(False)
         run(trained, config(images))
     for name, value in trained.state_dict().items():
         assert torch.equal(value, before[name])

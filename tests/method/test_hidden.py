@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -47,7 +49,7 @@ def test_auto_on_torchvision(arch: str) -> None:
     assert positions == sorted(positions)
     assert positions[0] == 1  # the input of the second layer that runs; the first one's is the image
     assert found[-1] == weighted[-1]
-    gaps = [b - a for a, b in zip(positions, positions[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(positions)]
     assert max(gaps) - min(gaps) <= 1
     if arch == "vgg11":
         assert found == VGG11

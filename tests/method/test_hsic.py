@@ -115,7 +115,7 @@ def test_does_not_depend_on_the_order_of_samples_and_shifts(seed: int, m: int) -
 
 
 def test_a_layer_that_copies_the_labels_depends_on_them_most() -> None:
-    x, y, _ = batch(32)
+    _, y, _ = batch(32)
     noise = torch.randn(32, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with_copy, with_noise = hsic([linear_kernel(y)], [y, 1e-3 * noise])[0]
     assert with_copy > 1.9  # three classes: two directions once centred

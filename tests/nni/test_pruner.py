@@ -86,9 +86,7 @@ def test_config_run_returns_the_users_model_with_real_zeros(trained: nn.Module, 
     assert len(pruner.history) == 4
 
 
-def test_config_run_is_bit_equal_under_a_seed_and_gives_the_random_state_back(
-    trained: nn.Module, images: Pair
-) -> None:
+def test_config_run_is_bit_equal_under_a_seed_and_gives_the_random_state_back(trained: nn.Module, images: Pair) -> None:
     other = copy.deepcopy(trained)
     state = torch.get_rng_state()
     _, first = PwoAPruner(trained, config(images, seed=5)).compress()
