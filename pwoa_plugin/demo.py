@@ -216,6 +216,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="pwoa-demo", description=__doc__)
     parser.add_argument("--compression", type=float, default=8.0, help="weights before over weights after (8)")
     parser.add_argument("--epochs", type=int, default=12, help="of every method that trains (12)")
+    parser.add_argument("--images", type=int, default=4000, help="to prune with (4000)")
+    parser.add_argument("--judged", type=int, default=1000, help="to judge by, PGD and the like (1000)")
+    parser.add_argument("--attacked", type=int, default=100, help="how many of these AutoAttack is run on (100)")
     parser.add_argument("--out", type=Path, default=Path("demo-report"), help="folder of table, plot and reports")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="the table only, no progress bars")
@@ -230,6 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = run(
         compression=args.compression,
         epochs=args.epochs,
+        images=args.images,
+        judged=args.judged,
+        attacked=args.attacked,
         seed=args.seed,
         progress=not args.quiet,
         tell=lambda name: errors.print(f"[bold]{name}[/bold]"),
