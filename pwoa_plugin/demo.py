@@ -34,6 +34,8 @@ __all__ = ["Row", "main", "run"]
 Pair = tuple[Tensor, Tensor]
 
 EPS = 0.3
+WIDE = ("FGSM", "PGD-20", "CW")
+DEEP = (*WIDE, "AutoAttack")
 _HEADER = ("", "nonzero", "clean", "FGSM", "PGD-20", "CW", "AutoAttack", "worst case (95 %)", "seconds")
 
 
@@ -46,7 +48,7 @@ class Row:
         model: what it left.
         seconds: of pruning and training.
         judged: FGSM, PGD-20 and CW on all images to judge.
-        attacked: all attacks, AutoAttack among them, on the first of them.
+        attacked: all attacks, AutoAttack among them, on the first of them; None where it was not asked for.
         nonzero: weights of convolutions and linear layers that are not 0.
     """
 
@@ -54,19 +56,19 @@ class Row:
     model: nn.Module
     seconds: float
     judged: Report
-    attacked: Report
+    attacked: Report | None
     nonzero: int
 
     def cells(self) -> tuple[str, ...]:
         """The line as text."""
-        worst = self.attacked.worst_case
-        columns = [self.judged.attacks[name].accuracy for name in ("FGSM", "PGD-20", "CW")]
+        worst = (self.attacked or self.judged).worst_case
+        columns = [self.judged.attacks[name].accuracy for name in WIDE]
         return (
             self.name,
             f"{self.nonzero:,}",
             f"{self.judged.clean:.1%}",
             *(f"{value:.1%}" for value in columns),
-            f"{self.attacked.attacks['AutoAttack'].accuracy:.0%}",
+            f"{self.attacked.attacks['AutoAttack'].accuracy:.0%}" if self.attacked else "not run",
             f"{worst.accuracy:.0%} ({worst.low:.0%} to {worst.high:.0%})",
             f"{self.seconds:.0f}",
         )
@@ -115,7 +117,7 @@ def run(
         epochs: of every method that trains.
         images: of the 4,000 to prune with, all unless given.
         judged: images for clean, FGSM, PGD-20 and CW, at most 1,000.
-        attacked: how many of these AutoAttack is run on.
+        attacked: how many of these AutoAttack is run on; 0 leaves it out.
         seed: of everything random.
         progress: whether bars are shown.
         tell: called with a line before each method.
@@ -162,10 +164,8 @@ def run(
         started = time.perf_counter()
         method(model)
         seconds = time.perf_counter() - started
-        wide = evaluate(model, judge, eps=EPS, attacks=("FGSM", "PGD-20", "CW"), seed=seed, progress=progress)
-        deep = evaluate(
-            model, few, eps=EPS, attacks=("FGSM", "PGD-20", "CW", "AutoAttack"), seed=seed, progress=progress
-        )
+        wide = evaluate(model, judge, eps=EPS, attacks=WIDE, seed=seed, progress=progress)
+        deep = evaluate(model, few, eps=EPS, attacks=DEEP, seed=seed, progress=progress) if attacked else None
         rows.append(Row(name, model, seconds, wide, deep, _nonzero(model)))
     return rows
 
@@ -175,11 +175,11 @@ def to_markdown(rows: Sequence[Row], title: str) -> str:
     lines = [f"# {title}", "", "| " + " | ".join(_HEADER) + " |", "|" + " --- |" * len(_HEADER)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
     first = rows[0]
-    lines += [
-        "",
-        f"MNIST, Linf, eps {EPS}. Clean, FGSM, PGD-20, CW: {first.judged.config.n_images} images; AutoAttack (the "
-        f"standard one) and the worst case over all attacks per image: {first.attacked.config.n_images} of them.",
-    ]
+    worst = "The worst case is over these attacks, per image."
+    if first.attacked:
+        few = first.attacked.config.n_images
+        worst = f"AutoAttack (the standard one) and the worst case over all attacks, per image: {few} of them."
+    lines += ["", f"MNIST, Linf, eps {EPS}. Clean, FGSM, PGD-20, CW: {first.judged.config.n_images} images. {worst}"]
     return "\n".join(lines) + "\n"
 
 
@@ -191,10 +191,11 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    columns = ["clean", "FGSM", "PGD-20", "CW", "AutoAttack"]
+    columns = ["clean", *(DEEP if rows[0].attacked else WIDE)]
     width = 0.8 / len(rows)
     for i, row in enumerate(rows):
-        attacks = [*(row.judged.attacks[name] for name in ("FGSM", "PGD-20", "CW")), row.attacked.attacks["AutoAttack"]]
+        attacks = [row.judged.attacks[name] for name in WIDE]
+        attacks += [row.attacked.attacks["AutoAttack"]] if row.attacked else []
         heights = [row.judged.clean, *(attack.accuracy for attack in attacks)]
         lows = [row.judged.clean_interval[0], *(attack.low for attack in attacks)]
         highs = [row.judged.clean_interval[1], *(attack.high for attack in attacks)]
@@ -218,7 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--epochs", type=int, default=12, help="of every method that trains (12)")
     parser.add_argument("--images", type=int, default=4000, help="to prune with (4000)")
     parser.add_argument("--judged", type=int, default=1000, help="to judge by, PGD and the like (1000)")
-    parser.add_argument("--attacked", type=int, default=100, help="how many of these AutoAttack is run on (100)")
+    parser.add_argument("--attacked", type=int, default=100, help="how many AutoAttack is run on (100; 0: none)")
     parser.add_argument("--out", type=Path, default=Path("demo-report"), help="folder of table, plot and reports")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quiet", action="store_true", help="the table only, no progress bars")
@@ -251,7 +252,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     plot(rows, args.out / "robustness.png", title)
     for i, row in enumerate(rows):
         row.judged.to_json(args.out / f"{i}-judged.json")
-        row.attacked.to_json(args.out / f"{i}-attacked.json")
+        if row.attacked:
+            row.attacked.to_json(args.out / f"{i}-attacked.json")
     console.print(f"{time.perf_counter() - started:.0f} s; table, plot and reports are in {args.out}/")
 
 
