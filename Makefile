@@ -3,7 +3,7 @@ SUPPORTED := import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p -c '$(SUPPORTED)' 2>/dev/null && { echo $$p; break; }; done)
 BIN := .venv/bin
 
-.PHONY: demo test check benchmark clean
+.PHONY: demo test clean
 
 demo: .venv/.demo
 	$(BIN)/python -m pwoa_plugin.demo --out demo-report

@@ -2,9 +2,10 @@
 
     python -m benchmarks.mnist --data DIR --compression 1 4 16 33
 
-20,000 natural images of MNIST's training set to prune with (the last ones: none is used for anything else),
-AutoAttack (standard) and PGD-40 on 500 test images. One JSON file per cell in --out, and a cell
-that is there is not run again. `--validate` judges by 500 training images instead, for choosing settings.
+20,000 natural images of MNIST's training set to prune with (the last ones; the shipped LeNet's training saw them
+too), AutoAttack (standard) and PGD-40 on 500 test images. One JSON file per cell in --out, and a cell
+that is there is not run again. `--validate` judges by training images that are not pruned with, for choosing
+settings: they flatter the level, since the LeNet has seen them, and serve to compare.
 """
 
 from __future__ import annotations

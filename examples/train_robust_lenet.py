@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=0.3, help="radius at which the network is judged")
     parser.add_argument("--train-eps", type=float, default=0.33)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--epochs", type=int, default=24)
+    parser.add_argument("--epochs", type=int, default=11)
     parser.add_argument("--ramp", type=int, default=3, help="epochs over which the radius grows to --train-eps")
     parser.add_argument("--images", type=int, default=None, help="train on this many images only")
     parser.add_argument("--corner-share", type=float, default=0.5)

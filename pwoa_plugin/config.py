@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import textwrap
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -32,27 +33,33 @@ PAPER_PRESETS = ("mnist", "cifar10", "cifar100")
 class ConfigError(ValueError):
     """A config that cannot be run: one line that names the fields and how to mend them."""
 
+    def __init__(self, *said: str) -> None:
+        super().__init__("; ".join(said))
+        self.said = said  # each begins with a field's name, relative to the section that refuses it
 
-def _one_line(error: ValidationError, known: list[str]) -> str:
-    said = []
+
+def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
+    said: list[str] = []
     for detail in error.errors(include_url=False):
         field = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(field.split(".")[-1], known, n=1)
-            said.append(
-                f"{field}: unknown key" + (f"; did you mean {close[0]}?" if close else f"; known: {', '.join(known)}")
-            )
-        elif detail["type"] == "value_error":
-            said.append(str(detail["ctx"]["error"]))  # our own text, which names the field
+            close = difflib.get_close_matches(field, known, n=1)
+            cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            said.append(f"{field}: unknown key; {cure}")
+        elif detail["type"] != "value_error":
+            value = textwrap.shorten(repr(detail["input"]), 60, placeholder="...")
+            said.append(f"{field}={value}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+        elif isinstance(nested := detail["ctx"]["error"], ConfigError):
+            said += [f"{field}.{line}" for line in nested.said]
         else:
-            said.append(f"{field}={detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
-    return "; ".join(said)
+            said.append(str(nested))  # our own text, which begins with the field
+    return ConfigError(*dict.fromkeys(said))
 
 
 class _Section(BaseModel):
     """Keyword-only, unknown keys refused, checked again when a field is set."""
 
-    model_config = ConfigDict(extra="forbid", validate_assignment=True)
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
 
     if not TYPE_CHECKING:  # type checkers see the fields' own signature
 
@@ -60,13 +67,23 @@ class _Section(BaseModel):
             try:
                 super().__init__(**fields)
             except ValidationError as error:
-                raise ConfigError(_one_line(error, list(type(self).model_fields))) from None
+                raise _refusal(error, list(type(self).model_fields)) from None
 
         def __setattr__(self, name: str, value: Any) -> None:
+            before = self.__dict__.get(name)
             try:
                 super().__setattr__(name, value)
             except ValidationError as error:
-                raise ConfigError(_one_line(error, list(type(self).model_fields))) from None
+                if name in type(self).model_fields:
+                    self.__dict__[name] = before  # pydantic keeps a value that a whole-section check refuses
+                raise _refusal(error, list(type(self).model_fields)) from None
+
+
+def _names(value: Any) -> Any:
+    return (value,) if isinstance(value, str) and value != "auto" else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class OptimizerConfig(_Section):
@@ -106,9 +123,9 @@ class ScheduleConfig(_Section):
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
         if self.name == "multistep" and not self.milestones:
-            raise ValueError("schedule.milestones is empty: name the epochs at which `multistep` drops the rate")
+            raise ValueError("milestones is empty: name the epochs at which `multistep` drops the rate")
         if self.name == "cycle" and not self.factors:
-            raise ValueError("schedule.factors is empty: name the factors that `cycle` repeats")
+            raise ValueError("factors is empty: name the factors that `cycle` repeats")
         return self
 
 
@@ -148,7 +165,7 @@ class PerturbationConfig(_Section):
         from .method.perturbation import PERTURBATIONS
 
         if kind not in PERTURBATIONS:
-            raise ValueError(f"perturbation.kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
+            raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
         return kind
 
 
@@ -166,7 +183,7 @@ class HSICConfig(_Section):
     lambda_x: float = Field(default=2e-4, ge=0)
     lambda_y: float = Field(default=5e-5, ge=0)
     sigma: float = Field(default=5.0, gt=0)
-    layers: Literal["auto"] | tuple[str, ...] = "auto"
+    layers: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(_names)] = "auto"
     estimator: Literal["nhsic", "hsic"] = "nhsic"
 
 
@@ -199,15 +216,8 @@ class ADMMConfig(_Section):
     @model_validator(mode="after")
     def _ordered(self) -> ADMMConfig:
         if self.rho > self.rho_max:
-            raise ValueError(f"admm.rho={self.rho} is above admm.rho_max={self.rho_max}; raise the cap")
+            raise ValueError(f"rho={self.rho} is above rho_max={self.rho_max}; raise the cap")
         return self
-
-
-def _names(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
 class PwoAConfig(_Section):
@@ -363,8 +373,8 @@ class PwoAConfig(_Section):
         if dataset not in published:
             raise ConfigError(f"paper({dataset!r}): the paper has {', '.join(PAPER_PRESETS)}")
         of = published[dataset]
-        if epochs < 2:
-            raise ConfigError(f"paper(epochs={epochs}): two phases need 2 epochs or more")
+        if not isinstance(epochs, int) or epochs < 2:
+            raise ConfigError(f"epochs={epochs!r}: give an integer; two phases need 2 epochs or more")
         admm_epochs = max(1, round(epochs / 3))
         if "milestones" in of["schedule"]:
             milestones = [max(1, round(at * (epochs - admm_epochs) / 100)) for at in of["schedule"]["milestones"]]

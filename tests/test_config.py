@@ -15,20 +15,25 @@ BAD = [
     ({}, "sparsity is missing"),
     ({"sparsity": 0.5, "sparsty": 0.5}, "sparsty: unknown key; did you mean sparsity"),
     ({"sparsity": 0.5, "colour": 1}, "colour: unknown key; known: sparsity, train_loader"),
-    ({"sparsity": 0.5, "hsic": {"lambda": 1}}, "unknown key; did you mean lambda_"),
+    ({"sparsity": 0.5, "hsic": {"lambda": 1}}, "hsic.lambda: unknown key; did you mean lambda_"),
+    ({"sparsity": 0.5, "optimizer": {"lr": 0}}, "^optimizer.lr=0: input should be greater than 0"),
+    ({"sparsity": 0.5, "optimizer": {"lr": float("inf")}}, "^optimizer.lr=inf: input should be a finite number"),
+    ({"sparsity": 0.5, "admm": {"optimizer": {"lr": 0}}}, "^admm.optimizer.lr=0"),
+    ({"sparsity": 0.5, "admm": {"schedule": {"name": "multistep"}}}, "^admm.schedule.milestones is empty"),
+    ({"sparsity": 0.5, "epochs": [[1] * 99] * 9}, r"^epochs=\[\[1, 1"),
     ({"sparsity": 0.5, "epochs": 0}, "epochs=0: input should be greater than or equal to 1"),
     ({"sparsity": 0.5, "epochs": "many"}, "epochs='many'"),
     ({"sparsity": 0.5, "allocation": "fair"}, "allocation='fair' is unknown; use one of uniform, erk, lamp, global"),
     ({"sparsity": 0.5, "granularity": "row"}, "granularity='row' is unknown"),
     ({"sparsity": 0.6, "granularity": "2:4"}, "contradicts granularity='2:4'"),
-    ({"sparsity": 0.5, "perturbation": {"kind": "pgd"}}, "perturbation.kind='pgd' is unknown; use one of patterns"),
+    ({"sparsity": 0.5, "perturbation": {"kind": "pgd"}}, "^perturbation.kind='pgd' is unknown; use one of patterns"),
     ({"sparsity": 0.5, "eps": 8.0}, "eps=8 is as wide as the pixel range"),
     ({"sparsity": 0.5, "eps": -0.1}, "eps=-0.1"),
     ({"sparsity": 0.5, "pixel_range": (1.0, 0.0)}, "pixel_range=.* is empty"),
     ({"sparsity": 0.5, "device": "gpu"}, "device='gpu' cannot be used here"),
     ({"sparsity": 0.5, "epochs": 3, "admm": {"epochs": 4}}, "admm.epochs=4 is more than epochs=3"),
-    ({"sparsity": 0.5, "admm": {"rho": 2.0, "rho_max": 1.0}}, "admm.rho=2.0 is above"),
-    ({"sparsity": 0.5, "schedule": {"name": "multistep"}}, "schedule.milestones is empty"),
+    ({"sparsity": 0.5, "admm": {"rho": 2.0, "rho_max": 1.0}}, "^admm.rho=2.0 is above"),
+    ({"sparsity": 0.5, "schedule": {"name": "multistep"}}, "^schedule.milestones is empty"),
     ({"sparsity": 0.5, "seed": -1}, "seed=-1"),
 ]
 
@@ -54,6 +59,10 @@ def test_a_field_that_is_set_later_is_checked_too() -> None:
     assert config.sparsity == 0.75
     with pytest.raises(ConfigError, match="lambda_x=-1"):
         config.hsic.lambda_x = -1.0
+    with pytest.raises(ConfigError, match="eps=5"):
+        config.eps = 5.0  # refused by a check of the whole config
+    assert config.eps is None
+    config.epochs = 7
 
 
 def test_sections_are_not_shared_between_configs() -> None:
@@ -78,6 +87,8 @@ def test_json_round_trip(sparsity: float, epochs: int, allocation: str, schedule
 def test_names_may_be_one_string() -> None:
     assert PwoAConfig(sparsity=0.5, exclude="fc").exclude == ("fc",)
     assert PwoAConfig(sparsity=0.5, include=["a", "b"]).include == ("a", "b")
+    assert HSICConfig(layers="fc").layers == ("fc",)
+    assert HSICConfig(layers="auto").layers == "auto"
 
 
 def test_paper_is_what_was_published() -> None:

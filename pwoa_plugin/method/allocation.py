@@ -9,6 +9,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class LayerGroups:
 
     shape: tuple[int, ...]
     scores: Tensor  # (groups,): squared norms, float64
+    sizes: Tensor  # (groups,): weights in each, float64; blocks at an edge are smaller
+
+    @cached_property
+    def kept(self) -> list[float]:
+        """Weights kept with the k groups of largest norm, for k from 0 to all."""
+        order = self.scores.argsort(descending=True, stable=True)
+        return [0.0, *self.sizes[order].cumsum(0).tolist()]
 
     @property
     def groups(self) -> int:
@@ -46,7 +54,7 @@ class LayerGroups:
 
     @property
     def size(self) -> float:
-        """Weights in a group (the mean, where blocks at the edges are smaller)."""
+        """Weights in a group, the mean."""
         return self.weights / self.groups
 
 
@@ -73,6 +81,12 @@ class LayerAllocation:
     @property
     def density(self) -> float:
         return self.keep / self.groups
+
+    def mask(self, sparsity_set: SparsitySet, weight: Tensor) -> Tensor:
+        """Boolean mask of the projection of ``weight``; all True where the layer is left dense."""
+        if self.dense_because:
+            return torch.ones_like(weight, dtype=torch.bool)
+        return sparsity_set.mask(weight, self.keep)
 
 
 class Allocation(ABC):
@@ -166,20 +180,21 @@ ALLOCATIONS: dict[str, Allocation] = {"uniform": Uniform(), "erk": ERK(), "lamp"
 def _round(ideal: Sequence[float], layers: Sequence[LayerGroups], budget: float) -> list[int]:
     """Whole groups, at least one a layer, with the total as near to the budget as groups allow."""
     keep = [min(max(int(value), 1), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
-    error = sum(k * layer.size for k, layer in zip(keep, layers, strict=True)) - budget
+    error = sum(layer.kept[k] for k, layer in zip(keep, layers, strict=True)) - budget
     while True:
         step = -1 if error > 0 else 1
-        moves = [
-            i
+        changes = {
+            i: layer.kept[keep[i] + step] - layer.kept[keep[i]]
             for i, layer in enumerate(layers)
-            if abs(error + step * layer.size) < abs(error) - 1e-9 and 1 <= keep[i] + step <= layer.groups
-        ]
+            if 1 <= keep[i] + step <= layer.groups
+        }
+        moves = [i for i, change in changes.items() if abs(error + change) < abs(error) - 1e-9]
         if not moves:
             return keep
-        # Largest remainder: the layer that is furthest from what it should have, as a share of its group.
+        # Largest remainder: the layer that is furthest from what it should have, in groups.
         best = max(moves, key=lambda i: step * (ideal[i] - keep[i]))
         keep[best] += step
-        error += step * layers[best].size
+        error += changes[best]
 
 
 def allocate(
@@ -213,7 +228,8 @@ def allocate(
                 raise ValueError(
                     f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf"
                 )
-            layers[name] = LayerGroups(shape, scores.cpu())
+            sizes = sparsity_set.scores(torch.ones(shape, dtype=torch.float64))
+            layers[name] = LayerGroups(shape, scores.cpu(), sizes)
         result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
     if not layers:
         reasons = "; ".join(f"{name}: {entry.dense_because}" for name, entry in result.items())
@@ -241,7 +257,7 @@ def allocation_table(allocated: Mapping[str, LayerAllocation]) -> str:
     rows = [("layer", "shape", "weights", "kept", "density", "")]
     kept_total = 0
     for name, layer in allocated.items():
-        kept = round(layer.weights * layer.density)
+        kept = round(layer.weights * layer.density)  # for blocks at an edge, about
         kept_total += kept
         shape = "x".join(map(str, layer.shape))
         note = f"dense: {layer.dense_because}" if layer.dense_because else ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-__all__ = ["Batches"]
+__all__ = ["Batches", "check_images", "check_labels"]
 
 
 def _is_pair(source: Any) -> bool:
@@ -19,14 +19,54 @@ def _is_pair(source: Any) -> bool:
     return isinstance(source, tuple) or (len(source) == 2 and source[1].dim() == 1)
 
 
+def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
+    """Refuse what is no batch of images in range.
+
+    Raises:
+        ValueError: ``x`` is no float tensor ``(N, C, H, W)``, is empty, or is not finite and within ``pixel_range``.
+    """
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
+        raise ValueError(f"{where}: images are {what}; give float tensors (N, C, H, W), as ToTensor() does")
+    if len(x) == 0:
+        raise ValueError(f"{where} gives an empty batch; give natural images")
+    low, high = pixel_range
+    least, most = (value.item() for value in x.aminmax())
+    if not (low - 1e-4 <= least and most <= high + 1e-4):
+        raise ValueError(
+            f"{where}: pixels reach from {least:.4g} to {most:.4g}, outside pixel_range={pixel_range}; "
+            "scale the images and leave normalisation to the model, or set pixel_range"
+        )
+
+
+def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
+    """Refuse what are no class indices for so many images.
+
+    Raises:
+        ValueError: ``y`` is no integer tensor ``(images,)``, or has a label outside ``[0, classes)``.
+    """
+    if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != (images,):
+        what = f"a tensor {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
+        raise ValueError(f"{where}: labels are {what}; give int64 class indices of shape ({images},)")
+    least, most = (int(value) for value in y.aminmax())
+    if classes is not None and not (least >= 0 and most < classes):
+        raise ValueError(
+            f"{where}: labels reach from {least} to {most}, and the model has {classes} classes; "
+            f"give indices from 0 to {classes - 1}"
+        )
+
+
 class Batches:
     """Batches of natural images, read again at every epoch.
+
+    A batch of one image is left out where there are others: BatchNorm cannot train on it, and HSIC is not defined.
 
     Args:
         source: a DataLoader or another iterable that can be read again and gives ``(x, y)``, ``(x, ...)`` or ``x``;
             a Dataset; or tensors ``(x, y)`` or ``x``.
         batch_size: where ``source`` does not batch by itself.
         device: where batches go.
+        dtype: of the images that come out, the model's.
         pixel_range: what images are checked against.
         labels_because: why labels are needed, or None where they are not; ``y`` is None then if missing.
 
@@ -40,12 +80,15 @@ class Batches:
         *,
         batch_size: int,
         device: torch.device,
+        dtype: torch.dtype = torch.float32,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         labels_because: str | None = None,
     ) -> None:
         if source is None:
             raise ValueError("train_loader is missing; give a DataLoader, a Dataset or tensors of natural images")
-        self.device, self.pixel_range, self.labels_because = device, pixel_range, labels_because
+        self.device, self.dtype = device, dtype
+        self.pixel_range, self.labels_because = pixel_range, labels_because
+        self.classes: int | None = None  # once known, labels are checked against it
         self._tensors: tuple[Tensor, Tensor | None] | None = None
         self._batch_size = batch_size
         if isinstance(source, Tensor):
@@ -58,7 +101,9 @@ class Batches:
         if self._tensors is None and isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             if not isinstance(source, Sized) or len(source) == 0:
                 raise ValueError("train_loader: the data set is empty; give natural images")
-            source = DataLoader(source, batch_size=batch_size, shuffle=True)
+            source = DataLoader(
+                source, batch_size=batch_size, shuffle=True, drop_last=len(source) > 1 and len(source) % batch_size == 1
+            )
         if self._tensors is None and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
             raise ValueError(f"train_loader is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
         if self._tensors is None and isinstance(source, Iterator):
@@ -70,7 +115,8 @@ class Batches:
         """Batches in an epoch; counted by reading them where the source does not know."""
         if self._length is None:
             if self._tensors is not None:
-                self._length = -(-len(self._tensors[0]) // self._batch_size)
+                whole, rest = divmod(len(self._tensors[0]), self._batch_size)
+                self._length = whole + (rest > 1 or (rest == 1 and whole == 0))
             else:
                 try:
                     self._length = len(self._source)
@@ -84,7 +130,7 @@ class Batches:
         if self._tensors is not None:
             x, y = self._tensors
             order = torch.randperm(len(x)).to(x.device)
-            for index in order.split(self._batch_size):
+            for index in order.split(self._batch_size)[: len(self)]:
                 yield x[index], None if y is None else y[index]
             return
         for batch in self._source:
@@ -101,26 +147,13 @@ class Batches:
                 yield batch, None
 
     def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
-        if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-            what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise ValueError(f"train_loader: images are {what}; give float tensors (N, C, H, W), as ToTensor() does")
-        if len(x) == 0:
-            raise ValueError("train_loader gives an empty batch; give natural images")
-        low, high = self.pixel_range
-        least, most = (value.item() for value in x.aminmax())
-        if not (low - 1e-4 <= least and most <= high + 1e-4):
-            raise ValueError(
-                f"train_loader: pixels reach from {least:.4g} to {most:.4g}, outside pixel_range={self.pixel_range}; "
-                "scale the images and leave normalisation to the model, or set pixel_range"
-            )
+        check_images(x, self.pixel_range, "train_loader")
         if self.labels_because is None:
             return x, None
         if y is None:
             raise ValueError(f"train_loader gives no labels, and {self.labels_because}")
-        if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != x.shape[:1]:
-            what = f"a tensor {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-            raise ValueError(f"train_loader: labels are {what}; give int64 class indices of shape ({len(x)},)")
-        return x, y.long()
+        check_labels(y, len(x), self.classes, "train_loader")
+        return x, y
 
     def epoch(self, *, check: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One epoch of batches.
@@ -134,7 +167,9 @@ class Batches:
                 x, y = self._checked(x, y)
             elif self.labels_because is None:
                 y = None
-            x = x.to(self.device, non_blocking=True)
+            if len(x) == 1 and len(self) > 1:
+                continue
+            x = x.to(self.device, self.dtype, non_blocking=True)
             yield x, None if y is None else y.to(self.device, torch.int64, non_blocking=True)
 
     def first(self, images: int) -> Tensor:

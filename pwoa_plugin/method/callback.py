@@ -23,7 +23,7 @@ class Status:
         loss: their sum.
         rho: ADMM's penalty weight; None in fine-tuning.
         residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None in fine-tuning.
-        images_per_second: since the run began.
+        images_per_second: since the epoch began.
     """
 
     phase: str

@@ -23,7 +23,7 @@ from .callback import Callback, Status
 from .distillation import frozen_copy
 from .hidden import find_hidden_layers
 from .hsic import ESTIMATORS
-from .layers import prunable_layers
+from .layers import prunable_layers, refuse_transposed
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
 from .sparsity import make_sparsity_set
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
         ScheduleConfig,
     )
 
-__all__ = ["Compression", "TrainingError", "build_objective", "lr_factor"]
+__all__ = ["Compression", "TrainingError", "build_objective", "lr_factor", "restored_on_error"]
 
 _logger = logging.getLogger(__name__)
 
@@ -56,9 +56,9 @@ class Compression:
     Args:
         model: the robust network, ``(N, C, H, W)`` images to ``(N, classes)`` logits. It is pruned in place.
         config: what to do.
-        teacher: the frozen robust network; a copy of ``model`` unless given.
 
     Attributes:
+        teacher: the frozen copy of the network as it was given.
         layers: the layers to prune, by name.
         allocation: what each keeps, computed from the teacher's weights.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation look at.
@@ -71,12 +71,14 @@ class Compression:
         ValueError: the model, the data or the config cannot be used; one line says what to mend.
     """
 
-    def __init__(self, model: nn.Module, config: PwoAConfig, *, teacher: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, config: PwoAConfig) -> None:
+        config = type(config)(**dict(config))  # once more: a section may have been changed since
         self.model, self.config = model, config
         self.layers = prunable_layers(model, config.include, config.exclude)
         self.sparsity_set = make_sparsity_set(config.granularity)
+        refuse_transposed(self.layers, self.sparsity_set)
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
-        self.teacher = (frozen_copy(model) if teacher is None else teacher).to(self.device)
+        self.teacher = frozen_copy(model).to(self.device)
         dense = {name: self.teacher.get_parameter(f"{name}.weight") for name in self.layers}
         # In a set with a fixed density (n:m) the total follows from the set.
         sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0.0)
@@ -93,6 +95,7 @@ class Compression:
             config.train_loader,
             batch_size=config.batch_size,
             device=self.device,
+            dtype=next(model.parameters()).dtype,
             pixel_range=config.pixel_range,
             labels_because=labels_because,
         )
@@ -105,17 +108,21 @@ class Compression:
     def _look(self) -> PwoAObjective:
         """Look at the data and at the model's answer to it; the objective that follows from both."""
         config = self.config
+        perturbation = config.perturbation
+        search = perturbation.kind != "none" and perturbation.radius is None and config.eps is None
+        images = self.batches.first(_RADIUS_IMAGES if search else 2)
         objective, self.radius = build_objective(
             self.teacher,
-            self.batches.first(_RADIUS_IMAGES),
+            images,
             distillation=config.distillation,
-            perturbation=config.perturbation,
+            perturbation=perturbation,
             hsic=config.hsic,
             eps=config.eps,
             pixel_range=config.pixel_range,
             seed=config.seed,
         )
         self.hidden_layers = objective.hidden_layers
+        self.batches.classes = objective.classes
         return objective
 
     # -- training --------------------------------------------------------------------------------
@@ -137,7 +144,7 @@ class Compression:
         """
         self.masks, self.residual, self.history = {}, None, []
         status: Status | None = None
-        with _restored_on_error(self.model), _channels_last_on_cpu(self.model, self.teacher, self.device):
+        with restored_on_error(self.model), _channels_last_on_cpu(self.model, self.teacher, self.device):
             try:
                 objective = self._look()
                 _logger.info("allocation\n%s", allocation_table(self.allocation))
@@ -165,7 +172,11 @@ class Compression:
                     admm_steps if own else status.steps,
                     per_epoch,
                 )
-                step = partial(self._epoch, objective, status=status, started=started, callbacks=callbacks)
+                dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
+                scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
+                step = partial(
+                    self._epoch, objective, dtype, scaler, status=status, started=started, callbacks=callbacks
+                )
                 if config.admm_epochs:
                     objective.use_hsic = config.admm.hsic
                     admm, interval = self._admm(admm_steps, per_epoch)
@@ -181,6 +192,8 @@ class Compression:
                     optimizer, scheduler = self._optimizer(trained, config.optimizer, config.schedule, left, per_epoch)
                 for _ in range(config.epochs - config.admm_epochs):
                     step(optimizer, scheduler)
+                if not all(parameter.isfinite().all() for parameter in trained):
+                    raise TrainingError("a weight is not finite after the last step; lower optimizer.lr")
             finally:
                 for callback in callbacks:
                     callback.on_end(status)
@@ -189,11 +202,8 @@ class Compression:
     def _weight(self, name: str) -> nn.Parameter:
         return self.layers[name].get_parameter("weight")
 
-    def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        layer = self.allocation[name]
-        if layer.dense_because:
-            return lambda value: torch.ones_like(value, dtype=torch.bool)
-        return partial(self.sparsity_set.mask, k=layer.keep)
+    def mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
+        return partial(self.allocation[name].mask, self.sparsity_set)
 
     def _admm(self, steps: int, per_epoch: int) -> tuple[ADMM, int]:
         config = self.config.admm
@@ -201,7 +211,7 @@ class Compression:
         interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=interval)
         admm = ADMM(
             {name: self._weight(name) for name in self.layers},
-            {name: self._mask_of(name) for name in self.layers},
+            {name: self.mask_of(name) for name in self.layers},
             rho=config.rho,
             growth=growth if config.growth is None else config.growth,
             rho_max=config.rho_max,
@@ -213,7 +223,7 @@ class Compression:
     def _hard_prune(self) -> None:
         for name in self.layers:
             weight = self._weight(name)
-            self.masks[name] = self._mask_of(name)(weight)
+            self.masks[name] = self.mask_of(name)(weight)
             weight.mul_(self.masks[name])
 
     @staticmethod
@@ -233,6 +243,8 @@ class Compression:
     def _epoch(
         self,
         objective: PwoAObjective,
+        dtype: torch.dtype | None,
+        scaler: torch.amp.GradScaler,
         optimizer: Optimizer,
         scheduler: LambdaLR,
         *,
@@ -242,8 +254,6 @@ class Compression:
         admm: ADMM | None = None,
         interval: int = 0,
     ) -> None:
-        dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.config.autocast]
-        scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
         images = steps = 0
         began = time.perf_counter()
@@ -379,6 +389,7 @@ def build_objective(
         estimator=ESTIMATORS[hsic.estimator],
         perturbation=make_perturbation(perturbation.kind, radius=radius, pixel_range=pixel_range),
     )
+    objective.classes = logits.shape[1]
     return objective, radius
 
 
@@ -399,8 +410,8 @@ def lr_factor(schedule: ScheduleConfig, steps: int, per_epoch: int, step: int) -
 
 
 @contextlib.contextmanager
-def _restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Modes, gradients and device come back always; parameters and buffers if the body raises."""
+def restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Modes and gradients come back always; parameters and buffers, on their device, if the body raises."""
     modes = {module: module.training for module in model.modules()}
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
@@ -417,7 +428,7 @@ def _restored_on_error(model: nn.Module) -> Iterator[None]:
         for module, mode in modes.items():
             module.training = mode
         for parameter, gradient in gradients.items():
-            parameter.grad = gradient
+            parameter.grad = gradient if gradient is None else gradient.to(parameter.device)
 
 
 @contextlib.contextmanager
@@ -426,9 +437,9 @@ def _channels_last_on_cpu(model: nn.Module, teacher: nn.Module, device: torch.de
     if device.type != "cpu":
         yield
         return
-    strides = {parameter: parameter.stride() for parameter in model.parameters()}
-    teacher.to(memory_format=torch.channels_last)
-    model.to(memory_format=torch.channels_last)
+    strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
+    for parameter in (*strides, *(p for p in teacher.parameters() if p.dim() == 4)):
+        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     try:
         yield
     finally:

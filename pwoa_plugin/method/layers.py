@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-__all__ = ["is_weighted", "prunable_layers"]
+from .sparsity import SparsitySet, Unstructured
+
+__all__ = ["is_weighted", "prunable_layers", "refuse_transposed"]
 
 
 def is_weighted(module: nn.Module) -> bool:
@@ -31,7 +33,7 @@ def prunable_layers(
         ``{name: module}``; a module registered under several names is listed once, by the first.
 
     Raises:
-        ValueError: a name or pattern matches no such layer, or none is left to prune.
+        ValueError: a name or pattern matches no such layer, none is left to prune, or a weight is no parameter.
     """
     layers = {name: module for name, module in model.named_modules() if is_weighted(module)}
     if not layers:
@@ -54,4 +56,26 @@ def prunable_layers(
     kept -= matching("exclude", exclude)
     if not kept:
         raise ValueError("no prunable layer is left; shorten `exclude` or widen `include`")
-    return {name: module for name, module in layers.items() if name in kept}
+    chosen = {name: module for name, module in layers.items() if name in kept}
+    for name, module in chosen.items():
+        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            raise ValueError(
+                f"{name}: its weight is computed from others (a parametrization, weight_norm, or another compressor's "
+                "wrapper); remove that first, or exclude the layer"
+            )
+    return chosen
+
+
+def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet) -> None:
+    """Refuse structured sets for transposed convolutions, whose weights are ``(in, out, ...)``.
+
+    Raises:
+        ValueError: there is one among the layers.
+    """
+    if isinstance(sparsity_set, Unstructured):
+        return
+    for name, module in layers.items():
+        if isinstance(module, _ConvTransposeNd):
+            raise ValueError(
+                f"{name}: a transposed convolution can be pruned with granularity='unstructured' only; exclude it"
+            )

@@ -22,6 +22,8 @@ class PwoAObjective(nn.Module):
     PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with an optional term for the hidden features. Called as
     ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
 
+    `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known.
+
     Args:
         teacher: frozen, in eval mode (see `frozen_copy`). It is no submodule: it takes no part in
             ``parameters()`` or ``train()``.
@@ -56,6 +58,7 @@ class PwoAObjective(nn.Module):
         self.sigma, self.estimator = sigma, estimator or ESTIMATORS["nhsic"]
         self.perturbation = perturbation
         self.use_hsic = True
+        self.classes: int | None = None
         self.terms: dict[str, Tensor] = {}
 
     @property

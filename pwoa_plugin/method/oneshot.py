@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .allocation import ALLOCATIONS, allocate
-from .layers import prunable_layers
+from .layers import prunable_layers, refuse_transposed
 from .sparsity import make_sparsity_set
 
 __all__ = ["prune_once"]
@@ -39,13 +39,10 @@ def prune_once(
     """
     layers = prunable_layers(model, include, exclude)
     sparsity_set = make_sparsity_set(granularity)
+    refuse_transposed(layers, sparsity_set)
     weights = {name: module.get_parameter("weight") for name, module in layers.items()}
     masks: dict[str, Tensor] = {}
     for name, layer in allocate(weights, sparsity, sparsity_set, ALLOCATIONS[allocation]).items():
-        weight = weights[name]
-        if layer.dense_because:
-            masks[name] = torch.ones_like(weight, dtype=torch.bool)
-        else:
-            masks[name] = sparsity_set.mask(weight, layer.keep)
-        weight.mul_(masks[name])
+        masks[name] = layer.mask(sparsity_set, weights[name])
+        weights[name].mul_(masks[name])
     return masks

@@ -28,6 +28,7 @@ __all__ = [
     "make_perturbation",
 ]
 
+_CHUNK = 128  # images in one forward
 _REFERENCE_SIDE = 28  # the side, in pixels, of the images for which `scales` are stated
 
 
@@ -225,14 +226,15 @@ def largest_agreeing_radius(
     Returns:
         A radius in pixel units; 0 where even one step of ``resolution`` changes too many predictions.
     """
-    clean = model(images).argmax(1)
+    chunks = images.split(_CHUNK)
+    clean = torch.cat([model(chunk).argmax(1) for chunk in chunks])
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
         perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
-        kept = model(perturb(images, generator)).argmax(1) == clean
-        return bool(kept.float().mean() >= agreement)
+        answers = torch.cat([model(perturb(chunk, generator)).argmax(1) for chunk in chunks])
+        return bool((answers == clean).float().mean() >= agreement)
 
     if agrees(resolution):
         return width

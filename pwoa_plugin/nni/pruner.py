@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -10,25 +11,33 @@ from typing import Any
 
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
+from nni.compression.base.setting import PruningSetting
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
+from schema import SchemaError
 from torch import Tensor, nn
 
 from .._random import seeded
 from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig, PwoAConfig
 from ..method.admm import ADMM, self_scaled_updates
 from ..method.allocation import ALLOCATIONS, LayerAllocation, allocate
+from ..method.batches import check_images, check_labels
 from ..method.callback import Callback
-from ..method.compression import Compression, build_objective
+from ..method.compression import Compression, TrainingError, build_objective, restored_on_error
 from ..method.distillation import frozen_copy
-from ..method.layers import prunable_layers
+from ..method.layers import prunable_layers, refuse_transposed
 from ..method.objective import PwoAObjective
+from ..method.sparsity import SparsitySet, make_sparsity_set
 from .granularity import sparsity_set_of
 
 __all__ = ["PwoAPruner"]
 
 _logger = logging.getLogger(__name__)
+
+_NNI_GRANULARITIES = ("default", "in_channel", "out_channel", "per_channel")
+_CHECKED_STEPS = 100  # the first batches are looked at; later ones of the same loader are like them
+_STEPS_BETWEEN_CHECKS = 10
 
 Masks = dict[str, dict[str, Tensor]]
 TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
@@ -115,16 +124,38 @@ class PwoAPruner(Pruner):
         self.config = config_list if isinstance(config_list, PwoAConfig) else None
         self.callbacks = list(callbacks)
         self._run: Compression | None = None
+        self._sets: dict[str, SparsitySet] = {}
         self.allocation: dict[str, LayerAllocation] = {}
         self.history: list[dict[str, object]] = []
         self.radius: float | None = None
         self.residual: float | None = None
         if self.config is not None:
+            list_only = {
+                "evaluator": evaluator is not None,
+                "allocation": allocation != "uniform",
+                "distillation, perturbation, hsic or admm": bool(distillation or perturbation or hsic or admm),
+                "eps or pixel_range": eps is not None or pixel_range != (0.0, 1.0),
+                "origin_loss_lambda": origin_loss_lambda != 0,
+            }
+            if given := [name for name, is_given in list_only.items() if is_given]:
+                raise ValueError(
+                    f"{'; '.join(given)}: with a PwoAConfig, say it there (these go with NNI's config_list)"
+                )
             # Everything that can be refused is refused before NNI touches the model.
             self._run = Compression(model, self.config)
             self.allocation = self._run.allocation
-            config_list = [{"op_names": list(self._run.layers), "target_names": ["weight"], "granularity": [1]}]
-            config_list[0]["sparse_ratio"] = float(self.config.sparsity or 0.5)
+            # The ratio is for NNI's books: what each layer keeps is in `allocation`.
+            ratio = 1 - sum(x.weights * x.density for x in self.allocation.values()) / sum(
+                x.weights for x in self.allocation.values()
+            )
+            config_list = [
+                {
+                    "op_names": list(self._run.layers),
+                    "target_names": ["weight"],
+                    "sparse_ratio": ratio,
+                    "granularity": [1],
+                }
+            ]
             self._teacher = self._run.teacher
         else:
             if not isinstance(config_list, list):
@@ -133,7 +164,6 @@ class PwoAPruner(Pruner):
                 )
             if evaluator is None:
                 raise ValueError("evaluator is missing; NNI's config_list needs one (a PwoAConfig does not)")
-            prunable_layers(model)
             self._teacher = frozen_copy(model)
         self.distillation, self.perturbation = (
             distillation or DistillationConfig(),
@@ -144,6 +174,10 @@ class PwoAPruner(Pruner):
         self.origin_loss_lambda, self.steps_per_epoch, self.take_batch = origin_loss_lambda, steps_per_epoch, take_batch
         self._allocation_rule = allocation
         self._wrap_now = self.config is None
+        for module in prunable_layers(model).values():
+            # NNI knows a few classes by name, no subclasses (a transformer's out_proj is one): its way to add one.
+            if type(module).__name__ not in PruningSetting.registry:
+                PruningSetting.register(type(module).__name__, PruningSetting.default_setting)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._wrap_now = True
         if self.config is None:
@@ -167,7 +201,16 @@ class PwoAPruner(Pruner):
         evaluator: Evaluator | None = None,
         **kwargs: Any,
     ) -> PwoAPruner:
-        """A pruner on another NNI compressor's wrappers and evaluator (see NNI's ``Compressor``)."""
+        """A pruner on another NNI compressor's wrappers and evaluator (see NNI's ``Compressor``).
+
+        Raises:
+            ValueError: a `PwoAConfig` is given, which trains by itself and fuses with nothing.
+        """
+        if isinstance(new_config_list, PwoAConfig):
+            raise ValueError(
+                "new_config_list is a PwoAConfig, whose run trains by itself; call the other compressor's "
+                "unwrap_model() and PwoAPruner(model, config), or fuse by NNI's config_list"
+            )
         made: PwoAPruner = super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
         return made
 
@@ -211,6 +254,31 @@ class PwoAPruner(Pruner):
                 if space.mask is not None:
                     space.target.mul_(space.mask)
 
+    def _validate_config(self) -> None:
+        """As NNI does; our own names of granularity (``column``, ``block:RxC``, ``2:4``...) pass too."""
+        given: list[dict[str, Any]] = self.config_list  # type: ignore[has-type]
+        self.config_list = copy.deepcopy(given)
+        for entry in self.config_list:
+            for setting in (entry, *entry.get("target_settings", {}).values()):
+                name = setting.get("granularity")
+                if isinstance(name, str) and name not in _NNI_GRANULARITIES:
+                    make_sparsity_set(name)
+                    setting["granularity"] = "default"
+        try:
+            super()._validate_config()
+        except SchemaError as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"config_list: {reason}") from None
+        finally:
+            self.config_list = given
+
+    def _register_scalers(self) -> None:
+        """Name the default granularity; masks come from our sparsity sets, not from NNI's scalers."""
+        for spaces in self._target_spaces.values():
+            for space in spaces.values():
+                if space.granularity == "default":
+                    space.granularity = self._set_default_sparse_granularity(space)
+
     def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> Any:
         return (
             [1] if target_space.type is TargetType.PARAMETER else super()._set_default_sparse_granularity(target_space)
@@ -236,7 +304,7 @@ class PwoAPruner(Pruner):
 
         Raises:
             ValueError: arguments, data or model cannot be used.
-            TrainingError: the loss is no number; the model is as it was (`PwoAConfig` runs).
+            TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
         if self._run is None:
             if (max_steps is None) == (max_epochs is None):
@@ -246,10 +314,6 @@ class PwoAPruner(Pruner):
         if max_steps is not None or max_epochs is not None:
             raise ValueError(
                 "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
-            )
-        if len(self.fused_compressors) > 1:
-            raise ValueError(
-                "a PwoAConfig run trains by itself; fuse compressors through NNI's config_list and evaluator"
             )
         self._compress_by_config(self._run)
         return self.bound_model, self.get_masks()
@@ -273,16 +337,22 @@ class PwoAPruner(Pruner):
     # -- NNI's life cycle ------------------------------------------------------------------------
 
     def _allocate(self, rule: str) -> dict[str, LayerAllocation]:
-        """Groups to keep by layer: each config entry's total is spread over the layers of that entry."""
+        """Groups to keep by layer; a total is spread over the layers of equal ratio and granularity."""
         if rule not in ALLOCATIONS:
             raise ValueError(f"allocation={rule!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
         entries: dict[tuple[float, str], dict[str, Tensor]] = defaultdict(dict)
-        self._sets = {}
         for name, spaces in self._parameters().items():
             space = spaces.get("weight")
             if space is None or space.sparse_ratio is None:
                 continue
             self._sets[name] = sparsity_set_of(space.granularity, space.target.shape, name)
+            refuse_transposed({name: space._wrapper.module}, self._sets[name])
+            density = self._sets[name].fixed_density
+            if density is not None and abs(1 - density - space.sparse_ratio) > 1e-9:
+                raise ValueError(
+                    f"{name}: sparse_ratio={space.sparse_ratio} contradicts granularity={space.granularity!r}, "
+                    f"which prunes {1 - density:g}"
+                )
             key = (space.sparse_ratio, repr((type(self._sets[name]).__name__, vars(self._sets[name]))))
             entries[key][name] = space.target.detach()
         if not entries:
@@ -317,10 +387,7 @@ class PwoAPruner(Pruner):
         return masks
 
     def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        layer = self.allocation[name]
-        if layer.dense_because:
-            return partial(torch.ones_like, dtype=torch.bool)
-        return partial(self._sets[name].mask, k=layer.keep)
+        return self._run.mask_of(name) if self._run else partial(self.allocation[name].mask, self._sets[name])
 
     _admm: ADMM | None = None
 
@@ -330,19 +397,22 @@ class PwoAPruner(Pruner):
     def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         if max_steps is None and self.steps_per_epoch is None:
             raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
+        if self.steps_per_epoch is None and (self.admm.epochs or self.admm.interval):
+            raise ValueError(
+                "admm: epochs and interval need steps_per_epoch=; give it to PwoAPruner, or leave them out"
+            )
         self._total_steps = max_steps if max_steps is not None else (max_epochs or 0) * (self.steps_per_epoch or 0)
-        super()._fusion_compress(max_steps, max_epochs)
+        with restored_on_error(self.bound_model):
+            super()._fusion_compress(max_steps, max_epochs)
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._step, self._objective, self._admm, self.residual = 0, None, None, None
+        self._step, self._objective, self._admm, self.residual, self._pruned = 0, None, None, None, False
         for spaces in self._parameters().values():
             for space in spaces.values():
                 if space.mask is not None:
                     space.mask = torch.ones_like(space.mask)
         if self.admm.epochs is None:
             self._admm_steps = self._total_steps // 4
-        elif self.steps_per_epoch is None and self.admm.epochs:
-            raise ValueError("admm.epochs needs steps_per_epoch=; give it to PwoAPruner, or leave admm.epochs out")
         else:
             self._admm_steps = self.admm.epochs * (self.steps_per_epoch or 0)
         if self._admm_steps > 1:
@@ -361,13 +431,13 @@ class PwoAPruner(Pruner):
                 rho_max=self.admm.rho_max,
                 rescale=self.admm.rescale,
             )
-        else:
-            self._hard_prune()
         evaluator.patch_loss(self._loss)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
 
     def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         x, y = self.take_batch(batch)
+        if self._step < _CHECKED_STEPS:
+            check_images(x, self.pixel_range, "evaluator's batch")
         device = next(self._teacher.parameters()).device
         if x.device != device:
             x, y = x.to(device), None if y is None else y.to(device)
@@ -381,8 +451,18 @@ class PwoAPruner(Pruner):
                 eps=self.eps,
                 pixel_range=self.pixel_range,
             )
+            if self._objective.needs_labels and y is None:
+                raise ValueError(
+                    f"batches have no labels, and hsic.lambda_y={self.hsic.lambda_y:g} needs them; set it to 0"
+                )
+        if self._step < _CHECKED_STEPS and y is not None and self._objective.needs_labels:
+            check_labels(y, len(x), self._objective.classes, "evaluator's batch")
         self._objective.use_hsic = self._admm is None or self.admm.hsic
         loss: Tensor = self._objective(self.bound_model, x, y)
+        if self._step % _STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
+            raise TrainingError(
+                f"the loss is not finite at step {self._step + 1}; the model is as it was: lower the learning rate"
+            )
         if self._admm is not None:
             loss = loss + self._admm.penalty()
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
@@ -393,22 +473,22 @@ class PwoAPruner(Pruner):
     @torch.no_grad()
     def _after_step(self) -> None:
         self._step += 1
-        if self._admm is None:
+        if self._pruned:
             return
-        if self._step >= self._admm_steps:
-            self.residual = self._admm.residual()
-            _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
-            self._admm = None
+        if self._admm is None or self._step >= self._admm_steps:
             self._hard_prune()
         elif self._step % self._interval == 0:
             self._admm.dual_update()
 
     def _hard_prune(self) -> None:
+        if self._admm is not None:
+            self.residual = self._admm.residual()
+            _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
+        self._admm, self._pruned = None, True  # the weights alone are projected, without the dual
         self.update_masks(self.generate_masks())
         self._bake()
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if self._admm is not None:  # training ended early, inside ADMM
-            self._admm = None
+        if not self._pruned:  # training ended early
             self._hard_prune()
         self._bake()

@@ -126,9 +126,84 @@ def test_mode_gradients_and_hooks_come_back(trained: nn.Module, images: Pair) ->
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in trained.modules())
 
 
-def test_memory_format_comes_back(trained: nn.Module, images: Pair) -> None:
-    run(trained, config(images))
-    assert all(parameter.is_contiguous() for parameter in trained.parameters())
+class BatchNormNet(nn.Module):
+    """Colour images, BatchNorm of maps and of vectors, a grouped convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 8, 3, groups=4)
+        self.fc, self.bn2, self.head = nn.Linear(8 * 36, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv2(self.bn1(self.conv1(x)).relu()).relu()
+        return self.head(self.bn2(self.fc(x.flatten(1))).relu())
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_memory_format_comes_back(images: Pair, memory_format: torch.memory_format) -> None:
+    model = BatchNormNet().to(memory_format=memory_format)
+    before = [parameter.stride() for parameter in model.parameters()]
+    run(model, config((images[0].expand(-1, 3, -1, -1), images[1])))
+    assert [parameter.stride() for parameter in model.parameters()] == before
+
+
+def test_batchnorm_with_a_last_batch_of_one(images: Pair) -> None:
+    colour = images[0].expand(-1, 3, -1, -1)[:65], images[1][:65]
+    for source in (
+        colour,
+        torch.utils.data.TensorDataset(*colour),
+        [(p[0], p[1]) for p in zip(*(t.split(64) for t in colour), strict=True)],
+    ):
+        model = BatchNormNet()
+        done = run(model, config(source, batch_size=64))
+        assert all(torch.equal(model.get_submodule(name).weight != 0, mask) for name, mask in done.masks.items())
+
+
+def test_an_interrupt_leaves_parameters_and_statistics_as_they_were(images: Pair) -> None:
+    class Interrupt(Callback):
+        def on_epoch_end(self, status: Status) -> None:
+            raise KeyboardInterrupt
+
+    model = BatchNormNet()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        run(model, config((images[0].expand(-1, 3, -1, -1), images[1])), [Interrupt()])
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_double_models_take_float_images(trained: nn.Module, images: Pair) -> None:
+    run(trained.double(), config(images, epochs=1))
+    assert trained.fc1.weight.dtype == torch.float64
+
+
+def test_weights_that_are_not_finite_at_the_end_are_refused(trained: nn.Module, images: Pair) -> None:
+    one_step = (images[0][:32], images[1][:32])
+    with pytest.raises(TrainingError, match="not finite after the last step"):
+        run(trained, config(one_step, epochs=1, optimizer={"name": "sgd", "lr": 1e38}, admm={"epochs": 0}))
+    assert trained.fc1.weight.isfinite().all()
+
+
+def test_labels_outside_the_models_classes(trained: nn.Module, images: Pair) -> None:
+    with pytest.raises(ValueError, match="labels reach from 0 to 5, and the model has 3 classes"):
+        run(trained, config((images[0], images[1].where(images[1] < 2, 5))))
+
+
+def test_a_section_changed_into_nonsense_is_found(trained: nn.Module, images: Pair) -> None:
+    settings = config(images)
+    settings.admm.epochs = 9
+    with pytest.raises(ValueError, match=r"admm\.epochs=9 is more than epochs=4"):
+        run(trained, settings)
+
+
+def test_layers_whose_weights_cannot_be_pruned_are_refused(images: Pair) -> None:
+    up = nn.Sequential(nn.ConvTranspose2d(1, 2, 3), nn.Flatten(), nn.Linear(200, 3))
+    with pytest.raises(ValueError, match="0: a transposed convolution can be pruned with granularity='unstructured'"):
+        run(up, config(images, granularity="filter"))
+    run(up, config(images, epochs=1))
+    parametrized = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(nn.Linear(64, 3)))
+    with pytest.raises(ValueError, match="1: its weight is computed from others"):
+        run(parametrized, config(images))
 
 
 class Spy(Callback):

@@ -9,6 +9,7 @@ from typing import Any
 import nni
 import pytest
 import torch
+import torchvision
 from nni.compression import TorchEvaluator
 from nni.compression.base.compressor import Pruner
 from nni.compression.pruning import LevelPruner
@@ -143,6 +144,7 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
         "config_list is a dict": lambda: PwoAPruner(trained, {"sparse_ratio": 0.5}),  # type: ignore[arg-type]
         "evaluator is missing": lambda: PwoAPruner(trained, EVERY),
         "model is a function": lambda: PwoAPruner(lambda x: x, config(images)),  # type: ignore[arg-type]
+        "with a PwoAConfig": lambda: PwoAPruner(trained, config(images), eps=0.3),
         "call compress": lambda: PwoAPruner(trained, config(images)).compress(10, None),
     }
     for said, refused in refusals.items():
@@ -252,6 +254,64 @@ def test_users_own_loss_has_weight_0_unless_asked_for(trained: nn.Module, images
     assert trained.fc1.weight.isfinite().all()
 
 
+@pytest.mark.parametrize(("granularity", "ratio"), [("column", 0.5), ("filter", 0.5), ("block:2x2", 0.5), ("2:4", 0.5)])
+def test_our_own_names_of_granularity_in_a_config_list(
+    trained: nn.Module, images: Pair, granularity: str, ratio: float
+) -> None:
+    entry = {"op_names": ["fc1"], "sparse_ratio": ratio, "granularity": granularity}
+    pruner = PwoAPruner(trained, [entry], evaluator(trained, images), eps=0.1)
+    _, masks = pruner.compress(12, None)
+    pruner.unwrap_model()
+    assert masks["fc1"]["weight"].mean().item() == pytest.approx(0.5)
+    assert torch.equal(trained.fc1.weight != 0, masks["fc1"]["weight"].bool())
+    if granularity == "2:4":
+        assert masks["fc1"]["weight"].view(16, -1, 4).sum(-1).eq(2).all()
+        with pytest.raises(ValueError, match=r"sparse_ratio=0\.9 contradicts granularity='2:4'"):
+            PwoAPruner(trained, [{**entry, "sparse_ratio": 0.9}], evaluator(trained, images))
+
+
+class OwnLinear(nn.Linear):
+    """NNI selects and sets up layers by the exact name of their class."""
+
+
+def test_subclasses_of_layers_are_pruned_too(images: Pair) -> None:
+    model = nn.Sequential(nn.Flatten(), OwnLinear(64, 8), nn.ReLU(), nn.Linear(8, 3))
+    _, masks = PwoAPruner(model, config(images)).compress()
+    assert list(masks) == ["1", "3"]
+
+
+def test_a_vision_transformer(images: Pair) -> None:
+    vit = torchvision.models.VisionTransformer(8, 4, 1, num_heads=2, hidden_dim=8, mlp_dim=16, num_classes=3)
+    colour = images[0].expand(-1, 3, -1, -1), images[1]
+    model, masks = PwoAPruner(vit, config(colour, epochs=1)).compress()
+    assert "encoder.layers.encoder_layer_0.self_attention.out_proj" in masks
+    assert all(torch.equal(model.get_submodule(n).weight != 0, m["weight"].bool()) for n, m in masks.items())
+
+
+@pytest.mark.parametrize("steps", [3, 40])  # with and without an ADMM phase
+def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
+    trained: nn.Module, images: Pair, steps: int
+) -> None:
+    before = copy.deepcopy(trained.state_dict())
+    x, y = images
+    bad = {
+        "pixels reach from": (x * 255, y),
+        "labels reach from 0 to 7": (x, y.where(y < 2, 7)),
+        "pixels reach from nan": (x * torch.nan, y),
+    }
+    for said, data in bad.items():
+        model = copy.deepcopy(trained)
+
+        def step(batch: Any, model: nn.Module) -> Tensor:
+            return model(batch[0]).sum() * 0
+
+        pruner = PwoAPruner(model, EVERY, evaluator(model, data, step=step), eps=0.1)
+        with pytest.raises(ValueError, match=said):
+            pruner.compress(steps, None)
+        pruner.unwrap_model()
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
 def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, images: Pair) -> None:
     level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     level.compress()
@@ -260,6 +320,8 @@ def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, ima
     )
     assert isinstance(pruner, PwoAPruner)
     assert list(pruner.allocation) == ["fc1"]
+    with pytest.raises(ValueError, match="whose run trains by itself"):
+        PwoAPruner.from_compressor(level, config(images))
     pruner.unwrap_model()
 
 
