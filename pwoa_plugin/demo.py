@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import copy
 import logging
+import sys
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -69,7 +71,7 @@ class Row:
             f"{self.judged.clean:.1%}",
             *(f"{value:.1%}" for value in columns),
             f"{self.attacked.attacks['AutoAttack'].accuracy:.0%}" if self.attacked else "not run",
-            f"{worst.accuracy:.0%} ({worst.low:.0%} to {worst.high:.0%})",
+            f"{worst.accuracy:.0%} ({100 * worst.low:.0f} to {100 * worst.high:.0f})",
             f"{self.seconds:.0f}",
         )
 
@@ -242,10 +244,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         tell=lambda name: errors.print(f"[bold]{name}[/bold]"),
     )
     title = f"A robust LeNet at {args.compression:g}x, without adversarial examples"
-    table = Table(*_HEADER, title=title)
+    table = Table(title=title, box=box.SIMPLE)
+    for column in _HEADER:
+        table.add_column(column, no_wrap=bool(column), justify="right" if column else "left")
     for row in rows:
         table.add_row(*row.cells())
-    console = Console()
+    console = Console() if sys.stdout.isatty() else Console(width=120)
     console.print(table)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "table.md").write_text(to_markdown(rows, title), encoding="utf-8")
