@@ -26,7 +26,7 @@ from ..method.batches import check_images, check_labels
 from ..method.callback import Callback
 from ..method.compression import Compression, TrainingError, build_objective, restored_on_error
 from ..method.distillation import frozen_copy
-from ..method.layers import prunable_layers, refuse_transposed
+from ..method.layers import is_weighted, refuse_transposed
 from ..method.objective import PwoAObjective
 from ..method.sparsity import SparsitySet, make_sparsity_set
 from .granularity import sparsity_set_of
@@ -136,6 +136,7 @@ class PwoAPruner(Pruner):
                 "distillation, perturbation, hsic or admm": bool(distillation or perturbation or hsic or admm),
                 "eps or pixel_range": eps is not None or pixel_range != (0.0, 1.0),
                 "origin_loss_lambda": origin_loss_lambda != 0,
+                "steps_per_epoch": steps_per_epoch is not None,
             }
             if given := [name for name, is_given in list_only.items() if is_given]:
                 raise ValueError(
@@ -165,18 +166,15 @@ class PwoAPruner(Pruner):
             if evaluator is None:
                 raise ValueError("evaluator is missing; NNI's config_list needs one (a PwoAConfig does not)")
             self._teacher = frozen_copy(model)
-        self.distillation, self.perturbation = (
-            distillation or DistillationConfig(),
-            perturbation or PerturbationConfig(),
-        )
+        self.distillation = distillation or DistillationConfig()
+        self.perturbation = perturbation or PerturbationConfig()
         self.hsic, self.admm = hsic or HSICConfig(), admm or ADMMConfig()
         self.eps, self.pixel_range = eps, pixel_range
         self.origin_loss_lambda, self.steps_per_epoch, self.take_batch = origin_loss_lambda, steps_per_epoch, take_batch
-        self._allocation_rule = allocation
         self._wrap_now = self.config is None
-        for module in prunable_layers(model).values():
+        for module in model.modules():
             # NNI knows a few classes by name, no subclasses (a transformer's out_proj is one): its way to add one.
-            if type(module).__name__ not in PruningSetting.registry:
+            if is_weighted(module) and type(module).__name__ not in PruningSetting.registry:
                 PruningSetting.register(type(module).__name__, PruningSetting.default_setting)
         super().__init__(model, config_list, evaluator, existed_wrappers)
         self._wrap_now = True

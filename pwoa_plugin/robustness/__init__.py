@@ -5,7 +5,7 @@
 >>> print(report)  # doctest: +SKIP
 """
 
-from pwoa_plugin.robustness.attacks import (
+from .attacks import (
     ATTACKS,
     CW,
     FGSM,
@@ -19,9 +19,9 @@ from pwoa_plugin.robustness.attacks import (
     StandardAutoAttack,
     make_attack,
 )
-from pwoa_plugin.robustness.estimator import make_estimator, undisturbed
-from pwoa_plugin.robustness.protocol import DEFAULT_ATTACKS, evaluate
-from pwoa_plugin.robustness.report import AttackReport, Config, Report
+from .estimator import make_estimator, undisturbed
+from .protocol import DEFAULT_ATTACKS, evaluate
+from .report import AttackReport, Config, Report
 
 __all__ = [
     "ATTACKS",

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pwoa_plugin.robustness.attacks import Attack, make_attack
+from .attacks import Attack, make_attack
 
 __all__ = [
     "as_attacks",

@@ -14,15 +14,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from pwoa_plugin._random import check_seed, seeded
-from pwoa_plugin.robustness.attacks.base import (
+from .._random import check_seed, seeded
+from .attacks.base import (
     Attack,
     AttackSettings,
     OnProgress,
     positive_int,
 )
-from pwoa_plugin.robustness.estimator import Logits, make_estimator, model_device, undisturbed
-from pwoa_plugin.robustness.inputs import (
+from .estimator import Logits, make_estimator, model_device, undisturbed
+from .inputs import (
     as_attacks,
     as_device,
     check_eps,
@@ -31,7 +31,7 @@ from pwoa_plugin.robustness.inputs import (
     check_step_size,
     collect,
 )
-from pwoa_plugin.robustness.report import AttackReport, Config, Report
+from .report import AttackReport, Config, Report
 
 __all__ = ["DEFAULT_ATTACKS", "audit", "evaluate"]
 

@@ -7,12 +7,12 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from pwoa_plugin.robustness.attacks.art_autoattack import ARTAutoAttack
-from pwoa_plugin.robustness.attacks.autoattack import AutoAttack, StandardAutoAttack
-from pwoa_plugin.robustness.attacks.base import Attack, AttackRun, AttackSettings
-from pwoa_plugin.robustness.attacks.cw import CW, CarliniWagnerMargin
-from pwoa_plugin.robustness.attacks.fgsm import FGSM
-from pwoa_plugin.robustness.attacks.pgd import PGD
+from .art_autoattack import ARTAutoAttack
+from .autoattack import AutoAttack, StandardAutoAttack
+from .base import Attack, AttackRun, AttackSettings
+from .cw import CW, CarliniWagnerMargin
+from .fgsm import FGSM
+from .pgd import PGD
 
 __all__ = [
     "ATTACKS",

@@ -10,7 +10,7 @@ from art.attacks.evasion import AutoAttack as ARTEnsemble
 from art.attacks.evasion import AutoProjectedGradientDescent, DeepFool, SquareAttack
 from art.estimators.classification import PyTorchClassifier
 
-from pwoa_plugin.robustness.attacks.base import Attack, AttackSettings, OnProgress
+from .base import Attack, AttackSettings, OnProgress
 
 __all__ = ["ARTAutoAttack"]
 

@@ -19,9 +19,9 @@ from art.estimators.classification import PyTorchClassifier
 from art.utils import check_and_transform_label_format
 from torch import Tensor
 
-from pwoa_plugin._random import seeded
-from pwoa_plugin.robustness.attacks.base import Attack, AttackSettings, OnProgress
-from pwoa_plugin.robustness.estimator import undisturbed
+from ..._random import seeded
+from ..estimator import undisturbed
+from .base import Attack, AttackSettings, OnProgress
 
 __all__ = ["AutoAttack", "StandardAutoAttack", "applicable_attacks"]
 

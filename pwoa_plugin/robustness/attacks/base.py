@@ -15,8 +15,8 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from pwoa_plugin._random import seeded
-from pwoa_plugin.robustness.estimator import undisturbed
+from ..._random import seeded
+from ..estimator import undisturbed
 
 __all__ = ["Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int"]
 

@@ -9,9 +9,9 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from pwoa_plugin.robustness.attacks.base import AttackSettings
-from pwoa_plugin.robustness.attacks.pgd import PGD
-from pwoa_plugin.robustness.estimator import with_loss
+from ..estimator import with_loss
+from .base import AttackSettings
+from .pgd import PGD
 
 __all__ = ["CW", "CarliniWagnerMargin"]
 

@@ -9,7 +9,7 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 
-from pwoa_plugin.robustness.attacks.base import Attack, AttackSettings
+from .base import Attack, AttackSettings
 
 __all__ = ["FGSM"]
 

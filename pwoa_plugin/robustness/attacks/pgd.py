@@ -11,7 +11,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 )
 from art.estimators.classification import PyTorchClassifier
 
-from pwoa_plugin.robustness.attacks.base import Attack, AttackSettings, positive_int
+from .base import Attack, AttackSettings, positive_int
 
 __all__ = ["PGD"]
 
