@@ -36,13 +36,15 @@ class LayerGroups:
 
     shape: tuple[int, ...]
     scores: Tensor  # (groups,): squared norms, float64
-    sizes: Tensor  # (groups,): weights in each, float64; blocks at an edge are smaller
+    sizes: Tensor | None = None  # (groups,): weights in each, where they differ (blocks at an edge)
+
+    def kept(self, k: int) -> float:
+        """Weights kept with the k groups of largest norm."""
+        return k * self.size if self.sizes is None else float(self.sizes[self._order[:k]].sum())
 
     @cached_property
-    def kept(self) -> list[float]:
-        """Weights kept with the k groups of largest norm, for k from 0 to all."""
-        order = self.scores.argsort(descending=True, stable=True)
-        return [0.0, *self.sizes[order].cumsum(0).tolist()]
+    def _order(self) -> Tensor:
+        return self.scores.argsort(descending=True, stable=True)
 
     @property
     def groups(self) -> int:
@@ -180,11 +182,11 @@ ALLOCATIONS: dict[str, Allocation] = {"uniform": Uniform(), "erk": ERK(), "lamp"
 def _round(ideal: Sequence[float], layers: Sequence[LayerGroups], budget: float) -> list[int]:
     """Whole groups, at least one a layer, with the total as near to the budget as groups allow."""
     keep = [min(max(int(value), 1), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
-    error = sum(layer.kept[k] for k, layer in zip(keep, layers, strict=True)) - budget
+    error = sum(layer.kept(k) for k, layer in zip(keep, layers, strict=True)) - budget
     while True:
         step = -1 if error > 0 else 1
         changes = {
-            i: layer.kept[keep[i] + step] - layer.kept[keep[i]]
+            i: layer.kept(keep[i] + step) - layer.kept(keep[i])
             for i, layer in enumerate(layers)
             if 1 <= keep[i] + step <= layer.groups
         }
@@ -228,8 +230,8 @@ def allocate(
                 raise ValueError(
                     f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf"
                 )
-            sizes = sparsity_set.scores(torch.ones(shape, dtype=torch.float64))
-            layers[name] = LayerGroups(shape, scores.cpu(), sizes)
+            sizes = sparsity_set.scores(torch.ones(shape))
+            layers[name] = LayerGroups(shape, scores.cpu(), None if sizes.min() == sizes.max() else sizes)
         result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
     if not layers:
         reasons = "; ".join(f"{name}: {entry.dense_because}" for name, entry in result.items())
