@@ -28,7 +28,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import PwoAConfig, PwoAPruner, Report, evaluate
+from . import PwoAConfig, Report, evaluate
 from ._random import seeded
 from .data import mnist_sample
 from .method.layers import is_weighted
@@ -136,6 +136,8 @@ def run(
     """
     if compression <= 1:
         raise ValueError(f"compression={compression} prunes nothing; give a factor above 1, as 8")
+    from .nni import PwoAPruner  # not at the top: the processes that judge need no NNI
+
     to_prune, to_judge = (data.tensors for data in mnist_sample())
     train: Pair = (to_prune[0][:images], to_prune[1][:images])
     judge: Pair = (to_judge[0][:judged], to_judge[1][:judged])
@@ -163,7 +165,8 @@ def run(
         f"PwoA as published, {epochs} epochs": published,
         "PwoA (default)": default,
     }
-    models, seconds = {}, {}
+    models: dict[str, nn.Module] = {}
+    seconds: dict[str, float] = {}
     for name, method in methods.items():
         tell(name)
         models[name] = copy.deepcopy(dense)
@@ -175,29 +178,35 @@ def run(
     return [Row(name, model, seconds[name], *reports[name], _nonzero(model)) for name, model in models.items()]
 
 
-def _judge(model: nn.Module, judge: Pair, few: Pair | None, seed: int, progress: bool) -> tuple[Report, Report | None]:
-    wide = evaluate(model, judge, eps=EPS, attacks=WIDE, seed=seed, progress=progress)
-    deep = evaluate(model, few, eps=EPS, attacks=DEEP, seed=seed, progress=progress) if few else None
-    return wide, deep
+def _judge(model: nn.Module, images: Pair, attacks: Sequence[str], seed: int, progress: bool) -> Report:
+    return evaluate(model, images, eps=EPS, attacks=attacks, seed=seed, progress=progress)
 
 
 def _judge_all(
     models: dict[str, nn.Module], judge: Pair, few: Pair | None, seed: int, progress: bool
 ) -> dict[str, tuple[Report, Report | None]]:
-    """Judge every model; with AutoAttack a process per core, one thread each (a quarter faster on this small net)."""
+    """Judge every model; with AutoAttack in a process per core, one thread each (faster on this small network)."""
     processes = min(len(models), os.cpu_count() or 1)
     if few is None or processes == 1:
-        return {name: _judge(model, judge, few, seed, progress) for name, model in models.items()}
+        return {
+            name: (
+                _judge(model, judge, WIDE, seed, progress),
+                _judge(model, few, DEEP, seed, progress) if few else None,
+            )
+            for name, model in models.items()
+        }
     pool = ProcessPoolExecutor(
         processes, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
     )
     with pool, Progress(console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("judged by FGSM, PGD-20, CW, AutoAttack", total=len(models))
-        first, *others, last = models  # the dense one and ours hold out longest: they go first
-        waiting = {name: pool.submit(_judge, models[name], judge, few, seed, False) for name in (first, last, *others)}
-        for _ in as_completed(waiting.values()):
+        task = bar.add_task("FGSM, PGD-20, CW, AutoAttack", total=2 * len(models))
+        # The longest first: AutoAttack, and there the networks that hold out, the dense one and ours.
+        first, *others, last = models
+        deep = {name: pool.submit(_judge, models[name], few, DEEP, seed, False) for name in (first, last, *others)}
+        wide = {name: pool.submit(_judge, model, judge, WIDE, seed, False) for name, model in models.items()}
+        for _ in as_completed([*deep.values(), *wide.values()]):
             bar.advance(task)
-        return {name: future.result() for name, future in waiting.items()}
+        return {name: (wide[name].result(), deep[name].result()) for name in models}
 
 
 def to_markdown(rows: Sequence[Row], title: str) -> str:
