@@ -246,7 +246,7 @@ def plot(rows: Sequence[Row], path: Path, title: str) -> None:
     axes.set_ylim(0, 1.02)
     axes.set_ylabel("accuracy (95 % intervals)")
     axes.set_title(title)
-    axes.legend(fontsize=8, ncols=2, loc="lower left")
+    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
     figure.savefig(path, dpi=120)
     plt.close(figure)
 
