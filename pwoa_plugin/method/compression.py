@@ -7,7 +7,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,7 @@ from .sparsity import make_sparsity_set
 
 if TYPE_CHECKING:
     from ..config import (
+        ADMMConfig,
         DistillationConfig,
         HSICConfig,
         OptimizerConfig,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
         ScheduleConfig,
     )
 
-__all__ = ["Compression", "TrainingError", "build_objective", "lr_factor", "restored_on_error"]
+__all__ = ["Compression", "TrainingError", "build_admm", "build_objective", "lr_factor", "restored_on_error"]
 
 _logger = logging.getLogger(__name__)
 
@@ -179,7 +180,9 @@ class Compression:
                 )
                 if config.admm_epochs:
                     objective.use_hsic = config.admm.hsic
-                    admm, interval = self._admm(admm_steps, per_epoch)
+                    weights = {name: self._weight(name) for name in self.layers}
+                    masks = {name: self.mask_of(name) for name in self.layers}
+                    admm, interval = build_admm(weights, masks, config.admm, admm_steps, per_epoch)
                     for _ in range(config.admm_epochs):
                         step(optimizer, scheduler, admm=admm, interval=interval)
                     self.residual = admm.residual()
@@ -204,20 +207,6 @@ class Compression:
 
     def mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
         return partial(self.allocation[name].mask, self.sparsity_set)
-
-    def _admm(self, steps: int, per_epoch: int) -> tuple[ADMM, int]:
-        config = self.config.admm
-        interval = config.interval * per_epoch if config.interval else None
-        interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=interval)
-        admm = ADMM(
-            {name: self._weight(name) for name in self.layers},
-            {name: self.mask_of(name) for name in self.layers},
-            rho=config.rho,
-            growth=growth if config.growth is None else config.growth,
-            rho_max=config.rho_max,
-            rescale=config.rescale,
-        )
-        return admm, interval
 
     @torch.no_grad()
     def _hard_prune(self) -> None:
@@ -391,6 +380,34 @@ def build_objective(
     )
     objective.classes = logits.shape[1]
     return objective, radius
+
+
+def build_admm(
+    weights: Mapping[str, Tensor],
+    masks: Mapping[str, Callable[[Tensor], Tensor]],
+    config: ADMMConfig,
+    steps: int,
+    per_epoch: int,
+) -> tuple[ADMM, int]:
+    """The ADMM that a config asks for, and the steps between its dual updates.
+
+    Args:
+        weights, masks: see `ADMM`.
+        config: what it says of rho, growth and interval; what it leaves out scales itself to ``steps``.
+        steps: of the ADMM phase.
+        per_epoch: steps of an epoch; used only where ``config.interval`` is given.
+    """
+    interval = config.interval * per_epoch if config.interval else None
+    interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=interval)
+    admm = ADMM(
+        weights,
+        masks,
+        rho=config.rho,
+        growth=growth if config.growth is None else config.growth,
+        rho_max=config.rho_max,
+        rescale=config.rescale,
+    )
+    return admm, interval
 
 
 def lr_factor(schedule: ScheduleConfig, steps: int, per_epoch: int, step: int) -> float:

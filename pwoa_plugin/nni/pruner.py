@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from .._random import seeded
 from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig, PwoAConfig
-from ..method.admm import ADMM, self_scaled_updates
+from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, LayerAllocation, allocate
 from ..method.batches import check_images, check_labels
 from ..method.callback import Callback
-from ..method.compression import Compression, TrainingError, build_objective, restored_on_error
+from ..method.compression import Compression, TrainingError, build_admm, build_objective, restored_on_error
 from ..method.distillation import frozen_copy
 from ..method.layers import is_weighted, refuse_transposed
 from ..method.objective import PwoAObjective
@@ -145,6 +145,7 @@ class PwoAPruner(Pruner):
             # Everything that can be refused is refused before NNI touches the model.
             self._run = Compression(model, self.config)
             self.allocation = self._run.allocation
+            self._sets = dict.fromkeys(self.allocation, self._run.sparsity_set)
             # The ratio is for NNI's books: what each layer keeps is in `allocation`.
             ratio = 1 - sum(x.weights * x.density for x in self.allocation.values()) / sum(
                 x.weights for x in self.allocation.values()
@@ -385,7 +386,7 @@ class PwoAPruner(Pruner):
         return masks
 
     def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        return self._run.mask_of(name) if self._run else partial(self.allocation[name].mask, self._sets[name])
+        return partial(self.allocation[name].mask, self._sets[name])
 
     _admm: ADMM | None = None
 
@@ -415,19 +416,9 @@ class PwoAPruner(Pruner):
             self._admm_steps = self.admm.epochs * (self.steps_per_epoch or 0)
         if self._admm_steps > 1:
             weights = {name: self._target_spaces[name]["weight"].target for name in self.allocation}
-            interval = (
-                self.admm.interval * self.steps_per_epoch if self.admm.interval and self.steps_per_epoch else None
-            )
-            self._interval, growth = self_scaled_updates(
-                self._admm_steps, rho=self.admm.rho, rho_max=self.admm.rho_max, interval=interval
-            )
-            self._admm = ADMM(
-                weights,
-                {name: self._mask_of(name) for name in weights},
-                rho=self.admm.rho,
-                growth=growth if self.admm.growth is None else self.admm.growth,
-                rho_max=self.admm.rho_max,
-                rescale=self.admm.rescale,
+            masks = {name: self._mask_of(name) for name in weights}
+            self._admm, self._interval = build_admm(
+                weights, masks, self.admm, self._admm_steps, self.steps_per_epoch or 0
             )
         evaluator.patch_loss(self._loss)
         evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
