@@ -67,7 +67,7 @@ def parse_yaml(text: str | bytes) -> Any:
         YAMLError: it is none, holds an alias or a key twice, or asks for an object; the line says where.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(text, _Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
