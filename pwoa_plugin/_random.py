@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
-__all__ = ["check_seed", "seeded"]
+__all__ = ["check_seed", "random_state", "seeded", "set_random_state"]
 
 _SEED_LIMIT = 2**32  # numpy's global generator takes no more than 32 bits
 
@@ -38,18 +39,38 @@ def seeded(seed: int) -> Iterator[None]:
         ValueError: ``seed`` is no such integer; no state has been touched then.
     """
     seed = check_seed(seed)
-    cpu_state = torch.get_rng_state()
-    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    numpy_state = np.random.get_state()
-    python_state = random.getstate()
+    before = random_state()
     try:
         torch.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         yield
     finally:
-        torch.set_rng_state(cpu_state)
-        if cuda_states:
-            torch.cuda.set_rng_state_all(cuda_states)
-        np.random.set_state(numpy_state)
-        random.setstate(python_state)
+        set_random_state(before)
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """The state of every global generator that `seeded` seeds, as tensors on the CPU, which files can hold."""
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state |= {f"cuda.{i}": saved for i, saved in enumerate(torch.cuda.get_rng_state_all())}
+    _, keys, position, has_gauss, gauss = np.random.get_state()
+    state["numpy"] = torch.from_numpy(np.append(keys.astype(np.int64), [position, has_gauss]))
+    state["numpy.gauss"] = torch.tensor(gauss, dtype=torch.float64)
+    version, words, next_gauss = random.getstate()
+    state["python"] = torch.tensor([version, *words])
+    state["python.gauss"] = torch.tensor(float("nan") if next_gauss is None else next_gauss, dtype=torch.float64)
+    return state
+
+
+def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
+    """Put back what `random_state` gave; GPUs that are not here are left out."""
+    torch.set_rng_state(state["torch"])
+    for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda.{i}" in state:
+            torch.cuda.set_rng_state(state[f"cuda.{i}"], i)
+    *keys, position, has_gauss = state["numpy"].tolist()
+    np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), position, has_gauss, float(state["numpy.gauss"])))
+    version, *words = state["python"].tolist()
+    gauss = float(state["python.gauss"])
+    random.setstate((version, tuple(words), None if math.isnan(gauss) else gauss))

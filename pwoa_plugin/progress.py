@@ -31,7 +31,7 @@ class ProgressBar(Callback):
         self._progress.start()
         self._task = self._progress.add_task(status.phase, total=status.steps, figures="")
 
-    def on_step(self, status: Status) -> None:
+    def on_report(self, status: Status) -> None:
         if self._progress is None:
             return
         figures = " ".join(f"{name} {value:.4g}" for name, value in status.terms.items())

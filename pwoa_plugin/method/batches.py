@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from .._random import random_state, set_random_state
+
 __all__ = ["Batches", "check_images", "check_labels"]
 
 
@@ -154,6 +156,20 @@ class Batches:
             raise ValueError(f"train_loader gives no labels, and {self.labels_because}")
         check_labels(y, len(x), self.classes, "train_loader")
         return x, y
+
+    def random_state(self) -> dict[str, Tensor]:
+        """The state of all that the source may draw from: global generators, and a DataLoader's own."""
+        state = random_state()
+        if isinstance(generator := getattr(self._source, "generator", None), torch.Generator):
+            state["loader"] = generator.get_state()
+        return state
+
+    def set_random_state(self, state: Mapping[str, Tensor]) -> None:
+        """Put back what `random_state` gave."""
+        set_random_state(state)
+        generator = getattr(self._source, "generator", None)
+        if isinstance(generator, torch.Generator) and "loader" in state:
+            generator.set_state(state["loader"])
 
     def epoch(self, *, check: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One epoch of batches.

@@ -19,7 +19,8 @@ class Status:
         step: steps done in the whole run.
         steps: of the whole run.
         lr: learning rate.
-        terms: the loss's summands, means of the epoch so far.
+        seconds: of the run so far, also before it was resumed.
+        terms: the loss's summands, means of the epoch up to the last report.
         loss: their sum.
         rho: ADMM's penalty weight; None in fine-tuning.
         residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None in fine-tuning.
@@ -32,6 +33,7 @@ class Status:
     epoch: int = 0
     step: int = 0
     lr: float = 0.0
+    seconds: float = 0.0
     terms: Mapping[str, float] = field(default_factory=dict)
     loss: float = 0.0
     rho: float | None = None
@@ -43,13 +45,16 @@ class Callback:
     """Override what is of interest. Callbacks see a run; they do not change it."""
 
     def on_start(self, status: Status) -> None:
-        """Before the first step."""
+        """Before the first step, of a resumed run too."""
 
     def on_step(self, status: Status) -> None:
-        """Now and then between steps, once the terms are known."""
+        """After every step; terms are as old as the last report. `Compression.state` may be asked here."""
+
+    def on_report(self, status: Status) -> None:
+        """Now and then after a step, once the terms are known."""
 
     def on_epoch_end(self, status: Status) -> None:
-        """After every epoch."""
+        """After every epoch. `Compression.state` may be asked here."""
 
     def on_end(self, status: Status | None) -> None:
         """At the end, also when the run raised."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
 import math
 import time
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ from .layers import prunable_layers, refuse_transposed
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
 from .sparsity import make_sparsity_set
+from .state import State, StateError, admm_state, copy_into, optimizer_state, set_admm_state, set_optimizer_state
 
 if TYPE_CHECKING:
     from ..config import (
@@ -105,6 +107,7 @@ class Compression:
         self.history: list[dict[str, object]] = []
         self.hidden_layers: list[str] = []
         self.radius = 0.0
+        self._training: _Training | None = None
 
     def _look(self) -> PwoAObjective:
         """Look at the data and at the model's answer to it; the objective that follows from both."""
@@ -128,79 +131,104 @@ class Compression:
 
     # -- training --------------------------------------------------------------------------------
 
-    def run(self, callbacks: Sequence[Callback] = ()) -> dict[str, Tensor]:
+    def run(self, callbacks: Sequence[Callback] = (), resume: State | None = None) -> dict[str, Tensor]:
         """Prune the model in place.
 
-        Random state is the caller's: seed before (`PwoAPruner` does).
+        Random state is the caller's: seed before (`PwoAPruner` does), also to resume.
 
         Args:
             callbacks: told of the progress.
+            resume: what `state` gave in a run of the same model, data and config; that run is gone on with, and ends
+                with the same bits as if it had never stopped (same machine, CPU).
 
         Returns:
             ``{layer: boolean mask}``; the model's weights are 0 exactly where a mask is.
 
         Raises:
-            ValueError: data or model cannot be used.
+            ValueError: data or model cannot be used, or the state is another run's.
             TrainingError: the loss is no number. In both cases, and when interrupted, the model is as it was.
         """
-        self.masks, self.residual, self.history = {}, None, []
-        status: Status | None = None
+        self.masks, self.residual, self.history, self._training = {}, None, [], None
         with restored_on_error(self.model), _channels_last_on_cpu(self.model, self.teacher, self.device):
             try:
-                objective = self._look()
-                _logger.info("allocation\n%s", allocation_table(self.allocation))
-                self.model.to(self.device)
-                trained = [p for p in self.model.parameters() if p.requires_grad]
-                frozen = [name for name in self.layers if not self._weight(name).requires_grad]
-                if frozen:
-                    raise ValueError(
-                        f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude "
-                        "the layer"
-                    )
-                self.model.train()
-                per_epoch, config = len(self.batches), self.config
-                first = "admm" if config.admm_epochs else "fine-tune"
-                status = Status(phase=first, epochs=config.epochs, steps=config.epochs * per_epoch)
+                training = self._prepare(resume)
+                status, config = training.status, self.config
                 for callback in callbacks:
                     callback.on_start(status)
-                started = time.perf_counter()
-                admm_steps = config.admm_epochs * per_epoch
-                own = config.admm.optimizer is not None and admm_steps > 0
-                optimizer, scheduler = self._optimizer(
-                    trained,
-                    (config.admm.optimizer if own else None) or config.optimizer,
-                    config.admm.schedule if own else config.schedule,
-                    admm_steps if own else status.steps,
-                    per_epoch,
-                )
-                dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
-                scaler = torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16)
-                step = partial(
-                    self._epoch, objective, dtype, scaler, status=status, started=started, callbacks=callbacks
-                )
-                if config.admm_epochs:
-                    objective.use_hsic = config.admm.hsic
-                    weights = {name: self._weight(name) for name in self.layers}
-                    masks = {name: self.mask_of(name) for name in self.layers}
-                    admm, interval = build_admm(weights, masks, config.admm, admm_steps, per_epoch)
-                    for _ in range(config.admm_epochs):
-                        step(optimizer, scheduler, admm=admm, interval=interval)
-                    self.residual = admm.residual()
-                    _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
-                objective.use_hsic = True
-                self._hard_prune()
-                status.phase, status.rho, status.residual = "fine-tune", None, None
-                if own:
-                    left = status.steps - admm_steps
-                    optimizer, scheduler = self._optimizer(trained, config.optimizer, config.schedule, left, per_epoch)
-                for _ in range(config.epochs - config.admm_epochs):
-                    step(optimizer, scheduler)
-                if not all(parameter.isfinite().all() for parameter in trained):
+                while status.epoch < config.admm_epochs:
+                    self._epoch(training, callbacks)
+                if not self.masks:
+                    self._hard_prune(training)
+                while status.epoch < config.epochs:
+                    self._epoch(training, callbacks)
+                if not all(parameter.isfinite().all() for parameter in training.parameters):
                     raise TrainingError("a weight is not finite after the last step; lower optimizer.lr")
             finally:
+                status_or_none = self._training.status if self._training else None
                 for callback in callbacks:
-                    callback.on_end(status)
+                    callback.on_end(status_or_none)
+                self._training = None
         return self.masks
+
+    def _prepare(self, resume: State | None) -> _Training:
+        """All that training needs, at its first step or where a state left it."""
+        config = self.config
+        objective = self._look()
+        _logger.info("allocation\n%s", allocation_table(self.allocation))
+        self.model.to(self.device)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        frozen = [name for name in self.layers if not self._weight(name).requires_grad]
+        if frozen:
+            raise ValueError(
+                f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
+            )
+        self.model.train()
+        per_epoch = len(self.batches)
+        dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
+        self._training = training = _Training(
+            objective=objective,
+            parameters=parameters,
+            status=Status(
+                phase="admm" if config.admm_epochs else "fine-tune",
+                epochs=config.epochs,
+                steps=config.epochs * per_epoch,
+            ),
+            per_epoch=per_epoch,
+            dtype=dtype,
+            scaler=torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16),
+        )
+        if resume is not None:
+            try:
+                self._resume(training, resume)
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise StateError(f"the saved state is incomplete ({error!r}); resume from another one") from error
+        else:
+            self._enter_phase(training)
+        training.began = time.perf_counter() - training.status.seconds
+        return training
+
+    def _enter_phase(self, training: _Training) -> None:
+        """Optimizer, schedule and ADMM of the phase that begins, or that a state is in."""
+        config, status = self.config, training.status
+        in_admm = status.phase == "admm"
+        admm_steps = config.admm_epochs * training.per_epoch
+        own = config.admm.optimizer is not None and admm_steps > 0
+        training.objective.use_hsic = config.admm.hsic if in_admm else True
+        if in_admm or own or training.optimizer is None:
+            done = admm_steps if own and not in_admm else 0
+            training.optimizer, training.scheduler = self._optimizer(
+                training.parameters,
+                (config.admm.optimizer if own and in_admm else None) or config.optimizer,
+                config.admm.schedule if own and in_admm else config.schedule,
+                admm_steps if own and in_admm else status.steps - done,
+                training.per_epoch,
+                status.step - done,
+            )
+        training.admm = None
+        if in_admm:
+            weights = {name: self._weight(name) for name in self.layers}
+            masks = {name: self.mask_of(name) for name in self.layers}
+            training.admm, training.interval = build_admm(weights, masks, config.admm, admm_steps, training.per_epoch)
 
     def _weight(self, name: str) -> nn.Parameter:
         return self.layers[name].get_parameter("weight")
@@ -209,16 +237,29 @@ class Compression:
         return partial(self.allocation[name].mask, self.sparsity_set)
 
     @torch.no_grad()
-    def _hard_prune(self) -> None:
+    def _hard_prune(self, training: _Training) -> None:
+        if training.admm is not None:
+            self.residual = training.admm.residual()
+            _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
         for name in self.layers:
             weight = self._weight(name)
             self.masks[name] = self.mask_of(name)(weight)
             weight.mul_(self.masks[name])
+        status = training.status
+        if status.phase == "admm":
+            status.phase, status.rho, status.residual = "fine-tune", None, None
+            self._enter_phase(training)
 
     @staticmethod
     def _optimizer(
-        parameters: list[nn.Parameter], config: OptimizerConfig, schedule: ScheduleConfig, steps: int, per_epoch: int
+        parameters: list[nn.Parameter],
+        config: OptimizerConfig,
+        schedule: ScheduleConfig,
+        steps: int,
+        per_epoch: int,
+        done: int = 0,
     ) -> tuple[Optimizer, LambdaLR]:
+        """An optimizer and its schedule over ``steps``, ``done`` of which are behind."""
         optimizer: Optimizer
         if config.name == "sgd":
             optimizer = torch.optim.SGD(
@@ -227,45 +268,128 @@ class Compression:
         else:
             kind = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
             optimizer = kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        return optimizer, LambdaLR(optimizer, partial(lr_factor, schedule, steps, per_epoch))
+        for group in optimizer.param_groups:
+            group["initial_lr"] = config.lr
+        # A scheduler begins with a step of its own, hence the - 1.
+        return optimizer, LambdaLR(optimizer, partial(lr_factor, schedule, steps, per_epoch), last_epoch=done - 1)
 
-    def _epoch(
-        self,
-        objective: PwoAObjective,
-        dtype: torch.dtype | None,
-        scaler: torch.amp.GradScaler,
-        optimizer: Optimizer,
-        scheduler: LambdaLR,
-        *,
-        status: Status,
-        started: float,
-        callbacks: Sequence[Callback],
-        admm: ADMM | None = None,
-        interval: int = 0,
-    ) -> None:
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=self.device))
-        images = steps = 0
-        began = time.perf_counter()
+    # -- state -----------------------------------------------------------------------------------
+
+    def state(self) -> State:
+        """Where the run stands, for `run` to resume from; to be asked by callbacks, between two steps.
+
+        Raises:
+            RuntimeError: no run goes on.
+            TrainingError: a weight is not finite: there is no sense in going on from here.
+        """
+        training = self._training
+        if training is None:
+            raise RuntimeError("no run goes on; ask for the state in a callback")
+        if not all(parameter.isfinite().all() for parameter in training.parameters):
+            raise TrainingError(f"a weight is not finite at step {training.status.step}; lower optimizer.lr")
+        status = training.status
+        state = State(
+            facts={
+                "status": {field.name: getattr(status, field.name) for field in dataclasses.fields(status)}
+                | {"terms": dict(status.terms), "seconds": time.perf_counter() - training.began},
+                "batch": training.batch,
+                "radius": self.radius,
+                "hidden_layers": self.hidden_layers,
+                "residual": self.residual,
+                "history": [dict(entry) for entry in self.history],
+                "scaler": training.scaler.state_dict(),
+            }
+        )
+        state.add("model", _tensors(self.model))
+        if training.optimizer is not None:
+            state.add("optimizer", optimizer_state(training.optimizer, training.parameters))
+        state.add("mask", self.masks)
+        state.add("sum", training.sums)
+        state.add("random", self.batches.random_state())
+        state.add("epoch_random", training.epoch_random)
+        if training.admm is not None:
+            tensors, state.facts["admm"] = admm_state(training.admm)
+            state.add("admm", tensors)
+        return state
+
+    def _resume(self, training: _Training, state: State) -> None:
+        facts, status = state.facts, training.status
+        saved = Status(**facts["status"])
+        if (saved.epochs, saved.steps) != (status.epochs, status.steps):
+            raise StateError(
+                f"the saved state is of a run of {saved.steps} steps in {saved.epochs} epochs, and this one has "
+                f"{status.steps} in {status.epochs}; resume with the same data and config"
+            )
+        training.status = saved
+        copy_into(_tensors(self.model), state.part("model"), "parameters or buffers")
+        masks = state.part("mask")
+        if saved.phase == "fine-tune" and masks:
+            self.masks = {name: torch.empty_like(self._weight(name), dtype=torch.bool) for name in self.layers}
+            copy_into(self.masks, masks, "masks")
+        self._enter_phase(training)
+        if training.optimizer is not None:
+            set_optimizer_state(training.optimizer, training.parameters, state.part("optimizer"))
+        if training.admm is not None:
+            set_admm_state(training.admm, state.part("admm"), facts["admm"])
+        if facts["scaler"]:
+            training.scaler.load_state_dict(facts["scaler"])
+        self.radius, self.residual, self.history = facts["radius"], facts["residual"], list(facts["history"])
+        if facts["hidden_layers"] != self.hidden_layers:
+            raise StateError("the saved state looks at other hidden layers; resume with the same model and config")
+        if (perturbation := training.objective.perturbation) is not None:
+            perturbation.radius = self.radius
+        training.batch = int(facts["batch"])
+        training.sums = {name: total.to(self.device) for name, total in state.part("sum").items()}
+        training.epoch_random = state.part("epoch_random")
+        training.go_on_with = state.part("random")
+        if not training.batch:
+            self.batches.set_random_state(training.go_on_with)
+
+    # -- an epoch --------------------------------------------------------------------------------
+
+    def _batches_left(self, training: _Training) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The epoch's batches that are still to come; after a resume, the others are read and left out.
+
+        The source draws what it drew then, order and augmentation, since it starts from the epoch's own random state.
+        """
+        skip = training.batch
+        if skip:
+            self.batches.set_random_state(training.epoch_random)
+        else:
+            training.epoch_random = self.batches.random_state()
+        batches = self.batches.epoch(check=training.status.epoch == 0)
+        for _ in range(skip):
+            if next(batches, None) is None:
+                raise StateError("train_loader gives fewer batches than in the run to resume; give the same data")
+        if skip:
+            self.batches.set_random_state(training.go_on_with)
+        return batches
+
+    def _report(self, training: _Training, callbacks: Sequence[Callback]) -> None:
+        status = training.status
+        means = torch.stack(list(training.sums.values())).div(training.batch).tolist()
+        status.terms = dict(zip(training.sums, means, strict=True))
+        status.loss = math.fsum(means)
+        if not math.isfinite(status.loss):
+            bad = ", ".join(name for name, value in status.terms.items() if not math.isfinite(value))
+            raise TrainingError(
+                f"the loss is not finite at step {status.step} ({bad}); the model is as it was: lower optimizer.lr "
+                f"(now {status.lr:.3g}) or the weight of that term"
+            )
+        for callback in callbacks:
+            callback.on_report(status)
+
+    def _epoch(self, training: _Training, callbacks: Sequence[Callback]) -> None:
+        status, admm, scaler = training.status, training.admm, training.scaler
+        optimizer, scheduler = training.optimizer, training.scheduler
+        assert optimizer is not None
+        assert scheduler is not None
         weights = {name: self._weight(name) for name in self.masks}
-
-        def report() -> None:
-            means = torch.stack(list(sums.values())).div(steps).tolist()
-            status.terms = dict(zip(sums, means, strict=True))
-            status.loss = math.fsum(means)
-            status.images_per_second = images / (time.perf_counter() - began)
-            if not math.isfinite(status.loss):
-                bad = ", ".join(name for name, value in status.terms.items() if not math.isfinite(value))
-                raise TrainingError(
-                    f"the loss is not finite at step {status.step} ({bad}); the model is as it was: lower optimizer.lr "
-                    f"(now {status.lr:.3g}) or the weight of that term"
-                )
-            for callback in callbacks:
-                callback.on_step(status)
-
-        for x, y in self.batches.epoch(check=status.epoch == 0):
+        seen, started = 0, time.perf_counter()
+        for x, y in self._batches_left(training):
             optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-                loss = objective(self.model, x, y)
+            with torch.autocast(self.device.type, training.dtype, enabled=training.dtype is not None):
+                loss = training.objective(self.model, x, y)
             scaler.scale(loss).backward()
             if admm is not None:
                 scaler.unscale_(optimizer)
@@ -278,20 +402,24 @@ class Compression:
                 for name, weight in weights.items():
                     weight.mul_(self.masks[name])
             status.step += 1
-            steps += 1
-            images += len(x)
+            training.batch += 1
+            seen += len(x)
             if admm is not None:
                 status.rho = admm.rho
-                if status.step % interval == 0:
+                if status.step % training.interval == 0:
                     admm.dual_update()
                     status.residual = admm.residual()
-            for name, term in objective.terms.items():
-                sums[name] += term
-            if steps % _STEPS_BETWEEN_REPORTS == 1:
-                report()
-        if not steps:
+            for name, term in training.objective.terms.items():
+                training.sums[name] = training.sums[name] + term if name in training.sums else term
+            status.seconds = time.perf_counter() - training.began
+            status.images_per_second = seen / (time.perf_counter() - started)
+            if training.batch % _STEPS_BETWEEN_REPORTS == 1:
+                self._report(training, callbacks)
+            for callback in callbacks:
+                callback.on_step(status)
+        if not training.batch:
             raise ValueError("train_loader gave no batch this time; give one that can be read again at every epoch")
-        report()
+        self._report(training, callbacks)
         status.epoch += 1
         self.history.append(
             {
@@ -302,11 +430,41 @@ class Compression:
                 "lr": status.lr,
                 "rho": status.rho,
                 "residual": status.residual,
-                "seconds": time.perf_counter() - started,
+                "seconds": status.seconds,
             }
         )
+        training.batch, training.sums = 0, {}
         for callback in callbacks:
             callback.on_epoch_end(status)
+
+
+@dataclass
+class _Training:
+    """What changes while a run goes on.
+
+    Attributes:
+        batch: batches done in this epoch.
+        sums: of the loss's terms over this epoch.
+        epoch_random: the random state at the start of this epoch.
+        go_on_with: the random state of the step to resume at.
+        began: on the clock, what was done before a resume counted in.
+    """
+
+    objective: PwoAObjective
+    parameters: list[nn.Parameter]
+    status: Status
+    per_epoch: int
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+    optimizer: Optimizer | None = None
+    scheduler: LambdaLR | None = None
+    admm: ADMM | None = None
+    interval: int = 0
+    batch: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    epoch_random: dict[str, Tensor] = field(default_factory=dict)
+    go_on_with: dict[str, Tensor] = field(default_factory=dict)
+    began: float = 0.0
 
 
 def build_objective(

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pwoa_plugin._random import seeded
 from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.compression import Compression, TrainingError, lr_factor
 from pwoa_plugin.method.sparsity import make_sparsity_set
+from pwoa_plugin.method.state import State, StateError
 
 Pair = tuple[Tensor, Tensor]
 
@@ -233,6 +238,102 @@ def test_callbacks_hear_of_everything(trained: nn.Module, images: Pair) -> None:
     assert spy.calls.count("epoch") == 4
     assert spy.last is not None
     assert spy.last.step == spy.last.steps == 12
+
+
+class Keeper(Callback):
+    """Keeps the state after every step and epoch, as a file would."""
+
+    def __init__(self) -> None:
+        self.run: Compression | None = None
+        self.states: list[State] = []
+
+    def on_step(self, status: Status) -> None:
+        assert self.run is not None
+        state = self.run.state()
+        tensors = {name: tensor.contiguous().clone() for name, tensor in state.tensors.items()}
+        self.states.append(State(tensors, json.loads(json.dumps(state.facts))))
+
+    on_epoch_end = on_step
+
+
+def random_crops(images: Pair) -> torch.utils.data.DataLoader[Any]:
+    """A loader that draws from every global generator, images one by one."""
+
+    def augmented(items: list[Any]) -> Any:
+        shift = [(torch.randint(3, ()).item(), random.randrange(3), np.random.randint(2)) for _ in items]
+        rolled = [
+            x.roll((a, b), (1, 2)).flip(2 if flip else 1) for (x, _), (a, b, flip) in zip(items, shift, strict=True)
+        ]
+        return torch.stack(rolled), torch.stack([y for _, y in items])
+
+    data = torch.utils.data.TensorDataset(*images)
+    return torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, collate_fn=augmented)
+
+
+def own_generator(images: Pair) -> torch.utils.data.DataLoader[Any]:
+    generator = torch.Generator().manual_seed(3)
+    return torch.utils.data.DataLoader(
+        torch.utils.data.TensorDataset(*images), batch_size=64, shuffle=True, generator=generator
+    )
+
+
+@pytest.mark.parametrize(
+    ("make_source", "fields"),
+    [
+        (lambda images: images, {}),
+        (random_crops, {"granularity": "filter", "exclude": "head"}),
+        (own_generator, {"admm": {"epochs": 0}, "autocast": "bfloat16"}),
+        (
+            random_crops,
+            {
+                "admm": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"name": "cycle"}},
+                "optimizer": {"name": "adamw", "weight_decay": 0.1},
+                "schedule": {"name": "multistep", "milestones": (1,)},
+            },
+        ),
+    ],
+)
+def test_a_resumed_run_ends_with_the_same_bits(images: Pair, make_source: Any, fields: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    dense, colour = BatchNormNet(), (images[0].expand(-1, 3, -1, -1)[:150], images[1][:150])
+
+    def do(states: list[State], resume: State | None = None) -> tuple[nn.Module, Compression]:
+        model, keeper = copy.deepcopy(dense), Keeper()
+        keeper.run = Compression(model, config(make_source(colour), **{"sparsity": 0.5} | fields))
+        keeper.states = states
+        with seeded(5):
+            keeper.run.run([keeper], resume)
+        return model, keeper.run
+
+    states: list[State] = []
+    straight, first = do(states)
+    assert len(states) == 16
+    for at in (0, 1, 2, 3, 5, 7, 8, 9, 14, 15):
+        resumed, second = do([], states[at])
+        for name, value in straight.state_dict().items():
+            assert torch.equal(value, resumed.state_dict()[name]), (at, name)
+        assert all(torch.equal(mask, second.masks[name]) for name, mask in first.masks.items())
+        assert [entry | {"seconds": 0} for entry in first.history] == [e | {"seconds": 0} for e in second.history]
+        assert first.residual == second.residual
+
+
+def test_states_of_other_runs_are_refused(trained: nn.Module, images: Pair) -> None:
+    keeper = Keeper()
+    keeper.run = Compression(copy.deepcopy(trained), config(images))
+    keeper.run.run([keeper])
+    before, state = copy.deepcopy(trained.state_dict()), keeper.states[4]
+    with pytest.raises(StateError, match="of a run of 12 steps in 4 epochs, and this one has 15 in 5"):
+        Compression(trained, config(images, epochs=5)).run(resume=state)
+    with pytest.raises(StateError, match=r"other parameters or buffers than this run"):
+        Compression(BatchNormNet(), config((images[0].expand(-1, 3, -1, -1), images[1]))).run(resume=state)
+    with pytest.raises(StateError, match="incomplete"):
+        Compression(trained, config(images)).run(resume=State(state.tensors, {"status": state.facts["status"]}))
+    odd = State(state.tensors | {"model.conv.weight": torch.zeros(2)}, state.facts)
+    with pytest.raises(StateError, match=r"conv.weight of shape \(2,\), and this run \(6, 1, 3, 3\)"):
+        Compression(trained, config(images)).run(resume=odd)
+    with pytest.raises(RuntimeError, match="no run goes on"):
+        keeper.run.state()
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
 class NaNAfter(nn.Module):
