@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PwoAConfig
+    from .masks import load_masks, save_masks
     from .nni import PwoAPruner
     from .robustness import Report, evaluate
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate"]
+__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks"]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
@@ -20,6 +21,8 @@ _HOME = {
     "PwoAPruner": "nni",
     "Report": "robustness",
     "evaluate": "robustness",
+    "load_masks": "masks",
+    "save_masks": "masks",
 }
 
 
