@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
-import platform
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -17,17 +14,12 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["AttackReport", "Config", "Report", "installed_versions", "wilson_interval"]
+from .._files import write_text
+from .._versions import installed_versions
+
+__all__ = ["AttackReport", "Config", "Report", "wilson_interval"]
 
 _FORMAT = 1  # of the JSON; to be raised when a reader of the old one would misread the new one
-_PACKAGES = {
-    "torch": "torch",
-    "art": "adversarial-robustness-toolbox",
-    "pyautoattack": "pyautoattack",
-    "numpy": "numpy",
-    "pwoa_plugin": "pwoa-plugin",
-}
-
 
 def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion (Wilson 1927).
@@ -44,18 +36,6 @@ def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     """
     interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that bear on a verdict; those not installed are left out."""
-    versions = {"python": platform.python_version()}
-    for name, distribution in _PACKAGES.items():
-        try:
-            versions[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    versions["torch"] = torch.__version__  # with its build, as in 2.15.0+cu130
-    return versions
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -221,18 +201,7 @@ class Report:
         Args:
             path: file to write; missing folders are made.
         """
-        target = Path(path)
-        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
-        try:
-            with scratch.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(scratch, target)
-        finally:
-            scratch.unlink(missing_ok=True)
+        write_text(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def from_json(cls, path: str | os.PathLike[str]) -> Report:

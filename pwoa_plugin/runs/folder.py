@@ -1,0 +1,116 @@
+"""The folder of a run: what lies where in it, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from .._files import write_text
+
+__all__ = ["RunError", "RunFolder"]
+
+
+class RunError(RuntimeError):
+    """A run that cannot begin or go on; one line that says what to do."""
+
+
+class RunFolder:
+    """A run on disk.
+
+    ``config.yaml`` (resolved), ``run.json`` (versions, seed, status), ``metrics.jsonl``, ``states/`` (to resume
+    from), ``best.safetensors`` (best epoch's weights), ``pruned.safetensors``, ``masks.safetensors``,
+    ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``, ``plots/*.png``.
+
+    Args:
+        path: of the folder; nothing is made before something is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.facts = self.path / "run.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.states_folder = self.path / "states"
+        self.best = self.path / "best.safetensors"
+        self.pruned = self.path / "pruned.safetensors"
+        self.masks = self.path / "masks.safetensors"
+        self.robustness = self.path / "robustness"
+        self.report = self.path / "report.json"
+        self.markdown = self.path / "report.md"
+        self.page = self.path / "report.html"
+        self.plots = self.path / "plots"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def states(self) -> list[Path]:
+        """Files of training states, the newest first."""
+        return sorted(self.states_folder.glob("step-*.safetensors"), reverse=True)
+
+    def state_at(self, step: int) -> Path:
+        """The file of the state after ``step`` steps."""
+        return self.states_folder / f"step-{step:09d}.safetensors"
+
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        return self.facts.exists()
+
+    def read_facts(self) -> dict[str, Any]:
+        """What ``run.json`` says.
+
+        Raises:
+            RunError: there is none, or it is damaged.
+        """
+        if not self.exists():
+            raise RunError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+        facts = self.read_json(self.facts)
+        if not isinstance(facts, dict):
+            raise RunError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
+        return facts
+
+    @staticmethod
+    def read_json(path: Path) -> Any:
+        """The content of a JSON file of this folder.
+
+        Raises:
+            RunError: it is no JSON.
+        """
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
+
+    def write_facts(self, **changed: Any) -> None:
+        """Change entries of ``run.json``."""
+        facts = self.read_facts() if self.exists() else {}
+        write_text(self.facts, json.dumps(facts | changed, indent=1, allow_nan=False) + "\n")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder for this process alone; the system lets go when the process ends, however it ends.
+
+        Raises:
+            RunError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                import fcntl
+            except ModuleNotFoundError:  # Windows: no lock there
+                yield
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self}: another process is running here; wait for it or use another --out") from None
+            yield
+
+    def clear_scratch(self) -> None:
+        """Remove what a killed process left half-written."""
+        for place in (self.path, self.states_folder, self.robustness, self.plots):
+            for scratch in place.glob(".*.tmp"):
+                scratch.unlink(missing_ok=True)

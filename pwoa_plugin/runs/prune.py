@@ -1,0 +1,384 @@
+"""`pwoa prune`: a run of a config in a folder, from which it can be resumed at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import hashlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._files import write_text
+from .._random import seeded
+from ..config import ConfigError, PwoAConfig
+from ..data import load_training
+from ..masks import save_masks
+from ..method.batches import Batches
+from ..method.callback import Callback
+from ..method.compression import Compression, TrainingError
+from ..method.state import State
+from ..models import load_architecture, load_checkpoint, make_model
+from .._versions import installed_versions
+from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
+from .folder import RunError, RunFolder
+from .files import write_report
+from .size import size_report
+from .state_file import StateFileError, read_state
+from .weights import read_weights, write_weights
+
+__all__ = ["build_network", "prune"]
+
+_logger = logging.getLogger(__name__)
+
+# What a resumed run may be told anew: it changes nothing in what is computed.
+_FREE = {"progress", "device", "data.root", "data.download", "model.checkpoint"}
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network and where it is from.
+
+    Attributes:
+        model: in eval mode.
+        arch: its name, or ``package.module:function``.
+        notes: what was undone to load its checkpoint, a sentence each.
+    """
+
+    model: nn.Module
+    arch: str
+    notes: tuple[str, ...] = ()
+
+
+def build_network(config: PwoAConfig, *, classes: int, channels: int, arch: str | None = None) -> Network:
+    """The network that a config names, with its robust weights.
+
+    Args:
+        config: with a ``model`` section.
+        classes: of the data; ``model.num_classes`` goes before.
+        channels: of the images.
+        arch: in place of ``model.arch``; ``package.module:function`` too.
+
+    Raises:
+        ConfigError: there is no ``model`` section.
+        ValueError: architecture or checkpoint cannot be used.
+    """
+    if config.model is None:
+        raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
+    section, name = config.model, arch or config.model.arch
+    if ":" in name:
+        if section.mean is not None:
+            raise ConfigError("model.mean and std do not go with --arch of your own; normalise inside your network")
+        model = load_architecture(name, num_classes=section.num_classes or classes)
+    else:
+        model = make_model(
+            name,
+            num_classes=section.num_classes or classes,
+            in_channels=channels,
+            mean=section.mean,
+            std=section.std,
+        )
+    return Network(model.eval(), name, load_checkpoint(model, section.checkpoint))
+
+
+def prune(
+    config: PwoAConfig,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    model: nn.Module | None = None,
+    validation: Any = None,
+    arch: str | None = None,
+    save_every: float = 60.0,
+    callbacks: Sequence[Callback] = (),
+    command: Sequence[str] = (),
+) -> RunFolder:
+    """Prune by a config, in a folder.
+
+    Args:
+        config: with ``data`` and ``model`` sections, or with ``train_loader`` and a ``model`` given here.
+        out: folder of the run (see `RunFolder`).
+        resume: go on with the run that is there; begins it where there is none yet. The end is the same, to the bit,
+            as of a run that never stopped (same machine, CPU).
+        model: the robust network, in place of the config's ``model``; it is pruned in place.
+        validation: images with labels, in any form ``train_loader`` may have, to judge epochs by; with
+            ``train_loader`` only (``data`` has its own share).
+        arch: in place of ``model.arch``; may be ``package.module:function``.
+        save_every: seconds between two states, at least; 0 saves after every step.
+        callbacks: told of the progress.
+        command: that started the run, for its report.
+
+    Returns:
+        The folder, with masks, weights of the best epoch and a report.
+
+    Raises:
+        ValueError: config, data, model or checkpoint cannot be used, or the folder holds another run.
+        RunError: the folder is in use, or cannot be written.
+        TrainingError: the loss is no number; the last good state is kept.
+        Stopped: by SIGINT or SIGTERM; the state is saved.
+    """
+    folder = RunFolder(out)
+    begun = _is_begun(folder, resume)
+    if begun and folder.read_facts().get("status") == "finished":
+        _logger.info("%s is finished already", folder)
+        return folder
+    name, notes = arch or "given in Python", ()
+    classes = channels = 0
+    if config.train_loader is None:
+        if config.data is None:
+            raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
+        training = load_training(config.data, batch_size=config.batch_size)
+        config = type(config)(**dict(config) | {"train_loader": training.train})
+        validation, classes, channels = training.validation, training.classes, training.shape[0]
+    elif model is None:
+        raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
+    if model is None:
+        network = build_network(config, classes=classes, channels=channels, arch=arch)
+        model, name, notes = network.model, network.arch, network.notes
+    run = Compression(model, config)
+    digest = _digest(model)
+    if begun:
+        _check_same(folder, config, name, digest)
+    with folder.locked():
+        folder.clear_scratch()
+        state = _last_good_state(folder) if begun else None
+        try:
+            if not begun:
+                config.to_yaml(folder.config)
+                write_text(folder.facts, "{}")
+                folder.write_facts(**_facts(run, arch=name, digest=digest, notes=notes, command=command))
+            folder.write_facts(status="running")
+            _train(run, folder, state, validation, save_every, callbacks)
+            _finish(run, folder)
+        except BaseException as error:
+            stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+            with contextlib.suppress(OSError, RunError):  # a full disk is told of already
+                folder.write_facts(status="interrupted" if stopped else "failed")
+            if isinstance(error, TrainingError) and folder.states():
+                raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
+            if isinstance(error, OSError):
+                raise no_room(folder, folder.path, error) from error
+            raise
+    return folder
+
+
+def _is_begun(folder: RunFolder, resume: bool) -> bool:
+    """Whether there is a run to go on with.
+
+    Raises:
+        ConfigError: the folder is not to be written to.
+    """
+    if folder.path.exists() and not folder.path.is_dir():
+        raise ConfigError(f"out={folder}: is a file; give a folder")
+    if folder.exists():
+        computed = bool(folder.states()) or folder.read_facts().get("status") == "finished"
+        if computed and not resume:
+            raise ConfigError(f"out={folder}: holds a run; go on with --resume, or give another --out")
+        return resume
+    strangers = [
+        entry.name
+        for entry in (folder.path.iterdir() if folder.path.exists() else ())
+        if entry.name not in (".lock", folder.config.name) and not entry.name.endswith(".tmp")
+    ]
+    if strangers:
+        raise ConfigError(f"out={folder}: holds no run but other files ({strangers[0]}); give an empty or a new folder")
+    return False
+
+
+def _facts(
+    run: Compression, *, arch: str, digest: str, notes: tuple[str, ...], command: Sequence[str]
+) -> dict[str, Any]:
+    """What ``run.json`` says from the start."""
+    config = run.config
+    return {
+        "format": 1,
+        "name": "",
+        "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "seed": config.seed,
+        "versions": installed_versions(),
+        "command": list(command),
+        "device": str(run.device),
+        "threads": torch.get_num_threads(),
+        "config": config.model_dump(mode="json"),
+        "model": {
+            "arch": arch,
+            "checkpoint": config.model.checkpoint if config.model else "given in Python",
+            "sha256": digest,
+            "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+            "notes": list(notes),
+        },
+    }
+
+
+def _digest(model: nn.Module) -> str:
+    """SHA-256 of a network's names and values."""
+    digest = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
+    return digest.hexdigest()
+
+
+def _check_same(folder: RunFolder, config: PwoAConfig, arch: str, digest: str) -> None:
+    """Refuse to go on with another run's state.
+
+    Raises:
+        ConfigError: config or network differ; the line names where.
+    """
+    facts = folder.read_facts()
+    before, now = facts.get("config"), config.model_dump(mode="json")
+    if not isinstance(before, dict) or not isinstance(facts.get("model"), dict):
+        raise RunError(f"{folder.facts}: is damaged; begin again with another --out")
+    differing = [key for key in _differing(before, now) if key not in _FREE]
+    if differing:
+        raise ConfigError(
+            f"{differing[0]} is not as in the run in {folder} ({len(differing)} field(s) differ); resume with the same "
+            f"config ({folder.config}), or give another --out"
+        )
+    if facts["model"].get("arch") != arch:
+        raise ConfigError(
+            f"model.arch={arch!r} is not {facts['model'].get('arch')!r}, that of the run in {folder}; resume with the same"
+        )
+    if facts["model"].get("sha256") != digest:
+        raise ConfigError(f"model.checkpoint: these are not the weights that the run in {folder} began with")
+    if facts.get("threads") != torch.get_num_threads():
+        _logger.warning(
+            "the run was begun on %s threads and goes on with %s: the last bits may differ",
+            facts.get("threads"),
+            torch.get_num_threads(),
+        )
+
+
+def _differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key in before | now:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            names += _differing(old, new, f"{prefix}{key}.")
+        elif old != new:
+            names.append(f"{prefix}{key}")
+    return names
+
+
+def _last_good_state(folder: RunFolder) -> State | None:
+    """The newest state that can be read; None where none was saved before the run was killed.
+
+    Raises:
+        RunError: there are states, and none can be read.
+    """
+    reasons = []
+    for path in folder.states():
+        try:
+            state = read_state(path)
+        except StateFileError as error:
+            _logger.warning("%s; trying the one before", error)
+            reasons.append(str(error))
+            continue
+        _logger.info("going on from %s", path)
+        return state
+    if reasons:
+        raise RunError(f"no state can be read ({reasons[0]}); begin again with another --out")
+    return None
+
+
+def _train(
+    run: Compression,
+    folder: RunFolder,
+    state: State | None,
+    validation: Any,
+    save_every: float,
+    callbacks: Sequence[Callback],
+) -> None:
+    config = run.config
+    watching: list[Callback] = []
+    if validation is not None:
+        batches = Batches(
+            validation,
+            batch_size=config.batch_size,
+            device=run.device,
+            dtype=next(run.model.parameters()).dtype,
+            pixel_range=config.pixel_range,
+            labels_because="epochs are judged by them; give (x, y) batches to validation",
+        )
+        watching.append(Validation(run, batches))
+    status = state.facts["status"] if state else {"step": 0, "epoch": 0}
+    saver = SaveStates(run, folder, every=save_every)
+    watching += [
+        Metrics(run, folder, resumed_at=status["step"], epochs_done=status["epoch"]),
+        KeepBest(run, folder),
+        saver,
+    ]
+    with seeded(config.seed), _stopping(saver):
+        run.run([*watching, *callbacks], state)
+    first = watching[0]
+    folder.write_facts(
+        validation={"images": first.images, "dense_clean": first.dense_clean} if isinstance(first, Validation) else None
+    )
+
+
+@contextlib.contextmanager
+def _stopping(saver: SaveStates) -> Iterator[None]:
+    """SIGINT and SIGTERM save at the end of the step and stop; the second one stops at once."""
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if saver.stop_signal is not None:
+            raise KeyboardInterrupt
+        saver.stop_signal = number
+        _logger.warning("stopping after this step (again: at once, what was done since the last state is lost)")
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _finish(run: Compression, folder: RunFolder) -> None:
+    """The best epoch's weights into the model; masks, weights and report into the folder."""
+    best = best_epoch(run.history)
+    if best is not None and best["epoch"] != run.config.epochs:
+        try:
+            weights, facts = read_weights(folder.best)
+            if facts.get("epoch") != str(best["epoch"]):
+                raise ValueError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
+            run.model.load_state_dict(weights)
+        except (ValueError, RuntimeError, FileNotFoundError) as error:
+            _logger.warning("%s; the last epoch's weights are taken", " ".join(str(error).split()))
+            best = run.history[-1]
+    save_masks({name: {"weight": mask} for name, mask in run.masks.items()}, folder.masks)
+    write_weights(folder.pruned, run.model.state_dict())
+    layers = [
+        {
+            "name": name,
+            "shape": list(layer.shape),
+            "weights": layer.weights,
+            "kept": int(run.masks[name].sum()),
+            "density": int(run.masks[name].sum()) / layer.weights,
+            "dense_because": layer.dense_because,
+        }
+        for name, layer in run.allocation.items()
+    ]
+    folder.write_facts(
+        status="finished",
+        seconds=run.history[-1]["seconds"],
+        layers=layers,
+        size=size_report(run.model).to_dict(),
+        radius=run.radius,
+        residual=run.residual,
+        hidden_layers=run.hidden_layers,
+        best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,
+        history=run.history,
+    )
+    write_report(folder)

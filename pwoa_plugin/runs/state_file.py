@@ -1,0 +1,74 @@
+"""A training state as one safetensors file: tensors, facts as JSON in its header, a checksum of each."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._files import replaced_whole
+from ..method.state import State
+
+__all__ = ["StateFileError", "read_state", "write_state"]
+
+_FORMAT = "pwoa-state-1"
+
+
+class StateFileError(ValueError):
+    """A file that holds no state, or a damaged one; one line."""
+
+
+def _checksum(tensor: Tensor) -> int:
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy()) if tensor.numel() else 0
+
+
+def write_state(path: str | os.PathLike[str], state: State) -> None:
+    """Write a state; a file of that name is replaced whole or not at all.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say).
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
+    sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
+    header = json.dumps({"facts": state.facts, "checksums": sums}, allow_nan=False)
+    metadata = {"format": _FORMAT, "header": header, "checksum": str(zlib.crc32(header.encode()))}
+    try:
+        with replaced_whole(path) as scratch:
+            save_file(tensors, scratch, metadata=metadata)
+    except SafetensorError as error:  # what safetensors makes of the disk's errors
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def read_state(path: str | os.PathLike[str]) -> State:
+    """Read what `write_state` wrote, every byte checked.
+
+    Raises:
+        StateFileError: the file is not one, or a byte of it has changed.
+        FileNotFoundError: there is none.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            header = metadata.get("header", "")
+            if metadata.get("format") != _FORMAT:
+                raise StateFileError("is no training state")
+            if metadata.get("checksum") != str(zlib.crc32(header.encode())):
+                raise StateFileError("its header is damaged")
+            content = json.loads(header)
+            state = State({name: file.get_tensor(name) for name in file.keys()}, content["facts"])  # noqa: SIM118
+        if state.tensors.keys() != content["checksums"].keys():
+            raise StateFileError("its tensors are not those it was written with")
+        for name, tensor in state.tensors.items():
+            if _checksum(tensor) != content["checksums"][name]:
+                raise StateFileError(f"{name} is damaged")
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise StateFileError(f"{os.fspath(path)}: {' '.join(str(error).split())}") from None
+    return state

@@ -1,0 +1,51 @@
+"""Weights as safetensors, whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .._files import replaced_whole
+
+__all__ = ["read_weights", "write_weights"]
+
+
+def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+    """Write a state_dict.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say).
+    """
+    whole: dict[str, Tensor] = {}
+    seen: dict[int, str] = {}
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        # safetensors refuses two names for one memory; tied weights are written twice.
+        whole[name] = copy.clone() if copy.data_ptr() in seen else copy
+        seen[copy.data_ptr()] = name
+    try:
+        with replaced_whole(path) as scratch:
+            save_file(whole, scratch, metadata={"format": "pt", **(facts or {})})
+    except SafetensorError as error:  # what safetensors makes of the disk's errors
+        raise OSError(" ".join(str(error).split())) from error
+
+
+def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """What `write_weights` wrote: tensors and facts.
+
+    Raises:
+        ValueError: the file is damaged.
+        FileNotFoundError: there is none.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{os.fspath(path)}: is damaged ({' '.join(str(error).split())})") from None
