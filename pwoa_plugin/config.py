@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import reprlib
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -429,11 +430,14 @@ class PwoAConfig(_Section):
         return self.epochs // 4 if self.admm.epochs is None else self.admm.epochs
 
     @classmethod
-    def from_yaml(cls, path: str | os.PathLike[str], **fields: Any) -> PwoAConfig:
+    def from_yaml(
+        cls, path: str | os.PathLike[str], *, changes: Mapping[str, Any] | None = None, **fields: Any
+    ) -> PwoAConfig:
         """The config in a YAML (or JSON) file. Reading a file never runs code.
 
         Args:
             path: of the file; its keys are this class's fields, its sections' keys theirs.
+            changes: other values by dotted name, as ``{"admm.epochs": 0}``.
             **fields: more fields, or other values, such as ``train_loader``. A section replaces the file's whole.
 
         Raises:
@@ -448,6 +452,16 @@ class PwoAConfig(_Section):
             raise ConfigError(f"{os.fspath(path)}: {error}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
             raise ConfigError(f"{os.fspath(path)}: holds no mapping of fields; `pwoa init` writes one to start from")
+        if "train_loader" in values:
+            raise ConfigError(f"{os.fspath(path)}: train_loader: a file names its images under data:")
+        for name, value in (changes or {}).items():
+            *sections, key = name.split(".")
+            place = values
+            for section in sections:
+                if not isinstance(place.get(section), dict):
+                    place[section] = {}
+                place = place[section]
+            place[key] = value
         try:
             return cls(**(values | fields))
         except ConfigError as error:

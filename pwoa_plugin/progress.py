@@ -1,6 +1,12 @@
-"""Progress of a run on the terminal."""
+"""Progress of a run: a bar on a terminal, plain lines elsewhere, JSON for programs."""
 
 from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -8,7 +14,20 @@ from rich.table import Column
 
 from .method.callback import Callback, Status
 
-__all__ = ["ProgressBar"]
+__all__ = ["JSONProgress", "PlainProgress", "ProgressBar", "default_progress"]
+
+
+def default_progress() -> Callback:
+    """A bar where stderr is a terminal or a notebook, plain lines where it is a file or a pipe."""
+    console = Console(stderr=True)
+    return ProgressBar() if console.is_terminal or console.is_jupyter else PlainProgress()
+
+
+def _figures(status: Status) -> str:
+    figures = [f"{name} {value:.4g}" for name, value in status.terms.items()]
+    if status.residual is not None:
+        figures.append(f"|W-Z|/|W| {status.residual:.3f}")
+    return " ".join([*figures, f"{status.images_per_second:.0f} images/s"])
 
 
 class ProgressBar(Callback):
@@ -29,22 +48,77 @@ class ProgressBar(Callback):
             expand=True,
         )
         self._progress.start()
-        self._task = self._progress.add_task(status.phase, total=status.steps, figures="")
+        self._task = self._progress.add_task(
+            status.phase, total=status.steps, completed=status.step, figures=_figures(status) if status.step else ""
+        )
 
     def on_report(self, status: Status) -> None:
         if self._progress is None:
             return
-        figures = " ".join(f"{name} {value:.4g}" for name, value in status.terms.items())
-        if status.residual is not None:
-            figures += f" |W-Z|/|W| {status.residual:.3f}"
         self._progress.update(
             self._task,
             completed=status.step,
             description=f"{status.phase} {min(status.epoch + 1, status.epochs)}/{status.epochs}",
-            figures=f"{figures} {status.images_per_second:.0f} images/s",
+            figures=_figures(status),
         )
 
     def on_end(self, status: Status | None) -> None:
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+class PlainProgress(Callback):
+    """A line at every epoch's end, and every half minute within a long one.
+
+    Args:
+        file: where to; stderr unless given.
+        every: seconds between two lines within an epoch.
+    """
+
+    def __init__(self, file: TextIO | None = None, *, every: float = 30.0) -> None:
+        self._file, self._every = file, every
+        self._last = self._began = time.perf_counter()
+        self._first_step = 0
+
+    def _write(self, status: Status, epoch: int) -> None:
+        self._last = time.perf_counter()
+        done = status.step - self._first_step
+        left = (self._last - self._began) / max(1, done) * (status.steps - status.step)
+        text = f"{status.phase} {epoch}/{status.epochs} step {status.step}/{status.steps} {_figures(status)}"
+        file = self._file or sys.stderr
+        file.write(f"{text} {math.ceil(left)} s left\n")
+        file.flush()
+
+    def on_start(self, status: Status) -> None:
+        self._last = self._began = time.perf_counter()
+        self._first_step = status.step
+
+    def on_report(self, status: Status) -> None:
+        if time.perf_counter() - self._last >= self._every:
+            self._write(status, status.epoch + 1)
+
+    def on_epoch_end(self, status: Status) -> None:
+        self._write(status, status.epoch)
+
+
+class JSONProgress(Callback):
+    """A JSON line for every report and every epoch: `Status`, field by field.
+
+    Args:
+        file: where to.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def _write(self, event: str, status: Status) -> None:
+        values: dict[str, Any] = dict(vars(status)) | {"terms": dict(status.terms)}
+        self._file.write(json.dumps({"event": event, **values}) + "\n")
+        self._file.flush()
+
+    def on_report(self, status: Status) -> None:
+        self._write("step", status)
+
+    def on_epoch_end(self, status: Status) -> None:
+        self._write("epoch", status)

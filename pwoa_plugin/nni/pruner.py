@@ -321,9 +321,9 @@ class PwoAPruner(Pruner):
         self.unwrap_model()  # NNI's wrappers empty the GPU's cache at every forward
         callbacks = list(self.callbacks)
         if run.config.progress:
-            from ..progress import ProgressBar
+            from ..progress import default_progress
 
-            callbacks.append(ProgressBar())
+            callbacks.append(default_progress())
         with seeded(run.config.seed):
             masks = run.run(callbacks)
         self.history, self.radius, self.residual = run.history, run.radius, run.residual

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,67 +24,22 @@ from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
-from ..models import load_architecture, load_checkpoint, make_model
+from ..models import load_checkpoint
 from .._versions import installed_versions
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
 from .folder import RunError, RunFolder
 from .files import write_report
+from .network import make_network
 from .size import size_report
 from .state_file import StateFileError, read_state
 from .weights import read_weights, write_weights
 
-__all__ = ["build_network", "prune"]
+__all__ = ["prune"]
 
 _logger = logging.getLogger(__name__)
 
 # What a resumed run may be told anew: it changes nothing in what is computed.
 _FREE = {"progress", "device", "data.root", "data.download", "model.checkpoint"}
-
-
-@dataclass(frozen=True)
-class Network:
-    """A network and where it is from.
-
-    Attributes:
-        model: in eval mode.
-        arch: its name, or ``package.module:function``.
-        notes: what was undone to load its checkpoint, a sentence each.
-    """
-
-    model: nn.Module
-    arch: str
-    notes: tuple[str, ...] = ()
-
-
-def build_network(config: PwoAConfig, *, classes: int, channels: int, arch: str | None = None) -> Network:
-    """The network that a config names, with its robust weights.
-
-    Args:
-        config: with a ``model`` section.
-        classes: of the data; ``model.num_classes`` goes before.
-        channels: of the images.
-        arch: in place of ``model.arch``; ``package.module:function`` too.
-
-    Raises:
-        ConfigError: there is no ``model`` section.
-        ValueError: architecture or checkpoint cannot be used.
-    """
-    if config.model is None:
-        raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
-    section, name = config.model, arch or config.model.arch
-    if ":" in name:
-        if section.mean is not None:
-            raise ConfigError("model.mean and std do not go with --arch of your own; normalise inside your network")
-        model = load_architecture(name, num_classes=section.num_classes or classes)
-    else:
-        model = make_model(
-            name,
-            num_classes=section.num_classes or classes,
-            in_channels=channels,
-            mean=section.mean,
-            std=section.std,
-        )
-    return Network(model.eval(), name, load_checkpoint(model, section.checkpoint))
 
 
 def prune(
@@ -129,8 +83,9 @@ def prune(
     if begun and folder.read_facts().get("status") == "finished":
         _logger.info("%s is finished already", folder)
         return folder
-    name, notes = arch or "given in Python", ()
-    classes = channels = 0
+    name, classes, channels = "given in Python", 0, 0
+    notes: tuple[str, ...] = ()
+    made: dict[str, int] = {}
     if config.train_loader is None:
         if config.data is None:
             raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
@@ -140,8 +95,11 @@ def prune(
     elif model is None:
         raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
     if model is None:
-        network = build_network(config, classes=classes, channels=channels, arch=arch)
-        model, name, notes = network.model, network.arch, network.notes
+        model = make_network(config, arch=arch, classes=classes, channels=channels)
+        assert config.model is not None
+        name = arch or config.model.arch
+        notes = load_checkpoint(model, config.model.checkpoint)
+        made = {"num_classes": config.model.num_classes or classes, "in_channels": channels}
     run = Compression(model, config)
     digest = _digest(model)
     if begun:
@@ -153,7 +111,8 @@ def prune(
             if not begun:
                 config.to_yaml(folder.config)
                 write_text(folder.facts, "{}")
-                folder.write_facts(**_facts(run, arch=name, digest=digest, notes=notes, command=command))
+                network = {"arch": name, "sha256": digest, "notes": list(notes), **made}
+                folder.write_facts(**_facts(run, network, command))
             folder.write_facts(status="running")
             _train(run, folder, state, validation, save_every, callbacks)
             _finish(run, folder)
@@ -192,14 +151,11 @@ def _is_begun(folder: RunFolder, resume: bool) -> bool:
     return False
 
 
-def _facts(
-    run: Compression, *, arch: str, digest: str, notes: tuple[str, ...], command: Sequence[str]
-) -> dict[str, Any]:
+def _facts(run: Compression, network: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
     """What ``run.json`` says from the start."""
     config = run.config
     return {
         "format": 1,
-        "name": "",
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": config.seed,
         "versions": installed_versions(),
@@ -208,11 +164,9 @@ def _facts(
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
         "model": {
-            "arch": arch,
+            **network,
             "checkpoint": config.model.checkpoint if config.model else "given in Python",
-            "sha256": digest,
             "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
-            "notes": list(notes),
         },
     }
 

@@ -1,0 +1,269 @@
+"""The command line: ``pwoa init``, ``prune``, ``evaluate``, ``show``.
+
+Exit status: 0 done; 1 the run could not go on (a loss that is no number, a full disk); 2 bad input, told in one line;
+130 and 143 stopped by Ctrl-C and SIGTERM, with the state saved. What is heavy to import is imported by the command
+that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .config import PwoAConfig
+    from .method.callback import Callback
+
+__all__ = ["main"]
+
+_ATTACKS = "FGSM PGD-10 PGD-20 CW AutoAttack"
+
+
+def _presets() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in (files(__package__) / "configs").iterdir())
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        """As argparse does, in one line."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())} (--help tells more)\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    from . import __version__
+
+    parser = _Parser(
+        prog="pwoa",
+        description="Prune an adversarially robust network without adversarial examples, and say how robust it is.",
+        epilog="pwoa init prune.yaml; pwoa prune prune.yaml --out runs/a; pwoa evaluate runs/a --eps 0.3; pwoa show runs/a",
+    )
+    parser.add_argument("--version", action="version", version=f"pwoa-plugin {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+        sub.set_defaults(run=run, prog=sub.prog)
+        return sub
+
+    sub = command("init", _init, "Write a commented config to start from.")
+    sub.add_argument("config", type=Path, help="file to write")
+    sub.add_argument("--preset", choices=_presets(), default="mnist", help="what to start from")
+    sub.add_argument("--force", action="store_true", help="replace a file of that name")
+
+    sub = command("prune", _prune, "Prune by a config, in a folder that can be resumed from.")
+    sub.add_argument("config", type=Path, help="YAML file; `pwoa init` writes one")
+    sub.add_argument("--out", type=Path, required=True, help="folder of the run")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out, or begin it")
+    sub.add_argument("--seed", type=int, help="in place of the config's")
+    sub.add_argument("--checkpoint", help="in place of the config's model.checkpoint")
+    sub.add_argument("--arch", help="in place of the config's model.arch; may be package.module:function of your own")
+    sub.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="another value, as admm.epochs=0; repeatable"
+    )
+    sub.add_argument("--save-every", type=float, default=60.0, metavar="SECONDS", help="between two saved states")
+    _add_loudness(sub)
+
+    sub = command("evaluate", _evaluate, "Judge a run's network through ART, and add it to the run's report.")
+    sub.add_argument("folder", type=Path, help="the --out of `pwoa prune`")
+    sub.add_argument("--eps", help="Linf radius in pixel units, as 8/255; the config's unless given")
+    sub.add_argument("--attacks", nargs="+", default=_ATTACKS.split(), metavar="NAME", help="PGD-n for any n")
+    sub.add_argument("--images", type=int, default=1000, help="test images, drawn by class; 0: all")
+    sub.add_argument("--batch-size", type=int, default=256, help="images in a batch")
+    sub.add_argument("--seed", type=int, default=0, help="of the draw and of the attacks")
+    sub.add_argument("--dense", action="store_true", help="judge the network before pruning, too")
+    sub.add_argument("--arch", help="as in `pwoa prune`, where the network is your own")
+    sub.add_argument("--data-root", help="in place of the config's data.root")
+    sub.add_argument("--device", help="cpu, cuda...; the config's unless given")
+    _add_loudness(sub)
+
+    sub = command("show", _show, "Print a run: layers, terms of the loss, size, robustness.")
+    sub.add_argument("folder", type=Path, help="the --out of `pwoa prune`")
+    sub.add_argument("--json", action="store_true", help="the report as JSON")
+    return parser
+
+
+def _add_loudness(sub: argparse.ArgumentParser) -> None:
+    loudness = sub.add_mutually_exclusive_group()
+    loudness.add_argument("--quiet", action="store_true", help="no progress; errors only")
+    loudness.add_argument("--json", action="store_true", help="progress and result as JSON lines on stdout")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Returns:
+        The exit status.
+    """
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    args.command = ["pwoa", *(sys.argv[1:] if arguments is None else arguments)]
+    try:
+        return int(args.run(args))
+    except KeyboardInterrupt:
+        return _fail(args, "stopped at once; what was done since the last saved state is lost", 130)
+    except BrokenPipeError:  # `pwoa show | head`
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get("PWOA_DEBUG"):
+            raise
+        status = _status_of(error)
+        if status is None:
+            raise
+        return _fail(args, str(error), status)
+
+
+def _status_of(error: Exception) -> int | None:
+    """2 for bad input, 1 for a run that cannot go on, None for a fault of ours, which keeps its traceback."""
+    from .method.compression import TrainingError
+    from .runs.folder import RunError
+
+    if isinstance(error, (TrainingError, RunError)):
+        return 1
+    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
+        return 2
+    return None
+
+
+def _fail(args: argparse.Namespace, message: str, status: int) -> int:
+    sys.stderr.write(f"{args.prog}: error: {' '.join(message.split())}\n")
+    return status
+
+
+def _init(args: argparse.Namespace) -> int:
+    from ._files import write_text
+
+    if args.config.exists() and not args.force:
+        raise FileExistsError(f"{args.config}: exists; give --force to replace it")
+    write_text(args.config, (files(__package__) / "configs" / f"{args.preset}.yaml").read_text(encoding="utf-8"))
+    sys.stdout.write(f"{args.config} is written; next: pwoa prune {shlex.quote(str(args.config))} --out runs/first\n")
+    return 0
+
+
+def _prune(args: argparse.Namespace) -> int:
+    config = _config_of(args)
+    _set_up_logging(args)
+    from .runs.callbacks import Stopped
+    from .runs.prune import prune
+
+    try:
+        folder = prune(
+            config,
+            args.out,
+            resume=args.resume,
+            arch=args.arch,
+            save_every=args.save_every,
+            callbacks=_progress_of(args),
+            command=args.command,
+        )
+    except Stopped as stopped:
+        again = [argument for argument in args.command if argument != "--resume"]
+        sys.stderr.write(f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}\n")
+        return 128 + stopped.signal
+    if args.json:
+        sys.stdout.write(json.dumps({"event": "finished", "folder": str(folder), **folder.summary()}) + "\n")
+    elif not args.quiet:
+        next_one = f"pwoa evaluate {shlex.quote(str(folder))}"
+        sys.stderr.write(f"{folder.describe()}\n{folder.page} is its report; how robust it is: {next_one}\n")
+    return 0
+
+
+def _config_of(args: argparse.Namespace) -> PwoAConfig:
+    from ._yaml import YAMLError, parse_yaml
+    from .config import ConfigError, PwoAConfig
+
+    changes: list[tuple[str, Any]] = []
+    for text in args.set:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(f"--set {text}: give FIELD=VALUE, as admm.epochs=0")
+        try:
+            changes.append((name, parse_yaml(value)))
+        except YAMLError as error:
+            raise ConfigError(f"--set {text}: {error}") from None
+    if args.seed is not None:
+        changes.append(("seed", args.seed))
+    if args.checkpoint is not None:
+        changes.append(("model.checkpoint", args.checkpoint))
+    if args.arch is not None and ":" not in args.arch:
+        changes.append(("model.arch", args.arch))
+    return PwoAConfig.from_yaml(args.config, changes=dict(changes))
+
+
+def _set_up_logging(args: argparse.Namespace) -> None:
+    import logging
+    import warnings
+
+    if args.quiet:
+        warnings.simplefilter("ignore")
+    handler: logging.Handler
+    if sys.stderr.isatty() and not args.json:
+        from rich.console import Console
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
+    else:
+        handler = logging.StreamHandler()
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger(__package__).setLevel(logging.ERROR if args.quiet else logging.INFO)
+
+
+def _progress_of(args: argparse.Namespace) -> list[Callback]:
+    from .progress import JSONProgress, default_progress
+
+    if args.quiet:
+        return []
+    return [JSONProgress(sys.stdout)] if args.json else [default_progress()]
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    _set_up_logging(args)
+    from .runs.evaluate import judge
+
+    reports = judge(
+        args.folder,
+        eps=args.eps,
+        attacks=args.attacks,
+        images=args.images or None,
+        batch_size=args.batch_size,
+        seed=args.seed,
+        dense=args.dense,
+        arch=args.arch,
+        data_root=args.data_root,
+        device=args.device,
+        progress=not args.quiet and not args.json,
+    )
+    for name, report in reports.items():
+        if args.json:
+            sys.stdout.write(json.dumps({"event": "judged", "network": name, **report.to_dict()}) + "\n")
+        else:
+            sys.stdout.write(f"{name}: {report}\n")
+    return 0
+
+
+def _show(args: argparse.Namespace) -> int:
+    from .runs.files import read_report
+
+    report = read_report(args.folder)
+    if args.json:
+        sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
+        return 0
+    from rich.console import Console
+
+    from .runs.show import show
+
+    show(report, Console())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""`pwoa evaluate`: a run's network judged through ART, on the test images of its config."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .._files import write_text
+from ..config import ConfigError, PwoAConfig
+from ..data import load_test
+from ..masks import check_masks, load_masks
+from ..models import load_checkpoint
+from ..robustness import DEFAULT_ATTACKS, Report, evaluate
+from .files import write_report
+from .folder import RunError, RunFolder
+from .network import make_network
+
+__all__ = ["judge"]
+
+
+def judge(
+    path: str | os.PathLike[str],
+    *,
+    eps: float | str | None = None,
+    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    images: int | None = 1000,
+    batch_size: int = 256,
+    seed: int = 0,
+    dense: bool = False,
+    arch: str | None = None,
+    data_root: str | None = None,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Report]:
+    """Judge what a run made, and add it to the run's report.
+
+    Args:
+        path: of a finished run.
+        eps: Linf radius in pixel units, also as ``8/255``; None: the config's.
+        attacks: see `evaluate`.
+        images: how many test images, drawn by class; None: all.
+        batch_size: images in a batch.
+        seed: of the draw and of the attacks.
+        dense: judge the network before pruning, too.
+        arch: where the run had an ``--arch`` of the user's own.
+        data_root: in place of the config's ``data.root``.
+        device: in place of the config's.
+        progress: whether bars are shown.
+
+    Returns:
+        ``{"pruned": Report}``, and ``"dense"``. Each is in ``robustness/`` of the folder as soon as it is done.
+
+    Raises:
+        ValueError: something given cannot be used, or a file of the run is damaged.
+        RunError: there is no finished run.
+    """
+    folder = RunFolder(path)
+    facts = folder.read_facts()
+    if facts.get("status") != "finished":
+        raise RunError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
+    config = PwoAConfig.from_yaml(folder.config)
+    if eps is not None:
+        config.eps = eps  # type: ignore[assignment]  # checked, and 8/255 read, on assignment
+    if config.eps is None:
+        raise ConfigError("eps is missing, here and in the run's config; give --eps, as 8/255")
+    if config.data is None:
+        raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
+    if data_root is not None:
+        config.data.root = data_root
+    if device is not None:
+        config.device = device
+    networks: dict[str, nn.Module] = {"pruned": _pruned(folder, config, arch)}
+    if dense:
+        networks["dense"] = _made(folder, config, arch)
+        assert config.model is not None
+        load_checkpoint(networks["dense"], config.model.checkpoint)
+    data = load_test(config.data, images=images, seed=seed)
+    reports: dict[str, Report] = {}
+    for name, model in networks.items():
+        if config.device in (None, "cpu"):
+            model.to(memory_format=torch.channels_last)  # 1.5 times as fast there
+        reports[name] = evaluate(
+            model,
+            data,
+            eps=config.eps,
+            attacks=attacks,
+            batch_size=batch_size,
+            seed=seed,
+            device=config.device,
+            pixel_range=config.pixel_range,
+            progress=progress,
+        )
+        _keep(folder, name, reports[name])
+    write_report(folder)
+    return reports
+
+
+def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
+    made = folder.read_facts().get("model")
+    if not isinstance(made, dict) or not isinstance(made.get("arch"), str):
+        raise RunError(f"{folder.facts}: is damaged; its network is not named")
+    classes, channels = made.get("num_classes"), made.get("in_channels")
+    if not isinstance(classes, int) or not isinstance(channels, int):
+        raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
+    if ":" in made["arch"] and arch is None:
+        raise ConfigError(f"arch: the run's network is your own code; give --arch {made['arch']}")
+    return make_network(config, arch=arch or made["arch"], classes=classes, channels=channels)
+
+
+def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
+    """The pruned network, its zeros where the masks have them."""
+    model = _made(folder, config, arch)
+    load_checkpoint(model, folder.pruned)
+    masks = load_masks(folder.masks)
+    check_masks(model, masks)
+    for name, targets in masks.items():
+        for target, mask in targets.items():
+            if model.get_submodule(name).get_parameter(target)[mask == 0].any():
+                raise ConfigError(
+                    f"{folder.pruned}: {name}.{target} is not 0 where {folder.masks.name} has it pruned; prune again"
+                )
+    return model
+
+
+def _keep(folder: RunFolder, name: str, report: Report) -> None:
+    config = report.config
+    file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}.json"
+    write_text(folder.robustness / file, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
+    latest = folder.read_facts().get("robustness")
+    folder.write_facts(robustness=(latest if isinstance(latest, dict) else {}) | {name: file})
