@@ -1,0 +1,51 @@
+"""Content of JSON files, checked against dataclasses: one line names the field that is off."""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+__all__ = ["checked"]
+
+T = TypeVar("T")
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 60
+
+
+def checked(adapter: TypeAdapter[T], content: Any, what: str) -> T:
+    """``content`` as the adapter's type, in JSON's strict sense: ``1.0`` is no integer, ``"1"`` no number.
+
+    Args:
+        adapter: of the type.
+        content: values as `json.loads` gives them.
+        what: the name that ``content`` goes by in an error.
+
+    Raises:
+        ValueError: ``content`` is not of that type; one line names the first field.
+    """
+    try:
+        text = json.dumps(content, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"{what}: is not JSON ({_one_line(error)}); give what to_dict wrote") from None
+    try:
+        return adapter.validate_json(text, strict=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        detail = details[0]
+        field = ".".join(str(part) for part in (what, *detail["loc"]))
+        if detail["type"] == "value_error":
+            said = f"{detail['ctx']['error']}"
+        elif detail["type"] == "missing":
+            said = "is missing"
+        else:
+            said = f"{_shorten.repr(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+        more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+        raise ValueError(_one_line(f"{field}: {said}{more}")) from None
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())

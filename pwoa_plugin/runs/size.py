@@ -1,0 +1,222 @@
+"""How small a network is: bytes as it stands, bytes with its zeros left out, and weights over nonzero weights."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from ..method.layers import is_weighted
+from ._checked import checked
+
+__all__ = ["LayerSize", "SizeReport", "size_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerSize:
+    """One convolution or linear layer.
+
+    Attributes:
+        name: of the module.
+        shape: of its weight.
+        weights: their number.
+        nonzero: those that are not 0.
+        dense_bytes: of the weight as it stands.
+        bitmap_bytes: one bit a weight, and the nonzero values.
+        csr_bytes: compressed sparse rows of the weight as a matrix ``(shape[0], the rest)``: the nonzero values, their
+            columns and the row pointers, both in the smallest unsigned integer that holds them.
+        tied_to: the earlier layer that has the same weight, which is counted there.
+    """
+
+    name: str
+    shape: tuple[NonNegativeInt, ...]
+    weights: NonNegativeInt
+    nonzero: NonNegativeInt
+    dense_bytes: NonNegativeInt
+    bitmap_bytes: NonNegativeInt
+    csr_bytes: NonNegativeInt
+    tied_to: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights != math.prod(self.shape) or self.nonzero > self.weights:
+            raise ValueError(f"{self.nonzero} nonzero of {self.weights} weights contradict shape {list(self.shape)}")
+
+    @property
+    def format(self) -> str:
+        """The smallest of ``dense``, ``bitmap`` and ``csr``."""
+        sizes = {"dense": self.dense_bytes, "bitmap": self.bitmap_bytes, "csr": self.csr_bytes}
+        return min(sizes, key=sizes.__getitem__)
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes in the smallest format."""
+        return min(self.dense_bytes, self.bitmap_bytes, self.csr_bytes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SizeReport:
+    """Sizes of a network. A tensor that is in several places is counted once.
+
+    Attributes:
+        layers: the convolutions and linear layers, in the model's order.
+        dense_bytes: of all parameters and buffers.
+        parameters: their number, without buffers.
+        nonzero_parameters: those that are not 0.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    layers: tuple[LayerSize, ...]
+    dense_bytes: NonNegativeInt
+    parameters: NonNegativeInt
+    nonzero_parameters: NonNegativeInt
+
+    def __post_init__(self) -> None:
+        if self.nonzero_parameters > self.parameters:
+            raise ValueError(f"{self.nonzero_parameters} nonzero of {self.parameters} parameters")
+
+    @property
+    def counted(self) -> tuple[LayerSize, ...]:
+        """The layers whose weight is their own."""
+        return tuple(layer for layer in self.layers if layer.tied_to is None)
+
+    @property
+    def weights(self) -> int:
+        """Weights of all convolutions and linear layers, those that were not to be pruned too."""
+        return sum(layer.weights for layer in self.counted)
+
+    @property
+    def nonzero(self) -> int:
+        """Those of `weights` that are not 0."""
+        return sum(layer.nonzero for layer in self.counted)
+
+    @property
+    def compression(self) -> float | None:
+        """`weights` over `nonzero`; None where nothing is left."""
+        return self.weights / self.nonzero if self.nonzero else None
+
+    @property
+    def parameter_compression(self) -> float | None:
+        """The same over all parameters, biases and normalisation too."""
+        return self.parameters / self.nonzero_parameters if self.nonzero_parameters else None
+
+    @property
+    def sparse_bytes(self) -> int:
+        """Bytes with each layer in its smallest format, everything else dense."""
+        return self.dense_bytes - sum(layer.dense_bytes - layer.sparse_bytes for layer in self.counted)
+
+    @property
+    def bitmap_bytes(self) -> int:
+        """Bytes with every layer as bitmap and values, everything else dense."""
+        return self.dense_bytes - sum(layer.dense_bytes - layer.bitmap_bytes for layer in self.counted)
+
+    @property
+    def csr_bytes(self) -> int:
+        """Bytes with every layer as compressed sparse rows, everything else dense."""
+        return self.dense_bytes - sum(layer.dense_bytes - layer.csr_bytes for layer in self.counted)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as JSON-ready values, what is derived from the counts too."""
+        layers = [
+            {**asdict(layer), "shape": list(layer.shape), "format": layer.format, "sparse_bytes": layer.sparse_bytes}
+            for layer in self.layers
+        ]
+        derived = ("weights", "nonzero", "compression", "parameter_compression")
+        sizes = ("sparse_bytes", "bitmap_bytes", "csr_bytes")
+        return {**asdict(self), "layers": layers, **{name: getattr(self, name) for name in (*derived, *sizes)}}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> SizeReport:
+        """The report that `to_dict` made ``content`` of. What is derived is derived anew.
+
+        Raises:
+            ValueError: ``content`` is no such dict; one line names the field.
+        """
+        return checked(TypeAdapter(cls), content, "size")
+
+    def __str__(self) -> str:
+        """The layers as an aligned table, and the totals."""
+        rows: list[tuple[str, ...]] = [
+            ("layer", "shape", "weights", "nonzero", "dense bytes", "sparse bytes", "format")
+        ]
+        for layer in self.layers:
+            shape = "x".join(map(str, layer.shape))
+            numbers = (layer.weights, layer.nonzero, layer.dense_bytes, layer.sparse_bytes)
+            last = f"tied to {layer.tied_to}" if layer.tied_to else layer.format
+            rows.append((layer.name, shape, *(f"{number:,}" for number in numbers), last))
+        totals = (self.weights, self.nonzero, self.dense_bytes, self.sparse_bytes)
+        rows.append(("all, with the rest dense", "", *(f"{number:,}" for number in totals), ""))
+        widths = [max(len(row[i]) for row in rows) for i in range(7)]
+        lines = []
+        for row in rows:
+            cells = [
+                cell.rjust(width) if 1 < i < 6 else cell.ljust(width)
+                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            lines.append("  ".join(cells).rstrip())
+        return "\n".join(lines)
+
+
+def size_report(model: nn.Module) -> SizeReport:
+    """The sizes of a network as it is now.
+
+    Weights that are computed from others (a parametrization) are counted as they come out, and stored dense.
+
+    Raises:
+        ValueError: a tensor has no values yet (a lazy layer, or the meta device).
+    """
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    for name, tensor in tensors.items():
+        if tensor.is_meta or is_lazy(tensor):
+            raise ValueError(f"{name}: has no values yet; load a checkpoint, or run the model once, before it is sized")
+    parameters = {_identity(tensor): tensor for tensor in model.parameters()}
+    stored = parameters | {_identity(tensor): tensor for tensor in model.buffers()}
+    layers: list[LayerSize] = []
+    first: dict[object, str] = {}
+    for name, module in model.named_modules():
+        if is_weighted(module):
+            weight = module.weight.detach()
+            own = _identity(weight)
+            # The memory of a computed weight is free again at once, and may be the next one's.
+            tied_to = first.setdefault(own, name) if own in stored else name
+            layers.append(_layer_size(name, weight, own in stored, tied_to if tied_to != name else None))
+    return SizeReport(
+        layers=tuple(layers),
+        dense_bytes=sum(tensor.nbytes for tensor in stored.values()),
+        parameters=sum(tensor.numel() for tensor in parameters.values()),
+        nonzero_parameters=sum(int(tensor.count_nonzero()) for tensor in parameters.values()),
+    )
+
+
+def _identity(tensor: Tensor) -> object:
+    """Equal for two tensors that are the same memory, as tied weights may be after a move or a load."""
+    place = tensor.data_ptr()
+    return (place, tuple(tensor.shape), tensor.stride(), tensor.dtype) if place else id(tensor)
+
+
+def _layer_size(name: str, weight: Tensor, stored: bool, tied_to: str | None) -> LayerSize:
+    nonzero, dense = int(weight.count_nonzero()), weight.nbytes
+    rows = weight.shape[0] if weight.dim() > 1 else 1
+    columns = weight.numel() // rows if rows else 0
+    values = nonzero * weight.element_size()
+    csr = values + nonzero * _integer_bytes(columns - 1) + (rows + 1) * _integer_bytes(nonzero)
+    return LayerSize(
+        name=name,
+        shape=tuple(weight.shape),
+        weights=weight.numel(),
+        nonzero=nonzero,
+        dense_bytes=dense,
+        bitmap_bytes=-(-weight.numel() // 8) + values if stored else dense,
+        csr_bytes=csr if stored else dense,
+        tied_to=tied_to,
+    )
+
+
+def _integer_bytes(largest: int) -> int:
+    """Bytes of the smallest unsigned integer that holds ``largest``."""
+    return next(size for size in (1, 2, 4, 8) if largest < 256**size)
