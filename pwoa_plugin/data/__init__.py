@@ -1,5 +1,17 @@
 """Data sets."""
 
 from .embedded import mnist_sample
+from .images import DataError, ImageSet
+from .load import DATASETS, Loader, TrainingData, describe_data, load_test, load_training
 
-__all__ = ["mnist_sample"]
+__all__ = [
+    "DATASETS",
+    "DataError",
+    "ImageSet",
+    "Loader",
+    "TrainingData",
+    "describe_data",
+    "load_test",
+    "load_training",
+    "mnist_sample",
+]

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
-__all__ = ["mnist_sample"]
+from .images import DataError, InMemory
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+__all__ = ["MNISTSample", "mnist_sample"]
 
 _JUDGED_PER_CLASS = 100
 
@@ -49,3 +57,18 @@ def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
         TensorDataset(images[pruning], targets[pruning]),
         TensorDataset(images[judged], targets[judged]),
     )
+
+
+class MNISTSample(InMemory):
+    """`mnist_sample` by the name of a config: 4,000 images to prune with, 1,000 to judge."""
+
+    classes = 10
+    shape = (1, 28, 28)
+
+    @classmethod
+    def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
+        try:
+            images, labels = mnist_sample()[0 if train else 1].tensors
+        except ModuleNotFoundError as error:
+            raise DataError(f"data.name={config.name!r}: {error}") from error
+        return images.mul(255).round().byte(), labels

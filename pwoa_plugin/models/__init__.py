@@ -1,6 +1,25 @@
-"""Architectures, and the robust network that the package ships."""
+"""Architectures, checkpoints, and the robust network that the package ships."""
 
-from .lenet import LeNet
+from .lenet import LeNet, LeNet3
+from .make import ARCHITECTURES, load_architecture, make_model
+from .normalisation import normalise_inputs
+from .resnet import ResNetCIFAR, resnet18_cifar
 from .robust import robust_lenet
+from .vgg import VGGCIFAR, vgg16_cifar
+from .wide_resnet import WideResNet, wrn_34_10
 
-__all__ = ["LeNet", "robust_lenet"]
+__all__ = [
+    "ARCHITECTURES",
+    "VGGCIFAR",
+    "LeNet",
+    "LeNet3",
+    "ResNetCIFAR",
+    "WideResNet",
+    "load_architecture",
+    "make_model",
+    "normalise_inputs",
+    "resnet18_cifar",
+    "robust_lenet",
+    "vgg16_cifar",
+    "wrn_34_10",
+]

@@ -1,0 +1,39 @@
+"""Random crop and flip of a whole batch at once."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["PADDING", "crop_and_flip", "draw_crops_and_flips"]
+
+PADDING = 4  # pixels on each side, before the crop
+
+
+def draw_crops_and_flips(images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Where to crop and whether to flip.
+
+    Returns:
+        ``(corners, flips)``: int64 ``(images, 2)``, row and column from 0 to 8; bool ``(images,)``, true for half.
+    """
+    corners = torch.randint(0, 2 * PADDING + 1, (images, 2), generator=generator)
+    flips = torch.rand(images, generator=generator) < 0.5
+    return corners, flips
+
+
+def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
+    """Pad by 4 black pixels, cut each image out at its corner, and mirror it where told.
+
+    Args:
+        x: ``(N, C, H, W)``, any dtype.
+        corners: ``(N, 2)``, row and column in the padded image.
+        flips: ``(N,)`` bool.
+
+    Returns:
+        A new tensor, shape and dtype of ``x``.
+    """
+    height, width = x.shape[2:]
+    windows = F.pad(x, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    cut = windows[torch.arange(len(x)), :, corners[:, 0], corners[:, 1]]
+    return torch.where(flips.view(-1, 1, 1, 1), cut.flip(3), cut)

@@ -1,0 +1,101 @@
+"""Images in folders named after their classes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from .images import DataError, ImageSet
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+__all__ = ["Folder"]
+
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's of 8 bits or less
+
+
+class Folder(ImageSet):
+    """``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val/CLASS/*`` where there is no ``test``.
+
+    Classes are numbered in the order of their names in ``train``. An image's shorter side is resized to
+    ``image_size``, the middle square is cut out, and its colours become grey or the other way round as ``channels``
+    has it.
+    """
+
+    @classmethod
+    def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
+        assert config.image_size is not None  # the config has seen to it
+        return len(_class_names(config)), (config.channels, config.image_size, config.image_size)
+
+    def __init__(self, config: DataConfig, *, train: bool) -> None:
+        from torchvision.datasets import ImageFolder
+
+        classes, (self._channels, self._size, _) = _class_names(config), self.describe(config)[1]
+        self._root, self.workers = config.root, config.workers
+        place = _place(config, train=train)
+        try:
+            found = ImageFolder(str(place))
+        except FileNotFoundError as error:
+            said = " ".join(str(error).split()).rstrip(".")
+            raise DataError(f"data.root={config.root!r}: {said}; put images there or delete the folder") from error
+        strange = [name for name in found.classes if name not in classes]
+        if strange:
+            raise DataError(
+                f"data.root={config.root!r}: {place} has a class {strange[0]!r} that train has not; "
+                "name the folders of both alike"
+            )
+        number = torch.tensor([classes.index(name) for name in found.classes])
+        self.labels = number[torch.tensor(found.targets)]
+        self._paths = [path for path, _ in found.samples]
+
+    def read(self, index: Tensor) -> Tensor:
+        return torch.stack([self._decoded(self._paths[i]) for i in index.tolist()])
+
+    def _decoded(self, path: str) -> Tensor:
+        from PIL import Image
+        from torchvision.transforms import functional as transforms
+
+        try:
+            with Image.open(path) as found:
+                mode = found.mode
+                if mode in _MODES:
+                    image = found.convert("L" if self._channels == 1 else "RGB")
+                    image = transforms.center_crop(transforms.resize(image, self._size), [self._size] * 2)
+                    pixels: Tensor = transforms.pil_to_tensor(image)
+                    return pixels
+        except Exception as error:  # PIL raises what it likes on a damaged file
+            said = " ".join(str(error).split())
+            raise DataError(
+                f"data.root={self._root!r}: {path} cannot be decoded ({said}); mend or delete it"
+            ) from error
+        raise DataError(
+            f"data.root={self._root!r}: {path} has pixels of more than 8 bits (mode {mode}); convert it to 8 bits"
+        )
+
+
+def _place(config: DataConfig, *, train: bool) -> Path:
+    root = Path(config.root).expanduser()
+    field = f"data.root={config.root!r}"
+    if not root.is_dir():
+        raise DataError(f"{field}: there is no such folder; it holds train/CLASS/*.png and test/CLASS/*.png")
+    for name in ("train",) if train else ("test", "val"):
+        if (root / name).is_dir():
+            return root / name
+    if train:
+        raise DataError(f"{field}: there is no folder train in it; it holds train/CLASS/*.png and test/CLASS/*.png")
+    raise DataError(f"{field}: there is no folder test or val in it; it holds train/CLASS/*.png and test/CLASS/*.png")
+
+
+def _class_names(config: DataConfig) -> list[str]:
+    place = _place(config, train=(Path(config.root).expanduser() / "train").is_dir())
+    names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
+    if len(names) < 2:
+        raise DataError(
+            f"data.root={config.root!r}: {place} has {len(names)} class folders; put the images of each class in one"
+        )
+    return names

@@ -1,0 +1,76 @@
+"""What every data set here is: labels, and images that can be read by index."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+__all__ = ["DataError", "ImageSet", "InMemory"]
+
+
+class DataError(ValueError):
+    """Images that cannot be had: one line that names the field, its value and the cure."""
+
+
+class ImageSet(ABC):
+    """The training or the test images of a data set.
+
+    Attributes:
+        labels: ``(N,)`` int64, from 0 to classes - 1.
+        workers: processes that `read`; 0 is this one.
+        augmented: whether training images are cropped and flipped unless the config says otherwise.
+    """
+
+    augmented: ClassVar[bool] = False
+    labels: Tensor
+    workers: int = 0
+
+    @classmethod
+    @abstractmethod
+    def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
+        """Number of classes and shape ``(C, H, W)`` of an image, without reading any image."""
+
+    @abstractmethod
+    def __init__(self, config: DataConfig, *, train: bool) -> None: ...
+
+    @abstractmethod
+    def read(self, index: Tensor) -> Tensor:
+        """The images at these positions, ``(len(index), C, H, W)`` uint8."""
+
+
+class InMemory(ImageSet):
+    """Images of one size, all in memory, a byte a value."""
+
+    classes: ClassVar[int]
+    shape: ClassVar[tuple[int, int, int]]
+
+    @classmethod
+    def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
+        return cls.classes, cls.shape
+
+    @classmethod
+    @abstractmethod
+    def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
+        """All images, ``(N, C, H, W)`` uint8, and labels, ``(N,)``.
+
+        Raises:
+            DataError: they cannot be had.
+        """
+
+    def __init__(self, config: DataConfig, *, train: bool) -> None:
+        self.images, labels = self.arrays(config, train=train)
+        self.labels = labels.long()
+        sound = self.images.shape[1:] == self.shape and len(self.images) == len(self.labels) > 0
+        if not sound or not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+            raise DataError(
+                f"data.root={config.root!r}: the {config.name} files hold {tuple(self.images.shape)} images and "
+                f"{len(self.labels)} labels, which is not {config.name}; delete them and download again"
+            )
+
+    def read(self, index: Tensor) -> Tensor:
+        return self.images[index]

@@ -1,0 +1,219 @@
+"""The images that a config names, as batches to train and validate with, and as tensors to be judged by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .augment import crop_and_flip, draw_crops_and_flips
+from .embedded import MNISTSample
+from .folder import Folder
+from .images import DataError, ImageSet
+from .split import stratified_order
+from .torchvision import CIFAR10, CIFAR100, MNIST
+
+if TYPE_CHECKING:
+    from ..config import DataConfig
+
+__all__ = ["DATASETS", "Loader", "TrainingData", "describe_data", "load_test", "load_training"]
+
+DATASETS: dict[str, type[ImageSet]] = {
+    "mnist": MNIST,
+    "cifar10": CIFAR10,
+    "cifar100": CIFAR100,
+    "mnist-sample": MNISTSample,
+    "folder": Folder,
+}
+
+
+class Loader:
+    """Batches of images, read again at every epoch.
+
+    A shuffled epoch takes one number from torch's global generator when it begins, and its order, crops and flips
+    follow from that: the same global state there gives the same batches, whatever else draws in between, and with any
+    number of workers. An epoch in fixed order without augmentation draws nothing.
+
+    Args:
+        images: where the images are read.
+        index: ``(N,)``, the positions of those to give.
+        batch_size: images in a batch; the last has what is left.
+        shuffle: a new order in each epoch, whose last batch is dropped if it has one image only: batch norm cannot
+            train on it.
+        augment: random crop after padding by 4, and horizontal flip.
+    """
+
+    def __init__(
+        self, images: ImageSet, index: Tensor, *, batch_size: int, shuffle: bool = False, augment: bool = False
+    ) -> None:
+        self._images, self._index, self._batch_size = images, index, batch_size
+        self._shuffle, self._augment = shuffle, augment
+
+    @property
+    def images(self) -> int:
+        """How many images there are to draw from."""
+        return len(self._index)
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self._index), self._batch_size)
+        return whole + (rest > (1 if self._shuffle and whole else 0))
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.batches()
+
+    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """An epoch from batch ``start`` on; those before it are not read. Draws as a whole epoch does.
+
+        Returns:
+            Of ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
+        """
+        generator = torch.Generator()
+        if self._shuffle or self._augment:
+            generator.manual_seed(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
+        index = self._index
+        if self._shuffle:
+            index = index[torch.randperm(len(index), generator=generator)]
+        change: Callable[[int, Tensor], Tensor] | None = None
+        if self._augment:
+            corners, flips = (drawn.split(self._batch_size) for drawn in draw_crops_and_flips(len(index), generator))
+
+            def change(batch: int, x: Tensor) -> Tensor:
+                return crop_and_flip(x, corners[batch], flips[batch])
+
+        return self._give(list(index.split(self._batch_size)[: len(self)]), start, change)
+
+    def _give(
+        self, batches: list[Tensor], start: int, change: Callable[[int, Tensor], Tensor] | None
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        rest = batches[start:]
+        for number, (index, x) in enumerate(zip(rest, self._read(rest), strict=True), start):
+            if change is not None:
+                x = change(number, x)
+            yield x.float().div_(255), self._images.labels[index]
+
+    def _read(self, batches: list[Tensor]) -> Iterator[Tensor]:
+        if self._images.workers == 0:
+            yield from map(self._images.read, batches)
+            return
+        # Its own generator, since a DataLoader otherwise seeds its workers from the global one.
+        reading = DataLoader(
+            _Reading(self._images, batches),
+            batch_size=None,
+            num_workers=min(self._images.workers, len(batches)),
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),
+        )
+        for x in reading:
+            if isinstance(x, DataError):
+                raise x
+            yield x
+
+
+class _Reading(Dataset[Tensor | DataError]):
+    """What a worker does: read a batch."""
+
+    def __init__(self, images: ImageSet, batches: list[Tensor]) -> None:
+        self._images, self._batches = images, batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __getitem__(self, number: int) -> Tensor | DataError:
+        try:
+            return self._images.read(self._batches[number])
+        except DataError as error:  # raised in a worker, it would come back as a page of traceback
+            return DataError(str(error))
+
+
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+class TrainingData(NamedTuple):
+    """What a run trains with.
+
+    Attributes:
+        train: shuffled batches ``(x, y)``.
+        validation: batches in fixed order, not augmented; None where none are held out.
+        classes: number of classes.
+        shape: ``(C, H, W)`` of an image.
+    """
+
+    train: Loader
+    validation: Loader | None
+    classes: int
+    shape: tuple[int, int, int]
+
+
+def describe_data(config: DataConfig) -> tuple[int, tuple[int, int, int]]:
+    """Number of classes and shape ``(C, H, W)`` of an image, without reading any image.
+
+    Raises:
+        DataError: a folder of images is not there, or not as stated.
+    """
+    return DATASETS[config.name].describe(config)
+
+
+def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
+    """The training images, and those held out of them to judge an epoch by.
+
+    ``images`` are drawn by class first, and the ``validation`` share is cut out of them: ``images`` counts both.
+
+    Args:
+        config: names the data.
+        batch_size: of both loaders, 2 or more.
+
+    Raises:
+        DataError: the images cannot be had, are fewer than ``images``, or leave fewer than 2 to train on.
+    """
+    if batch_size < 2:
+        raise DataError(f"batch_size={batch_size}: HSIC and batch norm need 2 images or more in a batch")
+    source = DATASETS[config.name](config, train=True)
+    classes, shape = source.describe(config)
+    there = len(source.labels)
+    used = there if config.images is None else config.images
+    if used > there:
+        raise DataError(f"data.images={used} is more than the {there} training images; leave it out to use them all")
+    held_out = max(1, round(config.validation * used)) if config.validation else 0
+    if used - held_out < 2:
+        raise DataError(
+            f"data.validation={config.validation:g} leaves {used - held_out} of {used} images to train on; "
+            "lower it, or raise data.images"
+        )
+    order = stratified_order(source.labels, config.split_seed)[:used]
+    augment = source.augmented if config.augment is None else config.augment
+    train = Loader(source, order[held_out:], batch_size=batch_size, shuffle=True, augment=augment)
+    validation = Loader(source, order[:held_out], batch_size=batch_size) if held_out else None
+    return TrainingData(train, validation, classes, shape)
+
+
+def load_test(config: DataConfig, *, images: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Test images as one pair of tensors, for `pwoa_plugin.evaluate`.
+
+    Args:
+        config: names the data.
+        images: how many, drawn by class, in the order of the draw; None: all, in the data's own order. Four bytes a
+            value: 10,000 images of 3x224x224 are 6 GB.
+        seed: of the draw.
+
+    Returns:
+        ``(x, y)``: ``(N, C, H, W)`` float32 in [0, 1] and ``(N,)`` int64.
+
+    Raises:
+        DataError: the images cannot be had, or are fewer than ``images``.
+    """
+    source = DATASETS[config.name](config, train=False)
+    there = len(source.labels)
+    if images is not None and not 1 <= images <= there:
+        raise DataError(f"images={images}: the test set of {config.name} has {there}; give 1 to {there}")
+    index = torch.arange(there) if images is None else stratified_order(source.labels, seed)[:images]
+    x = torch.empty(len(index), *source.describe(config)[1])
+    done = 0
+    for batch, _ in Loader(source, index, batch_size=256):
+        x[done : done + len(batch)] = batch
+        done += len(batch)
+    return x, source.labels[index]

@@ -1,0 +1,29 @@
+"""Draws that keep the shares of the classes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["stratified_order"]
+
+
+def stratified_order(labels: Tensor, seed: int) -> Tensor:
+    """A random order, every part of which has the classes in their shares, to within an image of each.
+
+    Args:
+        labels: ``(N,)`` of integers.
+        seed: integer in [0, 2**32). The same seed gives the same order with every version and on every machine.
+
+    Returns:
+        ``(N,)`` int64, a permutation.
+    """
+    # RandomState's stream is frozen by numpy.
+    order = np.random.RandomState(seed).permutation(len(labels))
+    of_order = labels.numpy()[order]
+    place = np.empty(len(labels))  # of each image among its class's, from 0 to 1
+    for label in np.unique(of_order):
+        (of_class,) = np.nonzero(of_order == label)
+        place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)
+    return torch.from_numpy(order[np.argsort(place, kind="stable")].astype(np.int64))

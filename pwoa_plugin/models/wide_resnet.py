@@ -1,0 +1,82 @@
+"""WideResNet for 32x32 images."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["WideResNet", "wrn_34_10"]
+
+
+class WideBlock(nn.Module):
+    """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.convShortcut = None
+        if in_channels != channels:
+            self.convShortcut = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(x))
+        kept = x if self.convShortcut is None else self.convShortcut(out)
+        out = self.conv2(F.relu(self.bn2(self.conv1(out))))
+        total: Tensor = kept + out
+        return total
+
+
+class WideStage(nn.Module):
+    """Blocks of one width; the first may halve the image."""
+
+    def __init__(self, blocks: int, in_channels: int, channels: int, stride: int) -> None:
+        super().__init__()
+        rest = [WideBlock(channels, channels, 1) for _ in range(blocks - 1)]
+        self.layer = nn.Sequential(WideBlock(in_channels, channels, stride), *rest)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layer(x)
+        return out
+
+
+class WideResNet(nn.Module):
+    """WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146) with the names of TRADES's code.
+
+    TRADES and PwoA also build a ``sub_block1`` that their forward pass never uses; it is not built here, and left
+    out when one of their checkpoints is loaded.
+
+    Args:
+        depth: convolutions and linear layers, 6n + 4.
+        width: factor of the stages' 16, 32 and 64 channels.
+        num_classes: logits.
+        in_channels: of the images ``(N, in_channels, 32, 32)`` in [0, 1].
+
+    Raises:
+        ValueError: ``depth`` is not 6n + 4.
+    """
+
+    def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:
+        super().__init__()
+        blocks, rest = divmod(depth - 4, 6)
+        if blocks < 1 or rest:
+            raise ValueError(f"depth={depth} is no WideResNet's; give 6n + 4, as 28 or 34")
+        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.block1 = WideStage(blocks, 16, 16 * width, 1)
+        self.block2 = WideStage(blocks, 16 * width, 32 * width, 2)
+        self.block3 = WideStage(blocks, 32 * width, 64 * width, 2)
+        self.bn1 = nn.BatchNorm2d(64 * width)
+        self.fc = nn.Linear(64 * width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.block3(self.block2(self.block1(self.conv1(x))))
+        x = F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1)
+        logits: Tensor = self.fc(x.flatten(1))
+        return logits
+
+
+def wrn_34_10(num_classes: int = 10, in_channels: int = 3) -> WideResNet:
+    """WideResNet-34-10; 46,160,474 weights and biases with 10 classes."""
+    return WideResNet(34, 10, num_classes, in_channels)
