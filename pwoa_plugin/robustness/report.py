@@ -21,6 +21,7 @@ __all__ = ["AttackReport", "Config", "Report", "wilson_interval"]
 
 _FORMAT = 1  # of the JSON; to be raised when a reader of the old one would misread the new one
 
+
 def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
     """The 95 % Wilson score interval of a proportion (Wilson 1927).
 

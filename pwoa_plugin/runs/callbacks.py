@@ -31,7 +31,7 @@ _STATES_KEPT = 2
 _RADIUS_IMAGES = 512
 
 
-class Stopped(BaseException):  # noqa: N818 (no error: the user asked for it)
+class Stopped(BaseException):
     """The run was asked to stop, and its state is saved.
 
     Attributes:
@@ -135,15 +135,26 @@ class KeepBest(Callback):
 class Metrics(Callback):
     """``metrics.jsonl``: a line for every report, and for every epoch.
 
+    At the start ``run.json`` is told what has been found out: radius, hidden layers, the teacher's clean accuracy.
+
     Args:
         run: what is watched.
         folder: where to write.
+        validation: of the run, if it has one.
         resumed_at: the step a run is resumed at; later lines are dropped, as they will come again.
         epochs_done: of the resumed run.
     """
 
-    def __init__(self, run: Compression, folder: RunFolder, *, resumed_at: int = 0, epochs_done: int = 0) -> None:
-        self.run, self.folder = run, folder
+    def __init__(
+        self,
+        run: Compression,
+        folder: RunFolder,
+        validation: Validation | None = None,
+        *,
+        resumed_at: int = 0,
+        epochs_done: int = 0,
+    ) -> None:
+        self.run, self.folder, self.validation = run, folder, validation
         self._last_step = resumed_at
         kept = [
             line
@@ -151,6 +162,14 @@ class Metrics(Callback):
             if line["step"] <= resumed_at and (line["event"] == "step" or line["epoch"] <= epochs_done)
         ]
         write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+    def on_start(self, status: Status) -> None:
+        judged = self.validation
+        self.folder.write_facts(
+            radius=self.run.radius,
+            hidden_layers=self.run.hidden_layers,
+            validation={"images": judged.images, "dense_clean": judged.dense_clean} if judged else None,
+        )
 
     def _write(self, line: dict[str, Any]) -> None:
         try:
@@ -169,9 +188,7 @@ class Metrics(Callback):
         self._last_step = status.step
         figures = {"loss": status.loss, **status.terms, "lr": status.lr, "rho": status.rho}
         figures |= {"residual": status.residual, "images_per_second": status.images_per_second}
-        self._write(
-            {"event": "step", "step": status.step, "epoch": status.epoch + 1, "phase": status.phase, **figures}
-        )
+        self._write({"event": "step", "step": status.step, "epoch": status.epoch + 1, "phase": status.phase, **figures})
 
     def on_epoch_end(self, status: Status) -> None:
         self.run.history[-1]["sparsity"] = self._sparsity()

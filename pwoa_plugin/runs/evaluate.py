@@ -100,10 +100,11 @@ def judge(
 
 
 def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
-    made = folder.read_facts().get("model")
-    if not isinstance(made, dict) or not isinstance(made.get("arch"), str):
+    facts = folder.read_facts()
+    made, images = facts.get("model"), facts.get("images")
+    if not isinstance(made, dict) or not isinstance(made.get("arch"), str) or not isinstance(images, dict):
         raise RunError(f"{folder.facts}: is damaged; its network is not named")
-    classes, channels = made.get("num_classes"), made.get("in_channels")
+    classes, channels = images.get("classes"), images.get("channels")
     if not isinstance(classes, int) or not isinstance(channels, int):
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
     if ":" in made["arch"] and arch is None:

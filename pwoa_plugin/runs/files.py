@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from .callbacks import read_metrics
 from .folder import RunError, RunFolder
 from .report import RunReport, to_html, to_markdown, write_plots
 
@@ -15,28 +16,39 @@ __all__ = ["read_report", "write_report"]
 
 
 def read_report(path: str | os.PathLike[str]) -> RunReport:
-    """The report of a folder as its files say now.
+    """The report of a folder as its files say now, of a run that goes on too.
 
     Raises:
-        RunError: there is no run, or nothing of it is finished.
+        RunError: there is no run, or it has not come to its first step.
         ValueError: a file of it is damaged.
     """
     folder = RunFolder(path)
     facts = folder.read_facts()
-    if not folder.masks.exists() or "layers" not in facts:
-        status = facts.get("status", "not begun")
-        raise RunError(f"{folder}: the run is {status}, and nothing to show yet; go on with `pwoa prune ... --resume`")
-    content: dict[str, Any] = {key: value for key, value in facts.items() if key not in ("history", "threads")}
-    config = facts.get("config") or {}
+    config = facts.get("config")
+    layers = facts.get("layers")
+    if not isinstance(config, dict) or not isinstance(layers, list) or "radius" not in facts:
+        raise RunError(f"{folder}: the run has not come to its first step; go on with `pwoa prune ... --resume`")
+    epochs = [line for line in read_metrics(folder.metrics) if line.pop("event") == "epoch"]
+    for line in epochs:
+        del line["step"]
+    content: dict[str, Any] = {key: value for key, value in facts.items() if key not in ("images", "threads")}
     content |= {
         "name": folder.path.resolve().name,
         "allocation": config.get("allocation"),
         "granularity": config.get("granularity"),
-        "sparsity": config.get("sparsity"),
-        "epochs": facts.get("history"),
+        "sparsity": _sparsity(layers),
+        "epochs": epochs,
+        "seconds": epochs[-1].get("seconds") if epochs else 0.0,
         "robustness": _robustness(folder, facts.get("robustness") or {}),
     }
     return RunReport.from_dict(content)
+
+
+def _sparsity(layers: list[Any]) -> float:
+    try:
+        return 1 - sum(layer["kept"] for layer in layers) / sum(layer["weights"] for layer in layers)
+    except (TypeError, KeyError, ZeroDivisionError) as error:
+        raise ValueError(f"layers: are damaged ({error!r})") from None
 
 
 def _robustness(folder: RunFolder, files: Any) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from .._files import write_text
 from .._random import seeded
+from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
 from ..masks import save_masks
@@ -25,10 +26,9 @@ from ..method.callback import Callback
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
 from ..models import load_checkpoint
-from .._versions import installed_versions
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
-from .folder import RunError, RunFolder
 from .files import write_report
+from .folder import RunError, RunFolder
 from .network import make_network
 from .size import size_report
 from .state_file import StateFileError, read_state
@@ -99,7 +99,7 @@ def prune(
         assert config.model is not None
         name = arch or config.model.arch
         notes = load_checkpoint(model, config.model.checkpoint)
-        made = {"num_classes": config.model.num_classes or classes, "in_channels": channels}
+        made = {"classes": classes, "channels": channels}
     run = Compression(model, config)
     digest = _digest(model)
     if begun:
@@ -111,8 +111,8 @@ def prune(
             if not begun:
                 config.to_yaml(folder.config)
                 write_text(folder.facts, "{}")
-                network = {"arch": name, "sha256": digest, "notes": list(notes), **made}
-                folder.write_facts(**_facts(run, network, command))
+                network = {"arch": name, "sha256": digest, "notes": list(notes)}
+                folder.write_facts(**_facts(run, network, command), images=made)
             folder.write_facts(status="running")
             _train(run, folder, state, validation, save_every, callbacks)
             _finish(run, folder)
@@ -163,6 +163,7 @@ def _facts(run: Compression, network: dict[str, Any], command: Sequence[str]) ->
         "device": str(run.device),
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
+        "layers": _layers(run, {name: round(layer.weights * layer.density) for name, layer in run.allocation.items()}),
         "model": {
             **network,
             "checkpoint": config.model.checkpoint if config.model else "given in Python",
@@ -252,7 +253,7 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> None:
     config = run.config
-    watching: list[Callback] = []
+    judged: Validation | None = None
     if validation is not None:
         batches = Batches(
             validation,
@@ -262,20 +263,17 @@ def _train(
             pixel_range=config.pixel_range,
             labels_because="epochs are judged by them; give (x, y) batches to validation",
         )
-        watching.append(Validation(run, batches))
+        judged = Validation(run, batches)
     status = state.facts["status"] if state else {"step": 0, "epoch": 0}
     saver = SaveStates(run, folder, every=save_every)
-    watching += [
-        Metrics(run, folder, resumed_at=status["step"], epochs_done=status["epoch"]),
+    watching: list[Callback] = [
+        *([judged] if judged else []),
+        Metrics(run, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"]),
         KeepBest(run, folder),
         saver,
     ]
     with seeded(config.seed), _stopping(saver):
         run.run([*watching, *callbacks], state)
-    first = watching[0]
-    folder.write_facts(
-        validation={"images": first.images, "dense_clean": first.dense_clean} if isinstance(first, Validation) else None
-    )
 
 
 @contextlib.contextmanager
@@ -313,26 +311,25 @@ def _finish(run: Compression, folder: RunFolder) -> None:
             best = run.history[-1]
     save_masks({name: {"weight": mask} for name, mask in run.masks.items()}, folder.masks)
     write_weights(folder.pruned, run.model.state_dict())
-    layers = [
+    folder.write_facts(
+        status="finished",
+        layers=_layers(run, {name: int(mask.sum()) for name, mask in run.masks.items()}),
+        size=size_report(run.model).to_dict(),
+        residual=run.residual,
+        best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,
+    )
+    write_report(folder)
+
+
+def _layers(run: Compression, kept: Mapping[str, int]) -> list[dict[str, Any]]:
+    return [
         {
             "name": name,
             "shape": list(layer.shape),
             "weights": layer.weights,
-            "kept": int(run.masks[name].sum()),
-            "density": int(run.masks[name].sum()) / layer.weights,
+            "kept": kept[name],
+            "density": kept[name] / layer.weights,
             "dense_because": layer.dense_because,
         }
         for name, layer in run.allocation.items()
     ]
-    folder.write_facts(
-        status="finished",
-        seconds=run.history[-1]["seconds"],
-        layers=layers,
-        size=size_report(run.model).to_dict(),
-        radius=run.radius,
-        residual=run.residual,
-        hidden_layers=run.hidden_layers,
-        best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,
-        history=run.history,
-    )
-    write_report(folder)

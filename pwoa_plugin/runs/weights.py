@@ -15,7 +15,9 @@ from .._files import replaced_whole
 __all__ = ["read_weights", "write_weights"]
 
 
-def write_weights(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None) -> None:
+def write_weights(
+    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], facts: Mapping[str, str] | None = None
+) -> None:
     """Write a state_dict.
 
     Raises:
