@@ -128,14 +128,24 @@ class Batches:
                 raise ValueError("train_loader is empty; give at least one batch of natural images")
         return self._length
 
-    def _raw(self) -> Iterator[tuple[Any, Any]]:
+    def _raw(self, start: int, go_on_with: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
         if self._tensors is not None:
             x, y = self._tensors
             order = torch.randperm(len(x)).to(x.device)
-            for index in order.split(self._batch_size)[: len(self)]:
+            if start:
+                self.set_random_state(go_on_with)
+            for index in order.split(self._batch_size)[start : len(self)]:
                 yield x[index], None if y is None else y[index]
             return
-        for batch in self._source:
+        if hasattr(self._source, "batches_from"):  # our own loaders begin later without reading what is left out
+            batches = self._source.batches_from(start)
+        else:
+            batches = iter(self._source)
+            for _ in range(start):
+                next(batches, None)
+        if start:
+            self.set_random_state(go_on_with)
+        for batch in batches:
             if isinstance(batch, Mapping):
                 raise ValueError(
                     f"train_loader gives a dict with keys {list(batch)}; give (x, y) tuples "
@@ -171,14 +181,18 @@ class Batches:
         if isinstance(generator, torch.Generator) and "loader" in state:
             generator.set_state(state["loader"])
 
-    def epoch(self, *, check: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def epoch(
+        self, *, check: bool = False, start: int = 0, go_on_with: Mapping[str, Tensor] | None = None
+    ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One epoch of batches.
 
         Args:
+            start: leave out this many batches at the beginning. Order and the like are drawn as in a whole epoch.
+            go_on_with: the random state to set after these.
             check: look at every batch's range and labels, not only at its form. On a GPU loader this waits for the
                 device, so runs ask for it in their first epoch only.
         """
-        for x, y in self._raw():
+        for x, y in self._raw(start, go_on_with or {}):
             if check:
                 x, y = self._checked(x, y)
             elif self.labels_because is None:

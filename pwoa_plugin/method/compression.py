@@ -348,22 +348,16 @@ class Compression:
     # -- an epoch --------------------------------------------------------------------------------
 
     def _batches_left(self, training: _Training) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The epoch's batches that are still to come; after a resume, the others are read and left out.
+        """The epoch's batches that are still to come.
 
-        The source draws what it drew then, order and augmentation, since it starts from the epoch's own random state.
+        After a resume the source draws its order anew from the epoch's own random state, and so draws the same one.
         """
-        skip = training.batch
+        skip = training.batch  # done before the resume
         if skip:
             self.batches.set_random_state(training.epoch_random)
         else:
             training.epoch_random = self.batches.random_state()
-        batches = self.batches.epoch(check=training.status.epoch == 0)
-        for _ in range(skip):
-            if next(batches, None) is None:
-                raise StateError("train_loader gives fewer batches than in the run to resume; give the same data")
-        if skip:
-            self.batches.set_random_state(training.go_on_with)
-        return batches
+        return self.batches.epoch(check=training.status.epoch == 0, start=skip, go_on_with=training.go_on_with)
 
     def _report(self, training: _Training, callbacks: Sequence[Callback]) -> None:
         status = training.status
