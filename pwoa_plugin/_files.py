@@ -22,7 +22,10 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        scratch.touch(exist_ok=False)
+        mode = scratch.stat().st_mode  # what the umask gives; some writers make files for their owner alone
         yield scratch
+        scratch.chmod(mode)
         _sync(scratch)
         os.replace(scratch, target)
         if os.name == "posix":

@@ -43,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="pwoa",
         description="Prune an adversarially robust network without adversarial examples, and say how robust it is.",
-        epilog="pwoa init prune.yaml; pwoa prune prune.yaml --out runs/a; pwoa evaluate runs/a --eps 0.3; pwoa show runs/a",
+        epilog="pwoa init prune.yaml; pwoa prune prune.yaml --out runs/a; pwoa evaluate runs/a; pwoa show runs/a",
     )
     parser.add_argument("--version", action="version", version=f"pwoa-plugin {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
@@ -155,7 +155,9 @@ def _prune(args: argparse.Namespace) -> int:
     config = _config_of(args)
     _set_up_logging(args)
     from .runs.callbacks import Stopped
+    from .runs.files import read_report
     from .runs.prune import prune
+    from .runs.report import headline
 
     try:
         folder = prune(
@@ -172,10 +174,11 @@ def _prune(args: argparse.Namespace) -> int:
         sys.stderr.write(f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}\n")
         return 128 + stopped.signal
     if args.json:
-        sys.stdout.write(json.dumps({"event": "finished", "folder": str(folder), **folder.summary()}) + "\n")
+        sys.stdout.write(json.dumps({"event": "finished", "folder": str(folder), "report": str(folder.report)}) + "\n")
     elif not args.quiet:
-        next_one = f"pwoa evaluate {shlex.quote(str(folder))}"
-        sys.stderr.write(f"{folder.describe()}\n{folder.page} is its report; how robust it is: {next_one}\n")
+        said = " ".join(headline(read_report(folder.path)))
+        how = f"pwoa evaluate {shlex.quote(str(folder))}"
+        sys.stderr.write(f"{said}\nIts report is {folder.page}. How robust it is: {how}\n")
     return 0
 
 

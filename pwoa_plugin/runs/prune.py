@@ -25,7 +25,7 @@ from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
-from ..models import load_checkpoint
+from ..models.checkpoint import load_checkpoint
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
 from .files import write_report
 from .folder import RunError, RunFolder
@@ -200,7 +200,7 @@ def _check_same(folder: RunFolder, config: PwoAConfig, arch: str, digest: str) -
         )
     if facts["model"].get("arch") != arch:
         raise ConfigError(
-            f"model.arch={arch!r} is not {facts['model'].get('arch')!r}, that of the run in {folder}; resume with the same"
+            f"model.arch={arch!r} is not {facts['model'].get('arch')!r}, that of the run in {folder}; resume with it"
         )
     if facts["model"].get("sha256") != digest:
         raise ConfigError(f"model.checkpoint: these are not the weights that the run in {folder} began with")
