@@ -107,7 +107,7 @@ def _style(name: str) -> Iterator[None]:
             {
                 "svg.hashsalt": name,
                 "svg.fonttype": "none",
-                "font.size": 9.5,
+                "font.size": 10.5,
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "legend.frameon": False,
@@ -139,7 +139,7 @@ def _font(found: re.Match[str]) -> str:
     return f"{found[1]} var(--plot-font, sans-serif)"
 
 
-def _axes(palette: Palette, height: float = 2.7, rows: int = 1, **options: Any) -> tuple[Any, Any]:
+def _axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) -> tuple[Any, Any]:
     """A figure, made without pyplot, so that nothing global knows of it; and its axes."""
     from matplotlib.figure import Figure
 
@@ -158,7 +158,7 @@ def _axes(palette: Palette, height: float = 2.7, rows: int = 1, **options: Any) 
 def _legend(ax: Any, palette: Palette, columns: int) -> None:
     ax.legend(
         loc="lower left",
-        bbox_to_anchor=(0, 1.09),  # above the names of the phases
+        bbox_to_anchor=(0, 1.12),  # above the names of the phases
         ncols=columns,
         borderaxespad=0,
         labelcolor=palette.ink,
@@ -179,7 +179,7 @@ def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) 
         ax.axvline(max(admm) + 0.5, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
         if named:
             place = {"xy": (max(admm) + 0.5, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            style = {"color": palette.ink, "fontsize": 8.5, "va": "bottom"}
+            style = {"color": palette.ink, "fontsize": 9.5, "va": "bottom"}
             ax.annotate("ADMM", xytext=(-5, 1), ha="right", **place, **style)
             ax.annotate("fine-tuning", xytext=(5, 1), ha="left", **place, **style)
 
@@ -194,6 +194,8 @@ _NO_EPOCH = "No epoch has ended yet."
 
 
 def _loss(report: RunReport, palette: Palette) -> Drawn:
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
     if not report.epochs:
         return None, _NO_EPOCH
     figure, ax = _axes(palette)
@@ -216,6 +218,8 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
         )
         said.append(f"{name} from {known[0][1]:.3g} in epoch {known[0][0]} to {known[-1][1]:.3g} in {known[-1][0]}")
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # not as formulas, which SVG cannot
+    ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("size of the term (log)")
     ax.set_xlabel("epoch")
     _by_epoch(ax, report, palette)
@@ -227,12 +231,12 @@ def _admm(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
     residuals = [(epoch.epoch, epoch.residual) for epoch in report.epochs if epoch.residual is not None]
-    figure, axes = _axes(palette, height=2.9, rows=2 if residuals else 1, **({"sharex": True} if residuals else {}))
+    figure, axes = _axes(palette, height=3.2, rows=2 if residuals else 1, **({"sharex": True} if residuals else {}))
     above, below = axes if residuals else (None, axes)
     said = ""
     if above is not None:
         above.plot(*zip(*residuals, strict=True), color=palette.series[1], marker="s", **_LINE)
-        above.set_ylim(0, None)
+        above.set_ylim(0, 1.15 * max(value for _, value in residuals) or 1)
         above.set_ylabel("residual")
         _by_epoch(above, report, palette)
         said = f"ADMM residual from {residuals[0][1]:.3g} to {residuals[-1][1]:.3g}; "
@@ -281,7 +285,7 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
         return None, "No layer was to be pruned."
     largest = sorted(range(len(report.layers)), key=lambda i: -report.layers[i].weights)[:_MOST_BARS]
     layers = [report.layers[i] for i in sorted(largest)]
-    figure, ax = _axes(palette, height=0.75 + 0.21 * len(layers))
+    figure, ax = _axes(palette, height=0.8 + 0.23 * len(layers))
     places = range(len(layers))
     bars = ax.barh(
         places,
@@ -289,7 +293,7 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
         height=0.68,
         color=[palette.muted if layer.dense_because else palette.series[0] for layer in layers],
     )
-    ax.bar_label(bars, [_short_percent(layer.density) for layer in layers], padding=3, color=palette.ink, fontsize=8.5)
+    ax.bar_label(bars, [_short_percent(layer.density) for layer in layers], padding=3, color=palette.ink, fontsize=9.5)
     ax.set_yticks(places, [_shortened(layer.name) for layer in layers])
     ax.set_ylim(len(layers) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(layer.density for layer in layers) or 1)

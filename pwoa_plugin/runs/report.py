@@ -292,8 +292,8 @@ class RunReport:
         worst = pruned.worst_case
         if worst.high - worst.low > _WIDE_INTERVAL:
             said.append(
-                f"Only {pruned.config.n_images:,} images were judged: the worst case is known to "
-                f"{100 * (worst.high - worst.low):.1f} percentage points. Judge more for a narrower interval."
+                f"Only {pruned.config.n_images:,} images were judged: the 95 % interval of the worst case is "
+                f"{100 * (worst.high - worst.low):.1f} percentage points wide. Judge more to narrow it."
             )
         if "AutoAttack" not in pruned.attacks:
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
@@ -622,7 +622,6 @@ def to_html(report: RunReport) -> str:
         judged_text=judged_text,
         interval=interval_text,
         remarks=report.remarks(),
-        robustness_header=robustness_header(report),
         rows=robustness_rows(report) if report.judged else [],
         any_dense=any_dense,
         layer_header=LAYER_HEADER[:cut],
