@@ -54,7 +54,8 @@ def random_state() -> dict[str, torch.Tensor]:
     state = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state |= {f"cuda.{i}": saved for i, saved in enumerate(torch.cuda.get_rng_state_all())}
-    _, keys, position, has_gauss, gauss = np.random.get_state()
+    _, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    assert isinstance(keys, np.ndarray)
     state["numpy"] = torch.from_numpy(np.append(keys.astype(np.int64), [position, has_gauss]))
     state["numpy.gauss"] = torch.tensor(gauss, dtype=torch.float64)
     version, words, next_gauss = random.getstate()

@@ -63,9 +63,9 @@ class Loader:
         return whole + (rest > (1 if self._shuffle and whole else 0))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self.batches()
+        return self.batches_from(0)
 
-    def batches(self, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches_from(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch from batch ``start`` on; those before it are not read. Draws as a whole epoch does.
 
         Returns:

@@ -13,7 +13,7 @@ from .._files import write_text
 from ..config import ConfigError, PwoAConfig
 from ..data import load_test
 from ..masks import check_masks, load_masks
-from ..models.checkpoint import load_checkpoint
+from ..models import load_checkpoint
 from ..robustness import DEFAULT_ATTACKS, Report, evaluate
 from .files import write_report
 from .folder import RunError, RunFolder

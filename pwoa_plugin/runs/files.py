@@ -46,7 +46,7 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
 
 def _sparsity(layers: list[Any]) -> float:
     try:
-        return 1 - sum(layer["kept"] for layer in layers) / sum(layer["weights"] for layer in layers)
+        return 1 - float(sum(layer["kept"] for layer in layers) / sum(layer["weights"] for layer in layers))
     except (TypeError, KeyError, ZeroDivisionError) as error:
         raise ValueError(f"layers: are damaged ({error!r})") from None
 

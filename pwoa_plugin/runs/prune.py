@@ -25,7 +25,7 @@ from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
-from ..models.checkpoint import load_checkpoint
+from ..models import load_checkpoint
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
 from .files import write_report
 from .folder import RunError, RunFolder
