@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,6 +37,17 @@ BAD = [
     ({"sparsity": 0.5, "admm": {"rho": 2.0, "rho_max": 1.0}}, "^admm.rho=2.0 is above"),
     ({"sparsity": 0.5, "schedule": {"name": "multistep"}}, "^schedule.milestones is empty"),
     ({"sparsity": 0.5, "seed": -1}, "seed=-1"),
+    ({"sparsity": 0.5, "eps": "8/0"}, "eps='8/0'"),
+    ({"sparsity": 0.5, "data": {"name": "imagenet"}}, "^data.name='imagenet' is unknown; use one of mnist, cifar10"),
+    ({"sparsity": 0.5, "data": {"name": "folder"}}, "^data.image_size is missing"),
+    ({"sparsity": 0.5, "data": {"name": "mnist", "image_size": 28}}, "^data.image_size=28 goes with name='folder'"),
+    ({"sparsity": 0.5, "data": {"name": "mnist", "validation": 1.0}}, "^data.validation=1.0"),
+    ({"sparsity": 0.5, "data": {"name": "mnist", "worker": 2}}, "^data.worker: unknown key; did you mean workers"),
+    ({"sparsity": 0.5, "data": "mnist"}, "^data='mnist'"),
+    ({"sparsity": 0.5, "model": {"arch": "lenet"}}, "^model.checkpoint=.*: field required"),
+    ({"sparsity": 0.5, "model": {"arch": "os:system", "checkpoint": "x"}}, "^model.arch='os:system' names code, and"),
+    ({"sparsity": 0.5, "model": {"arch": "a", "checkpoint": "x", "mean": [0.5]}}, "^model.mean and std go together"),
+    ({"sparsity": 0.5, "model": {"arch": "a", "checkpoint": "x", "mean": [0], "std": [0]}}, "^model.std.0=0"),
 ]
 
 
@@ -127,3 +140,75 @@ def test_paper_in_fewer_epochs_cuts_phases_and_milestones_in_proportion() -> Non
     assert PwoAConfig.paper("mnist", sparsity=0.5, seed=3).seed == 3
     with pytest.raises(ConfigError, match="the paper has mnist, cifar10, cifar100"):
         PwoAConfig.paper("svhn", sparsity=0.5)  # type: ignore[arg-type]
+
+
+def test_yaml_round_trip(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "data": {"name": "folder", "image_size": 32, "root": "my images"},
+        "model": {"arch": "resnet18", "checkpoint": "a.pt", "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.2]},
+        "admm": {"epochs": 1, "optimizer": {"name": "sgd", "lr": 1e-5}},
+    }
+    for config in (
+        PwoAConfig(granularity="2:4", eps="8/255", perturbation={"radius": "4/255"}, **sections),  # type: ignore[arg-type]
+        PwoAConfig.paper("cifar100", sparsity=0.9),
+    ):
+        text = config.to_yaml(tmp_path / "new" / "prune.yaml")
+        assert (tmp_path / "new" / "prune.yaml").read_text() == text
+        assert PwoAConfig.from_yaml(tmp_path / "new" / "prune.yaml") == config
+    assert config.eps is None
+    images = object()
+    assert PwoAConfig.from_yaml(tmp_path / "new" / "prune.yaml", train_loader=images).train_loader is images
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sparsity: [", "line 1: expected"),
+        ("- sparsity", "holds no mapping of fields"),
+        ("", "holds no mapping of fields"),
+        ("1: 2", "holds no mapping of fields"),
+        ("sparsity: 7", "sparsity=7.0 is outside"),
+        ("sparsity: 0.5\nadm:\n  epochs: 1", "adm: unknown key; did you mean admm"),
+        ("sparsity: 0.5\ntrain_loader: 5", "train_loader: a file names its images under data"),
+        ("sparsity: 0.5\nmodel: {arch: 'os:system', checkpoint: x}", "model.arch='os:system' names code"),
+        ("sparsity: " + "5" * 2_000_000, "2,000,010 bytes are no config"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "prune.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=f"^{path}: {said}") as caught:
+        PwoAConfig.from_yaml(path)
+    assert "\n" not in str(caught.value)
+
+
+def test_changes_by_dotted_name(tmp_path: Path) -> None:
+    path = tmp_path / "prune.yaml"
+    path.write_text("sparsity: 0.5\nadmm: {epochs: 2, rho: 0.5}\n")
+    changes = {"admm.epochs": 0, "seed": 7, "admm.optimizer.name": "sgd", "eps": "8/255"}
+    config = PwoAConfig.from_yaml(path, changes=changes)
+    assert (config.admm.epochs, config.admm.rho, config.seed, config.eps) == (0, 0.5, 7, 8 / 255)
+    assert config.admm.optimizer is not None
+    with pytest.raises(ConfigError, match="admm.epoch: unknown key; did you mean epochs"):
+        PwoAConfig.from_yaml(path, changes={"admm.epoch": 0})
+    with pytest.raises(ConfigError, match="seed.x: unknown|seed="):
+        PwoAConfig.from_yaml(path, changes={"seed.x": 0})
+
+
+PRESETS = sorted(Path(str(entry)) for entry in (files("pwoa_plugin") / "configs").iterdir())
+
+
+@pytest.mark.parametrize("path", PRESETS, ids=lambda path: path.stem)
+def test_presets_can_be_read(path: Path) -> None:
+    config = PwoAConfig.from_yaml(path)
+    assert config.data is not None
+    assert config.model is not None
+    assert config.eps in (0.3, 8 / 255, 4 / 255)
+    if path.stem.startswith("paper-"):
+        dataset: Any = path.stem.removeprefix("paper-")
+        assert config.data.name == dataset
+        own = {"sparsity": config.sparsity, "eps": config.eps, "data": config.data, "model": config.model}
+        assert config == PwoAConfig.paper(dataset, **own)
+    elif path.stem.startswith("mnist"):
+        own = {"sparsity": config.sparsity, "eps": config.eps, "data": config.data, "model": config.model}
+        assert config == PwoAConfig(**own)
