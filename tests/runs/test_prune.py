@@ -1,0 +1,287 @@
+"""Runs in a folder: killed, stopped, resumed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pwoa_plugin import PwoAConfig
+from pwoa_plugin.masks import load_masks
+from pwoa_plugin.method.callback import Callback, Status
+from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.models import robust_lenet
+from pwoa_plugin.runs.callbacks import Stopped, read_metrics
+from pwoa_plugin.runs.folder import RunError, RunFolder
+from pwoa_plugin.runs.prune import prune
+
+
+def same_end(a: Path, b: Path) -> None:
+    """Bit-equal masks and weights, and the same figures on the way there."""
+    for file in ("pruned.safetensors", "masks.safetensors"):
+        first, second = load_file(a / file), load_file(b / file)
+        assert first.keys() == second.keys()
+        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+    def figures(folder: Path) -> list[dict[str, Any]]:
+        clocks = {"seconds", "images_per_second"}
+        return [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(folder / "metrics.jsonl")]
+
+    assert figures(a) == figures(b)
+
+
+def prune_in_a_process(config: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    prune(PwoAConfig.from_yaml(config), out, resume=True, save_every=0.0)
+
+
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(config_file: Path, tmp_path: Path) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        prune(PwoAConfig.from_yaml(config_file), tmp_path / "straight")
+    finally:
+        torch.set_num_threads(threads)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs.test_prune"])  # torch is imported once for all of them
+    # How long a run takes here, so that the kills fall within it.
+    started = time.perf_counter()
+    whole = context.Process(target=prune_in_a_process, args=(config_file, tmp_path / "clock"))
+    whole.start()
+    whole.join()
+    assert whole.exitcode == 0
+    same_end(tmp_path / "straight", tmp_path / "clock")
+    started = time.perf_counter()
+    shutil.rmtree(tmp_path / "clock")
+    whole = context.Process(target=prune_in_a_process, args=(config_file, tmp_path / "clock"))
+    whole.start()
+    whole.join()
+    length = time.perf_counter() - started
+
+    moments, kills, out = random.Random(0), 0, tmp_path / "killed"
+    seen: set[str] = set()
+    while kills < 20:
+        process = context.Process(target=prune_in_a_process, args=(config_file, out))
+        process.start()
+        time.sleep(moments.uniform(0.0, length))
+        process.kill()
+        process.join()
+        if process.exitcode == 0:  # done before the kill: once more, elsewhere
+            same_end(tmp_path / "straight", out)
+            out = tmp_path / f"killed-{kills}"
+            continue
+        assert process.exitcode == -signal.SIGKILL
+        kills += 1
+        seen |= {path.name for path in RunFolder(out).states()}
+    last = context.Process(target=prune_in_a_process, args=(config_file, out))
+    last.start()
+    last.join()
+    assert last.exitcode == 0
+    same_end(tmp_path / "straight", out)
+    assert len(seen) > 2  # the kills came at different places
+
+
+class StopAt(Callback):
+    """Asks to stop, as Ctrl-C does."""
+
+    def __init__(self, step: int, number: int = signal.SIGINT) -> None:
+        self.step, self.number = step, number
+
+    def on_step(self, status: Status) -> None:
+        if status.step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.mark.parametrize("step", [1, 4, 6, 11])
+def test_stopped_and_resumed(config: PwoAConfig, finished: Path, tmp_path: Path, step: int) -> None:
+    number = signal.SIGINT if step < 6 else signal.SIGTERM
+    handler = signal.getsignal(number)
+    with pytest.raises(Stopped) as stopped:
+        prune(config, tmp_path / "run", callbacks=[StopAt(step, number)])
+    assert stopped.value.signal == number
+    assert signal.getsignal(number) is handler
+    assert RunFolder(tmp_path / "run").read_facts()["status"] == "interrupted"
+    prune(config, tmp_path / "run", resume=True)
+    same_end(finished, tmp_path / "run")
+    assert RunFolder(tmp_path / "run").read_facts()["status"] == "finished"
+
+
+def test_the_folder_of_a_run(finished: Path, config: PwoAConfig) -> None:
+    facts = json.loads((finished / "run.json").read_text())
+    assert facts["seed"] == 0
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert PwoAConfig.from_yaml(finished / "config.yaml") == config
+    weights, masks = load_file(finished / "pruned.safetensors"), load_masks(finished / "masks.safetensors")
+    assert weights.keys() == robust_lenet().state_dict().keys()
+    kept = total = 0
+    for name, targets in masks.items():
+        assert torch.equal(weights[f"{name}.weight"] != 0, targets["weight"].bool())
+        kept, total = kept + int(targets["weight"].sum()), total + targets["weight"].numel()
+    assert kept == round(total * 0.1)
+    lines = read_metrics(finished / "metrics.jsonl")
+    epochs = [line for line in lines if line["event"] == "epoch"]
+    assert [line["epoch"] for line in epochs] == [1, 2, 3]
+    assert [line["sparsity"] for line in epochs] == pytest.approx([0, 0.9, 0.9], abs=1e-4)
+    needed = {"loss", "distillation", "features", "hsic_x", "hsic_y", "lr", "rho", "residual", "clean", "agreement"}
+    assert all(needed <= line.keys() for line in epochs)
+    assert sum(epochs[2][term] for term in ("distillation", "features", "hsic_x", "hsic_y")) == pytest.approx(
+        epochs[2]["loss"]
+    )
+    for file in ("report.json", "report.md", "report.html", "best.safetensors", "plots/loss.png"):
+        assert (finished / file).stat().st_size > 0
+    assert len(list((finished / "states").iterdir())) == 1
+    assert not [path for path in finished.rglob("*.tmp")]
+
+
+def test_a_model_and_a_loader_of_ones_own(images: Any, trained: Any, tmp_path: Path) -> None:
+    settings = PwoAConfig(sparsity=0.7, train_loader=images, batch_size=64, epochs=4, eps=0.1)
+    folder = prune(settings, tmp_path / "run", model=trained, validation=(images[0][:50], images[1][:50]))
+    weights = load_file(folder.pruned)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.state_dict().items())
+    facts = folder.read_facts()
+    assert facts["model"]["arch"] == "given in Python"
+    assert facts["validation"]["images"] == 50
+    best = max(
+        (line for line in read_metrics(folder.metrics) if line["event"] == "epoch" and line["phase"] == "fine-tune"),
+        key=lambda line: (line["agreement"], line["epoch"]),
+    )
+    assert facts["best"]["epoch"] == best["epoch"]
+    with pytest.raises(ValueError, match="train_loader goes with a network"):
+        prune(settings, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        prune(config, tmp_path / "run", callbacks=[StopAt(2)])
+    with pytest.raises(ValueError, match="holds a run; go on with --resume"):
+        prune(config, tmp_path / "run")
+    other = config.model_copy(deep=True)
+    other.admm.rho = 0.5
+    with pytest.raises(ValueError, match=r"admm\.rho is not as in the run in .*; resume with the same config"):
+        prune(other, tmp_path / "run", resume=True)
+    from safetensors.torch import save_file
+
+    weights = robust_lenet().state_dict()
+    weights["fc2.bias"][0] += 1
+    save_file(weights, tmp_path / "other.safetensors")
+    other = config.model_copy(deep=True)
+    other.model.checkpoint = str(tmp_path / "other.safetensors")  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match="not the weights that the run"):
+        prune(other, tmp_path / "run", resume=True)
+
+
+def test_folders_that_are_no_runs(config: PwoAConfig, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="is a file; give a folder"):
+        prune(config, tmp_path / "file")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    with pytest.raises(ValueError, match=r"holds no run but other files \(thesis.tex\)"):
+        prune(config, tmp_path / "mine")
+    with RunFolder(tmp_path / "busy").locked(), pytest.raises(RunError, match="another process is running here"):
+        prune(config, tmp_path / "busy")
+
+
+def stopped_twice(config: PwoAConfig, out: Path) -> list[Path]:
+    """Two states, of steps 5 and 6."""
+    for step in (5, 6):
+        with pytest.raises(Stopped):
+            prune(config, out, resume=True, callbacks=[StopAt(step)])
+    return RunFolder(out).states()
+
+
+@pytest.mark.parametrize("how", ["cut", "flipped", "empty", "header"])
+def test_a_damaged_state_is_told_and_the_one_before_is_taken(
+    config: PwoAConfig, finished: Path, tmp_path: Path, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    newest, before = stopped_twice(config, tmp_path / "run")
+    content = bytearray(newest.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    elif how == "flipped":
+        content[-1000] ^= 1
+    elif how == "empty":
+        content = bytearray()
+    else:
+        content[200] ^= 1
+    newest.write_bytes(content)
+    prune(config, tmp_path / "run", resume=True)
+    assert f"{newest}: " in caplog.text
+    assert f"going on from {before}" in caplog.text or "trying the one before" in caplog.text
+    same_end(finished, tmp_path / "run")
+
+
+def test_no_state_that_can_be_read(config: PwoAConfig, tmp_path: Path) -> None:
+    for path in stopped_twice(config, tmp_path / "run"):
+        path.write_bytes(b"nothing")
+    with pytest.raises(RunError, match="no state can be read .*; begin again with another --out"):
+        prune(config, tmp_path / "run", resume=True)
+
+
+def test_a_damaged_best_file_is_told_and_the_last_epoch_taken(
+    config: PwoAConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Spoil(Callback):
+        def on_epoch_end(self, status: Status) -> None:
+            if status.epoch == 3:
+                (tmp_path / "run" / "best.safetensors").write_bytes(b"nothing")
+
+    monkeypatch.setattr("pwoa_plugin.runs.prune.best_epoch", lambda history: history[1])
+    folder = prune(config, tmp_path / "run", callbacks=[Spoil()])
+    assert "the last epoch's weights are taken" in caplog.text
+    assert folder.read_facts()["best"]["epoch"] == 3
+
+
+def test_nan_keeps_the_last_good_state(config: PwoAConfig, tmp_path: Path) -> None:
+    config.optimizer.lr = 1e25
+    with pytest.raises(TrainingError, match=r"not finite at step \d+.*the last good state is kept in .*step-0000"):
+        prune(config, tmp_path / "run", save_every=0.0)
+    folder = RunFolder(tmp_path / "run")
+    assert folder.read_facts()["status"] == "failed"
+    for path in folder.states():
+        assert all(tensor.isfinite().all() for name, tensor in load_file(path).items() if name.startswith("model."))
+
+
+def with_little_room(config: Path, out: Path, room: int) -> subprocess.CompletedProcess[str]:
+    """The command line where no file may grow beyond ``room`` bytes: a real failed write, as on a full disk."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    command = [sys.executable, "-m", "pwoa_plugin", "prune", config, "--out", out, "--quiet", "--resume"]
+    return subprocess.run(
+        [*map(str, command), "--save-every", "0"], preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+
+
+def test_a_disk_that_is_full_is_told_and_the_run_goes_on_later(
+    config_file: Path, config: PwoAConfig, finished: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(Stopped):
+        prune(config, tmp_path / "run", callbacks=[StopAt(3)])
+    (state,) = RunFolder(tmp_path / "run").states()
+    done = with_little_room(config_file, tmp_path / "run", state.stat().st_size // 2)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "cannot be written" in done.stderr
+    assert f"the last good state is {state.name}: free some space and go on with --resume" in done.stderr
+    assert RunFolder(tmp_path / "run").states() == [state]
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    prune(config, tmp_path / "run", resume=True)
+    same_end(finished, tmp_path / "run")
