@@ -188,6 +188,7 @@ def nasty() -> dict[str, Any]:
     return made
 
 
+@pytest.mark.filterwarnings("error:constrained_layout")
 def test_names_are_text_in_the_page(tmp_path: Path) -> None:
     report = RunReport.from_dict(nasty())
     text = to_html(report)
@@ -215,7 +216,7 @@ def test_what_there_is_no_data_for_is_left_out_and_says_why(tmp_path: Path) -> N
     report = RunReport.from_dict(unfinished())
     page = Page(to_html(report))
     for said in (page.text(), to_markdown(report)):
-        assert "Not judged yet: pwoa evaluate FOLDER --eps 0.1" in said
+        assert "Not judged yet: pwoa evaluate FOLDER --eps 0.15" in said
         assert "No epoch has ended yet." in said
         assert "Not known before the hard prune." in said
         assert "interrupted" in said
@@ -239,8 +240,8 @@ def test_a_run_with_only_the_dense_network_judged() -> None:
         ({}, "the prefix module. was taken off"),
         ({"status": "failed"}, "The run is failed"),
         ({"validation": None, "best": None}, "No epoch was validated"),
-        ({"robustness": {}}, "Not judged yet: pwoa evaluate FOLDER --eps 0.1"),
-        ({"config": {"eps": 0.05}}, "Pruned for eps = 0.05, judged at eps = 0.1"),
+        ({"robustness": {}}, "Not judged yet: pwoa evaluate FOLDER --eps 0.15"),
+        ({"config": {"eps": 0.05}}, "Pruned for eps = 0.05, judged at eps = 0.15"),
         ({"config": {}, "robustness": {}}, "pwoa evaluate FOLDER --eps EPS"),
     ],
 )

@@ -90,5 +90,5 @@ def test_an_unfinished_run_says_what_is_missing() -> None:
     text = shown(unfinished())
     assert "The run is interrupted" in text
     assert "No epoch has ended yet." in text
-    assert "Not judged yet: pwoa evaluate FOLDER --eps 0.1" in text
+    assert "Not judged yet: pwoa evaluate FOLDER --eps 0.15" in text
     assert "Robustness" not in text
