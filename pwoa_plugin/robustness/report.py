@@ -8,12 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict, NonNegativeFloat
 from scipy.stats import binomtest
 from torch import Tensor
 
+from .._checked import checked
 from .._files import write_text
 from .._versions import installed_versions
 
@@ -99,6 +101,8 @@ class Config:
         device: where the model ran.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
     eps: float
     norm: str = "Linf"
     pixel_range: tuple[float, float]
@@ -176,20 +180,19 @@ class Report:
                 f"report has format={content['format']!r}, this version reads {_FORMAT}; update pwoa_plugin"
             )
         try:
-            config = dict(content["config"])
-            low, high = config["pixel_range"]
+            given = checked(_Content, dict(content), "report")
             report = cls(
-                config=Config(**{**config, "pixel_range": (low, high)}),
-                clean_correct=_from_bits(content["clean"]["correct"]),
+                config=given.config,
+                clean_correct=_from_bits(given.clean.correct),
                 attacks={
-                    name: AttackReport(robust=_from_bits(column["robust"]), seconds=float(column["seconds"]))
-                    for name, column in content["attacks"].items()
+                    name: AttackReport(robust=_from_bits(column.robust), seconds=column.seconds)
+                    for name, column in given.attacks.items()
                 },
-                notes=tuple(content["notes"]),
-                versions=dict(content["versions"]),
+                notes=given.notes,
+                versions=given.versions,
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"report is incomplete or malformed ({error!r}); evaluate again") from error
+        except ValueError as error:
+            raise ValueError(f"report is incomplete or malformed ({error}); evaluate again") from error
         lengths = {report.config.n_images, len(report.clean_correct)}
         lengths |= {len(column.robust) for column in report.attacks.values()}
         if len(lengths) > 1:
@@ -249,6 +252,28 @@ class Report:
             lines.append("  ".join(cells).rstrip())
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+@dataclass
+class _Verdicts:
+    correct: str
+
+
+@dataclass
+class _Column:
+    robust: str
+    seconds: NonNegativeFloat
+
+
+@dataclass
+class _Content:
+    """What `Report.from_dict` reads; the accuracies beside it are derived anew."""
+
+    config: Config
+    clean: _Verdicts
+    attacks: dict[str, _Column]
+    notes: tuple[str, ...]
+    versions: dict[str, str]
 
 
 def _to_bits(flags: Tensor) -> str:

@@ -155,11 +155,12 @@ def _axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) 
     return figure, axes
 
 
-def _legend(ax: Any, palette: Palette, columns: int) -> None:
+def _legend(ax: Any, palette: Palette) -> None:
+    longest = max(len(label) for label in ax.get_legend_handles_labels()[1])
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.12),  # above the names of the phases
-        ncols=columns,
+        ncols=max(1, min(4, 70 // (longest + 5))),  # as many as fit beside each other
         borderaxespad=0,
         labelcolor=palette.ink,
         handlelength=1.6,
@@ -214,7 +215,7 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
             marker="os^Dv<"[i % 6],
             linestyle="--" if negative else "-",
             **_LINE,
-            label=f"-{name}" if negative else name,
+            label=_shortened(f"-{name}" if negative else name),
         )
         said.append(f"{name} from {known[0][1]:.3g} in epoch {known[0][0]} to {known[-1][1]:.3g} in {known[-1][0]}")
     ax.set_yscale("log")
@@ -223,7 +224,7 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
     ax.set_ylabel("size of the term (log)")
     ax.set_xlabel("epoch")
     _by_epoch(ax, report, palette)
-    _legend(ax, palette, 4)
+    _legend(ax, palette)
     return figure, f"Terms of the loss by epoch, on a logarithmic scale: {'; '.join(said)}."
 
 
@@ -276,7 +277,7 @@ def _validation(report: RunReport, palette: Palette) -> Drawn:
     ax.set_ylim(max(0.0, low - 0.02), min(1.02, high + 0.02))
     _percent_axis(ax.yaxis)
     ax.set_xlabel("epoch")
-    _legend(ax, palette, 2)
+    _legend(ax, palette)
     return figure, f"On validation images, by epoch: {'; '.join(said)}."
 
 
@@ -342,7 +343,7 @@ def _robustness(report: RunReport, palette: Palette) -> Drawn:
     ax.tick_params(axis="y", length=0)
     _percent_axis(ax.xaxis)
     ax.set_xlabel("accuracy, with 95 % intervals")
-    _legend(ax, palette, 2)
+    _legend(ax, palette)
     return figure, f"Accuracy under each attack, with 95 % intervals: {'; '.join(said)}."
 
 

@@ -12,10 +12,10 @@ from functools import cached_property
 from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, TypeAdapter
+from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
+from .._checked import checked
 from .._yaml import dump_yaml
-from ._checked import checked
 from .plots import svg_plots, write_plots
 from .size import SizeReport
 
@@ -263,7 +263,7 @@ class RunReport:
         epochs = content.get("epochs")
         if isinstance(epochs, Sequence):
             content["epochs"] = [_with_terms(epoch) if isinstance(epoch, Mapping) else epoch for epoch in epochs]
-        return checked(TypeAdapter(cls), content, "report")
+        return checked(cls, content, "report")
 
     def remarks(self) -> list[str]:
         """What a reader should know before relying on the numbers, a sentence or two each."""

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, NonNegativeInt, TypeAdapter
+from pydantic import ConfigDict, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .._checked import checked
 from ..method.layers import is_weighted
-from ._checked import checked
 
 __all__ = ["LayerSize", "SizeReport", "size_report"]
 
@@ -137,7 +137,7 @@ class SizeReport:
         Raises:
             ValueError: ``content`` is no such dict; one line names the field.
         """
-        return checked(TypeAdapter(cls), content, "size")
+        return checked(cls, content, "size")
 
     def __str__(self) -> str:
         """The layers as an aligned table, and the totals."""

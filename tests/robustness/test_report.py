@@ -116,6 +116,9 @@ def without(key: str) -> Any:
         (lambda c: c["attacks"]["FGSM"].update(robust="102"), "incomplete or malformed.*'102'"),
         (lambda c: c["attacks"]["FGSM"].update(robust="10"), r"verdicts on \[2, 8\] images"),
         (lambda c: c.update(attacks=[]), "incomplete or malformed"),
+        (lambda c: c["config"].update(n_images=[]), r"report\.config\.n_images: \[\]"),
+        (lambda c: c["config"].update(eps="8/255"), r"report\.config\.eps: '8/255'"),
+        (lambda c: c.update(notes=[1]), r"report\.notes\.0: 1"),
     ],
 )
 def test_a_file_that_is_no_report_is_refused_by_name(report: Report, tmp_path: Path, change: Any, message: str) -> None:

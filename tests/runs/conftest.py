@@ -9,7 +9,7 @@ import pytest
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.cli import main
-from tests.data.files import write_mnist
+from data.files import write_mnist
 
 Run = Callable[..., tuple[int, str, str]]
 

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TinyNet
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
@@ -74,7 +73,7 @@ def test_totals_take_the_smallest_format_of_each_layer_and_the_rest_dense() -> N
     assert report.sparse_bytes == rest + bitmap_bytes(weights[0]) + csr_bytes(weights[1]) + weights[2].nbytes
 
 
-def test_compression_counts_all_layers_those_left_dense_too(trained: TinyNet) -> None:
+def test_compression_counts_all_layers_those_left_dense_too(trained: Any) -> None:
     prune_once(trained, 0.5, exclude=["fc2"])
     report = size_report(trained)
     weights = [trained.conv.weight, trained.fc1.weight, trained.fc2.weight]
@@ -120,7 +119,7 @@ def test_a_network_without_values_is_refused() -> None:
             size_report(model)
 
 
-def test_round_trip_and_table(trained: TinyNet) -> None:
+def test_round_trip_and_table(trained: Any) -> None:
     prune_once(trained, 0.8)
     report = size_report(trained)
     content = json.loads(json.dumps(report.to_dict()))
@@ -144,7 +143,7 @@ def test_round_trip_and_table(trained: TinyNet) -> None:
     ],
 )
 def test_malformed_content_is_refused_in_one_line(
-    trained: TinyNet, path: tuple[Any, ...], value: object, named: str
+    trained: Any, path: tuple[Any, ...], value: object, named: str
 ) -> None:
     content: Any = size_report(trained).to_dict()
     place = content

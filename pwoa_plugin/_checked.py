@@ -1,9 +1,11 @@
-"""Content of JSON files, checked against dataclasses: one line names the field that is off."""
+"""Content of JSON files, checked against types: one line names the field that is off."""
 
 from __future__ import annotations
 
 import json
 import reprlib
+from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -16,11 +18,14 @@ _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
-def checked(adapter: TypeAdapter[T], content: Any, what: str) -> T:
-    """``content`` as the adapter's type, in JSON's strict sense: ``1.0`` is no integer, ``"1"`` no number.
+_adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one takes longer than using it
+
+
+def checked(kind: type[T], content: Any, what: str) -> T:
+    """``content`` as ``kind``, in JSON's strict sense: ``1.0`` is no integer, ``"1"`` no number.
 
     Args:
-        adapter: of the type.
+        kind: a dataclass or another type that pydantic knows.
         content: values as `json.loads` gives them.
         what: the name that ``content`` goes by in an error.
 
@@ -32,6 +37,7 @@ def checked(adapter: TypeAdapter[T], content: Any, what: str) -> T:
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{what}: is not JSON ({_one_line(error)}); give what to_dict wrote") from None
     try:
+        adapter: TypeAdapter[T] = _adapter(kind)
         return adapter.validate_json(text, strict=True)
     except ValidationError as error:
         details = error.errors(include_url=False)
