@@ -133,7 +133,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str
     unused = {
         key
         for key in beside
-        if key.removeprefix(prefix).startswith((*_UNUSED, *copies)) or _is_normaliser(key, found[key])
+        if key.removeprefix(prefix).startswith(_UNUSED) or key.startswith(copies) or _is_normaliser(key, found[key])
     }
     counters = {key for key in wanted if key.endswith("num_batches_tracked") and key not in mine}
     mine.update({key: torch.zeros_like(wanted[key], device="cpu") for key in counters})

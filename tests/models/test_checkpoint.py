@@ -162,6 +162,14 @@ def test_a_normaliser_beside_the_layers_is_told_quietly_where_mean_and_std_are_g
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.parametrize("prefix", ["", "model."])
+def test_a_second_copy_of_the_network_is_left_out(tmp_path: Path, source: State, net: Net, prefix: str) -> None:
+    average = {f"ema.{name}": value + 1 for name, value in source.items()}
+    torch.save(prefixed(source | average, prefix), tmp_path / "a.pt")
+    assert "left out" in load_checkpoint(net, tmp_path / "a.pt")[-1]
+    assert same(net.state_dict(), source)
+
+
 def test_trades_s_unused_block_is_left_out(tmp_path: Path) -> None:
     torch.manual_seed(0)
     source, target = WideResNet(10, 1), WideResNet(10, 1)
