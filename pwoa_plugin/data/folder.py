@@ -35,9 +35,9 @@ class Folder(ImageSet):
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         from torchvision.datasets import ImageFolder
 
-        classes, (self._channels, self._size, _) = _class_names(config), self.describe(config)[1]
+        place, classes = _place(config, train=train), _class_names(config)
+        self._channels, self._size, _ = self.describe(config)[1]
         self._root, self.workers = config.root, config.workers
-        place = _place(config, train=train)
         try:
             found = ImageFolder(str(place))
         except FileNotFoundError as error:
@@ -92,7 +92,9 @@ def _place(config: DataConfig, *, train: bool) -> Path:
 
 
 def _class_names(config: DataConfig) -> list[str]:
-    place = _place(config, train=(Path(config.root).expanduser() / "train").is_dir())
+    root = Path(config.root).expanduser()
+    only_test = not (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
+    place = _place(config, train=not only_test)
     names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
     if len(names) < 2:
         raise DataError(

@@ -10,7 +10,7 @@ __all__ = ["stratified_order"]
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order, every part of which has the classes in their shares, to within an image of each.
+    """A random order, every beginning of which has the classes nearly in their shares.
 
     Args:
         labels: ``(N,)`` of integers.

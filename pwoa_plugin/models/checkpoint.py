@@ -133,7 +133,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str
     unused = {
         key
         for key in beside
-        if key.removeprefix(prefix).startswith((*_UNUSED, *copies)) or _is_normaliser(key, found[key])
+        if key.removeprefix(prefix).startswith(_UNUSED) or key.startswith(copies) or _is_normaliser(key, found[key])
     }
     counters = {key for key in wanted if key.endswith("num_batches_tracked") and key not in mine}
     mine.update({key: torch.zeros_like(wanted[key], device="cpu") for key in counters})
@@ -142,7 +142,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str
     if counters:
         said.append(f"set {len(counters)} missing num_batches_tracked to 0")
     casts = Counter((str(mine[key].dtype)[6:], str(state[key].dtype)[6:]) for key in wanted)
-    said += [f"cast {n} tensors from {old} to {new}" for (old, new), n in casts.items() if old != new]
+    said += [f"cast {n} tensor{'s' * (n > 1)} from {old} to {new}" for (old, new), n in casts.items() if old != new]
     left_out = [*outside, *(key for key in beside if key in unused)]
     normaliser = [key for key in left_out if _is_normaliser(key, found[key])]
     others = [key for key in left_out if key not in normaliser]

@@ -33,7 +33,7 @@ def make_pixels(n: int, shape: tuple[int, int, int], classes: int, seed: int) ->
     labels = random.permutation(np.arange(n) % classes).astype(np.uint8)
     images = random.randint(0, 120, (n, *shape))
     height = shape[1]
-    for image, label in zip(images, labels, strict=True):
+    for image, label in zip(images, labels.tolist(), strict=True):
         image[:, (label * height) // classes : ((label + 2) * height) // classes] += 120
     return images.astype(np.uint8), labels
 
