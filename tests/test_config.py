@@ -189,9 +189,9 @@ def test_changes_by_dotted_name(tmp_path: Path) -> None:
     config = PwoAConfig.from_yaml(path, changes=changes)
     assert (config.admm.epochs, config.admm.rho, config.seed, config.eps) == (0, 0.5, 7, 8 / 255)
     assert config.admm.optimizer is not None
-    with pytest.raises(ConfigError, match="admm.epoch: unknown key; did you mean epochs"):
+    with pytest.raises(ConfigError, match=r"admm\.epoch: unknown key; did you mean epochs"):
         PwoAConfig.from_yaml(path, changes={"admm.epoch": 0})
-    with pytest.raises(ConfigError, match="seed.x: unknown|seed="):
+    with pytest.raises(ConfigError, match=r"^.*: seed="):
         PwoAConfig.from_yaml(path, changes={"seed.x": 0})
 
 

@@ -11,9 +11,14 @@ from pwoa_plugin._files import replaced_whole, write_text
 def test_a_body_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.txt"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replaced_whole(path) as scratch:
-        scratch.write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with replaced_whole(path) as scratch:
+            scratch.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert path.read_text() == "old"
     assert os.listdir(path.parent) == ["a.txt"]
 

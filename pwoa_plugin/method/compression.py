@@ -486,8 +486,12 @@ def build_objective(
     Raises:
         ValueError: the network does not answer with finite logits, or a hidden layer is not there.
     """
-    with torch.no_grad():
-        logits = teacher(images[:2])
+    try:
+        with torch.no_grad():
+            logits = teacher(images[:2])
+    except (RuntimeError, IndexError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
     if logits.dim() != 2:

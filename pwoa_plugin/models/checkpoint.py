@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -207,7 +208,8 @@ def _loaded(file: Path, name: str) -> Any:
                 f"checkpoint {name!r} is damaged or no safetensors file ({_one_line(error)}); save or download it again"
             ) from error
     try:
-        with torch.serialization.safe_globals(_STAND_INS):
+        with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
             # No mmap: a file that is replaced later would change the weights.
             return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises as many kinds as there are ways to break a file

@@ -16,7 +16,7 @@ from ..masks import check_masks, load_masks
 from ..models import load_checkpoint
 from ..robustness import DEFAULT_ATTACKS, Report, evaluate
 from .files import write_report
-from .folder import RunError, RunFolder
+from .folder import RunFolder
 from .network import make_network
 
 __all__ = ["judge"]
@@ -55,13 +55,12 @@ def judge(
         ``{"pruned": Report}``, and ``"dense"``. Each is in ``robustness/`` of the folder as soon as it is done.
 
     Raises:
-        ValueError: something given cannot be used, or a file of the run is damaged.
-        RunError: there is no finished run.
+        ValueError: something given cannot be used, a file of the run is damaged, or there is no finished run.
     """
     folder = RunFolder(path)
     facts = folder.read_facts()
     if facts.get("status") != "finished":
-        raise RunError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
+        raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
     config = PwoAConfig.from_yaml(folder.config)
     if eps is not None:
         config.eps = eps  # type: ignore[assignment]  # checked, and 8/255 read, on assignment
@@ -103,7 +102,7 @@ def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
     facts = folder.read_facts()
     made, images = facts.get("model"), facts.get("images")
     if not isinstance(made, dict) or not isinstance(made.get("arch"), str) or not isinstance(images, dict):
-        raise RunError(f"{folder.facts}: is damaged; its network is not named")
+        raise ConfigError(f"{folder.facts}: is damaged; its network is not named")
     classes, channels = images.get("classes"), images.get("channels")
     if not isinstance(classes, int) or not isinstance(channels, int):
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")

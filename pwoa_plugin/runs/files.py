@@ -9,7 +9,7 @@ from typing import Any
 
 from .._files import write_text
 from .callbacks import read_metrics
-from .folder import RunError, RunFolder
+from .folder import RunFolder
 from .report import RunReport, to_html, to_markdown, write_plots
 
 __all__ = ["read_report", "write_report"]
@@ -19,15 +19,14 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
     """The report of a folder as its files say now, of a run that goes on too.
 
     Raises:
-        RunError: there is no run, or it has not come to its first step.
-        ValueError: a file of it is damaged.
+        ValueError: there is no run, it has not come to its first step, or a file of it is damaged.
     """
     folder = RunFolder(path)
     facts = folder.read_facts()
     config = facts.get("config")
     layers = facts.get("layers")
     if not isinstance(config, dict) or not isinstance(layers, list) or "radius" not in facts:
-        raise RunError(f"{folder}: the run has not come to its first step; go on with `pwoa prune ... --resume`")
+        raise ValueError(f"{folder}: the run has not come to its first step; go on with `pwoa prune ... --resume`")
     epochs = [line for line in read_metrics(folder.metrics) if line.pop("event") == "epoch"]
     for line in epochs:
         del line["step"]
@@ -53,7 +52,7 @@ def _sparsity(layers: list[Any]) -> float:
 
 def _robustness(folder: RunFolder, files: Any) -> dict[str, Any]:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise RunError(f"{folder.facts}: is damaged (robustness)")
+        raise ValueError(f"{folder.facts}: is damaged (robustness)")
     return {which: folder.read_json(folder.robustness / Path(name).name) for which, name in files.items()}
 
 

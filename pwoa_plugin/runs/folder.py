@@ -15,7 +15,7 @@ __all__ = ["RunError", "RunFolder"]
 
 
 class RunError(RuntimeError):
-    """A run that cannot begin or go on; one line that says what to do."""
+    """A run that cannot go on where it is (a disk is full, a folder in use); one line that says what to do."""
 
 
 class RunFolder:
@@ -63,13 +63,13 @@ class RunFolder:
         """What ``run.json`` says.
 
         Raises:
-            RunError: there is none, or it is damaged.
+            ValueError: there is none, or it is damaged.
         """
         if not self.exists():
-            raise RunError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+            raise ValueError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
         facts = self.read_json(self.facts)
         if not isinstance(facts, dict):
-            raise RunError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
+            raise ValueError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
         return facts
 
     @staticmethod
@@ -77,12 +77,12 @@ class RunFolder:
         """The content of a JSON file of this folder.
 
         Raises:
-            RunError: it is no JSON.
+            ValueError: it is no JSON, or not there.
         """
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise RunError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
+        except (ValueError, RecursionError, FileNotFoundError) as error:
+            raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
 
     def write_facts(self, **changed: Any) -> None:
         """Change entries of ``run.json``."""

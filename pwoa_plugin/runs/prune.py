@@ -191,7 +191,7 @@ def _check_same(folder: RunFolder, config: PwoAConfig, arch: str, digest: str) -
     facts = folder.read_facts()
     before, now = facts.get("config"), config.model_dump(mode="json")
     if not isinstance(before, dict) or not isinstance(facts.get("model"), dict):
-        raise RunError(f"{folder.facts}: is damaged; begin again with another --out")
+        raise ConfigError(f"{folder.facts}: is damaged; begin again with another --out")
     differing = [key for key in _differing(before, now) if key not in _FREE]
     if differing:
         raise ConfigError(

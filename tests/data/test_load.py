@@ -80,7 +80,7 @@ def test_an_epoch_follows_from_the_global_state_at_its_start(config: Callable[..
         again.append(batch)
     assert equal(first, again)
     torch.set_rng_state(after)
-    assert equal(second[3:], list(loader.batches(3)))
+    assert equal(second[3:], list(loader.batches_from(3)))
 
 
 def test_workers_change_nothing(tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_a_last_batch_of_one_is_left_out_of_training_only(tmp_path: Path) -> Non
         assert [len(x) for x, _ in loader] == sizes
         assert len(loader) == len(sizes)
     assert len(list(Loader(source, index[:1], batch_size=8))) == 1
-    assert list(loader.batches(3)) == []
+    assert list(loader.batches_from(3)) == []
 
 
 @pytest.mark.parametrize(

@@ -379,6 +379,8 @@ def test_models_that_cannot_be_used(trained: nn.Module, images: Pair) -> None:
         run(Tuple(trained), config(images))
     with pytest.raises(ValueError, match=r"returns a tensor \(2, 1, 8, 8\)"):
         run(Spatial(trained), config(images))
+    with pytest.raises(ValueError, match=r"the model does not take images \(1, 9, 9\) \(.*\); give others"):
+        run(trained, config((torch.rand(64, 1, 9, 9), images[1][:64])))
     with pytest.raises(ValueError, match="logits are not finite before training"):
         run(NaNAfter(trained, -1).eval(), config(images))
     trained.fc1.weight.requires_grad_(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import random
@@ -91,9 +92,9 @@ class StopAt(Callback):
             os.kill(os.getpid(), self.number)
 
 
-@pytest.mark.parametrize("step", [1, 4, 6, 11])
+@pytest.mark.parametrize("step", [1, 3, 7])
 def test_stopped_and_resumed(config: PwoAConfig, finished: Path, tmp_path: Path, step: int) -> None:
-    number = signal.SIGINT if step < 6 else signal.SIGTERM
+    number = signal.SIGINT if step < 7 else signal.SIGTERM
     handler = signal.getsignal(number)
     with pytest.raises(Stopped) as stopped:
         prune(config, tmp_path / "run", callbacks=[StopAt(step, number)])
@@ -130,7 +131,7 @@ def test_the_folder_of_a_run(finished: Path, config: PwoAConfig) -> None:
     for file in ("report.json", "report.md", "report.html", "best.safetensors", "plots/loss.png"):
         assert (finished / file).stat().st_size > 0
     assert len(list((finished / "states").iterdir())) == 1
-    assert not [path for path in finished.rglob("*.tmp")]
+    assert not list(finished.rglob("*.tmp"))
 
 
 def test_a_model_and_a_loader_of_ones_own(images: Any, trained: Any, tmp_path: Path) -> None:
@@ -184,8 +185,8 @@ def test_folders_that_are_no_runs(config: PwoAConfig, tmp_path: Path) -> None:
 
 
 def stopped_twice(config: PwoAConfig, out: Path) -> list[Path]:
-    """Two states, of steps 5 and 6."""
-    for step in (5, 6):
+    """Two states, of steps 5 and 8: it stops at the end of the step after the signal's."""
+    for step in (4, 7):
         with pytest.raises(Stopped):
             prune(config, out, resume=True, callbacks=[StopAt(step)])
     return RunFolder(out).states()
@@ -206,16 +207,18 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(
     else:
         content[200] ^= 1
     newest.write_bytes(content)
-    prune(config, tmp_path / "run", resume=True)
+    with caplog.at_level(logging.INFO, "pwoa_plugin"):
+        prune(config, tmp_path / "run", resume=True)
     assert f"{newest}: " in caplog.text
-    assert f"going on from {before}" in caplog.text or "trying the one before" in caplog.text
+    assert "; trying the one before" in caplog.text
+    assert f"going on from {before}" in caplog.text
     same_end(finished, tmp_path / "run")
 
 
 def test_no_state_that_can_be_read(config: PwoAConfig, tmp_path: Path) -> None:
     for path in stopped_twice(config, tmp_path / "run"):
         path.write_bytes(b"nothing")
-    with pytest.raises(RunError, match="no state can be read .*; begin again with another --out"):
+    with pytest.raises(RunError, match=r"no state can be read .*; begin again with another --out"):
         prune(config, tmp_path / "run", resume=True)
 
 
@@ -228,7 +231,8 @@ def test_a_damaged_best_file_is_told_and_the_last_epoch_taken(
                 (tmp_path / "run" / "best.safetensors").write_bytes(b"nothing")
 
     monkeypatch.setattr("pwoa_plugin.runs.prune.best_epoch", lambda history: history[1])
-    folder = prune(config, tmp_path / "run", callbacks=[Spoil()])
+    with caplog.at_level(logging.INFO, "pwoa_plugin"):
+        folder = prune(config, tmp_path / "run", callbacks=[Spoil()])
     assert "the last epoch's weights are taken" in caplog.text
     assert folder.read_facts()["best"]["epoch"] == 3
 

@@ -1,0 +1,233 @@
+"""The command line, as a user types it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import pwoa_plugin
+from pwoa_plugin.models import robust_lenet
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def modules_after(*arguments: str) -> set[str]:
+    code = textwrap.dedent(f"""
+        import sys, json
+        from pwoa_plugin.cli import main
+        try: main({list(arguments)!r})
+        except SystemExit as exit: assert exit.code == 0
+        sys.stdout.write("\\n" + json.dumps(sorted(sys.modules)))
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("command", ["", "init", "prune", "evaluate", "show"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    heavy = {"torch", "numpy", "pydantic", "rich", "yaml", "matplotlib", "nni", "art", "torchvision"}
+    assert not heavy & modules_after(*command.split(), "--help")
+
+
+def test_help_and_version(pwoa: Run) -> None:
+    status, out, _ = pwoa("--help")
+    assert status == 0
+    assert all(command in out for command in ("init", "prune", "evaluate", "show"))
+    assert pwoa("--version")[1] == f"pwoa-plugin {pwoa_plugin.__version__}\n"
+    assert "between two saved states (default: 60.0)" in " ".join(pwoa("prune", "--help")[1].split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["prun"], "invalid choice: 'prun'"),
+        (["prune", "a.yaml"], "the following arguments are required: --out"),
+        (["prune", "missing.yaml", "--out", "run"], "missing.yaml"),
+        (["prune", "CONFIG", "--out", "run", "--set", "epochs"], "--set epochs: give FIELD=VALUE"),
+        (["prune", "CONFIG", "--out", "run", "--set", "epochs=["], "--set epochs=[: line 1"),
+        (["prune", "CONFIG", "--out", "run", "--set", "epoch=1"], "epoch: unknown key; did you mean epochs?"),
+        (["prune", "CONFIG", "--out", "run", "--seed", "-1"], "seed=-1"),
+        (["prune", "CONFIG", "--out", "run", "--arch", "resnet81"], "resnet81"),
+        (["prune", "CONFIG", "--out", "run", "--arch", "nowhere:net"], "nowhere"),
+        (["prune", "CONFIG", "--out", "run", "--arch", "resnet18-cifar"], "conv1.weight"),
+        (["prune", "CONFIG", "--out", "run", "--checkpoint", "missing.pt"], "'missing.pt' is missing"),
+        (["prune", "CONFIG", "--out", "run", "--set", "data.root=nowhere"], "nowhere"),
+        (["prune", "CONFIG", "--out", "run", "--set", "data.images=1000"], "data.images=1000"),
+        (["prune", "CONFIG", "--out", "run", "--set", "exclude=fc9"], "fc9"),
+        (["prune", "CONFIG", "--out", "run", "--set", "sparsity=0.999999"], "sparsity=0.999999"),
+        (["prune", "CONFIG", "--out", "run", "--set", "data=null"], "data is missing"),
+        (["prune", "CONFIG", "--out", "run", "--set", "model=null"], "model is missing"),
+        (["prune", "CONFIG", "--out", "CONFIG"], "is a file; give a folder"),
+        (["init", "CONFIG"], "exists; give --force"),
+        (["init", "x.yaml", "--preset", "imagenet"], "invalid choice: 'imagenet'"),
+        (["evaluate", "nowhere"], "nowhere: holds no run"),
+        (["show", "nowhere"], "nowhere: holds no run"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    pwoa: Run, config_file: Path, arguments: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, err = pwoa(*(str(config_file) if argument == "CONFIG" else argument for argument in arguments))
+    assert (status, out) == (2, "")
+    assert said in err
+    assert err.startswith("pwoa")
+    assert ": error: " in err
+    assert len(err.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = pwoa("init", "prune.yaml", "--preset", "mnist")
+    assert status == 0
+    assert "pwoa prune prune.yaml" in out
+    assert "# " in Path("prune.yaml").read_text()
+    few = ["--set", "epochs=4", "--set", "batch_size=16", "--set", f"data.root={mnist_root}"]
+    status, out, err = pwoa("prune", "prune.yaml", "--out", "runs/a", *few)
+    assert (status, out) == (0, "")
+    lines = err.splitlines()
+    assert sum("fine-tune" in line and "s left" in line for line in lines) == 3  # plain lines: no terminal here
+    assert "16.0x smaller" in err
+    assert "pwoa evaluate runs/a" in lines[-1]
+
+    status, out, err = pwoa("show", "runs/a")
+    assert status == 0
+    assert all(text in out for text in ("conv1", "fc2", "distillation", "hsic_x", "pwoa evaluate"))
+    assert "PGD-10" not in out
+
+    judged = ["--attacks", "FGSM", "PGD-10", "--images", 20, "--quiet"]
+    status, out, err = pwoa("evaluate", "runs/a", "--eps", "51/255", "--dense", *judged)
+    assert (status, err) == (0, "")
+    assert "pruned: 20 images, Linf eps = 51/255" in out
+    assert "dense: 20 images" in out
+    for text in (
+        pwoa("show", "runs/a")[1],
+        Path("runs/a/report.md").read_text(),
+        Path("runs/a/report.html").read_text(),
+    ):
+        assert "PGD-10" in text
+    report = json.loads(pwoa("show", "runs/a", "--json")[1])
+    assert report == json.loads(Path("runs/a/report.json").read_text())
+    assert report["robustness"]["pruned"]["config"]["eps"] == pytest.approx(0.2)
+    assert report["command"] == ["pwoa", "prune", "prune.yaml", "--out", "runs/a", *few]
+
+    pwoa("evaluate", "runs/a", *judged)  # the config's eps; the figures before stay beside
+    assert len(list(Path("runs/a/robustness").glob("*.json"))) == 3
+    assert json.loads(pwoa("show", "runs/a", "--json")[1])["robustness"]["pruned"]["config"]["eps"] == 0.3
+
+
+def test_json_and_quiet(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
+    status, out, _ = pwoa("prune", config_file, "--out", tmp_path / "a", "--json")
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert status == 0
+    assert [line["event"] for line in lines if line["event"] != "step"] == ["epoch"] * 3 + ["finished"]
+    assert {"phase", "epoch", "epochs", "terms", "residual", "images_per_second", "lr"} <= lines[0].keys()
+    status, out, err = pwoa("prune", config_file, "--out", tmp_path / "b", "--quiet")
+    assert (status, out, err) == (0, "", "")
+    status, out, _ = pwoa("evaluate", tmp_path / "a", "--attacks", "FGSM", "--images", 10, "--json")
+    assert json.loads(out)["attacks"]["FGSM"]["accuracy"] <= 1
+    assert status == 0
+
+
+def test_seeds(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
+    ends = []
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert pwoa("prune", config_file, "--out", tmp_path / name, "--seed", seed, "--quiet")[0] == 0
+        ends.append([load_file(tmp_path / name / f"{file}.safetensors") for file in ("pruned", "masks")])
+
+    def same(a: list[dict[str, torch.Tensor]], b: list[dict[str, torch.Tensor]]) -> bool:
+        return all(torch.equal(x[name], y[name]) for x, y in zip(a, b, strict=True) for name in x)
+
+    assert same(ends[0], ends[1])
+    assert not same(ends[0], ends[2])
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(config_file: Path, tmp_path: Path, pwoa: Run) -> None:
+    out = tmp_path / "a run"
+    command = ["prune", str(config_file), "--out", str(out), "--set", "epochs=60"]
+    process = subprocess.Popen([sys.executable, "-m", "pwoa_plugin", *command], stderr=subprocess.PIPE, text=True)
+    while not (out / "metrics.jsonl").exists() or "step" not in (out / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate()[1]
+    assert process.returncode == 130
+    assert f"stopped, and saved; go on with: pwoa prune {config_file} --out '{out}' --set epochs=60 --resume" in err
+    assert "Traceback" not in err
+    assert len(list((out / "states").iterdir())) == 1
+    status, shown, _ = pwoa("show", out)
+    assert status == 0
+    assert "interrupted" in shown
+    assert pwoa(*command, "--resume", "--quiet")[0] == 0
+    status, _, err = pwoa(*command, "--resume")  # done already: nothing is trained again
+    assert status == 0
+    assert "s left" not in err
+
+
+def test_a_loss_that_is_no_number_is_status_1(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
+    status, _, err = pwoa("prune", config_file, "--out", tmp_path / "a", "--quiet", "--set", "optimizer.lr=1e25")
+    assert status == 1
+    assert "is not finite" in err
+    assert len(err.splitlines()) == 1
+
+
+OWN = """
+import torch
+from torch import nn
+
+def net(num_classes=7):
+    torch.manual_seed(0)
+    features = nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.Flatten()
+    return nn.Sequential(*features, nn.Linear(676, 16), nn.ReLU(), nn.Linear(16, num_classes))
+"""
+
+
+def test_a_network_of_ones_own(
+    pwoa: Run,
+    config_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_networks.py").write_text(OWN)
+    namespace: dict[str, Callable[..., torch.nn.Module]] = {}
+    exec(OWN, namespace)
+    torch.save({"epoch": 3, "state_dict": torch.nn.DataParallel(namespace["net"](10)).state_dict()}, "own.pth")
+    own = ["--arch", "my_networks:net"]
+    status, _, err = pwoa("prune", config_file, "--out", "a", *own, "--checkpoint", "own.pth")
+    assert status == 0
+    assert "took 'module.' off the names" in caplog.text
+    assert any("module." in note for note in json.loads(Path("a/run.json").read_text())["model"]["notes"])
+    status, _, err = pwoa("evaluate", "a", "--attacks", "FGSM", "--images", 10)
+    assert status == 2
+    assert "give --arch my_networks:net" in err
+    assert pwoa("evaluate", "a", "--attacks", "FGSM", "--images", 10, "--quiet", *own)[0] == 0
+
+
+def test_faults_of_our_own_keep_their_traceback(pwoa: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("pwoa_plugin.runs.prune.prune", fault)
+    with pytest.raises(ZeroDivisionError):
+        pwoa("prune", config_file, "--out", "a")
+
+
+def test_the_pruned_file_loads_into_ones_own_module(finished: Path) -> None:
+    model = robust_lenet()
+    model.load_state_dict(load_file(finished / "pruned.safetensors"))
+    save_file(model.state_dict(), finished.parent / "again.safetensors")
+    assert 0.05 < float((model.fc1.weight != 0).float().mean()) < 0.2
