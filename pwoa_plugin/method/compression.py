@@ -22,7 +22,7 @@ from .allocation import ALLOCATIONS, LayerAllocation, allocate, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
 from .distillation import frozen_copy
-from .hidden import find_hidden_layers
+from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
 from .layers import prunable_layers, refuse_transposed
 from .objective import PwoAObjective
@@ -102,6 +102,8 @@ class Compression:
             pixel_range=config.pixel_range,
             labels_because=labels_because,
         )
+        if config.hsic.layers != "auto":
+            check_names(model, config.hsic.layers)
         self.masks: dict[str, Tensor] = {}
         self.residual: float | None = None
         self.history: list[dict[str, object]] = []
@@ -220,7 +222,7 @@ class Compression:
                 training.parameters,
                 (config.admm.optimizer if own and in_admm else None) or config.optimizer,
                 config.admm.schedule if own and in_admm else config.schedule,
-                admm_steps if own and in_admm else status.steps - done,
+                admm_steps if own and in_admm else max(1, status.steps - done),
                 training.per_epoch,
                 status.step - done,
             )

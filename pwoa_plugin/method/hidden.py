@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .layers import is_weighted
 
-__all__ = ["find_hidden_layers", "read_hidden"]
+__all__ = ["check_names", "find_hidden_layers", "read_hidden"]
 
 _MOST = 8
 
@@ -49,6 +49,20 @@ def read_hidden(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, T
             handle.remove()
 
 
+def check_names(model: nn.Module, names: Iterable[str]) -> None:
+    """Whether these are names of the model's modules.
+
+    Raises:
+        ValueError: one is not.
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules or not name:
+            close = difflib.get_close_matches(name, modules, n=3)
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise ValueError(f"hsic.layers: the model has no module {name!r}{hint}")
+
+
 def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] | str = "auto") -> list[str]:
     """Names of the modules whose inputs are the hidden layers T_j.
 
@@ -71,11 +85,7 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
         wanted = [name for name, module in modules.items() if is_weighted(module)]
     else:
         wanted = [layers] if isinstance(layers, str) else list(layers)
-        for name in wanted:
-            if name not in modules or not name:
-                close = difflib.get_close_matches(name, modules, n=3)
-                hint = f"; did you mean {', '.join(close)}?" if close else ""
-                raise ValueError(f"hsic.layers: the model has no module {name!r}{hint}")
+        check_names(model, wanted)
 
     order: list[tuple[str, Tensor]] = []
     handles = []

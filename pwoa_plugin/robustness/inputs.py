@@ -140,7 +140,8 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor
         raise ValueError("data holds no images; give one at least (a used-up iterator gives none)")
     if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
         raise ValueError(f"data: images have shapes {sorted(shapes)}; resize them to one")
-    return _checked_pixels(torch.cat(images), pixel_range), torch.cat(labels)
+    # Contiguous, since pyautoattack views gradients as rows.
+    return _checked_pixels(torch.cat(images).contiguous(), pixel_range), torch.cat(labels)
 
 
 def _is_pair_of_arrays(item: object) -> bool:

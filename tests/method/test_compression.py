@@ -379,8 +379,8 @@ def test_models_that_cannot_be_used(trained: nn.Module, images: Pair) -> None:
         run(Tuple(trained), config(images))
     with pytest.raises(ValueError, match=r"returns a tensor \(2, 1, 8, 8\)"):
         run(Spatial(trained), config(images))
-    with pytest.raises(ValueError, match=r"the model does not take images \(1, 9, 9\) \(.*\); give others"):
-        run(trained, config((torch.rand(64, 1, 9, 9), images[1][:64])))
+    with pytest.raises(ValueError, match=r"the model does not take images \(1, 12, 12\) \(.*\); give others"):
+        run(trained, config((torch.rand(64, 1, 12, 12), images[1][:64])))
     with pytest.raises(ValueError, match="logits are not finite before training"):
         run(NaNAfter(trained, -1).eval(), config(images))
     trained.fc1.weight.requires_grad_(False)
@@ -419,6 +419,12 @@ def test_own_optimizer_of_admm_starts_anew_for_fine_tuning(trained: nn.Module, i
     history = run(trained, settings).history
     assert [entry["lr"] for entry in history] == pytest.approx([0.01, 0.001, 0.0001, 1e-3, 1e-4])
     assert ["hsic_x" in entry for entry in history] == [False, False, False, True, True]
+
+
+def test_admm_alone_with_an_optimizer_of_its_own(trained: nn.Module, images: Pair) -> None:
+    done = run(trained, config(images, epochs=2, admm={"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}}))
+    assert [entry["phase"] for entry in done.history] == ["admm", "admm"]
+    assert all(torch.equal(trained.get_submodule(name).weight != 0, mask) for name, mask in done.masks.items())
 
 
 @pytest.mark.parametrize(

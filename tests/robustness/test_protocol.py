@@ -306,6 +306,14 @@ def test_bad_input_is_refused_in_one_line_before_any_attack(
     assert [module.training for module in model.modules()] == modes
 
 
+def test_images_channels_last() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
+    x = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
+    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=["AutoAttack"], progress=False)
+    assert report.clean == 1
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_model_is_lent_to_the_gpu_and_comes_home(model: nn.Module, held_out: Pair, eps: float) -> None:
     on_cpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False)

@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pwoa_plugin import PwoAConfig
+from pwoa_plugin._random import random_state
+from pwoa_plugin.method.batches import Batches
+from pwoa_plugin.method.callback import Status
+from pwoa_plugin.method.compression import Compression
+from pwoa_plugin.runs.callbacks import KeepBest, Metrics, Validation, best_epoch, read_metrics
+from pwoa_plugin.runs.folder import RunFolder
+from pwoa_plugin.runs.weights import read_weights
+
+Pair = tuple[Tensor, Tensor]
+
+
+def watched(model: nn.Module, images: Pair, **fields: Any) -> tuple[Compression, Validation]:
+    values: dict[str, Any] = {"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False}
+    run = Compression(model, PwoAConfig(**values | fields))
+    batches = Batches((images[0][:90], images[1][:90]), batch_size=32, device=torch.device("cpu"), labels_because="")
+    return run, Validation(run, batches)
+
+
+def test_validation_is_counted_and_leaves_training_alone(trained: nn.Module, images: Pair) -> None:
+    plain = copy.deepcopy(trained)
+    torch.manual_seed(0)
+    watched(plain, images)[0].run()
+    torch.manual_seed(0)
+    run, validation = watched(trained, images)
+    run.run([validation])
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), trained.parameters(), strict=True))
+    x, y = images[0][:90], images[1][:90]
+    assert validation.images == 90
+    assert validation.dense_clean == (run.teacher(x).argmax(1) == y).float().mean().item()
+    assert run.history[-1]["clean"] == pytest.approx((trained(x).argmax(1) == y).float().mean().item())
+    assert all(0 <= entry["agreement"] <= 1 for entry in run.history)
+
+
+@pytest.mark.parametrize(
+    ("fields", "radius"),
+    [
+        ({}, 0.15),
+        ({"perturbation": {"radius": 0.4}}, 0.4),
+        ({"perturbation": {"kind": "none"}}, 0.15),
+        ({"perturbation": {"kind": "none"}, "eps": None}, None),
+    ],
+)
+def test_agreement_is_on_perturbed_images(trained: nn.Module, images: Pair, fields: Any, radius: float | None) -> None:
+    run, validation = watched(trained, images, epochs=1, **fields)
+    before = random_state()
+    run.run([validation])
+    assert validation._perturbation.radius > 0
+    if radius is not None:
+        assert validation._perturbation.radius == pytest.approx(radius)
+    answers, _, _ = validation._answers(run.teacher)
+    assert torch.equal(answers, validation._answers(run.teacher)[0])  # the same draws every time
+    assert validation._teacher is not None
+    assert torch.equal(answers, validation._teacher)
+    natural = torch.cat([run.teacher(x).argmax(1) for x in images[0][:90].split(32)])
+    assert sorted(answers.tolist()) != sorted(natural.tolist()) or radius is None or radius < 0.4
+    assert before.keys() == random_state().keys()
+
+
+def test_best_epoch() -> None:
+    def entry(epoch: int, agreement: float | None, phase: str = "fine-tune") -> dict[str, Any]:
+        return {"epoch": epoch, "agreement": agreement, "phase": phase}
+
+    history = [entry(1, 0.99, "admm"), entry(2, 0.7), entry(3, 0.9), entry(4, 0.9), entry(5, 0.8)]
+    assert best_epoch(history) == history[3]
+    assert best_epoch(history[:1]) is None
+    assert best_epoch([entry(1, None), entry(2, None)]) == entry(2, None)
+
+
+def test_best_weights_are_those_of_the_best_epoch(trained: nn.Module, images: Pair, tmp_path: Path) -> None:
+    run, validation = watched(trained, images)
+    folder = RunFolder(tmp_path)
+    states: dict[int, dict[str, Tensor]] = {}
+
+    class Remember(KeepBest):
+        def on_epoch_end(self, status: Status) -> None:
+            states[status.epoch] = copy.deepcopy(run.model.state_dict())
+            super().on_epoch_end(status)
+
+    run.run([validation, Remember(run, folder)])
+    best = best_epoch(run.history)
+    assert best is not None
+    weights, facts = read_weights(folder.best)
+    assert facts["epoch"] == str(best["epoch"])
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in states[best["epoch"]].items())
+
+
+def test_metrics_cut_short_and_resumed(trained: nn.Module, images: Pair, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    lines = [
+        {"event": "step", "step": 1, "epoch": 1},
+        {"event": "step", "step": 3, "epoch": 1},
+        {"event": "epoch", "step": 3, "epoch": 1},
+        {"event": "step", "step": 4, "epoch": 2},
+    ]
+    folder.metrics.write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"event": "st')
+    run, _ = watched(trained, images)
+    Metrics(run, folder, resumed_at=3, epochs_done=0)  # killed between the epoch's last step and its end
+    assert read_metrics(folder.metrics) == lines[:2]
+    Metrics(run, folder, resumed_at=1)
+    assert read_metrics(folder.metrics) == lines[:1]
+    Metrics(run, folder)
+    assert read_metrics(folder.metrics) == []
