@@ -102,7 +102,8 @@ class EpochReport:
         rho, residual: of ADMM; None in fine-tuning.
         sparsity: share of the prunable weights that are 0.
         clean: accuracy on the validation images, in [0, 1]; None without.
-        agreement: share of the perturbed validation images that the teacher classifies alike; None without.
+        agreement: with the teacher on perturbed validation images: 1 less the total variation distance of the two
+            networks' probabilities, mean over images; None without.
         seconds: from the start of training to the end of this epoch.
     """
 
