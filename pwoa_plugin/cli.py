@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from .config import PwoAConfig
     from .method.callback import Callback
 
@@ -153,7 +155,7 @@ def _init(args: argparse.Namespace) -> int:
 
 def _prune(args: argparse.Namespace) -> int:
     config = _config_of(args)
-    _set_up_logging(args)
+    console = _set_up_logging(args)
     from .runs.callbacks import Stopped
     from .runs.files import read_report
     from .runs.prune import prune
@@ -166,7 +168,7 @@ def _prune(args: argparse.Namespace) -> int:
             resume=args.resume,
             arch=args.arch,
             save_every=args.save_every,
-            callbacks=_progress_of(args),
+            callbacks=_progress_of(args, console),
             command=args.command,
         )
     except Stopped as stopped:
@@ -204,30 +206,38 @@ def _config_of(args: argparse.Namespace) -> PwoAConfig:
     return PwoAConfig.from_yaml(args.config, changes=dict(changes))
 
 
-def _set_up_logging(args: argparse.Namespace) -> None:
+def _set_up_logging(args: argparse.Namespace) -> Console:
+    """Log to stderr.
+
+    Returns:
+        The console of stderr, for progress bars: they and the log must share it.
+    """
     import logging
     import warnings
 
+    from rich.console import Console
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
+    console = Console(stderr=True)
     if args.quiet:
         warnings.simplefilter("ignore")
-    handler: logging.Handler
-    if sys.stderr.isatty() and not args.json:
-        from rich.console import Console
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=Console(stderr=True), show_time=False, show_level=False, show_path=False)
-    else:
-        handler = logging.StreamHandler()
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+        )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
     logging.getLogger(__package__).setLevel(logging.ERROR if args.quiet else logging.INFO)
+    return console
 
 
-def _progress_of(args: argparse.Namespace) -> list[Callback]:
+def _progress_of(args: argparse.Namespace, console: Console) -> list[Callback]:
     from .progress import JSONProgress, default_progress
 
     if args.quiet:
         return []
-    return [JSONProgress(sys.stdout)] if args.json else [default_progress()]
+    return [JSONProgress(sys.stdout)] if args.json else [default_progress(console)]
 
 
 def _evaluate(args: argparse.Namespace) -> int:

@@ -8,19 +8,24 @@ import sys
 import time
 from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Column
+from rich.text import Text
 
 from .method.callback import Callback, Status
 
 __all__ = ["JSONProgress", "PlainProgress", "ProgressBar", "default_progress"]
 
 
-def default_progress() -> Callback:
-    """A bar where stderr is a terminal or a notebook, plain lines where it is a file or a pipe."""
-    console = Console(stderr=True)
-    return ProgressBar() if console.is_terminal or console.is_jupyter else PlainProgress()
+def default_progress(console: Console | None = None) -> Callback:
+    """A bar where stderr is a terminal or a notebook, plain lines where it is a file or a pipe.
+
+    Args:
+        console: for the bar; shared with what else writes to the terminal, so that the bar stays below it.
+    """
+    console = console or Console(stderr=True)
+    return ProgressBar(console) if console.is_terminal or console.is_jupyter else PlainProgress()
 
 
 def _figures(status: Status) -> str:
@@ -31,41 +36,40 @@ def _figures(status: Status) -> str:
 
 
 class ProgressBar(Callback):
-    """A rich bar on stderr: phase, epoch, terms of the loss, ADMM's residual, images/s, time left."""
+    """On a terminal: phase, epoch, a bar and the time left; below it terms of the loss, ADMM's residual, images/s.
 
-    def __init__(self) -> None:
-        self._progress: Progress | None = None
+    Args:
+        console: where to; stderr unless given.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeRemainingColumn(),
+            console=self._console,
+        )
+        self._figures = Text()
+        self._live: Live | None = None
         self._task = TaskID(0)
 
     def on_start(self, status: Status) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}", table_column=Column(no_wrap=True, min_width=15)),
-            BarColumn(bar_width=16),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1)),
-            console=Console(stderr=True),
-            expand=True,
-        )
-        self._progress.start()
-        self._task = self._progress.add_task(
-            status.phase, total=status.steps, completed=status.step, figures=_figures(status) if status.step else ""
-        )
+        self._task = self._bar.add_task(status.phase, total=status.steps, completed=status.step)
+        self._live = Live(Group(self._bar, self._figures), console=self._console)
+        self._live.start()
 
     def on_report(self, status: Status) -> None:
-        if self._progress is None:
-            return
-        self._progress.update(
-            self._task,
-            completed=status.step,
-            description=f"{status.phase} {min(status.epoch + 1, status.epochs)}/{status.epochs}",
-            figures=_figures(status),
-        )
+        epoch = f"{min(status.epoch + 1, status.epochs)}/{status.epochs}"
+        self._bar.update(self._task, completed=status.step, description=f"{status.phase} {epoch}")
+        self._figures.plain = _figures(status)
 
     def on_end(self, status: Status | None) -> None:
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
 
 
 class PlainProgress(Callback):
