@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import PwoAConfig
     from .nni import PwoAPruner
+    from .removal import speedup
     from .robustness import Report, evaluate
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate"]
+__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "speedup"]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
@@ -20,6 +21,7 @@ _HOME = {
     "PwoAPruner": "nni",
     "Report": "robustness",
     "evaluate": "robustness",
+    "speedup": "removal",
 }
 
 
