@@ -21,16 +21,12 @@ from .inputs import call, call_saying_where, check_model, copy_of, map_tensors, 
 from .masks import bake, check_masks
 from .report import KeptChannels, ShrunkLayer, SpeedupReport
 
-__all__ = ["TOLERANCE", "SpeedupError", "speedup", "speedup_with_report"]
+__all__ = ["TOLERANCE", "speedup", "speedup_with_report"]
 
 _logger = logging.getLogger(__name__)
 
 #: Largest difference of outputs that is let through, as a share of the largest absolute output.
 TOLERANCE = 1e-5
-
-
-class SpeedupError(RuntimeError):
-    """No smaller model answers as the masked one does."""
 
 
 def speedup(
@@ -58,8 +54,8 @@ def speedup(
         model: the network, not wrapped by a compressor. It is not touched: the small one is a copy, with the same
             modes, ``requires_grad``, dtype and device, without gradients.
         masks: NNI's, ``{module name: {parameter name: 0/1 tensor shaped as the parameter}}``.
-        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments, on the model's device.
-            For the small model the batch can be of any size.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments, on the model's device,
+            batch first. The trace follows the way that the model takes with them.
         zero_constants: set to 0 the constants that alone keep dead filters (biases, weight and bias of BatchNorm), and
             remove these, too. That changes the output; the report and the log say by how much.
 
@@ -68,7 +64,6 @@ def speedup(
 
     Raises:
         ValueError: model, masks or inputs cannot be used, or the model cannot be traced; one line says where and why.
-        SpeedupError: the small model's output would differ.
     """
     return speedup_with_report(model, masks, example_inputs, zero_constants=zero_constants)[0]
 
@@ -92,6 +87,8 @@ def speedup_with_report(
     ):
         work, inputs = _runnable_copy(model, checked, example_inputs)
         reference = _Reference(work, inputs)
+        if problem := reference.problem(work):
+            raise ValueError(f"model: called again on the same inputs, {problem}; its eval mode must not be random")
         network = Network(work, _constants(work, inputs))
         trace(work, inputs)
         network = _shrink(network, inputs, reference)
@@ -222,21 +219,22 @@ def _connections(module: nn.Module) -> Tensor:
 def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
     """A smaller network, checked. ``network`` itself is not changed."""
 
-    def problem_of(attempt: Network, **which: Any) -> tuple[bool, str]:
+    def problem_of(attempt: Network, only: str | None = None) -> tuple[bool, str]:
         try:
-            removed = remove_dead(attempt, inputs, **which)
-            while removed and "only" not in which and freed(attempt):
-                remove_dead(attempt, inputs)
+            removed = remove_dead(attempt, inputs, only=only, skip=skip)
+            again = removed and only is None
+            while again and freed(attempt):
+                again = remove_dead(attempt, inputs)
             return removed, reference.problem(attempt.model)
         except Exception as error:
             return True, one_line(error)
 
+    skip: dict[str, str] = {}
     attempt = copy.deepcopy(network)
     _, problem = problem_of(attempt)
     if not problem:
         return attempt
     _logger.info("removing all dead channels at once fails (%s): going on layer by layer", problem)
-    skip: dict[str, str] = {}
     changed = True
     while changed:
         changed = False
@@ -244,16 +242,16 @@ def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
             if name in skip:
                 continue
             attempt = copy.deepcopy(network)
-            removed, problem = problem_of(attempt, only=name, skip=skip)
+            removed, problem = problem_of(attempt, name)
             if removed and problem:
                 skip[name] = f"without them the model fails ({problem})"
                 _logger.info("%s: %s", name, skip[name])
             elif removed:
                 network, changed = attempt, True
-    network = copy.deepcopy(network)
-    remove_dead(network, inputs, skip=skip)  # for its obstacles
-    if problem := reference.problem(network.model):
-        raise SpeedupError(f"the smaller model is not the masked one: {problem}")
+    attempt = copy.deepcopy(network)
+    remove_dead(attempt, inputs, skip=skip)
+    network.obstacles = attempt.obstacles
+    reference.problem(network.model)  # measures its error
     return network
 
 
@@ -333,11 +331,11 @@ def _layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
 
 def _kept(network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> Iterator[KeptChannels]:
     """The channels that masks have dead and that are still there, by layer and reason."""
-    for name, targets in masks.items():
-        module = model.get_submodule(name)
-        if not is_weighted(module) or "weight" not in targets:
+    for name, module in model.named_modules():
+        weight = masks.get(name, {}).get("weight")
+        if weight is None or not is_weighted(module):
             continue
-        read = links(module, targets["weight"] != 0)
+        read = links(module, weight != 0)
         sides: list[tuple[str, Tensor, Tensor, Callable[[Obstacle | None], str]]] = [
             ("filters", ~read.any(2).flatten().cpu(), network.filters[name], _why_filter(name)),
             ("inputs", ~read.any(1).flatten().cpu(), network.inputs[name], _why_input),
@@ -380,9 +378,11 @@ def _some(names: tuple[str, ...] | list[str]) -> str:
 
 
 def _tell(report: SpeedupReport, network: Network) -> None:
+    _logger.info("speedup: %s", report)
     if report.layers:
-        _logger.info("speedup: %s", report)
-        if asleep := [name for name in network.inputs if name not in network.still]:
+        inside = [n for n, module in network.model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+        asleep = [n for n in network.inputs if n not in network.still and n.rpartition(".")[0] not in inside]
+        if asleep:
             _logger.warning(
                 "speedup: %s did not run in eval mode and may not fit the smaller layers before", _some(asleep)
             )
