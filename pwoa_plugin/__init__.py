@@ -9,11 +9,12 @@ if TYPE_CHECKING:
     from .config import PwoAConfig
     from .masks import load_masks, save_masks
     from .nni import PwoAPruner
+    from .removal import speedup
     from .robustness import Report, evaluate
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks"]
+__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks", "speedup"]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
@@ -23,6 +24,7 @@ _HOME = {
     "evaluate": "robustness",
     "load_masks": "masks",
     "save_masks": "masks",
+    "speedup": "removal",
 }
 
 

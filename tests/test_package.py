@@ -33,6 +33,12 @@ def test_method_needs_torch_and_no_toolkit() -> None:
     assert not {"nni", "art", "torch_pruning", "torchvision"} & modules
 
 
+def test_removal_knows_torch_pruning_and_no_door() -> None:
+    modules = loaded_by("import pwoa_plugin.removal")
+    assert "torch_pruning" in modules
+    assert not {"nni", "art", "pwoa_plugin.nni", "pwoa_plugin.robustness", "pwoa_plugin.config"} & modules
+
+
 def test_robustness_knows_nothing_of_pruning() -> None:
     modules = loaded_by("import pwoa_plugin.robustness")
     assert not {"nni", "torch_pruning"} & modules
