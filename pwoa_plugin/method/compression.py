@@ -21,13 +21,14 @@ from .admm import ADMM, self_scaled_updates
 from .allocation import ALLOCATIONS, LayerAllocation, allocate, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
+from .constants import dead_constants
 from .distillation import frozen_copy
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
 from .layers import prunable_layers, refuse_transposed
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
-from .sparsity import make_sparsity_set
+from .sparsity import Filter, make_sparsity_set
 from .state import State, StateError, admm_state, copy_into, optimizer_state, set_admm_state, set_optimizer_state
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class Compression:
         hidden_layers: names of the modules whose inputs HSIC and feature distillation look at.
         radius: of the perturbation, in pixel units.
         masks: ``{layer: boolean mask}`` after the hard prune.
+        held: ``{parameter: boolean}``, False where the constants of dead filters are held at 0 after the hard prune, so
+            that removing these filters changes nothing; filter granularity only.
         residual: ADMM's primal residual at the hard prune; None without ADMM.
         history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
 
@@ -105,14 +108,15 @@ class Compression:
         if config.hsic.layers != "auto":
             check_names(model, config.hsic.layers)
         self.masks: dict[str, Tensor] = {}
+        self.held: dict[str, Tensor] = {}
         self.residual: float | None = None
         self.history: list[dict[str, object]] = []
         self.hidden_layers: list[str] = []
         self.radius = 0.0
         self._training: _Training | None = None
 
-    def _look(self) -> PwoAObjective:
-        """Look at the data and at the model's answer to it; the objective that follows from both."""
+    def _look(self) -> tuple[PwoAObjective, Tensor]:
+        """Look at the data and at the model's answer to it: the objective that follows from both, and two images."""
         config = self.config
         perturbation = config.perturbation
         search = perturbation.kind != "none" and perturbation.radius is None and config.eps is None
@@ -129,7 +133,7 @@ class Compression:
         )
         self.hidden_layers = objective.hidden_layers
         self.batches.classes = objective.classes
-        return objective
+        return objective, images[:2]
 
     # -- training --------------------------------------------------------------------------------
 
@@ -150,7 +154,7 @@ class Compression:
             ValueError: data or model cannot be used, or the state is another run's.
             TrainingError: the loss is no number. In both cases, and when interrupted, the model is as it was.
         """
-        self.masks, self.residual, self.history, self._training = {}, None, [], None
+        self.masks, self.held, self.residual, self.history, self._training = {}, {}, None, [], None
         with restored_on_error(self.model), _channels_last_on_cpu(self.model, self.teacher, self.device):
             try:
                 training = self._prepare(resume)
@@ -175,7 +179,7 @@ class Compression:
     def _prepare(self, resume: State | None) -> _Training:
         """All that training needs, at its first step or where a state left it."""
         config = self.config
-        objective = self._look()
+        objective, images = self._look()
         _logger.info("allocation\n%s", allocation_table(self.allocation))
         self.model.to(self.device)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
@@ -189,6 +193,7 @@ class Compression:
         dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
         self._training = training = _Training(
             objective=objective,
+            images=images,
             parameters=parameters,
             status=Status(
                 phase="admm" if config.admm_epochs else "fine-tune",
@@ -244,13 +249,22 @@ class Compression:
             self.residual = training.admm.residual()
             _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
         for name in self.layers:
-            weight = self._weight(name)
-            self.masks[name] = self.mask_of(name)(weight)
-            weight.mul_(self.masks[name])
+            self.masks[name] = self.mask_of(name)(self._weight(name))
+        if isinstance(self.sparsity_set, Filter):
+            self.held = dead_constants(self.model, self.masks, training.images)
+        self._hold()
         status = training.status
         if status.phase == "admm":
             status.phase, status.rho, status.residual = "fine-tune", None, None
             self._enter_phase(training)
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """What is pruned stays 0."""
+        for name, mask in self.masks.items():
+            self._weight(name).mul_(mask)
+        for name, keep in self.held.items():
+            self.model.get_parameter(name).mul_(keep)
 
     @staticmethod
     def _optimizer(
@@ -306,6 +320,7 @@ class Compression:
         if training.optimizer is not None:
             state.add("optimizer", optimizer_state(training.optimizer, training.parameters))
         state.add("mask", self.masks)
+        state.add("held", self.held)
         state.add("sum", training.sums)
         state.add("random", self.batches.random_state())
         state.add("epoch_random", training.epoch_random)
@@ -328,6 +343,7 @@ class Compression:
         if saved.phase == "fine-tune" and masks:
             self.masks = {name: torch.empty_like(self._weight(name), dtype=torch.bool) for name in self.layers}
             copy_into(self.masks, masks, "masks")
+            self.held = {name: keep.to(self.device) for name, keep in state.part("held").items()}
         self._enter_phase(training)
         if training.optimizer is not None:
             set_optimizer_state(training.optimizer, training.parameters, state.part("optimizer"))
@@ -380,7 +396,6 @@ class Compression:
         optimizer, scheduler = training.optimizer, training.scheduler
         assert optimizer is not None
         assert scheduler is not None
-        weights = {name: self._weight(name) for name in self.masks}
         seen, started = 0, time.perf_counter()
         for x, y in self._batches_left(training):
             optimizer.zero_grad(set_to_none=True)
@@ -394,9 +409,7 @@ class Compression:
             scaler.update()
             status.lr = float(scheduler.get_last_lr()[0])
             scheduler.step()
-            with torch.no_grad():
-                for name, weight in weights.items():
-                    weight.mul_(self.masks[name])
+            self._hold()
             status.step += 1
             training.batch += 1
             seen += len(x)
@@ -439,6 +452,7 @@ class _Training:
     """What changes while a run goes on.
 
     Attributes:
+        images: two of them, ``(2, C, H, W)``, for what needs a forward.
         batch: batches done in this epoch.
         sums: of the loss's terms over this epoch.
         epoch_random: the random state at the start of this epoch.
@@ -447,6 +461,7 @@ class _Training:
     """
 
     objective: PwoAObjective
+    images: Tensor
     parameters: list[nn.Parameter]
     status: Status
     per_epoch: int

@@ -100,6 +100,19 @@ def test_bit_equal_under_a_seed(trained: nn.Module, images: Pair) -> None:
         assert torch.equal(a, b)
 
 
+def test_dead_filters_emit_nothing_and_can_be_removed(images: Pair) -> None:
+    torch.manual_seed(0)
+    model, colour = BatchNormNet(), (images[0].expand(-1, 3, -1, -1), images[1])
+    done = run(model, config(colour, granularity="filter", sparsity=0.5, exclude=["conv2", "head"], epochs=8))
+    for layer, norm in (("conv1", "bn1"), ("fc", "bn2")):
+        dead = ~done.masks[layer].flatten(1).any(1)
+        assert dead.any()
+        for name in (f"{layer}.bias", f"{norm}.weight", f"{norm}.bias"):
+            assert model.get_parameter(name)[dead].eq(0).all()
+            assert model.get_parameter(name)[~dead].ne(0).all()
+    assert run(BatchNormNet(), config(colour, epochs=1)).held == {}  # a row that is empty by chance keeps its bias
+
+
 def test_two_of_four(trained: nn.Module, images: Pair) -> None:
     done = run(trained, config(images, sparsity=None, granularity="2:4"))
     assert done.allocation["conv"].dense_because
