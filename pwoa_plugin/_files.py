@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-__all__ = ["replaced_whole", "write_text"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["replaced_whole", "write_tensors", "write_text"]
 
 
 @contextmanager
@@ -40,6 +44,33 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file; one of that name is replaced whole or not at all.
+
+    Args:
+        path: of the file.
+        tensors: by name; those that share memory are written each for itself.
+        metadata: of the file's header.
+
+    Raises:
+        OSError: it cannot be written (a full disk, say).
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    whole: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        copy = tensor.detach().cpu().contiguous()
+        whole[name] = copy.clone() if copy.data_ptr() in seen else copy
+        seen.add(copy.data_ptr())
+    try:
+        with replaced_whole(path) as scratch:
+            save_file(whole, scratch, metadata=dict(metadata))
+    except SafetensorError as error:  # what safetensors makes of the disk's errors
+        raise OSError(" ".join(str(error).split())) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

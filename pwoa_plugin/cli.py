@@ -79,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("folder", type=Path, help="the --out of `pwoa prune`")
     sub.add_argument("--eps", help="Linf radius in pixel units, as 8/255; the config's unless given")
     sub.add_argument("--attacks", nargs="+", default=_ATTACKS.split(), metavar="NAME", help="PGD-n for any n")
-    sub.add_argument("--images", type=int, default=1000, help="test images, drawn by class; 0: all")
+    sub.add_argument(
+        "--images", type=int, help="test images, drawn by class; 0: all; 1000, or all if there are fewer, unless given"
+    )
     sub.add_argument("--batch-size", type=int, default=256, help="images in a batch")
     sub.add_argument("--seed", type=int, default=0, help="of the draw and of the attacks")
     sub.add_argument("--dense", action="store_true", help="judge the network before pruning, too")
@@ -110,7 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     args.command = ["pwoa", *(sys.argv[1:] if arguments is None else arguments)]
     try:
-        return int(args.run(args))
+        done = int(args.run(args))
+        sys.stdout.flush()  # here, where a reader that has gone away is dealt with
+        return done
     except KeyboardInterrupt:
         return _fail(args, "stopped at once; what was done since the last saved state is lost", 130)
     except BrokenPipeError:  # `pwoa show | head`
@@ -128,10 +132,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _status_of(error: Exception) -> int | None:
     """2 for bad input, 1 for a run that cannot go on, None for a fault of ours, which keeps its traceback."""
+    import torch
+
     from .method.compression import TrainingError
     from .runs.folder import RunError
 
-    if isinstance(error, (TrainingError, RunError)):
+    if isinstance(error, (TrainingError, RunError, torch.OutOfMemoryError)):
         return 1
     if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
         return 2
@@ -146,6 +152,8 @@ def _fail(args: argparse.Namespace, message: str, status: int) -> int:
 def _init(args: argparse.Namespace) -> int:
     from ._files import write_text
 
+    if args.config.is_dir():
+        raise IsADirectoryError(f"{args.config}: is a folder; name a file in it")
     if args.config.exists() and not args.force:
         raise FileExistsError(f"{args.config}: exists; give --force to replace it")
     write_text(args.config, (files(__package__) / "configs" / f"{args.preset}.yaml").read_text(encoding="utf-8"))
@@ -168,7 +176,7 @@ def _prune(args: argparse.Namespace) -> int:
             resume=args.resume,
             arch=args.arch,
             save_every=args.save_every,
-            callbacks=_progress_of(args, console),
+            callbacks=_progress_of(args, console) if config.progress or args.json else [],
             command=args.command,
         )
     except Stopped as stopped:
@@ -248,7 +256,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.folder,
         eps=args.eps,
         attacks=args.attacks,
-        images=args.images or None,
+        images=args.images,
         batch_size=args.batch_size,
         seed=args.seed,
         dense=args.dense,

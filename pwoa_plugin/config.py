@@ -142,7 +142,7 @@ class ScheduleConfig(_Section):
     """
 
     name: Literal["constant", "cosine", "linear", "multistep", "cycle"] = "cosine"
-    milestones: tuple[int, ...] = ()
+    milestones: tuple[Annotated[int, Field(ge=0)], ...] = ()
     gamma: float = Field(default=0.1, gt=0)
     factors: tuple[float, ...] = (1.0, 0.1, 0.01)
     warmup: float = Field(default=0.0, ge=0, lt=1)
@@ -218,7 +218,7 @@ class ADMMConfig(_Section):
     """The ADMM phase, before the hard prune.
 
     Attributes:
-        epochs: its length. None: a quarter of the run's ``epochs``; 0 prunes at once.
+        epochs: its length. None: a quarter of the run's ``epochs`` (1 of 2 or 3); 0 prunes at once.
         interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
         rho: first penalty weight.
         growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
@@ -390,7 +390,8 @@ class PwoAConfig(_Section):
             import torch
 
             try:
-                torch.empty(0, device=device)
+                if torch.empty(0, device=device).device.type == "meta":
+                    raise RuntimeError("it holds no numbers")
             except (RuntimeError, AssertionError, NotImplementedError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(
@@ -411,6 +412,10 @@ class PwoAConfig(_Section):
                 "leave sparsity out"
             )
         low, high = self.pixel_range
+        if self.data is not None and self.pixel_range != (0.0, 1.0):
+            raise ValueError(
+                f"pixel_range={self.pixel_range} does not go with data, whose pixels are in [0, 1]; leave it out"
+            )
         if not low < high:
             raise ValueError(f"pixel_range={self.pixel_range} is empty; give (low, high) with low < high")
         if self.eps is not None and self.eps >= high - low:
@@ -426,8 +431,8 @@ class PwoAConfig(_Section):
 
     @property
     def admm_epochs(self) -> int:
-        """Epochs of the ADMM phase: as given, or a quarter of the run."""
-        return self.epochs // 4 if self.admm.epochs is None else self.admm.epochs
+        """Epochs of the ADMM phase: as given, or a quarter of the run, one at least unless the run has one only."""
+        return max(self.epochs // 4, int(self.epochs > 1)) if self.admm.epochs is None else self.admm.epochs
 
     @classmethod
     def from_yaml(

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ._files import replaced_whole
+from ._files import write_tensors
 
 __all__ = ["Masks", "check_masks", "load_masks", "save_masks"]
 
@@ -41,6 +40,7 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
 
     Raises:
         ValueError: there is no mask, or one holds anything but zeros and ones; no file is written.
+        OSError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
     pairs: list[tuple[str, str]] = []
@@ -53,13 +53,12 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
                 raise ValueError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
             if key in tensors:
                 raise ValueError(f"masks: two masks have the name {key}; rename a module")
-            tensors[key] = (mask.detach() != 0).cpu().contiguous().clone()
+            tensors[key] = mask != 0
             pairs.append((module, target))
     if not tensors:
         raise ValueError("masks: there is none to save; call compress() first")
     header = {"format": _FORMAT, "version": _VERSION, "targets": json.dumps(pairs)}
-    with replaced_whole(path) as scratch:
-        save_file(tensors, scratch, metadata=header)
+    write_tensors(path, tensors, header)
 
 
 def load_masks(path: str | os.PathLike[str]) -> Masks:

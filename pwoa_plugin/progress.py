@@ -85,11 +85,12 @@ class PlainProgress(Callback):
         self._last = self._began = time.perf_counter()
         self._first_step = 0
 
-    def _write(self, status: Status, epoch: int) -> None:
+    def _write(self, status: Status, epoch: int, *, ended: bool = False) -> None:
         self._last = time.perf_counter()
         done = status.step - self._first_step
+        found = "".join(f" {name} {value:.2%}" for name, value in status.validation.items()) if ended else ""
         left = (self._last - self._began) / max(1, done) * (status.steps - status.step)
-        text = f"{status.phase} {epoch}/{status.epochs} step {status.step}/{status.steps} {_figures(status)}"
+        text = f"{status.phase} {epoch}/{status.epochs} step {status.step}/{status.steps} {_figures(status)}{found}"
         file = self._file or sys.stderr
         file.write(f"{text} {math.ceil(left)} s left\n")
         file.flush()
@@ -103,26 +104,31 @@ class PlainProgress(Callback):
             self._write(status, status.epoch + 1)
 
     def on_epoch_end(self, status: Status) -> None:
-        self._write(status, status.epoch)
+        self._write(status, status.epoch, ended=True)
 
 
 class JSONProgress(Callback):
-    """A JSON line for every report and every epoch: `Status`, field by field.
+    """A JSON line for every report and every epoch: `Status`, field by field, epochs from 1, and ``seconds_left``.
 
     Args:
-        file: where to.
+        file: where to. When its reader goes away, nothing more is written, and the run goes on.
     """
 
     def __init__(self, file: TextIO) -> None:
-        self._file = file
+        self._file: TextIO | None = file
 
-    def _write(self, event: str, status: Status) -> None:
-        values: dict[str, Any] = dict(vars(status)) | {"terms": dict(status.terms)}
-        self._file.write(json.dumps({"event": event, **values}) + "\n")
-        self._file.flush()
+    def _write(self, event: str, status: Status, epoch: int) -> None:
+        left = status.seconds / max(1, status.step) * (status.steps - status.step)
+        values: dict[str, Any] = {"event": event, **vars(status), "epoch": epoch, "seconds_left": left}
+        try:
+            if self._file is not None:
+                self._file.write(json.dumps(values) + "\n")
+                self._file.flush()
+        except BrokenPipeError:
+            self._file = None
 
     def on_report(self, status: Status) -> None:
-        self._write("step", status)
+        self._write("step", status, status.epoch + 1)
 
     def on_epoch_end(self, status: Status) -> None:
-        self._write("epoch", status)
+        self._write("epoch", status, status.epoch)

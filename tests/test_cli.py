@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -69,6 +70,11 @@ def test_help_and_version(pwoa: Run) -> None:
         (["prune", "CONFIG", "--out", "run", "--set", "data=null"], "data is missing"),
         (["prune", "CONFIG", "--out", "run", "--set", "model=null"], "model is missing"),
         (["prune", "CONFIG", "--out", "CONFIG"], "is a file; give a folder"),
+        (["prune", "CONFIG", "--out", "run", "--save-every", "-1"], "save_every=-1: give seconds"),
+        (["prune", "CONFIG", "--out", "run", "--set", "device=meta"], "device='meta'"),
+        (["prune", "CONFIG", "--out", "run", "--set", "pixel_range=[0, 255]"], "does not go with data"),
+        (["prune", "CONFIG", "--out", "run", "--set", "schedule.milestones=[-1]"], "schedule.milestones"),
+        (["init", "."], "is a folder; name a file in it"),
         (["init", "CONFIG"], "exists; give --force"),
         (["init", "x.yaml", "--preset", "imagenet"], "invalid choice: 'imagenet'"),
         (["evaluate", "nowhere"], "nowhere: holds no run"),
@@ -125,6 +131,10 @@ def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, m
 
     pwoa("evaluate", "runs/a", *judged)  # the config's eps; the figures before stay beside
     assert len(list(Path("runs/a/robustness").glob("*.json"))) == 3
+    pwoa("evaluate", "runs/a", "--attacks", "PGD-10", "--images", 20, "--quiet")
+    assert len(list(Path("runs/a/robustness").glob("*.json"))) == 4  # other attacks are another judgement
+    out = pwoa("evaluate", "runs/a", "--attacks", "FGSM", "--quiet")[1]
+    assert "pruned: 30 images" in out  # all there are, being fewer than 1,000
     assert json.loads(pwoa("show", "runs/a", "--json")[1])["robustness"]["pruned"]["config"]["eps"] == 0.3
 
 
@@ -139,6 +149,18 @@ def test_json_and_quiet(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
     status, out, _ = pwoa("evaluate", tmp_path / "a", "--attacks", "FGSM", "--images", 10, "--json")
     assert json.loads(out)["attacks"]["FGSM"]["accuracy"] <= 1
     assert status == 0
+
+
+def test_a_reader_of_the_json_that_goes_away(config_file: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pwoa_plugin", "prune", config_file, "--out", tmp_path / "run", "--json"]
+    process = subprocess.Popen([*map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None
+    assert b"Traceback" not in process.stderr.read()
+    assert process.wait() == 0
+    assert (tmp_path / "run" / "pruned.safetensors").exists()
 
 
 def test_seeds(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
@@ -174,6 +196,35 @@ def test_ctrl_c_saves_and_says_how_to_go_on(config_file: Path, tmp_path: Path, p
     status, _, err = pwoa(*command, "--resume")  # done already: nothing is trained again
     assert status == 0
     assert "s left" not in err
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too(config_file: Path, tmp_path: Path, pwoa: Run) -> None:
+    out = tmp_path / "run"
+    command = ["prune", str(config_file), "--out", str(out), "--set", "epochs=60", "--set", "data.workers=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pwoa_plugin", *command], stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (out / "metrics.jsonl").exists() or "step" not in (out / "metrics.jsonl").read_text():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.communicate()[1]
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "stopped, and saved" in err
+    assert len(list((out / "states").iterdir())) == 1
+
+
+def test_dense_is_the_network_that_was_pruned(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
+    save_file(robust_lenet().state_dict(), tmp_path / "robust.safetensors")
+    given = ["--checkpoint", tmp_path / "robust.safetensors"]
+    assert pwoa("prune", config_file, "--out", tmp_path / "run", "--quiet", *given)[0] == 0
+    other = robust_lenet().state_dict()
+    other["fc2.bias"][0] += 1
+    save_file(other, tmp_path / "robust.safetensors")
+    status, _, err = pwoa("evaluate", tmp_path / "run", "--dense", "--attacks", "FGSM", "--images", 10)
+    assert status == 2
+    assert "these are not the weights that" in err
 
 
 def test_a_loss_that_is_no_number_is_status_1(pwoa: Run, config_file: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
+import os
 import re
 
 import pytest
@@ -42,8 +44,35 @@ def test_json_lines() -> None:
     progress.on_report(STATUS)
     progress.on_epoch_end(STATUS)
     step, epoch = map(json.loads, file.getvalue().splitlines())
-    assert step == {"event": "step", **vars(STATUS)}
-    assert epoch["event"] == "epoch"
+    assert step == {"event": "step", **vars(STATUS), "epoch": 2, "seconds_left": 0}  # the second of three
+    assert (epoch["event"], epoch["epoch"]) == ("epoch", 1)  # one is done
+
+
+def test_json_lines_tell_the_time_left() -> None:
+    file = io.StringIO()
+    JSONProgress(file).on_report(dataclasses.replace(STATUS, seconds=5.0))
+    assert json.loads(file.getvalue())["seconds_left"] == pytest.approx(10)  # 20 steps at half a second each
+
+
+def test_a_reader_that_goes_away_stops_nothing() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    file = open(writer, "w")  # noqa: SIM115 - closing it fails, as it should
+    progress = JSONProgress(file)
+    progress.on_report(STATUS)
+    progress.on_report(STATUS)
+    with pytest.raises(BrokenPipeError):
+        file.close()
+
+
+def test_what_validation_found_is_shown_when_the_epoch_ends() -> None:
+    file = io.StringIO()
+    progress = PlainProgress(file, every=0)
+    progress.on_start(STATUS)
+    judged = dataclasses.replace(STATUS, validation={"clean": 0.5, "agreement": 0.25})
+    progress.on_report(judged)
+    progress.on_epoch_end(judged)
+    assert ["clean 50.00% agreement 25.00%" in line for line in file.getvalue().splitlines()] == [False, True]
 
 
 def test_no_terminal_no_bar(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,7 @@
 
 from .embedded import mnist_sample
 from .images import DataError, ImageSet
-from .load import DATASETS, Loader, TrainingData, describe_data, load_test, load_training
+from .load import DATASETS, Loader, TrainingData, load_test, load_training
 
 __all__ = [
     "DATASETS",
@@ -10,7 +10,6 @@ __all__ = [
     "ImageSet",
     "Loader",
     "TrainingData",
-    "describe_data",
     "load_test",
     "load_training",
     "mnist_sample",

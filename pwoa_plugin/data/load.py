@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,7 +20,7 @@ from .torchvision import CIFAR10, CIFAR100, MNIST
 if TYPE_CHECKING:
     from ..config import DataConfig
 
-__all__ = ["DATASETS", "Loader", "TrainingData", "describe_data", "load_test", "load_training"]
+__all__ = ["DATASETS", "Loader", "TrainingData", "load_test", "load_training"]
 
 DATASETS: dict[str, type[ImageSet]] = {
     "mnist": MNIST,
@@ -105,6 +106,7 @@ class Loader:
             batch_size=None,
             num_workers=min(self._images.workers, len(batches)),
             collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_the_run,
             generator=torch.Generator(),
         )
         for x in reading:
@@ -129,6 +131,12 @@ class _Reading(Dataset[Tensor | DataError]):
             return DataError(str(error))
 
 
+def _leave_signals_to_the_run(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the run stops in order, and its workers with it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _as_it_is(x: Any) -> Any:
     return x
 
@@ -147,15 +155,6 @@ class TrainingData(NamedTuple):
     validation: Loader | None
     classes: int
     shape: tuple[int, int, int]
-
-
-def describe_data(config: DataConfig) -> tuple[int, tuple[int, int, int]]:
-    """Number of classes and shape ``(C, H, W)`` of an image, without reading any image.
-
-    Raises:
-        DataError: a folder of images is not there, or not as stated.
-    """
-    return DATASETS[config.name].describe(config)
 
 
 def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
@@ -191,13 +190,16 @@ def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
     return TrainingData(train, validation, classes, shape)
 
 
-def load_test(config: DataConfig, *, images: int | None = None, seed: int = 0) -> tuple[Tensor, Tensor]:
+def load_test(
+    config: DataConfig, *, images: int | None = None, at_most: int | None = None, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Test images as one pair of tensors, for `pwoa_plugin.evaluate`.
 
     Args:
         config: names the data.
         images: how many, drawn by class, in the order of the draw; None: all, in the data's own order. Four bytes a
             value: 10,000 images of 3x224x224 are 6 GB.
+        at_most: so many, or all where there are fewer; in place of ``images``.
         seed: of the draw.
 
     Returns:
@@ -210,6 +212,8 @@ def load_test(config: DataConfig, *, images: int | None = None, seed: int = 0) -
     there = len(source.labels)
     if images is not None and not 1 <= images <= there:
         raise DataError(f"images={images}: the test set of {config.name} has {there}; give 1 to {there}")
+    if images is None and at_most is not None and at_most < there:
+        images = at_most
     index = torch.arange(there) if images is None else stratified_order(source.labels, seed)[:images]
     x = torch.empty(len(index), *source.describe(config)[1])
     done = 0

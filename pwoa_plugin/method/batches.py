@@ -71,6 +71,7 @@ class Batches:
         dtype: of the images that come out, the model's.
         pixel_range: what images are checked against.
         labels_because: why labels are needed, or None where they are not; ``y`` is None then if missing.
+        name: of the source in messages.
 
     Raises:
         ValueError: the source is missing, empty, can be read once only, or holds something else than images.
@@ -85,9 +86,11 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         labels_because: str | None = None,
+        name: str = "train_loader",
     ) -> None:
+        self.name = name
         if source is None:
-            raise ValueError("train_loader is missing; give a DataLoader, a Dataset or tensors of natural images")
+            raise ValueError(f"{self.name} is missing; give a DataLoader, a Dataset or tensors of natural images")
         self.device, self.dtype = device, dtype
         self.pixel_range, self.labels_because = pixel_range, labels_because
         self.classes: int | None = None  # once known, labels are checked against it
@@ -98,18 +101,18 @@ class Batches:
         if _is_pair(source):
             x, y = source[0], source[1] if len(source) > 1 else None
             if y is not None and len(x) != len(y):
-                raise ValueError(f"train_loader: {len(x)} images and {len(y)} labels; give as many of each")
+                raise ValueError(f"{self.name}: {len(x)} images and {len(y)} labels; give as many of each")
             self._tensors = (x, y)
         if self._tensors is None and isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             if not isinstance(source, Sized) or len(source) == 0:
-                raise ValueError("train_loader: the data set is empty; give natural images")
+                raise ValueError(f"{self.name}: the data set is empty; give natural images")
             source = DataLoader(
                 source, batch_size=batch_size, shuffle=True, drop_last=len(source) > 1 and len(source) % batch_size == 1
             )
         if self._tensors is None and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-            raise ValueError(f"train_loader is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
+            raise ValueError(f"{self.name} is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
         if self._tensors is None and isinstance(source, Iterator):
-            raise ValueError("train_loader is an iterator that can be read once only; give a DataLoader or a list")
+            raise ValueError(f"{self.name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
         self._length: int | None = None
 
@@ -125,7 +128,7 @@ class Batches:
                 except TypeError:
                     self._length = sum(1 for _ in self._source)
             if self._length == 0:
-                raise ValueError("train_loader is empty; give at least one batch of natural images")
+                raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
         return self._length
 
     def _raw(self, start: int, go_on_with: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
@@ -148,38 +151,42 @@ class Batches:
         for batch in batches:
             if isinstance(batch, Mapping):
                 raise ValueError(
-                    f"train_loader gives a dict with keys {list(batch)}; give (x, y) tuples "
+                    f"{self.name} gives a dict with keys {list(batch)}; give (x, y) tuples "
                     "(map the loader, or set its collate_fn)"
                 )
             if isinstance(batch, (tuple, list)):
                 if not batch:
-                    raise ValueError("train_loader gives an empty tuple; give (x, y) or x")
+                    raise ValueError(f"{self.name} gives an empty tuple; give (x, y) or x")
                 yield batch[0], batch[1] if len(batch) > 1 else None
             else:
                 yield batch, None
 
     def _checked(self, x: Any, y: Any) -> tuple[Tensor, Tensor | None]:
-        check_images(x, self.pixel_range, "train_loader")
+        check_images(x, self.pixel_range, self.name)
         if self.labels_because is None:
             return x, None
         if y is None:
-            raise ValueError(f"train_loader gives no labels, and {self.labels_because}")
-        check_labels(y, len(x), self.classes, "train_loader")
+            raise ValueError(f"{self.name} gives no labels, and {self.labels_because}")
+        check_labels(y, len(x), self.classes, self.name)
         return x, y
 
     def random_state(self) -> dict[str, Tensor]:
-        """The state of all that the source may draw from: global generators, and a DataLoader's own."""
-        state = random_state()
-        if isinstance(generator := getattr(self._source, "generator", None), torch.Generator):
-            state["loader"] = generator.get_state()
-        return state
+        """The state of all that the source may draw from: global generators, a DataLoader's own and its samplers'."""
+        return random_state() | {f"loader.{i}": own.get_state() for i, own in enumerate(self._generators())}
+
+    def _generators(self) -> list[torch.Generator]:
+        """Those of a DataLoader and of its samplers; what a data set or a sampler hides elsewhere is not known here."""
+        sampler, batch_sampler = (getattr(self._source, name, None) for name in ("sampler", "batch_sampler"))
+        places = (self._source, sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        found = [getattr(place, "generator", None) for place in places]
+        return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
 
     def set_random_state(self, state: Mapping[str, Tensor]) -> None:
         """Put back what `random_state` gave."""
         set_random_state(state)
-        generator = getattr(self._source, "generator", None)
-        if isinstance(generator, torch.Generator) and "loader" in state:
-            generator.set_state(state["loader"])
+        for i, own in enumerate(self._generators()):
+            if f"loader.{i}" in state:
+                own.set_state(state[f"loader.{i}"])
 
     def epoch(
         self, *, check: bool = False, start: int = 0, go_on_with: Mapping[str, Tensor] | None = None
@@ -214,5 +221,5 @@ class Batches:
             if sum(map(len, found)) >= images:
                 break
         if not found:
-            raise ValueError("train_loader is empty; give at least one batch of natural images")
+            raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
         return torch.cat(found)[:images]

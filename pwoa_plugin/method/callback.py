@@ -25,6 +25,7 @@ class Status:
         rho: ADMM's penalty weight; None in fine-tuning.
         residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None in fine-tuning.
         images_per_second: since the epoch began.
+        validation: what was found of the last epoch, as ``clean`` and ``agreement``, where a callback validates.
     """
 
     phase: str
@@ -39,6 +40,7 @@ class Status:
     rho: float | None = None
     residual: float | None = None
     images_per_second: float = 0.0
+    validation: Mapping[str, float] = field(default_factory=dict)
 
 
 class Callback:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import logging
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from .folder import RunError, RunFolder
 from .state_file import write_state
 from .weights import write_weights
 
-__all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "no_room", "read_metrics"]
+__all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics", "told_if_full"]
 
 _logger = logging.getLogger(__name__)
 
@@ -64,6 +66,7 @@ class Validation(Callback):
         self.images = 0
         self.dense_clean = 0.0
         self._teacher: Tensor | None = None
+        self._random: dict[str, Tensor] = {}
 
     def on_start(self, status: Status) -> None:
         """Ask the teacher, once."""
@@ -92,7 +95,10 @@ class Validation(Callback):
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
-            with seeded(self.run.config.seed):  # the same order and draws every time; and training's are left alone
+            with seeded(self.run.config.seed):  # training's draws are left alone
+                if not self._random:
+                    self._random = self.batches.random_state()
+                self.batches.set_random_state(self._random)  # the same order and draws every time
                 for x, y in self.batches.epoch(check=self._teacher is None):
                     assert y is not None
                     correct += int((model(x).argmax(1) == y).sum())
@@ -106,11 +112,12 @@ class Validation(Callback):
     def on_epoch_end(self, status: Status) -> None:
         assert self._teacher is not None
         answers, correct, images = self._answers(self.run.model)
-        self.run.history[-1] |= {
+        status.validation = {
             "clean": correct / images,
             # Float32's sum of probabilities may pass 1 by its last bit.
             "agreement": min(1.0, float(torch.minimum(answers, self._teacher).double().sum(1).mean())),
         }
+        self.run.history[-1] |= status.validation
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -128,10 +135,8 @@ class KeepBest(Callback):
     def on_epoch_end(self, status: Status) -> None:
         best = best_epoch(self.run.history)
         if best is not None and best["epoch"] == status.epoch:
-            try:
+            with told_if_full(self.folder, self.folder.best):
                 write_weights(self.folder.best, self.run.model.state_dict(), {"epoch": str(status.epoch)})
-            except Exception as error:
-                raise no_room(self.folder, self.folder.best, error) from error
 
 
 class Metrics(Callback):
@@ -157,12 +162,12 @@ class Metrics(Callback):
         epochs_done: int = 0,
     ) -> None:
         self.run, self.folder, self.validation = run, folder, validation
-        self._last_step = resumed_at
         kept = [
             line
             for line in read_metrics(folder.metrics)
             if line["step"] <= resumed_at and (line["event"] == "step" or line["epoch"] <= epochs_done)
         ]
+        self._last_step = max((line["step"] for line in kept if line["event"] == "step"), default=0)
         write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_start(self, status: Status) -> None:
@@ -174,11 +179,8 @@ class Metrics(Callback):
         )
 
     def _write(self, line: dict[str, Any]) -> None:
-        try:
-            with self.folder.metrics.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise no_room(self.folder, self.folder.metrics, error) from error
+        with told_if_full(self.folder, self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
 
     def _sparsity(self) -> float:
         weights = [module.get_parameter("weight") for module in self.run.layers.values()]
@@ -245,10 +247,8 @@ class SaveStates(Callback):
         """Write the state, and remove all but the newest two."""
         started = time.perf_counter()
         path = self.folder.state_at(status.step)
-        try:
+        with told_if_full(self.folder, path):
             write_state(path, self.run.state())
-        except OSError as error:
-            raise no_room(self.folder, path, error) from error
         for old in self.folder.states()[_STATES_KEPT:]:
             old.unlink(missing_ok=True)
         self._last = time.perf_counter()
@@ -256,10 +256,20 @@ class SaveStates(Callback):
         _logger.debug("state of step %d saved in %.2f s", status.step, self._took)
 
 
-def no_room(folder: RunFolder, path: Path, error: Exception) -> RunError:
-    """What to tell a user where a file of the run cannot be written."""
-    states = folder.states()
-    good = f"the last good state is {states[0].name}" if states else "no state is saved yet"
-    code = error.errno if isinstance(error, OSError) else None
-    reason = "the disk is full" if code == errno.ENOSPC or "No space left" in str(error) else f"{error}"
-    return RunError(f"{path}: cannot be written ({reason}); {good}: free some space and go on with --resume")
+@contextlib.contextmanager
+def told_if_full(folder: RunFolder, path: Path) -> Iterator[None]:
+    """Where a file of the run cannot be written, say what is still good and how to go on.
+
+    Raises:
+        RunError: an OSError was raised.
+    """
+    try:
+        yield
+    except OSError as error:
+        states = folder.states()
+        good = f"the last good state is {states[0].name}" if states else "no state is saved yet"
+        full = error.errno == errno.ENOSPC or "No space left" in str(error)
+        reason = "the disk is full" if full else str(error)
+        raise RunError(
+            f"{path}: cannot be written ({reason}); {good}: free some space and go on with --resume"
+        ) from error

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import torch
 from torch import nn
 
 from .._files import write_text
+from .._random import check_seed
 from ..config import ConfigError, PwoAConfig
 from ..data import load_test
 from ..masks import check_masks, load_masks
@@ -17,7 +20,7 @@ from ..models import load_checkpoint
 from ..robustness import DEFAULT_ATTACKS, Report, evaluate
 from .files import write_report
 from .folder import RunFolder
-from .network import make_network
+from .network import digest_of, make_network
 
 __all__ = ["judge"]
 
@@ -27,7 +30,7 @@ def judge(
     *,
     eps: float | str | None = None,
     attacks: Sequence[str] = DEFAULT_ATTACKS,
-    images: int | None = 1000,
+    images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
     dense: bool = False,
@@ -42,7 +45,7 @@ def judge(
         path: of a finished run.
         eps: Linf radius in pixel units, also as ``8/255``; None: the config's.
         attacks: see `evaluate`.
-        images: how many test images, drawn by class; None: all.
+        images: how many test images, drawn by class; None: 1000, or all if there are fewer; 0: all.
         batch_size: images in a batch.
         seed: of the draw and of the attacks.
         dense: judge the network before pruning, too.
@@ -57,6 +60,7 @@ def judge(
     Raises:
         ValueError: something given cannot be used, a file of the run is damaged, or there is no finished run.
     """
+    check_seed(seed)
     folder = RunFolder(path)
     facts = folder.read_facts()
     if facts.get("status") != "finished":
@@ -77,7 +81,11 @@ def judge(
         networks["dense"] = _made(folder, config, arch)
         assert config.model is not None
         load_checkpoint(networks["dense"], config.model.checkpoint)
-    data = load_test(config.data, images=images, seed=seed)
+        if digest_of(networks["dense"]) != facts["model"]["sha256"]:
+            raise ConfigError(
+                f"model.checkpoint={config.model.checkpoint!r}: these are not the weights that {folder} was pruned from"
+            )
+    data = load_test(config.data, images=images or None, at_most=None if images == 0 else 1000, seed=seed)
     reports: dict[str, Report] = {}
     for name, model in networks.items():
         if config.device in (None, "cpu"):
@@ -128,7 +136,8 @@ def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Modul
 
 def _keep(folder: RunFolder, name: str, report: Report) -> None:
     config = report.config
-    file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}.json"
+    settings = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
+    file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}-{settings[:8]}.json"
     write_text(folder.robustness / file, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
     latest = folder.read_facts().get("robustness")
     folder.write_facts(robustness=(latest if isinstance(latest, dict) else {}) | {name: file})

@@ -40,7 +40,10 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
         "seconds": epochs[-1].get("seconds") if epochs else 0.0,
         "robustness": _robustness(folder, facts.get("robustness") or {}),
     }
-    return RunReport.from_dict(content)
+    try:
+        return RunReport.from_dict(content)
+    except ValueError as error:
+        raise ValueError(f"{folder}: its {folder.facts.name} or {folder.metrics.name} is damaged ({error})") from None
 
 
 def _sparsity(layers: list[Any]) -> float:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import hashlib
 import logging
 import os
 import signal
@@ -15,21 +14,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._files import write_text
 from .._random import seeded
 from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
 from ..masks import save_masks
 from ..method.batches import Batches
-from ..method.callback import Callback
+from ..method.callback import Callback, Status
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
 from ..models import load_checkpoint
-from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, no_room
+from ..progress import default_progress
+from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
 from .files import write_report
 from .folder import RunError, RunFolder
-from .network import make_network
+from .network import digest_of, make_network
 from .size import size_report
 from .state_file import StateFileError, read_state
 from .weights import read_weights, write_weights
@@ -39,7 +38,7 @@ __all__ = ["prune"]
 _logger = logging.getLogger(__name__)
 
 # What a resumed run may be told anew: it changes nothing in what is computed.
-_FREE = {"progress", "device", "data.root", "data.download", "model.checkpoint"}
+_FREE = {"progress", "device", "data.root", "data.download", "data.workers", "model.checkpoint"}
 
 
 def prune(
@@ -51,7 +50,7 @@ def prune(
     validation: Any = None,
     arch: str | None = None,
     save_every: float = 60.0,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback] | None = None,
     command: Sequence[str] = (),
 ) -> RunFolder:
     """Prune by a config, in a folder.
@@ -66,7 +65,7 @@ def prune(
             ``train_loader`` only (``data`` has its own share).
         arch: in place of ``model.arch``; may be ``package.module:function``.
         save_every: seconds between two states, at least; 0 saves after every step.
-        callbacks: told of the progress.
+        callbacks: told of the progress; None: a bar or lines, unless ``config.progress`` is off.
         command: that started the run, for its report.
 
     Returns:
@@ -78,11 +77,17 @@ def prune(
         TrainingError: the loss is no number; the last good state is kept.
         Stopped: by SIGINT or SIGTERM; the state is saved.
     """
+    if not save_every >= 0:
+        raise ConfigError(f"save_every={save_every:g}: give seconds, 0 or more")
+    if callbacks is None:
+        callbacks = [default_progress()] if config.progress else []
     folder = RunFolder(out)
     begun = _is_begun(folder, resume)
-    if begun and folder.read_facts().get("status") == "finished":
-        _logger.info("%s is finished already", folder)
-        return folder
+    if begun:
+        _check_config(folder, config)
+        if folder.read_facts().get("status") == "finished" and folder.pruned.exists() and folder.masks.exists():
+            _logger.info("%s is finished already", folder)
+            return folder
     name, classes, channels = "given in Python", 0, 0
     notes: tuple[str, ...] = ()
     made: dict[str, int] = {}
@@ -101,29 +106,29 @@ def prune(
         notes = load_checkpoint(model, config.model.checkpoint)
         made = {"classes": classes, "channels": channels}
     run = Compression(model, config)
-    digest = _digest(model)
+    digest = digest_of(model)
     if begun:
-        _check_same(folder, config, name, digest)
+        _check_network(folder, name, digest)
     with folder.locked():
         folder.clear_scratch()
         state = _last_good_state(folder) if begun else None
         try:
-            if not begun:
-                config.to_yaml(folder.config)
-                write_text(folder.facts, "{}")
-                network = {"arch": name, "sha256": digest, "notes": list(notes)}
-                folder.write_facts(**_facts(run, network, command), images=made)
-            folder.write_facts(status="running")
+            with told_if_full(folder, folder.path):
+                if not begun:
+                    config.to_yaml(folder.config)
+                    folder.facts.unlink(missing_ok=True)
+                    network = {"arch": name, "sha256": digest, "notes": list(notes)}
+                    folder.write_facts(**_facts(run, network, command), images=made)
+                folder.write_facts(status="running")
             _train(run, folder, state, validation, save_every, callbacks)
-            _finish(run, folder)
+            with told_if_full(folder, folder.path):
+                _finish(run, folder)
         except BaseException as error:
             stopped = isinstance(error, (Stopped, KeyboardInterrupt))
             with contextlib.suppress(OSError, RunError):  # a full disk is told of already
                 folder.write_facts(status="interrupted" if stopped else "failed")
             if isinstance(error, TrainingError) and folder.states():
                 raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
-            if isinstance(error, OSError):
-                raise no_room(folder, folder.path, error) from error
             raise
     return folder
 
@@ -172,21 +177,11 @@ def _facts(run: Compression, network: dict[str, Any], command: Sequence[str]) ->
     }
 
 
-def _digest(model: nn.Module) -> str:
-    """SHA-256 of a network's names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
-
-
-def _check_same(folder: RunFolder, config: PwoAConfig, arch: str, digest: str) -> None:
-    """Refuse to go on with another run's state.
+def _check_config(folder: RunFolder, config: PwoAConfig) -> None:
+    """Refuse to go on with a run of another config.
 
     Raises:
-        ConfigError: config or network differ; the line names where.
+        ConfigError: they differ; the line names where.
     """
     facts = folder.read_facts()
     before, now = facts.get("config"), config.model_dump(mode="json")
@@ -198,6 +193,15 @@ def _check_same(folder: RunFolder, config: PwoAConfig, arch: str, digest: str) -
             f"{differing[0]} is not as in the run in {folder} ({len(differing)} field(s) differ); resume with the same "
             f"config ({folder.config}), or give another --out"
         )
+
+
+def _check_network(folder: RunFolder, arch: str, digest: str) -> None:
+    """Refuse to go on with another network.
+
+    Raises:
+        ConfigError: its name or its weights differ.
+    """
+    facts = folder.read_facts()
     if facts["model"].get("arch") != arch:
         raise ConfigError(
             f"model.arch={arch!r} is not {facts['model'].get('arch')!r}, that of the run in {folder}; resume with it"
@@ -233,7 +237,8 @@ def _last_good_state(folder: RunFolder) -> State | None:
     for path in folder.states():
         try:
             state = read_state(path)
-        except StateFileError as error:
+            Status(**state.facts["status"])
+        except (StateFileError, KeyError, TypeError) as error:
             _logger.warning("%s; trying the one before", error)
             reasons.append(str(error))
             continue
@@ -261,7 +266,8 @@ def _train(
             device=run.device,
             dtype=next(run.model.parameters()).dtype,
             pixel_range=config.pixel_range,
-            labels_because="epochs are judged by them; give (x, y) batches to validation",
+            labels_because="epochs are judged by them; give (x, y) batches",
+            name="validation",
         )
         judged = Validation(run, batches)
     status = state.facts["status"] if state else {"step": 0, "epoch": 0}
@@ -273,7 +279,13 @@ def _train(
         saver,
     ]
     with seeded(config.seed), _stopping(saver):
-        run.run([*watching, *callbacks], state)
+        try:
+            run.run([*watching, *callbacks], state)
+        except RuntimeError as error:
+            if saver.stop_signal is None or isinstance(error, (RunError, TrainingError)):
+                raise
+            # A signal to the process group ends the workers of a user's own loader, too.
+            raise Stopped(saver.stop_signal) from error
 
 
 @contextlib.contextmanager
@@ -284,11 +296,14 @@ def _stopping(saver: SaveStates) -> Iterator[None]:
         return
 
     def stop(number: int, frame: object) -> None:
+        if os.getpid() != here:  # a loader's worker, which inherits this
+            return
         if saver.stop_signal is not None:
             raise KeyboardInterrupt
         saver.stop_signal = number
         _logger.warning("stopping after this step (again: at once, what was done since the last state is lost)")
 
+    here = os.getpid()
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

@@ -300,7 +300,7 @@ class RunReport:
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
         if dense is None:
             said.append("The dense network was not judged: what pruning cost in robustness is not known.")
-        elif (_setting(pruned), list(pruned.attacks)) != (_setting(dense), list(dense.attacks)):
+        elif not judged_alike(pruned, dense):
             said.append("Pruned and dense were not judged alike (images, eps, attacks or seed): do not compare them.")
         eps = self.config.get("eps")
         if isinstance(eps, (int, float)) and not math.isclose(eps, pruned.config.eps):
@@ -312,6 +312,11 @@ class RunReport:
         """How to have the run judged."""
         eps = self.config.get("eps")
         return f"Not judged yet: pwoa evaluate FOLDER --eps {eps if isinstance(eps, (int, float)) else 'EPS'}"
+
+
+def judged_alike(one: Report, other: Report) -> bool:
+    """Whether two evaluations were of as many images, with the same attacks and settings."""
+    return (_setting(one), list(one.attacks)) == (_setting(other), list(other.attacks))
 
 
 def _setting(report: Report) -> tuple[object, ...]:
@@ -430,7 +435,7 @@ def size_rows(size: SizeReport) -> list[tuple[str, ...]]:
 
 
 def judged_text(judged: Report) -> str:
-    """How a network was judged, in a line."""
+    """How networks were judged, in a line."""
     config = judged.config
     low, high = config.pixel_range
     pixels = "" if (low, high) == (0, 1) else f" of pixels in [{low:g}, {high:g}]"
@@ -452,6 +457,8 @@ def headline(report: RunReport) -> list[str]:
     pruned, dense = report.judged.get("pruned"), report.judged.get("dense")
     if pruned is not None:
         worst = pruned.worst_case
+        if dense is not None and not judged_alike(pruned, dense):
+            dense = None
         against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense else ""
         said.append(
             f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .._files import replaced_whole
+from .._files import write_tensors
 from ..method.state import State
 
 __all__ = ["StateFileError", "read_state", "write_state"]
@@ -38,11 +37,7 @@ def write_state(path: str | os.PathLike[str], state: State) -> None:
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = json.dumps({"facts": state.facts, "checksums": sums}, allow_nan=False)
     metadata = {"format": _FORMAT, "header": header, "checksum": str(zlib.crc32(header.encode()))}
-    try:
-        with replaced_whole(path) as scratch:
-            save_file(tensors, scratch, metadata=metadata)
-    except SafetensorError as error:  # what safetensors makes of the disk's errors
-        raise OSError(" ".join(str(error).split())) from error
+    write_tensors(path, tensors, metadata)
 
 
 def read_state(path: str | os.PathLike[str]) -> State:

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from .._files import replaced_whole
+from .._files import write_tensors
 
 __all__ = ["read_weights", "write_weights"]
 
@@ -23,18 +22,7 @@ def write_weights(
     Raises:
         OSError: it cannot be written (a full disk, say).
     """
-    whole: dict[str, Tensor] = {}
-    seen: dict[int, str] = {}
-    for name, tensor in tensors.items():
-        copy = tensor.detach().cpu().contiguous()
-        # safetensors refuses two names for one memory; tied weights are written twice.
-        whole[name] = copy.clone() if copy.data_ptr() in seen else copy
-        seen[copy.data_ptr()] = name
-    try:
-        with replaced_whole(path) as scratch:
-            save_file(whole, scratch, metadata={"format": "pt", **(facts or {})})
-    except SafetensorError as error:  # what safetensors makes of the disk's errors
-        raise OSError(" ".join(str(error).split())) from error
+    write_tensors(path, tensors, {"format": "pt", **(facts or {})})
 
 
 def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:

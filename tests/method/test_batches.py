@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from pwoa_plugin.method.batches import Batches
 
@@ -61,6 +61,23 @@ def test_tensors_are_shuffled_by_the_seed() -> None:
 def test_first_gives_as_many_as_there_are() -> None:
     assert len(make((X, Y)).first(6)) == 6
     assert len(make((X, Y)).first(60)) == 10
+
+
+def test_the_source_is_named_as_its_giver_knows_it() -> None:
+    with pytest.raises(ValueError, match=r"^validation is empty"):
+        make([], name="validation").first(4)
+
+
+def test_random_state_has_the_generators_of_a_loader_and_of_its_sampler() -> None:
+    data = TensorDataset(X, Y)
+    sampler = RandomSampler(data, generator=torch.Generator().manual_seed(1))
+    batches = make(DataLoader(data, 5, sampler=sampler, generator=torch.Generator().manual_seed(2)))
+    state = batches.random_state()
+    assert {"loader.0", "loader.1"} <= state.keys()
+    first = torch.cat([x for x, _ in batches.epoch()])
+    assert not torch.equal(first, torch.cat([x for x, _ in batches.epoch()]))
+    batches.set_random_state(state)
+    assert torch.equal(first, torch.cat([x for x, _ in batches.epoch()]))
 
 
 BAD = [

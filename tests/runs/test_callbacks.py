@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin._random import random_state
@@ -70,6 +71,15 @@ def test_agreement_is_on_perturbed_images(trained: nn.Module, images: Pair, fiel
     assert not torch.allclose(answers.sort(0).values, natural.sort(0).values, atol=1e-3)
 
 
+def test_a_loader_with_an_order_of_its_own_is_judged_alike_every_time(trained: nn.Module, images: Pair) -> None:
+    run, _ = watched(trained, images)
+    data = TensorDataset(images[0][:90], images[1][:90])
+    loader = DataLoader(data, 32, shuffle=True, generator=torch.Generator().manual_seed(5))
+    validation = Validation(run, Batches(loader, batch_size=32, device=torch.device("cpu"), labels_because=""))
+    run.run([validation])
+    assert torch.equal(validation._answers(run.teacher)[0], validation._answers(run.teacher)[0])
+
+
 def test_best_epoch() -> None:
     def entry(epoch: int, agreement: float | None, phase: str = "fine-tune") -> dict[str, Any]:
         return {"epoch": epoch, "agreement": agreement, "phase": phase}
@@ -110,6 +120,7 @@ def test_metrics_cut_short_and_resumed(trained: nn.Module, images: Pair, tmp_pat
     run, _ = watched(trained, images)
     Metrics(run, folder, resumed_at=3, epochs_done=0)  # killed between the epoch's last step and its end
     assert read_metrics(folder.metrics) == lines[:2]
+    assert Metrics(run, folder, resumed_at=3)._last_step == 3  # the line after it is ten steps later, as without a kill
     Metrics(run, folder, resumed_at=1)
     assert read_metrics(folder.metrics) == lines[:1]
     Metrics(run, folder)
