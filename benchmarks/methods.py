@@ -1,0 +1,155 @@
+"""Ways to make a robust network smaller: ours, and what people do without it.
+
+A new method is one function and one line in ``METHODS``. Each prunes the model it is given, in place, with the same
+images, epochs, batch size and seed as the others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin._random import seeded
+from pwoa_plugin.method.layers import prunable_layers
+from pwoa_plugin.method.oneshot import prune_once
+
+__all__ = ["METHODS", "Task"]
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a method is to do.
+
+    Attributes:
+        subject: name in ``SUBJECTS``, which the published settings go by.
+        sparsity: share of all convolution and linear weights to prune.
+        images: to prune with, and their labels.
+        eps: Linf radius, in pixel units.
+        epochs, batch_size, seed: of the training.
+        fields: of `PwoAConfig`, over the method's own.
+    """
+
+    subject: str
+    sparsity: float
+    images: tuple[Tensor, Tensor]
+    eps: float
+    epochs: int
+    batch_size: int = 128
+    seed: int = 0
+    fields: dict[str, Any] = field(default_factory=dict)
+
+    def prune(self, model: nn.Module, config: Callable[..., PwoAConfig] = PwoAConfig, **own: Any) -> None:
+        common = {"sparsity": self.sparsity, "train_loader": self.images, "eps": self.eps, "epochs": self.epochs}
+        common |= {"seed": self.seed, "progress": False}
+        PwoAPruner(model, config(**common | own | self.fields)).compress()
+
+
+def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss) -> None:
+    """Train under masks with the default's optimizer and schedule: Adam 1e-3, falling to 0 as a cosine."""
+    x, y = task.images
+    weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    steps = task.epochs * math.ceil(len(x) / task.batch_size)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    with seeded(task.seed):
+        for _ in range(task.epochs):
+            for index in torch.randperm(len(x)).split(task.batch_size):
+                model.train()
+                value = loss(model, x[index], y[index])
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                scheduler.step()
+                with torch.no_grad():
+                    for name, mask in masks.items():
+                        weights[name].mul_(mask)
+    model.eval()
+
+
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(model(x), y)
+
+
+def pgd7(eps: float) -> Loss:
+    """Cross-entropy on PGD-7 examples (Madry et al., ICLR 2018), made anew for every batch."""
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+        adversarial = torch.min(torch.max(x + eps * (2 * torch.rand_like(x) - 1), low), high)
+        model.eval()
+        for _ in range(7):
+            adversarial.requires_grad_()
+            (gradient,) = torch.autograd.grad(F.cross_entropy(model(adversarial), y), adversarial)
+            adversarial = torch.min(torch.max(adversarial.detach() + 2.5 * eps / 7 * gradient.sign(), low), high)
+        model.train()
+        return F.cross_entropy(model(adversarial), y)
+
+    return loss
+
+
+def dense(model: nn.Module, task: Task) -> None:
+    """The network as it is."""
+
+
+def one_shot(model: nn.Module, task: Task) -> None:
+    """The smallest weights of every layer at once, no training."""
+    prune_once(model, task.sparsity)
+
+
+def level_cross_entropy(model: nn.Module, task: Task) -> None:
+    """NNI's own LevelPruner, then cross-entropy on natural images under its masks."""
+    from nni.compression.pruning import LevelPruner
+
+    entry = {"op_names": list(prunable_layers(model, None, ())), "target_names": ["weight"]}
+    pruner = LevelPruner(model, [entry | {"sparse_ratio": task.sparsity}])
+    _, masks = pruner.compress()
+    pruner.unwrap_model()
+    fine_tune(model, {name: targets["weight"] for name, targets in masks.items()}, task, cross_entropy)
+
+
+def distillation(model: nn.Module, task: Task) -> None:
+    """The smallest weights of every layer, then distillation on natural images: PwoA without ADMM and HSIC."""
+    task.prune(
+        model,
+        allocation="uniform",
+        perturbation={"kind": "none"},
+        distillation={"feature_weight": 0},
+        hsic={"lambda_x": 0, "lambda_y": 0},
+        admm={"epochs": 0},
+    )
+
+
+def published(model: nn.Module, task: Task) -> None:
+    """PwoA as published, its phases and milestones cut to the epochs there are."""
+    dataset: Any = task.subject
+    task.prune(model, lambda **fields: PwoAConfig.paper(dataset, **fields))
+
+
+def default(model: nn.Module, task: Task) -> None:
+    """`PwoAConfig` as it comes."""
+    task.prune(model)
+
+
+def adversarial(model: nn.Module, task: Task) -> None:
+    """Adversarial fine-tuning under LAMP's mask: the anchor from above, several attack steps for every step."""
+    fine_tune(model, prune_once(model, task.sparsity, allocation="lamp"), task, pgd7(task.eps))
+
+
+METHODS: dict[str, Callable[[nn.Module, Task], None]] = {
+    "dense": dense,
+    "one-shot": one_shot,
+    "level-ce": level_cross_entropy,
+    "distillation": distillation,
+    "paper": published,
+    "default": default,
+    "adversarial": adversarial,
+}

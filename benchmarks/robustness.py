@@ -1,0 +1,148 @@
+"""Robustness kept and time spent, method by compression by seed.
+
+    python -m benchmarks.robustness mnist --data DIR --methods default adversarial --compression 4 16 33 100 --seeds 3
+    python -m benchmarks.robustness mnist --data DIR --validate --name lamp --set allocation=lamp --compression 16 33
+
+One small JSON file a cell in ``--out``; a cell that is there is not run again. Cells of a row share images, epochs and
+judge: PGD on all the judge's images, and for seed 0 the standard AutoAttack on the first of them (those that
+PGD left). ``--validate`` judges by images cut from the training set; whatever is chosen is chosen by them.
+``--set FIELD=JSON`` changes fields of the default's config; such a cell needs a ``--name``. `benchmarks.tables` makes
+tables and plots of the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from benchmarks.methods import METHODS, Task
+from benchmarks.subjects import SUBJECTS, Judge
+from pwoa_plugin import evaluate
+from pwoa_plugin._files import write_text
+from pwoa_plugin.method.layers import is_weighted
+
+RESULTS = Path("benchmarks/results/robustness")
+
+
+def kept(model: nn.Module) -> tuple[int, int]:
+    """Convolution and linear weights that are not 0, and all of them."""
+    weights = [module.get_parameter("weight") for module in model.modules() if is_weighted(module)]
+    return sum(int(weight.count_nonzero()) for weight in weights), sum(weight.numel() for weight in weights)
+
+
+def judged(model: nn.Module, images: Any, eps: float, judge: Judge, *, deep: bool, seed: int) -> dict[str, Any]:
+    """Accuracies, and seconds of the attacks. AutoAttack goes at those that PGD left: its share is the worst case's."""
+    x, y = images[0][: judge.images], images[1][: judge.images]
+    wide = evaluate(model, (x, y), eps=eps, attacks=judge.pgd, seed=seed, progress=False)
+    pgd = wide.attacks[judge.pgd]
+    result = {"clean": wide.clean, judge.pgd: pgd.accuracy, "judged": len(x), "judge_seconds": {judge.pgd: pgd.seconds}}
+    if deep:
+        n = min(judge.deep, len(x))
+        left = pgd.robust[:n].nonzero().squeeze(1)
+        robust = 0
+        if len(left):
+            report = evaluate(model, (x[left], y[left]), eps=eps, attacks="AutoAttack", seed=seed, progress=False)
+            robust = int(report.attacks["AutoAttack"].robust.sum())
+            result["judge_seconds"]["AutoAttack"] = report.attacks["AutoAttack"].seconds
+        result |= {"AutoAttack": robust / n, "deep": n}
+    return result
+
+
+def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -> dict[str, Any]:
+    subject = SUBJECTS[args.subject]
+    model = subject.model().to(memory_format=torch.channels_last)
+    task = Task(
+        subject=args.subject,
+        sparsity=1 - 1 / compression,
+        images=subject.training(args.data),
+        eps=subject.eps,
+        epochs=args.epochs or subject.epochs,
+        seed=seed,
+        fields=args.fields,
+    )
+    started = time.perf_counter()
+    METHODS[method](model, task)
+    seconds = time.perf_counter() - started
+    nonzero, weights = kept(model)
+    split = subject.validation if args.validate else subject.test
+    judge = Judge(subject.judge.pgd, args.images or subject.judge.images, args.deep or subject.judge.deep)
+    figures = judged(model, split(args.data), subject.eps, judge, deep=seed == 0 and not args.no_deep, seed=seed)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    return {
+        "subject": args.subject,
+        "method": args.name or method,
+        "compression": compression,
+        "seed": seed,
+        "split": "validation" if args.validate else "test",
+        "epochs": task.epochs,
+        "fields": args.fields,
+        "nonzero": nonzero,
+        "weights": weights,
+        "prune_seconds": seconds,
+        **figures,
+        "eps": subject.eps,
+        "threads": torch.get_num_threads(),
+        "machine": platform.machine(),
+        "torch": torch.__version__,
+        "pyautoattack": importlib.metadata.version("pyautoattack"),
+        "commit": commit.stdout.strip(),
+    }
+
+
+def parse_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where torchvision has its files, or puts them")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=["default"])
+    parser.add_argument("--compression", type=float, nargs="+", default=[4, 16, 33, 100])
+    parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
+    parser.add_argument("--epochs", type=int, help="the subject's unless given")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as admm={"epochs":0}')
+    parser.add_argument("--name", help="of a cell with other settings than its method's")
+    parser.add_argument("--validate", action="store_true")
+    parser.add_argument("--images", type=int, help="to judge by; the subject's unless given")
+    parser.add_argument("--deep", type=int, help="of these, for AutoAttack; the subject's unless given")
+    parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
+    args = parser.parse_args()
+    args.fields = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}
+    if (args.fields or args.epochs) and not args.name:
+        parser.error("--set and --epochs make another method of it; give it a --name")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for seed in range(args.seeds):
+        for method in args.methods:
+            for compression in [1.0] if method == "dense" else args.compression:
+                split = "-validation" if args.validate else ""
+                name = f"{args.subject}-{args.name or method}-{compression:g}x-seed{seed}{split}.json"
+                if (args.out / name).exists():
+                    continue
+                result = cell(args, method, compression, seed)
+                write_text(args.out / name, json.dumps(result, indent=1) + "\n")
+                shown = {
+                    key: result[key]
+                    for key in ("clean", SUBJECTS[args.subject].judge.pgd, "AutoAttack")
+                    if key in result
+                }
+                print(name, " ".join(f"{key} {value:.3f}" for key, value in shown.items()), flush=True)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1)))
+    main()
