@@ -1,0 +1,172 @@
+"""What a step of PwoA costs over a plain cross-entropy step, in one run.
+
+    python -m benchmarks.speed [--networks lenet lenet3 resnet18-cifar] [--device cuda]
+
+Same network, optimizer (Adam) and batch of 128. Pairs of steps are interleaved and the ratio is of medians. Student
+forward and backward plus the teacher's forward alone would be 1.33. ``fine-tune`` is a step of the default objective
+under masks; ``admm`` has ADMM's gradient, and its dual update every eleventh step or so, spread over the steps;
+``published`` is the paper's objective, without perturbation and hidden features. Peak memory is that of a process of
+its own for each: on the CPU its largest resident size beyond what it had before the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pwoa_plugin import PwoAConfig
+from pwoa_plugin.method.admm import ADMM
+from pwoa_plugin.method.compression import Compression, build_objective
+from pwoa_plugin.models import make_model
+
+BATCH = 128
+SHAPES = {"lenet": (1, 28, 28), "lenet3": (1, 28, 28), "resnet18-cifar": (3, 32, 32), "wrn-34-10": (3, 32, 32)}
+KINDS = ("plain", "published", "fine-tune", "admm")
+Step = Callable[[], None]
+
+
+def images(network: str, device: str) -> tuple[Tensor, Tensor]:
+    torch.manual_seed(0)
+    return torch.rand(BATCH, *SHAPES[network], device=device), torch.randint(0, 10, (BATCH,), device=device)
+
+
+def make_step(kind: str, network: str, device: str) -> Step:
+    """One training step, optimizer included, as a function of nothing."""
+    x, y = images(network, device)
+    model = make_model(network, num_classes=10, in_channels=SHAPES[network][0]).to(device)
+    if device == "cpu":
+        x = x.contiguous(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    if kind == "plain":
+
+        def plain() -> None:
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(model(x), y).backward()
+            optimizer.step()
+
+        return plain
+    make = PwoAConfig.paper if kind == "published" else None
+    fields = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
+    config = make("mnist", **fields) if make else PwoAConfig(**fields)  # type: ignore[arg-type]
+    run = Compression(model, config)
+    teacher = run.teacher.to(memory_format=torch.channels_last) if device == "cpu" else run.teacher
+    objective, _ = build_objective(
+        teacher,
+        x,
+        distillation=config.distillation,
+        perturbation=config.perturbation,
+        hsic=config.hsic,
+        eps=config.eps,
+        pixel_range=config.pixel_range,
+    )
+    weights = {name: layer.get_parameter("weight") for name, layer in run.layers.items()}
+    masks = {name: run.mask_of(name) for name in weights}
+    admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1) if kind == "admm" else None
+    fixed = {name: masks[name](weight) for name, weight in weights.items()}
+    done = 0
+
+    def pwoa() -> None:
+        nonlocal done
+        optimizer.zero_grad(set_to_none=True)
+        objective(model, x, y).backward()
+        if admm is not None:
+            admm.add_gradient()
+        optimizer.step()
+        with torch.no_grad():
+            if admm is None:
+                for name, weight in weights.items():
+                    weight.mul_(fixed[name])
+            elif done % 11 == 0:
+                admm.dual_update()
+        done += 1
+
+    return pwoa
+
+
+def milliseconds(step: Step, device: str) -> float:
+    started = time.perf_counter()
+    step()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return 1e3 * (time.perf_counter() - started)
+
+
+def parts(network: str, pairs: int, device: str) -> dict[str, float]:
+    """ADMM's penalty by hand and by autograd, and its projection, in milliseconds."""
+    x, y = images(network, device)
+    model: nn.Module = make_model(network, num_classes=10, in_channels=SHAPES[network][0]).to(device)
+    run = Compression(model, PwoAConfig(sparsity=0.9, train_loader=(x, y)))
+    weights = {name: layer.get_parameter("weight") for name, layer in run.layers.items()}
+    admm = ADMM(weights, {name: run.mask_of(name) for name in weights}, rho=0.1, growth=1.0, rho_max=0.1)
+    for weight in weights.values():
+        weight.grad = torch.zeros_like(weight)
+    steps: dict[str, Step] = {
+        "penalty, by hand": admm.add_gradient,
+        "penalty, by autograd": lambda: admm.penalty().backward(),
+        "dual update": admm.dual_update,
+    }
+    return {
+        name: statistics.median(milliseconds(step, device) for _ in range(max(3, pairs // 4)))
+        for name, step in steps.items()
+    }
+
+
+def peak(kind: str, network: str, device: str) -> float:
+    """MiB that three steps need beyond the process's size before them."""
+    torch.set_num_threads(1)
+    if device == "cuda":
+        step = make_step(kind, network, device)
+        torch.cuda.reset_peak_memory_stats()
+        for _ in range(3):
+            step()
+        return torch.cuda.max_memory_allocated() / 2**20
+    before = resident("VmRSS")
+    step = make_step(kind, network, device)
+    for _ in range(3):
+        step()
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> float:
+    """MiB of this process, now (``VmRSS``) or at most (``VmHWM``); Linux."""
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name)) / 2**10
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", nargs="+", choices=SHAPES, default=["lenet", "lenet3", "resnet18-cifar"])
+    parser.add_argument("--pairs", type=int, default=40, help="of the LeNets; a quarter of it for larger networks")
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, batch {BATCH}")
+    context = multiprocessing.get_context("spawn")
+    for network in args.networks:
+        pairs = args.pairs if network.startswith("lenet") else max(4, args.pairs // 4)
+        steps = {kind: make_step(kind, network, args.device) for kind in KINDS}
+        for step in steps.values():
+            step(), step()
+        rounds = [{kind: milliseconds(step, args.device) for kind, step in steps.items()} for _ in range(pairs)]
+        plain = statistics.median(times["plain"] for times in rounds)
+        memory = {}
+        for kind in KINDS:
+            with context.Pool(1) as pool:
+                memory[kind] = pool.apply(peak, (kind, network, args.device))
+        for kind in KINDS:
+            median = statistics.median(times[kind] for times in rounds)
+            print(f"{network:15} {kind:10} {median:8.1f} ms  ratio {median / plain:4.2f}  {memory[kind]:6.0f} MiB")
+        for name, value in parts(network, pairs, args.device).items():
+            print(f"{network:15} {name:22} {value:8.2f} ms")
+
+
+if __name__ == "__main__":
+    main()
