@@ -6,55 +6,23 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import nni
 import pytest
 import torch
 import torchvision
-from nni.compression import TorchEvaluator
 from nni.compression.base.compressor import Pruner
 from nni.compression.pruning import LevelPruner
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin.method.compression import TrainingError
 
 Pair = tuple[Tensor, Tensor]
+MakeEvaluator = Callable[..., Any]
 EVERY = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
 
 
 def config(images: Pair, **fields: Any) -> PwoAConfig:
     return PwoAConfig(**{"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False} | fields)
-
-
-def evaluator(model: nn.Module, images: Pair, **training: Any) -> TorchEvaluator:
-    loader = DataLoader(TensorDataset(*images), batch_size=32, shuffle=True)
-
-    def training_step(batch: Any, model: nn.Module) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
-
-    def train(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        step: Callable[..., Tensor],
-        scheduler: Any,
-        max_steps: int | None,
-        max_epochs: int | None,
-    ) -> None:
-        done = 0
-        limit = max_steps if max_steps is not None else (max_epochs or 0) * len(loader)
-        while done < limit:
-            for batch in loader:
-                optimizer.zero_grad()
-                step(batch, model).backward()
-                optimizer.step()
-                done += 1
-                if done == limit:
-                    return
-
-    optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=5e-3)
-    return TorchEvaluator(train, optimizer, training.get("step", training_step))
 
 
 def zeros(model: nn.Module, name: str) -> float:
@@ -188,7 +156,7 @@ def test_progress_bar_goes_to_stderr_and_quiet_is_quiet(
     ],
 )
 def test_config_list_behaves_as_nnis_pruners_do(
-    trained: nn.Module, images: Pair, granularity: Any, groups: Callable[[Tensor], Tensor]
+    trained: nn.Module, images: Pair, granularity: Any, groups: Callable[[Tensor], Tensor], evaluator: MakeEvaluator
 ) -> None:
     config_list = [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": granularity}]
     if granularity == "in_channel":
@@ -209,7 +177,7 @@ def test_config_list_behaves_as_nnis_pruners_do(
     assert (model(images[0]).argmax(1) == images[1]).float().mean() > 0.9
 
 
-def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair) -> None:
+def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(
         trained,
         [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": "out_channel"}],
@@ -224,7 +192,7 @@ def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair) -> None:
     assert torch.equal(masks["fc1"]["bias"].bool(), ~dead)
 
 
-def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair) -> None:
+def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, steps_per_epoch=6)
     for epochs in (4, 5):
         _, masks = pruner.compress(None, epochs)
@@ -233,7 +201,7 @@ def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair) ->
         assert pruner.residual is not None
 
 
-def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair) -> None:
+def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
     densities = [layer.density for layer in pruner.allocation.values()]
     assert max(densities) - min(densities) > 0.1
@@ -244,7 +212,9 @@ def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair) ->
     assert all(layer.density == pytest.approx(0.25, abs=1 / layer.weights) for layer in even.values())
 
 
-def test_users_own_loss_has_weight_0_unless_asked_for(trained: nn.Module, images: Pair) -> None:
+def test_users_own_loss_has_weight_0_unless_asked_for(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
     def nan_loss(batch: Any, model: nn.Module) -> Tensor:
         return model(batch[0]).sum() * torch.nan
 
@@ -256,7 +226,7 @@ def test_users_own_loss_has_weight_0_unless_asked_for(trained: nn.Module, images
 
 @pytest.mark.parametrize(("granularity", "ratio"), [("column", 0.5), ("filter", 0.5), ("block:2x2", 0.5), ("2:4", 0.5)])
 def test_our_own_names_of_granularity_in_a_config_list(
-    trained: nn.Module, images: Pair, granularity: str, ratio: float
+    trained: nn.Module, images: Pair, granularity: str, ratio: float, evaluator: MakeEvaluator
 ) -> None:
     entry = {"op_names": ["fc1"], "sparse_ratio": ratio, "granularity": granularity}
     pruner = PwoAPruner(trained, [entry], evaluator(trained, images), eps=0.1)
@@ -290,7 +260,7 @@ def test_a_vision_transformer(images: Pair) -> None:
 
 @pytest.mark.parametrize("steps", [3, 40])  # with and without an ADMM phase
 def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
-    trained: nn.Module, images: Pair, steps: int
+    trained: nn.Module, images: Pair, steps: int, evaluator: MakeEvaluator
 ) -> None:
     before = copy.deepcopy(trained.state_dict())
     x, y = images
@@ -312,7 +282,9 @@ def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, images: Pair) -> None:
+def test_from_compressor_passes_config_list_by_that_name(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
     level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     level.compress()
     pruner = PwoAPruner.from_compressor(
@@ -335,14 +307,14 @@ def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, ima
     ],
 )
 def test_config_lists_that_cannot_be_used(
-    trained: nn.Module, images: Pair, config_list: list[dict[str, Any]], said: str
+    trained: nn.Module, images: Pair, config_list: list[dict[str, Any]], said: str, evaluator: MakeEvaluator
 ) -> None:
     with pytest.raises(ValueError, match=said):
         PwoAPruner(trained, config_list, evaluator(trained, images))
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
 
-def test_how_long_to_train_must_be_said(trained: nn.Module, images: Pair) -> None:
+def test_how_long_to_train_must_be_said(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images))
     with pytest.raises(ValueError, match="give max_steps or max_epochs"):
         pruner.compress()
