@@ -28,7 +28,7 @@ from ..method.sparsity import Filter
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
 from .training import Plan, TakeBatch, Terms, Training, plan_alone, plan_scheduled, take_images_and_labels
-from .wrappers import bake, follow_dense_checkpoints, is_on, live_parameter, masked_copy, read_parameters
+from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, release
 
 __all__ = ["PwoAPruner"]
 
@@ -130,7 +130,7 @@ class PwoAPruner(Pruner):
         self._pruned = False
         # Constants of dead filters: False where a parameter stays 0. None until they are known.
         self._held: dict[str, Tensor] | None = None
-        self._load_hooks: list[RemovableHandle] = []
+        self._hooks: list[RemovableHandle] = []
         # Everything that can be refused is refused before NNI touches the model.
         if self.config is not None:
             list_only = {
@@ -234,7 +234,7 @@ class PwoAPruner(Pruner):
         read_parameters(self._module_wrappers.values())
         bake(self._module_wrappers.values())
         super().wrap_model()
-        self._load_hooks = follow_dense_checkpoints(self._module_wrappers.values())
+        self._hooks = hook(self._module_wrappers.values())
 
     def unwrap_model(self) -> None:
         """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
@@ -242,9 +242,9 @@ class PwoAPruner(Pruner):
             if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
                 _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
-        for handle in self._load_hooks:
+        for handle in self._hooks:
             handle.remove()
-        self._load_hooks = []
+        self._hooks = []
         bake(self._module_wrappers.values())
         super().unwrap_model()
 
@@ -510,6 +510,8 @@ class PwoAPruner(Pruner):
             return
         training.finish()  # if training ended early
         self._hold()
+        for wrapper in self._module_wrappers.values():
+            release(wrapper.module)
         self.radius = training.radius
         if training.residual is not None:
             self.residual = training.residual

@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..method.distillation import frozen_copy
 
-__all__ = ["bake", "follow_dense_checkpoints", "is_on", "live_parameter", "masked_copy", "read_parameters"]
+__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release"]
 
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
@@ -71,13 +71,25 @@ def read_parameters(wrappers: Iterable[ModuleWrapper]) -> None:
                 space.target.copy_(current)
 
 
-def follow_dense_checkpoints(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:
-    """Let ``load_state_dict`` of a plain checkpoint reach wrapped weights; NNI fills buffers, which nobody reads.
+def release(module: nn.Module, *_: Any) -> None:
+    """Let go of the last forward's graph, which NNI leaves in a wrapped module: with it no deepcopy works."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.grad_fn is not None:
+            module._buffers[name] = buffer.detach()
+
+
+def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:
+    """Make wrapped modules behave as plain ones do, in two things.
+
+    ``load_state_dict`` of a plain checkpoint reaches the wrapped weights; NNI fills buffers, which nobody reads. And a
+    wrapped model can be copied after a forward.
 
     Returns:
         Handles, to remove when the wrappers go.
     """
-    return [wrapper.module.register_load_state_dict_pre_hook(_into_wrapper) for wrapper in wrappers]
+    modules = [wrapper.module for wrapper in wrappers]
+    loading = [module.register_load_state_dict_pre_hook(_into_wrapper) for module in modules]
+    return loading + [module.register_forward_hook(release) for module in modules]
 
 
 def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

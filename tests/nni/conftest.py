@@ -22,9 +22,9 @@ def torch_evaluator(
     *,
     step: Callable[[Any, nn.Module], Tensor] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
-    seen: Callable[[nn.Module], None] | None = None,
+    seen: Callable[[nn.Module, Tensor], None] | None = None,
 ) -> TorchEvaluator:
-    """An evaluator as NNI's users write it: 6 steps an epoch on 192 images; ``seen`` is called after each step."""
+    """An evaluator as NNI's users write it; ``seen(model, loss)`` is called after each step, 6 an epoch."""
     loader = DataLoader(TensorDataset(*images), batch_size=32, shuffle=True)
 
     def training_step(batch: Any, model: nn.Module) -> Tensor:
@@ -44,10 +44,11 @@ def torch_evaluator(
         while done < limit:
             for batch in loader:
                 optimizer.zero_grad()
-                step(batch, model).backward()
+                loss = step(batch, model)
+                loss.backward()
                 optimizer.step()
                 if seen is not None:
-                    seen(model)
+                    seen(model, loss.detach())
                 done += 1
                 if done == limit:
                     return
