@@ -301,7 +301,7 @@ def _share_out(model: nn.Module, entries: list[_Entry], wrappers: Mapping[str, M
                 owner[key] = entry
                 entry.settings[key] = setting
         active = {key for key, setting in asked.items() if setting.get("sparse_ratio") is not None}
-        if not active:
+        if not active and not any((setting.get("align") or {}).get("module_name") for setting in asked.values()):
             raise ValueError(f"{entry.where} gives no weight a sparse_ratio; PwoA needs one")
         _check_overlap(entry, asked, {key: other for key, other in taken.items() if key in active})
         for name, target in entry.own:
