@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from nni.compression.base.compressor import Compressor
@@ -18,6 +19,8 @@ __all__ = [
     "refuse_idle_pruners",
     "refuse_pwoa_twice",
 ]
+
+_logger = logging.getLogger(__name__)
 
 Train = Callable[[int | None, int | None], None]  # max_steps, max_epochs
 
@@ -65,22 +68,30 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
             )
 
 
-def check_optimizers(evaluator: Evaluator) -> None:
+def check_optimizers(evaluator: Evaluator, wanted: Iterable[str]) -> None:
     """NNI takes an optimizer apart into names of the model's parameters; one without any trains nothing, silently.
+
+    Args:
+        evaluator: one that has seen the model.
+        wanted: names of parameters that should be trained; of those that are not, the log tells.
 
     Raises:
         ValueError: a parameter group holds no parameter of the model.
     """
     helpers = getattr(evaluator, "_optimizer_helpers", None) or [getattr(evaluator, "_optimizer_helper", None)]
+    trained: set[str] = set()
     for helper in helpers:
         if helper is None:
-            continue
+            return
         groups: list[dict[str, Any]] = helper.kwargs["params"] if "params" in helper.kwargs else helper.args[0]
         if any(not group["params"] for group in groups):
             raise ValueError(
                 "the evaluator's optimizer has a group without a parameter of this model and would train nothing; "
                 "make it with model.parameters() of the very model (not named_parameters())"
             )
+        trained.update(*(group["params"] for group in groups))
+    if missing := [name for name in wanted if name not in trained]:
+        _logger.warning("the evaluator's optimizer does not train %s; pruned all the same", ", ".join(missing))
 
 
 def loss_is_patched(evaluator: Evaluator) -> bool:

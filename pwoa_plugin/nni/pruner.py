@@ -154,7 +154,7 @@ class PwoAPruner(Pruner):
                 raise ValueError(f"evaluator is {what}; NNI's config_list needs one (a PwoAConfig does not)")
             if not evaluator._initialization_complete:
                 evaluator._init_optimizer_helpers(model)
-            check_optimizers(evaluator)
+            check_optimizers(evaluator, [f"{x.module}.{x.name}" for x in self._targets.values()])
             self._teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
             self._terms = Terms(
                 distillation=distillation or DistillationConfig(),
@@ -379,6 +379,8 @@ class PwoAPruner(Pruner):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
+        if not self._is_wrapped and any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+            raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
         if self._run is not None:
             if max_steps is not None or max_epochs is not None:
                 raise ValueError(
@@ -388,10 +390,7 @@ class PwoAPruner(Pruner):
             return self.bound_model, self.get_masks()
         if (max_steps is None) == (max_epochs is None):
             raise ValueError("compress: give max_steps or max_epochs, one of them")
-        if not self._is_wrapped:
-            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
-                raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
-            self.wrap_model()
+        self.wrap_model()
         self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
         self._plan(max_steps, max_epochs)
         pruned, self._pruned = self._pruned, False
@@ -467,7 +466,10 @@ class PwoAPruner(Pruner):
 
     def _end(self) -> None:
         self._training = None
-        self.interval_steps, self.total_times = -1, 1  # a scheduler sets them again, each time it begins
+        # A scheduler sets these again, each time it begins.
+        self.interval_steps, self.total_times = -1, 1
+        for target in self._targets.values():
+            self._space(target).sparse_ratio = target.ratio
 
     def _weigh(self, origin: Tensor, *_: Any, **__: Any) -> Tensor:
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.

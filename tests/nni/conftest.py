@@ -62,6 +62,11 @@ def torch_evaluator(
     return TorchEvaluator(train, traced, step or training_step, evaluating_func=evaluate)
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)  # loaders shuffle, and perturbations are drawn
+
+
 @pytest.fixture
 def evaluator() -> MakeEvaluator:
     """`torch_evaluator`: from a model and ``(x, y)`` to an evaluator that trains it."""

@@ -310,6 +310,17 @@ def test_a_config_run_comes_before_the_fusion(trained: nn.Module, images: Pair, 
     qat.unwrap_model()
 
 
+def test_weights_that_the_optimizer_leaves_alone_are_told(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
+) -> None:
+    optimizer = nni.trace(torch.optim.Adam)(trained.fc2.parameters(), lr=1e-3)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images, optimizer=optimizer), eps=0.1)
+    assert "does not train conv.weight, fc1.weight; pruned" in caplog.text
+    pruner.compress(8)
+    pruner.unwrap_model()
+    assert sparsity(trained) == pytest.approx(dict.fromkeys(LAYERS, 0.75), abs=0.02)
+
+
 @pytest.mark.parametrize("how", ["named_parameters", "another model's"])
 def test_an_optimizer_that_would_train_nothing(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, how: str

@@ -209,7 +209,7 @@ def test_dead_filters_emit_nothing_and_speedup_takes_them_all(
     def look(model: nn.Module, _: Tensor) -> None:
         if pruner._pruned:  # in every step of the fine-tuning, whatever the optimizer's momentum says
             dead = model.conv1._nni_wrapper.weight.eq(0).flatten(1).all(1)
-            emitted.append(float(model.bn1(model.conv1(x))[:, dead].abs().max()))
+            emitted.append(model.bn1(model.conv1(x))[:, dead].detach().abs().max().item())
 
     pruner = PwoAPruner(
         conv_net, [FILTERS[0] | {"target_names": targets}], evaluator(conv_net, images, seen=look), eps=0.1
@@ -297,9 +297,11 @@ def test_a_teacher_of_ones_own(
     model.fc2.reset_parameters()
     pruner = PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=trained, eps=0.1)
     assert torch.equal(pruner._teacher(images[0][:4]), trained(images[0][:4]))
+    before = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
     pruner.compress(60)
     pruner.unwrap_model()
-    assert (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean() > 0.8
+    agreement = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
+    assert agreement > max(0.6, before + 0.2)
     assert all(torch.equal(value, trained_state[name]) for name, value in trained.state_dict().items())
     assert all(parameter.requires_grad for parameter in trained.parameters())
     with pytest.raises(ValueError, match="teacher_model is not of the model's architecture"):
