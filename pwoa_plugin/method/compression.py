@@ -561,6 +561,7 @@ def build_admm(
     config: ADMMConfig,
     steps: int,
     per_epoch: int,
+    interval: int | None = None,
 ) -> tuple[ADMM, int]:
     """The ADMM that a config asks for, and the steps between its dual updates.
 
@@ -569,8 +570,10 @@ def build_admm(
         config: what it says of rho, growth and interval; what it leaves out scales itself to ``steps``.
         steps: of the ADMM phase.
         per_epoch: steps of an epoch; used only where ``config.interval`` is given.
+        interval: steps between dual updates, where another than the config says so.
     """
-    interval = config.interval * per_epoch if config.interval else None
+    if interval is None and config.interval:
+        interval = config.interval * per_epoch
     interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=interval)
     admm = ADMM(
         weights,
@@ -612,7 +615,8 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     except BaseException:
         with torch.no_grad():
             for name, tensor in _tensors(model).items():
-                tensor.data = before[name]
+                if name in before:  # a quantizer makes buffers while it trains
+                    tensor.data = before[name]
         raise
     finally:
         for module, mode in modes.items():

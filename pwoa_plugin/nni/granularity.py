@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,35 +15,56 @@ def sparsity_set_of(granularity: Any, shape: Sequence[int], where: str) -> Spars
     """The sparsity set of an NNI granularity for a weight of ``shape``.
 
     Args:
-        granularity: ``out_channel``, ``in_channel``, a block as NNI writes it (``[1]`` is unstructured; shorter lists
-            are padded with 1 in front), or one of our own names.
+        granularity: ``out_channel``, ``in_channel``, a block as NNI writes it, or one of our own names. A block is a
+            list of sides (-1: the whole dimension), which is padded in front with 1; or ``[sides, "front" or "back",
+            padding]``. ``[1]`` is unstructured.
         shape: of the weight.
         where: what an error names.
 
     Raises:
         ValueError: no set does what is asked.
     """
-    if granularity == "out_channel":
-        return Filter()
-    if granularity == "in_channel":
-        return Channel()
+    if granularity in ("out_channel", "in_channel"):
+        if len(shape) < 2:
+            raise ValueError(f"{where}: granularity {granularity!r} needs a weight (out, in, ...), not {tuple(shape)}")
+        return Filter() if granularity == "out_channel" else Channel()
     if isinstance(granularity, str):
-        return make_sparsity_set(granularity)
-    block = list(granularity[0] if granularity and isinstance(granularity[0], (list, tuple)) else granularity)
-    if len(block) > len(shape) or not all(isinstance(side, int) and side >= 1 for side in block):
-        raise ValueError(f"{where}: granularity {granularity} does not fit a weight of shape {tuple(shape)}")
-    rows, columns, *kernel = [1] * (len(shape) - len(block)) + block
-    area, sides = 1, list(shape[2:])
-    for side in kernel:
-        area *= side
-    if rows == columns == area == 1:
+        sparsity_set = make_sparsity_set(granularity)
+        if len(shape) < 2 and not isinstance(sparsity_set, Unstructured):
+            raise ValueError(f"{where}: granularity {granularity!r} needs a weight (out, in, ...), not {tuple(shape)}")
+        return sparsity_set
+    sides = _sides(granularity, shape, where)
+    if all(side == 1 for side in sides):
         return Unstructured()
-    if area == 1 and columns == 1:
+    if len(shape) < 2:
+        raise ValueError(f"{where}: granularity {granularity} needs a weight (out, in, ...), not {tuple(shape)}")
+    rows, columns, *kernel = sides
+    whole = list(shape)
+    if rows == 1 and sides[1:] == whole[1:]:
+        return Filter()
+    if columns == 1 and [rows, *kernel] == [whole[0], *whole[2:]]:
+        return Channel()
+    if columns == math.prod(kernel) == 1:
         return Block(rows, 1)
-    if kernel == sides:  # whole kernels: consecutive in the flattened filter
-        return Block(rows, columns * area)
+    if kernel == whole[2:]:  # whole kernels: consecutive in the flattened filter
+        return Block(rows, columns * math.prod(kernel))
     raise ValueError(
         f"{where}: granularity {granularity} cuts a weight {tuple(shape)} in blocks that are not consecutive in its "
-        f"flattened filters; use {[rows] + [1] * (len(shape) - 1)}, whole kernels {[rows, columns, *sides]}, "
+        f"flattened filters; use {[rows] + [1] * (len(shape) - 1)}, whole kernels {[rows, columns, *whole[2:]]}, "
         "'out_channel', 'in_channel' or [1]"
     )
+
+
+def _sides(granularity: Any, shape: Sequence[int], where: str) -> list[int]:
+    """The sides of an NNI block, one a dimension; padded as NNI's ``Scaling`` does."""
+    nested = bool(granularity) and isinstance(granularity[0], (list, tuple))
+    block = list(granularity[0] if nested else granularity)
+    mode, padding = [*granularity[1:], None, None][:2] if nested else (None, None)
+    if len(block) > len(shape) or mode not in (None, "front", "back"):
+        raise ValueError(f"{where}: granularity {granularity} does not fit a weight of shape {tuple(shape)}")
+    missing = [padding or 1] * (len(shape) - len(block))
+    padded = block + missing if mode == "back" else missing + block
+    sides = [size if side == -1 else side for side, size in zip(padded, shape, strict=True)]
+    if not all(isinstance(side, int) and 1 <= side <= size for side, size in zip(sides, shape, strict=True)):
+        raise ValueError(f"{where}: granularity {granularity} does not fit a weight of shape {tuple(shape)}")
+    return sides

@@ -2,65 +2,37 @@
 
 from __future__ import annotations
 
-import copy
 import logging
-from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from nni.compression.base.compressor import Compressor, Pruner
-from nni.compression.base.setting import PruningSetting
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from schema import SchemaError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from .._random import seeded
 from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig, PwoAConfig
-from ..method.admm import ADMM
-from ..method.allocation import ALLOCATIONS, LayerAllocation, allocate
-from ..method.batches import check_images, check_labels
+from ..masks import Masks, check_masks
+from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
-from ..method.compression import Compression, TrainingError, build_admm, build_objective, restored_on_error
+from ..method.compression import Compression, restored_on_error
+from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
-from ..method.layers import is_weighted, refuse_transposed
-from ..method.objective import PwoAObjective
-from ..method.sparsity import SparsitySet, make_sparsity_set
-from .granularity import sparsity_set_of
+from ..method.layers import is_weighted
+from ..method.sparsity import Filter
+from .config_list import Target, read_config_list, register_settings
+from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
+from .training import Plan, TakeBatch, Terms, Training, plan_alone, plan_scheduled, take_images_and_labels
+from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, release
 
 __all__ = ["PwoAPruner"]
 
 _logger = logging.getLogger(__name__)
-
-_NNI_GRANULARITIES = ("default", "in_channel", "out_channel", "per_channel")
-_CHECKED_STEPS = 100  # the first batches are looked at; later ones of the same loader are like them
-_STEPS_BETWEEN_CHECKS = 10
-
-Masks = dict[str, dict[str, Tensor]]
-TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
-
-
-def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """``(x, y)`` of a batch as loaders give it: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x``.
-
-    Raises:
-        ValueError: there are no images in it.
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, Mapping):
-        x, y = batch.get("pixel_values", batch.get("x")), batch.get("labels", batch.get("y"))
-    elif isinstance(batch, (tuple, list)) and batch:
-        x, y = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        x = y = None
-    if not isinstance(x, Tensor):
-        what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
-    return x, y
 
 
 class PwoAPruner(Pruner):
@@ -73,32 +45,51 @@ class PwoAPruner(Pruner):
     * ``PwoAPruner(model, config_list, evaluator).compress(max_steps, max_epochs)`` is an NNI pruner as NNI's own: the
       evaluator trains, the model stays wrapped until `unwrap_model`.
 
-    The frozen teacher is the network as it is when the pruner is made; a second ``compress()`` goes on from the
-    pruned weights, with the same teacher and the same allocation.
+    The frozen teacher is the network as it is when the pruner is made, unless ``teacher_model`` is given; a second
+    ``compress()`` goes on from the pruned weights, with the same teacher and the same allocation.
+
+    Among NNI's other compressors:
+
+    * Fused (``from_compressor``, either way round) its loss is added to theirs, whatever weight they give to the user's
+      own. A pruner that has pruned already keeps its masks and only fine-tunes: so one prunes, then quantizes.
+    * Inside ``AGPPruner`` and ``LinearPruner`` their updates are the dual updates, of the sparsity that they ask for at
+      the time; the hard prune, to the whole of it, follows the last.
+    * Masks are in the wrappers' own weights, so that ``unwrap_model``, ``state_dict`` and copies agree.
+    * With granularity ``out_channel`` the hard prune also zeroes the constants of dead filters (bias, BatchNorm) and
+      holds them at zero, so that `speedup` removes them without a change.
 
     Args:
         model: the robust network: images ``(N, C, H, W)`` to logits ``(N, classes)``.
-        config_list: a `PwoAConfig`, or NNI's list of dicts. The name is NNI's, whose ``from_compressor`` passes it.
+        config_list: a `PwoAConfig`, or NNI's list of dicts; there, an entry may name its own ``allocation``
+            (``{"op_types": ["Linear"], "sparse_ratio": 0.9, "allocation": "uniform"}``), and ``granularity`` takes our
+            names too (``column``, ``block:4x4``, ``2:4``). The name is NNI's, whose ``from_compressor`` passes it.
         evaluator: NNI's; with a list only.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
         callbacks: told of the progress of a `PwoAConfig` run, beside its progress bar.
-        allocation: how a list's ``sparse_ratio`` is spread over an entry's layers; ``uniform`` gives each layer the
-            ratio, as NNI does.
+        allocation: with a list: how each entry's ``sparse_ratio`` is spread over its layers, where the entry does not
+            say it; ``uniform`` gives each layer the ratio, as NNI does.
         distillation, perturbation, hsic, admm, eps, pixel_range: with a list; see `PwoAConfig`. Without
             ``admm.epochs`` a quarter of the steps is ADMM's.
-        origin_loss_lambda: with a list: weight of the evaluator's own training loss beside ours.
-        steps_per_epoch: with a list, where ``compress`` is given ``max_epochs``.
-        take_batch: with a list: a function from the evaluator's batch to ``(x, y)``.
+        origin_loss_lambda: with a list: weight of the evaluator's own training loss beside ours. Fused under another
+            compressor's loss, that one's own weight counts instead.
+        steps_per_epoch: with a list: optimizer steps of an epoch, where ``max_epochs`` is given and the evaluator does
+            not know them.
+        take_batch: a function from the evaluator's batch to ``(x, y)``.
+        teacher_model: with a list: the robust network, where ``model`` is no longer it; of the same architecture.
 
     Attributes:
         allocation: ``{layer: LayerAllocation}``: what each layer keeps.
         history: of the last `PwoAConfig` run, a dict per epoch.
         radius: of the perturbation in the last run, in pixel units.
         residual: ADMM's primal residual at the last hard prune.
+        interval_steps, total_times: set by a scheduler: steps between its updates, and how many; -1 without one.
 
     Raises:
         ValueError: one line that says what cannot be used; the model is as it was.
     """
+
+    #: No two such compressors train together: the same terms would count twice.
+    trains_with_pwoa = True
 
     def __init__(
         self,
@@ -118,17 +109,29 @@ class PwoAPruner(Pruner):
         origin_loss_lambda: float = 0.0,
         steps_per_epoch: int | None = None,
         take_batch: TakeBatch = take_images_and_labels,
+        teacher_model: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
+            raise ValueError(
+                "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
+                "unwrap_model()"
+            )
         self.config = config_list if isinstance(config_list, PwoAConfig) else None
         self.callbacks = list(callbacks)
-        self._run: Compression | None = None
-        self._sets: dict[str, SparsitySet] = {}
-        self.allocation: dict[str, LayerAllocation] = {}
+        self.origin_loss_lambda, self.steps_per_epoch = origin_loss_lambda, steps_per_epoch
+        self.interval_steps, self.total_times = -1, 1
         self.history: list[dict[str, object]] = []
         self.radius: float | None = None
         self.residual: float | None = None
+        self._run: Compression | None = None
+        self._training: Training | None = None
+        self._pruned = False
+        # Constants of dead filters: False where a parameter stays 0. None until they are known.
+        self._held: dict[str, Tensor] | None = None
+        self._hooks: list[RemovableHandle] = []
+        # Everything that can be refused is refused before NNI touches the model.
         if self.config is not None:
             list_only = {
                 "evaluator": evaluator is not None,
@@ -137,59 +140,55 @@ class PwoAPruner(Pruner):
                 "eps or pixel_range": eps is not None or pixel_range != (0.0, 1.0),
                 "origin_loss_lambda": origin_loss_lambda != 0,
                 "steps_per_epoch": steps_per_epoch is not None,
+                "teacher_model": teacher_model is not None,
             }
             if given := [name for name, is_given in list_only.items() if is_given]:
                 raise ValueError(
                     f"{'; '.join(given)}: with a PwoAConfig, say it there (these go with NNI's config_list)"
                 )
-            # Everything that can be refused is refused before NNI touches the model.
-            self._run = Compression(model, self.config)
-            self.allocation = self._run.allocation
-            self._sets = dict.fromkeys(self.allocation, self._run.sparsity_set)
-            # The ratio is for NNI's books: what each layer keeps is in `allocation`.
-            ratio = 1 - sum(x.weights * x.density for x in self.allocation.values()) / sum(
-                x.weights for x in self.allocation.values()
-            )
-            config_list = [
-                {
-                    "op_names": list(self._run.layers),
-                    "target_names": ["weight"],
-                    "sparse_ratio": ratio,
-                    "granularity": [1],
-                }
-            ]
-            self._teacher = self._run.teacher
+            entries = self._read_config(model, self.config, take_batch)
         else:
-            if not isinstance(config_list, list):
-                raise ValueError(
-                    f"config_list is a {type(config_list).__name__}; give a PwoAConfig or NNI's list of dicts"
-                )
-            if evaluator is None:
-                raise ValueError("evaluator is missing; NNI's config_list needs one (a PwoAConfig does not)")
-            self._teacher = frozen_copy(model)
-        self.distillation = distillation or DistillationConfig()
-        self.perturbation = perturbation or PerturbationConfig()
-        self.hsic, self.admm = hsic or HSICConfig(), admm or ADMMConfig()
-        self.eps, self.pixel_range = eps, pixel_range
-        self.origin_loss_lambda, self.steps_per_epoch, self.take_batch = origin_loss_lambda, steps_per_epoch, take_batch
+            entries, self._targets = read_config_list(model, config_list, allocation, existed_wrappers)
+            if not isinstance(evaluator, Evaluator):
+                what = "missing" if evaluator is None else f"a {type(evaluator).__name__}, not NNI's"
+                raise ValueError(f"evaluator is {what}; NNI's config_list needs one (a PwoAConfig does not)")
+            if not evaluator._initialization_complete:
+                evaluator._init_optimizer_helpers(model)
+            check_optimizers(evaluator, [f"{x.module}.{x.name}" for x in self._targets.values()])
+            self._teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
+            self._terms = Terms(
+                distillation=distillation or DistillationConfig(),
+                perturbation=perturbation or PerturbationConfig(),
+                hsic=hsic or HSICConfig(),
+                admm=admm or ADMMConfig(),
+                eps=eps,
+                pixel_range=pixel_range,
+                take_batch=take_batch,
+            )
+        self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
-        for module in model.modules():
-            # NNI knows a few classes by name, no subclasses (a transformer's out_proj is one): its way to add one.
-            if is_weighted(module) and type(module).__name__ not in PruningSetting.registry:
-                PruningSetting.register(type(module).__name__, PruningSetting.default_setting)
-        super().__init__(model, config_list, evaluator, existed_wrappers)
+        super().__init__(model, entries, evaluator, existed_wrappers)
         self._wrap_now = True
-        if self.config is None:
-            if not self._target_spaces:
-                self.unwrap_model()
-                raise ValueError(
-                    "config_list selects no layer; check op_names and op_types against model.named_modules()"
-                )
-            try:
-                self.allocation = self._allocate(allocation)
-            except ValueError:
-                self.unwrap_model()
-                raise
+
+    def _read_config(self, model: nn.Module, config: PwoAConfig, take_batch: TakeBatch) -> list[dict[str, Any]]:
+        """Prepare a `PwoAConfig` run; the entry for NNI's books."""
+        self._run = run = Compression(model, config)
+        register_settings(model)
+        allocated = run.allocation.items()
+        self._targets = {n: Target(n, "weight", run.sparsity_set, x, 1 - x.density) for n, x in allocated}
+        self._teacher = run.teacher
+        self._terms = Terms(
+            distillation=config.distillation,
+            perturbation=config.perturbation,
+            hsic=config.hsic,
+            admm=config.admm,
+            eps=config.eps,
+            pixel_range=config.pixel_range,
+            take_batch=take_batch,
+        )
+        # The ratio is for NNI's books: what each layer keeps is in `allocation`.
+        ratio = 1 - sum(x.weights * x.density for _, x in allocated) / sum(x.weights for _, x in allocated)
+        return [{"op_names": list(run.layers), "target_names": ["weight"], "sparse_ratio": ratio, "granularity": [1]}]
 
     @classmethod
     def from_compressor(
@@ -202,92 +201,166 @@ class PwoAPruner(Pruner):
     ) -> PwoAPruner:
         """A pruner on another NNI compressor's wrappers and evaluator (see NNI's ``Compressor``).
 
+        The teacher is the network with the masks that the other has made, unless ``teacher_model`` is given.
+
         Raises:
-            ValueError: a `PwoAConfig` is given, which trains by itself and fuses with nothing.
+            ValueError: a `PwoAConfig` is given, which trains by itself and fuses with nothing; or the other compressor
+                trains with PwoA, too, or would never make a mask in a fusion.
         """
         if isinstance(new_config_list, PwoAConfig):
             raise ValueError(
                 "new_config_list is a PwoAConfig, whose run trains by itself; call the other compressor's "
                 "unwrap_model() and PwoAPruner(model, config), or fuse by NNI's config_list"
             )
-        made: PwoAPruner = super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
+        refuse_pwoa_twice(compressor, cls.__name__)
+        refuse_idle_pruners(compressor)
+        was_wrapped = compressor._is_wrapped
+        try:
+            made: PwoAPruner = super().from_compressor(
+                compressor, new_config_list, *args, evaluator=evaluator, **kwargs
+            )
+        except BaseException:
+            if was_wrapped and not compressor._is_wrapped:
+                compressor.wrap_model()
+            raise
         return made
 
     # -- wrapping --------------------------------------------------------------------------------
 
     def wrap_model(self) -> None:
-        """Wrap the layers as NNI does; their wrappers start from the model's current weights."""
+        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
         if self._is_wrapped or not self._wrap_now:
             return
-        with torch.no_grad():
-            for name, wrapper in self._module_wrappers.items():
-                for target, space in self._target_spaces.get(name, {}).items():
-                    current = getattr(wrapper.module, target, None)
-                    if space.type is TargetType.PARAMETER and isinstance(current, Tensor):
-                        space.target.copy_(current)
+        read_parameters(self._module_wrappers.values())
+        bake(self._module_wrappers.values())
         super().wrap_model()
+        self._hooks = hook(self._module_wrappers.values())
 
     def unwrap_model(self) -> None:
         """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
         if not self._is_wrapped:
+            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
-        self._bake()
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        bake(self._module_wrappers.values())
         super().unwrap_model()
 
-    def _parameters(self) -> dict[str, dict[str, PruningTargetSpace]]:
-        """The parameters to prune, ``{module: {target: target space}}``, in the model's order (NNI's is a set's)."""
-        return {
-            name: {
-                target: space
-                for target, space in self._target_spaces[name].items()
-                if space.type is TargetType.PARAMETER and space.target is not None
-            }
-            for name, _ in self.bound_model.named_modules()
-            if name in self._target_spaces
-        }
-
-    @torch.no_grad()
-    def _bake(self) -> None:
-        for spaces in self._parameters().values():
-            for space in spaces.values():
-                if space.mask is not None:
-                    space.target.mul_(space.mask)
+    def _space(self, target: Target) -> PruningTargetSpace:
+        return self._target_spaces[target.module][target.name]
 
     def _validate_config(self) -> None:
-        """As NNI does; our own names of granularity (``column``, ``block:RxC``, ``2:4``...) pass too."""
-        given: list[dict[str, Any]] = self.config_list  # type: ignore[has-type]
-        self.config_list = copy.deepcopy(given)
-        for entry in self.config_list:
-            for setting in (entry, *entry.get("target_settings", {}).values()):
-                name = setting.get("granularity")
-                if isinstance(name, str) and name not in _NNI_GRANULARITIES:
-                    make_sparsity_set(name)
-                    setting["granularity"] = "default"
-        try:
-            super()._validate_config()
-        except SchemaError as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"config_list: {reason}") from None
-        finally:
-            self.config_list = given
+        """Done by `read_config_list`, before the model is touched."""
 
     def _register_scalers(self) -> None:
         """Name the default granularity; masks come from our sparsity sets, not from NNI's scalers."""
         for spaces in self._target_spaces.values():
             for space in spaces.values():
-                if space.granularity == "default":
-                    space.granularity = self._set_default_sparse_granularity(space)
+                if space.granularity == "default" and space.type is TargetType.PARAMETER:
+                    space.granularity = [1]
 
-    def _set_default_sparse_granularity(self, target_space: PruningTargetSpace) -> Any:
-        return (
-            [1] if target_space.type is TargetType.PARAMETER else super()._set_default_sparse_granularity(target_space)
-        )
+    # -- masks -----------------------------------------------------------------------------------
 
     def get_masks(self) -> Masks:
         """``{module: {target: 0/1 tensor}}``, plain dicts (NNI's own are defaultdicts, which do not load safely)."""
         found = super().get_masks()
         order = [name for name, _ in self.bound_model.named_modules() if name in found]
         return {name: {target: mask for target, mask in found[name].items() if mask is not None} for name in order}
+
+    def update_masks(self, masks: Masks) -> None:
+        """Take masks, as `load_masks` reads them: they are baked into the weights, and the layers count as pruned.
+
+        Raises:
+            ValueError: they are another model's, or of layers that this pruner has not.
+        """
+        check_masks(self.bound_model, masks)
+        for name, targets in masks.items():
+            spaces = self._module_wrappers[name].pruning_target_spaces if name in self._module_wrappers else {}
+            if unknown := [target for target in targets if target not in spaces]:
+                raise ValueError(f"masks: {unknown[0]} of {name} is not pruned here; config_list does not select it")
+        super().update_masks(masks)
+        if not self._is_wrapped and not any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+            read_parameters(self._module_wrappers.values())
+            for name, targets in masks.items():
+                for target, mask in targets.items():
+                    parameter = self.bound_model.get_submodule(name).get_parameter(target)
+                    parameter.data.masked_fill_(mask.to(parameter.device) == 0, 0)
+        bake(self._module_wrappers.values())
+        self._pruned, self._held = True, None
+
+    def _collect_data(self) -> dict[str, dict[str, Tensor]]:
+        """The weights alone: the dual has done its part when masks are made."""
+        data: dict[str, dict[str, Tensor]] = {}
+        for target in self._targets.values():
+            data.setdefault(target.module, {})[target.name] = self._space(target).target.detach()
+        return data
+
+    def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        return data  # the projection takes the norms of groups by itself
+
+    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
+        masks: Masks = {}
+        for target in self._targets.values():
+            value = metrics[target.module][target.name]
+            masks.setdefault(target.module, {})[target.name] = target.mask(value).to(value.dtype)
+        for name, spaces in self._target_spaces.items():
+            for parameter, space in spaces.items():
+                aligned = self._aligned(name, space, masks) if space.align and space.target is not None else None
+                if aligned is not None:
+                    own = masks.setdefault(name, {}).get(parameter)
+                    masks[name][parameter] = aligned if own is None else own * aligned
+        return masks
+
+    def _aligned(self, name: str, space: PruningTargetSpace, masks: Masks) -> Tensor | None:
+        """As NNI does: what belongs to a pruned slice of another mask goes with it; a dead filter's bias, above all."""
+        align = space.align
+        source = masks.get(align["module_name"] or name, {}).get(align["target_name"])
+        if source is None:
+            return None
+        dims = [d % source.dim() for d in align["dims"]]
+        module = self.bound_model.get_submodule(align["module_name"] or name)
+        if is_weighted(module) and dims == [0] and align["target_name"] == "weight":
+            alive = links(module, source != 0).any(2).flatten()  # a transposed convolution's filters lie elsewhere
+        else:
+            kept = (source != 0).sum([d for d in range(source.dim()) if d not in dims]) if source.dim() > 1 else source
+            alive = kept != 0
+        return alive.to(space.target.dtype)
+
+    @torch.no_grad()
+    def _hard_prune(self) -> None:
+        super().update_masks(self.generate_masks())
+        self._pruned = True
+        self._held = None
+
+    def _constants(self) -> dict[str, Tensor] | None:
+        """Constants of the filters that are dead by our masks; None while no batch has been seen."""
+        filters = [
+            target
+            for target in self._targets.values()
+            if isinstance(target.sparsity_set, Filter) and target.name == "weight"
+        ]
+        masks = {
+            target.module: self._space(target).mask
+            for target in filters
+            if is_weighted(self.bound_model.get_submodule(target.module))
+        }
+        if not masks:
+            return {}
+        images = self._training.images if self._training is not None else None
+        # The teacher is the same network without wrappers; only where the masks are matters.
+        return None if images is None else dead_constants(self._teacher, masks, images)
+
+    @torch.no_grad()
+    def _hold(self) -> None:
+        """What is pruned stays 0, in the weights themselves."""
+        bake(self._module_wrappers[name] for name in self._target_spaces)
+        if self._held is None:
+            self._held = self._constants()
+        for name, keep in (self._held or {}).items():
+            parameter = live_parameter(self.bound_model, name)
+            parameter.mul_(keep.to(parameter.device))
 
     # -- compress --------------------------------------------------------------------------------
 
@@ -296,7 +369,8 @@ class PwoAPruner(Pruner):
 
         Args:
             max_steps: with NNI's list: optimizer steps to train.
-            max_epochs: with NNI's list: epochs to train (needs ``steps_per_epoch``).
+            max_epochs: with NNI's list: epochs to train; the steps of one come from the evaluator, or
+                ``steps_per_epoch``.
 
         Returns:
             The user's model and its masks, ``{module: {target: 0/1 tensor}}``.
@@ -305,16 +379,26 @@ class PwoAPruner(Pruner):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
-        if self._run is None:
-            if (max_steps is None) == (max_epochs is None):
-                raise ValueError("compress: give max_steps or max_epochs, one of them")
-            model, masks = super().compress(max_steps, max_epochs)
-            return model, masks
-        if max_steps is not None or max_epochs is not None:
-            raise ValueError(
-                "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
-            )
-        self._compress_by_config(self._run)
+        if not self._is_wrapped and any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+            raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
+        if self._run is not None:
+            if max_steps is not None or max_epochs is not None:
+                raise ValueError(
+                    "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
+                )
+            self._compress_by_config(self._run)
+            return self.bound_model, self.get_masks()
+        if (max_steps is None) == (max_epochs is None):
+            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        self.wrap_model()
+        self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
+        self._plan(max_steps, max_epochs)
+        pruned, self._pruned = self._pruned, False
+        try:
+            super().compress(max_steps, max_epochs)
+        except BaseException:
+            self._pruned = pruned
+            raise
         return self.bound_model, self.get_masks()
 
     def _compress_by_config(self, run: Compression) -> None:
@@ -327,157 +411,119 @@ class PwoAPruner(Pruner):
         with seeded(run.config.seed):
             masks = run.run(callbacks)
         self.history, self.radius, self.residual = run.history, run.radius, run.residual
+        self._pruned, self._held = True, dict(run.held)
         for name, mask in masks.items():
-            space = self._target_spaces[name]["weight"]
+            space = self._space(self._targets[name])
             with torch.no_grad():
                 space.target.data = run.layers[name].get_parameter("weight").detach().clone()
                 setattr(space._wrapper, space._mask_name, mask.to(space.target.dtype))
 
     # -- NNI's life cycle ------------------------------------------------------------------------
 
-    def _allocate(self, rule: str) -> dict[str, LayerAllocation]:
-        """Groups to keep by layer; a total is spread over the layers of equal ratio and granularity."""
-        if rule not in ALLOCATIONS:
-            raise ValueError(f"allocation={rule!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
-        entries: dict[tuple[float, str], dict[str, Tensor]] = defaultdict(dict)
-        for name, spaces in self._parameters().items():
-            space = spaces.get("weight")
-            if space is None or space.sparse_ratio is None:
-                continue
-            self._sets[name] = sparsity_set_of(space.granularity, space.target.shape, name)
-            refuse_transposed({name: space._wrapper.module}, self._sets[name])
-            density = self._sets[name].fixed_density
-            if density is not None and abs(1 - density - space.sparse_ratio) > 1e-9:
-                raise ValueError(
-                    f"{name}: sparse_ratio={space.sparse_ratio} contradicts granularity={space.granularity!r}, "
-                    f"which prunes {1 - density:g}"
-                )
-            key = (space.sparse_ratio, repr((type(self._sets[name]).__name__, vars(self._sets[name]))))
-            entries[key][name] = space.target.detach()
-        if not entries:
+    def _plan(self, max_steps: int | None, max_epochs: int | None) -> Plan | None:
+        """When to update and to prune in a training of that length."""
+        per_epoch = self._steps_of_an_epoch()
+        config = self._terms.admm
+        steps = max_steps if max_epochs is None or per_epoch is None else max_epochs * per_epoch
+        if self.interval_steps > 0:
+            if config.epochs is not None or config.interval is not None:
+                raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
+            return plan_scheduled(self.interval_steps, self.total_times, steps)
+        if steps is None:
+            raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
+        if per_epoch is None and (config.epochs or config.interval):
             raise ValueError(
-                "config_list gives no weight a sparse_ratio; PwoA needs one (thresholds are not supported)"
+                "admm: epochs and interval need steps_per_epoch=; give it to PwoAPruner, or leave them out"
             )
-        allocated: dict[str, LayerAllocation] = {}
-        for (ratio, _), weights in entries.items():
-            allocated |= allocate(weights, ratio, self._sets[next(iter(weights))], ALLOCATIONS[rule])
-        return allocated
+        return plan_alone(config, steps, per_epoch)
 
-    def _collect_data(self) -> dict[str, dict[str, Tensor]]:
-        admm = self._admm
-        return {
-            name: {"weight": spaces["weight"].target.detach() + (admm.u[name] if admm and name in admm.u else 0)}
-            for name, spaces in self._parameters().items()
-            if name in self.allocation
-        }
-
-    def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        return data  # the projection takes the norms of groups by itself
-
-    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
-        masks: Masks = {}
-        for name, spaces in self._parameters().items():
-            if name not in metrics:
-                continue
-            kept = self._mask_of(name)(metrics[name]["weight"])
-            masks[name] = {"weight": kept.to(metrics[name]["weight"].dtype)}
-            if "bias" in spaces:  # aligned, as NNI does: the bias of a dead filter goes with it
-                masks[name]["bias"] = kept.flatten(1).any(1).to(spaces["bias"].target.dtype)
-        return masks
-
-    def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        return partial(self.allocation[name].mask, self._sets[name])
-
-    _admm: ADMM | None = None
+    def _steps_of_an_epoch(self) -> int | None:
+        known: int | None = getattr(self.evaluator, "steps_per_epoch", None)
+        return self.steps_per_epoch if self.steps_per_epoch is not None else known
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         self._fusion_compress(max_steps, max_epochs)
 
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        if max_steps is None and self.steps_per_epoch is None:
-            raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
-        if self.steps_per_epoch is None and (self.admm.epochs or self.admm.interval):
-            raise ValueError(
-                "admm: epochs and interval need steps_per_epoch=; give it to PwoAPruner, or leave them out"
-            )
-        self._total_steps = max_steps if max_steps is not None else (max_epochs or 0) * (self.steps_per_epoch or 0)
-        with restored_on_error(self.bound_model):
-            super()._fusion_compress(max_steps, max_epochs)
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._step, self._objective, self._admm, self.residual, self._pruned = 0, None, None, None, False
-        for spaces in self._parameters().values():
-            for space in spaces.values():
-                if space.mask is not None:
-                    space.mask = torch.ones_like(space.mask)
-        if self.admm.epochs is None:
-            self._admm_steps = self._total_steps // 4
-        else:
-            self._admm_steps = self.admm.epochs * (self.steps_per_epoch or 0)
-        if self._admm_steps > 1:
-            weights = {name: self._target_spaces[name]["weight"].target for name in self.allocation}
-            masks = {name: self._mask_of(name) for name in weights}
-            self._admm, self._interval = build_admm(
-                weights, masks, self.admm, self._admm_steps, self.steps_per_epoch or 0
-            )
-        evaluator.patch_loss(self._loss)
-        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._after_step])
+        """Weigh the user's own loss now; ours is added when training starts, over all others: then none scales it."""
+        if self._run is not None and not self._pruned:
+            raise ValueError("a PwoAConfig's run trains by itself; call PwoAPruner's compress() before others'")
+        if not loss_is_patched(evaluator):
+            evaluator.patch_loss(self._weigh)
+        at_next_training(evaluator, partial(self._train, evaluator))
 
-    def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
-        x, y = self.take_batch(batch)
-        if self._step < _CHECKED_STEPS:
-            check_images(x, self.pixel_range, "evaluator's batch")
-        device = next(self._teacher.parameters()).device
-        if x.device != device:
-            x, y = x.to(device), None if y is None else y.to(device)
-        if self._objective is None:
-            self._objective, self.radius = build_objective(
-                self._teacher,
-                x,
-                distillation=self.distillation,
-                perturbation=self.perturbation,
-                hsic=self.hsic,
-                eps=self.eps,
-                pixel_range=self.pixel_range,
-            )
-            if self._objective.needs_labels and y is None:
-                raise ValueError(
-                    f"batches have no labels, and hsic.lambda_y={self.hsic.lambda_y:g} needs them; set it to 0"
-                )
-        if self._step < _CHECKED_STEPS and y is not None and self._objective.needs_labels:
-            check_labels(y, len(x), self._objective.classes, "evaluator's batch")
-        self._objective.use_hsic = self._admm is None or self.admm.hsic
-        loss: Tensor = self._objective(self.bound_model, x, y)
-        if self._step % _STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
-            raise TrainingError(
-                f"the loss is not finite at step {self._step + 1}; the model is as it was: lower the learning rate"
-            )
-        if self._admm is not None:
-            loss = loss + self._admm.penalty()
+    def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
+        before = self._pruned, self._held, self.residual
+        try:
+            with restored_on_error(self.bound_model):
+                self._start(evaluator, max_steps, max_epochs)
+                train(max_steps, max_epochs)
+        except BaseException:
+            self._pruned, self._held, self.residual = before
+            self._end()
+            evaluator.unbind_model()
+            raise
+
+    def _end(self) -> None:
+        self._training = None
+        # A scheduler sets these again, each time it begins.
+        self.interval_steps, self.total_times = -1, 1
+        for target in self._targets.values():
+            self._space(target).sparse_ratio = target.ratio
+
+    def _weigh(self, origin: Tensor, *_: Any, **__: Any) -> Tensor:
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
-        return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
+        return self.origin_loss_lambda * origin if self.origin_loss_lambda else torch.zeros_like(origin.detach())
 
-    _objective: PwoAObjective | None = None
+    def _start(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> None:
+        plan = None if self._pruned else self._plan(max_steps, max_epochs)
+        if not self._pruned:
+            self._held, self.residual = None, None
+            for spaces in self._target_spaces.values():
+                for space in spaces.values():
+                    if space.mask is not None:
+                        space.mask = torch.ones_like(space.mask)
+            _logger.info("allocation\n%s", allocation_table(self.allocation))
+        self._training = Training(
+            self.bound_model,
+            self._teacher,
+            self._terms,
+            plan,
+            weights={name: self._space(target).target for name, target in self._targets.items()},
+            targets=self._targets,
+            share=self._share,
+            prune=self._hard_prune,
+            hold=self._hold,
+            pruned=self._pruned,
+            per_epoch=self._steps_of_an_epoch(),
+        )
+        evaluator.patch_loss(self._training.loss)
+        evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._training.after_step])
 
-    @torch.no_grad()
-    def _after_step(self) -> None:
-        self._step += 1
-        if self._pruned:
-            return
-        if self._admm is None or self._step >= self._admm_steps:
-            self._hard_prune()
-        elif self._step % self._interval == 0:
-            self._admm.dual_update()
-
-    def _hard_prune(self) -> None:
-        if self._admm is not None:
-            self.residual = self._admm.residual()
-            _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
-        self._admm, self._pruned = None, True  # the weights alone are projected, without the dual
-        self.update_masks(self.generate_masks())
-        self._bake()
+    def _share(self, name: str) -> float:
+        """How much of a parameter's sparsity is asked for now: all of it, unless a scheduler ramps it."""
+        target = self._targets[name]
+        ratio: float = self._space(target).sparse_ratio
+        return ratio / target.ratio if self.interval_steps > 0 else 1.0
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        if not self._pruned:  # training ended early
-            self._hard_prune()
-        self._bake()
+        training = self._training
+        if training is None:
+            return
+        training.finish()  # if training ended early
+        self._hold()
+        for wrapper in self._module_wrappers.values():
+            release(wrapper.module)
+        self.radius = training.radius
+        if training.residual is not None:
+            self.residual = training.residual
+        self._end()
+
+
+def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: dict[str, ModuleWrapper]) -> nn.Module:
+    if given is None:
+        return masked_copy(model, wrappers)
+    mine = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if {name: tuple(parameter.shape) for name, parameter in given.named_parameters()} != mine:
+        raise ValueError("teacher_model is not of the model's architecture: names or shapes of parameters differ")
+    return frozen_copy(given)

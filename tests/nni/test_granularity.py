@@ -23,6 +23,11 @@ CONV, LINEAR = (8, 4, 3, 3), (8, 12)
         ([[2, 2]], LINEAR, Block(2, 2)),
         ([4], LINEAR, Block(1, 4)),
         ("2:4", LINEAR, NofM(2, 4)),
+        ([[1], "back", -1], CONV, Filter()),  # what NNI makes of out_channel
+        ([[-1, 1], "back", -1], CONV, Channel()),  # and of in_channel
+        ([1, -1], LINEAR, Filter()),
+        ([2, 1, -1, -1], CONV, Block(2, 9)),
+        ([1], (8,), Unstructured()),  # a bias
     ],
 )
 def test_nnis_words_are_our_sets(granularity: Any, shape: tuple[int, ...], expected: Any) -> None:
@@ -40,7 +45,13 @@ def test_a_whole_kernel_block_is_what_nni_means() -> None:
     torch.testing.assert_close(sparsity_set.scores(weight), expected)
 
 
-@pytest.mark.parametrize("granularity", [[1, 1, 2, 1], [1, 2, 1, 1], [2, 2, 2, 2, 2], [0]])
+@pytest.mark.parametrize("granularity", [[1, 1, 2, 1], [1, 2, 1, 1], [2, 2, 2, 2, 2], [0], [16, 1, 1, 1]])
 def test_what_cannot_be_done_is_refused_by_name(granularity: Any) -> None:
     with pytest.raises(ValueError, match="fc9: granularity"):
         sparsity_set_of(granularity, CONV, "fc9")
+
+
+@pytest.mark.parametrize("granularity", ["out_channel", "in_channel", "column", [4]])
+def test_a_bias_has_no_structure(granularity: Any) -> None:
+    with pytest.raises(ValueError, match=r"fc9: granularity .* needs a weight"):
+        sparsity_set_of(granularity, (8,), "fc9")

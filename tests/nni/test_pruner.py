@@ -6,55 +6,26 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
-import nni
 import pytest
 import torch
 import torchvision
-from nni.compression import TorchEvaluator
 from nni.compression.base.compressor import Pruner
-from nni.compression.pruning import LevelPruner
+from nni.compression.pruning import AGPPruner, LevelPruner
+from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin import PwoAConfig, PwoAPruner, speedup
+from pwoa_plugin.config import ADMMConfig
 from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.nni.training import Plan
 
 Pair = tuple[Tensor, Tensor]
+MakeEvaluator = Callable[..., Any]
 EVERY = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
 
 
 def config(images: Pair, **fields: Any) -> PwoAConfig:
     return PwoAConfig(**{"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False} | fields)
-
-
-def evaluator(model: nn.Module, images: Pair, **training: Any) -> TorchEvaluator:
-    loader = DataLoader(TensorDataset(*images), batch_size=32, shuffle=True)
-
-    def training_step(batch: Any, model: nn.Module) -> Tensor:
-        return F.cross_entropy(model(batch[0]), batch[1])
-
-    def train(
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        step: Callable[..., Tensor],
-        scheduler: Any,
-        max_steps: int | None,
-        max_epochs: int | None,
-    ) -> None:
-        done = 0
-        limit = max_steps if max_steps is not None else (max_epochs or 0) * len(loader)
-        while done < limit:
-            for batch in loader:
-                optimizer.zero_grad()
-                step(batch, model).backward()
-                optimizer.step()
-                done += 1
-                if done == limit:
-                    return
-
-    optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=5e-3)
-    return TorchEvaluator(train, optimizer, training.get("step", training_step))
 
 
 def zeros(model: nn.Module, name: str) -> float:
@@ -143,6 +114,7 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
         "no labels": lambda: PwoAPruner(trained, config(images[0])).compress(),
         "config_list is a dict": lambda: PwoAPruner(trained, {"sparse_ratio": 0.5}),  # type: ignore[arg-type]
         "evaluator is missing": lambda: PwoAPruner(trained, EVERY),
+        "evaluator is a SGD": lambda: PwoAPruner(trained, EVERY, torch.optim.SGD(trained.parameters(), lr=0.1)),
         "model is a function": lambda: PwoAPruner(lambda x: x, config(images)),  # type: ignore[arg-type]
         "with a PwoAConfig": lambda: PwoAPruner(trained, config(images), eps=0.3),
         "call compress": lambda: PwoAPruner(trained, config(images)).compress(10, None),
@@ -188,7 +160,7 @@ def test_progress_bar_goes_to_stderr_and_quiet_is_quiet(
     ],
 )
 def test_config_list_behaves_as_nnis_pruners_do(
-    trained: nn.Module, images: Pair, granularity: Any, groups: Callable[[Tensor], Tensor]
+    trained: nn.Module, images: Pair, granularity: Any, groups: Callable[[Tensor], Tensor], evaluator: MakeEvaluator
 ) -> None:
     config_list = [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": granularity}]
     if granularity == "in_channel":
@@ -209,7 +181,7 @@ def test_config_list_behaves_as_nnis_pruners_do(
     assert (model(images[0]).argmax(1) == images[1]).float().mean() > 0.9
 
 
-def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair) -> None:
+def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(
         trained,
         [{"op_names": ["fc1"], "sparse_ratio": 0.5, "granularity": "out_channel"}],
@@ -224,7 +196,119 @@ def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair) -> None:
     assert torch.equal(masks["fc1"]["bias"].bool(), ~dead)
 
 
-def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair) -> None:
+FILTERS = [{"op_names": ["conv1", "conv2"], "sparse_ratio": 0.5, "granularity": "out_channel"}]
+
+
+@pytest.mark.parametrize("targets", [["weight"], ["weight", "bias"]])
+def test_dead_filters_emit_nothing_and_speedup_takes_them_all(
+    conv_net: nn.Module, images: Pair, targets: list[str], evaluator: MakeEvaluator
+) -> None:
+    x = images[0][:16]
+    emitted: list[float] = []
+
+    def look(model: nn.Module, _: Tensor) -> None:
+        if pruner._pruned:  # in every step of the fine-tuning, whatever the optimizer's momentum says
+            dead = model.conv1._nni_wrapper.weight.eq(0).flatten(1).all(1)
+            emitted.append(model.bn1(model.conv1(x))[:, dead].detach().abs().max().item())
+
+    pruner = PwoAPruner(
+        conv_net, [FILTERS[0] | {"target_names": targets}], evaluator(conv_net, images, seen=look), eps=0.1
+    )
+    _, masks = pruner.compress(24)
+    assert emitted == [0.0] * len(emitted)
+    assert len(emitted) > 12
+    pruner.unwrap_model()
+    conv_net.eval()
+    assert conv_net.bn1.running_mean.abs().min() > 0
+    assert (conv_net.bn1.bias != 0).sum() == (conv_net.conv2.bias != 0).sum() == 4
+    small = speedup(conv_net, masks, x)
+    shapes = {name: tuple(parameter.shape) for name, parameter in small.named_parameters()}
+    assert shapes["conv1.weight"] == (4, 1, 3, 3)
+    assert shapes["conv2.weight"] == (4, 4, 3, 3)
+    assert shapes["bn1.weight"] == shapes["bn2.weight"] == (4,)
+    assert shapes["fc.weight"] == (3, 64)
+    torch.testing.assert_close(small(x), conv_net(x))
+    assert (small(images[0]).argmax(1) == images[1]).float().mean() > 0.8
+
+
+def test_constants_stay_zero_when_the_filters_are_quantized(
+    conv_net: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
+    pruner = PwoAPruner(conv_net, FILTERS, evaluator(conv_net, images), eps=0.1)
+    _, masks = pruner.compress(12)
+    setting = {"target_names": ["weight", "bias"], "quant_dtype": "int8", "quant_scheme": "symmetric"}
+    qat = QATQuantizer.from_compressor(pruner, [{"op_types": ["Conv2d", "BatchNorm2d", "Linear"], **setting}])
+    qat.compress(12, None)
+    qat.unwrap_model()
+    small = speedup(conv_net.eval(), masks, images[0][:4])
+    assert small.conv2.weight.shape == (4, 4, 3, 3)
+    assert small.fc.weight.shape == (3, 64)
+
+
+def test_masks_that_are_loaded_hold_the_constants_too(
+    conv_net: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
+    entry = [FILTERS[0] | {"target_names": ["weight"]}]
+    masks = {
+        name: {"weight": (torch.arange(8) % 2).float().view(-1, 1, 1, 1).expand(shape).clone()}
+        for name, shape in (("conv1", (8, 1, 3, 3)), ("conv2", (8, 8, 3, 3)))
+    }
+    pruner = PwoAPruner(conv_net, entry, evaluator(conv_net, images), eps=0.1)
+    pruner.update_masks(masks)
+    PtqQuantizer.from_compressor(pruner, [{"op_types": ["Linear"], "quant_dtype": "int8"}]).compress(6, None)
+    for module in (conv_net.bn1, conv_net.bn2):
+        assert torch.equal(module.bias != 0, torch.arange(8) % 2 == 1)
+
+
+def test_aligned_masks_follow_their_source(conv_net: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    align = {"align": {"module_name": "conv1", "target_name": "weight", "dims": [0]}}
+    norm = {"op_names": ["bn1"], "target_settings": {"weight": align, "bias": align}}
+    conv = {"op_names": ["conv1"], "sparse_ratio": 0.5, "granularity": "out_channel"}
+    with pytest.raises(ValueError, match=r"config_list\[1\] gives no weight a sparse_ratio"):
+        PwoAPruner(conv_net, [conv, {"op_names": ["bn1"]}], evaluator(conv_net, images))
+    pruner = PwoAPruner(conv_net, [conv, norm], evaluator(conv_net, images), eps=0.1)
+    _, masks = pruner.compress(8)
+    alive = masks["conv1"]["weight"].flatten(1).any(1)
+    assert int(alive.sum()) == 4
+    assert torch.equal(masks["bn1"]["weight"].bool(), alive)
+    assert torch.equal(masks["bn1"]["bias"].bool(), alive)
+    pruner.unwrap_model()
+
+
+def test_the_bias_of_a_transposed_convolution(images: Pair, evaluator: MakeEvaluator) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 8, 3), nn.ReLU(), nn.ConvTranspose2d(8, 4, 3, groups=2), nn.Flatten(), nn.Linear(256, 3)
+    )
+    pruner = PwoAPruner(model, [{"op_names": ["2"], "sparse_ratio": 0.5}], evaluator(model, images))
+    weight = torch.zeros(8, 2, 3, 3)
+    weight[:4, 0] = 1  # of the first group filter 0 lives, of the second filter 1
+    weight[4:, 1] = 1
+    masks = pruner._generate_sparsity({"2": {"weight": weight}})
+    pruner.unwrap_model()
+    assert torch.equal(masks["2"]["weight"], weight)
+    assert masks["2"]["bias"].tolist() == [1, 0, 0, 1]
+
+
+def test_a_teacher_of_ones_own(
+    trained: nn.Module, trained_state: dict[str, Tensor], images: Pair, evaluator: MakeEvaluator
+) -> None:
+    model = copy.deepcopy(trained)  # which has lost its last layer
+    model.fc2.reset_parameters()
+    pruner = PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=trained, eps=0.1)
+    assert torch.equal(pruner._teacher(images[0][:4]), trained(images[0][:4]))
+    before = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
+    pruner.compress(60)
+    pruner.unwrap_model()
+    agreement = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
+    assert agreement > max(0.6, before + 0.2)
+    assert all(torch.equal(value, trained_state[name]) for name, value in trained.state_dict().items())
+    assert all(parameter.requires_grad for parameter in trained.parameters())
+    with pytest.raises(ValueError, match="teacher_model is not of the model's architecture"):
+        PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=nn.Linear(3, 3))
+
+
+def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, steps_per_epoch=6)
     for epochs in (4, 5):
         _, masks = pruner.compress(None, epochs)
@@ -233,7 +317,7 @@ def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair) ->
         assert pruner.residual is not None
 
 
-def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair) -> None:
+def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
     densities = [layer.density for layer in pruner.allocation.values()]
     assert max(densities) - min(densities) > 0.1
@@ -244,7 +328,9 @@ def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair) ->
     assert all(layer.density == pytest.approx(0.25, abs=1 / layer.weights) for layer in even.values())
 
 
-def test_users_own_loss_has_weight_0_unless_asked_for(trained: nn.Module, images: Pair) -> None:
+def test_users_own_loss_has_weight_0_unless_asked_for(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
     def nan_loss(batch: Any, model: nn.Module) -> Tensor:
         return model(batch[0]).sum() * torch.nan
 
@@ -256,7 +342,7 @@ def test_users_own_loss_has_weight_0_unless_asked_for(trained: nn.Module, images
 
 @pytest.mark.parametrize(("granularity", "ratio"), [("column", 0.5), ("filter", 0.5), ("block:2x2", 0.5), ("2:4", 0.5)])
 def test_our_own_names_of_granularity_in_a_config_list(
-    trained: nn.Module, images: Pair, granularity: str, ratio: float
+    trained: nn.Module, images: Pair, granularity: str, ratio: float, evaluator: MakeEvaluator
 ) -> None:
     entry = {"op_names": ["fc1"], "sparse_ratio": ratio, "granularity": granularity}
     pruner = PwoAPruner(trained, [entry], evaluator(trained, images), eps=0.1)
@@ -290,7 +376,7 @@ def test_a_vision_transformer(images: Pair) -> None:
 
 @pytest.mark.parametrize("steps", [3, 40])  # with and without an ADMM phase
 def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
-    trained: nn.Module, images: Pair, steps: int
+    trained: nn.Module, images: Pair, steps: int, evaluator: MakeEvaluator
 ) -> None:
     before = copy.deepcopy(trained.state_dict())
     x, y = images
@@ -312,7 +398,9 @@ def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, images: Pair) -> None:
+def test_from_compressor_passes_config_list_by_that_name(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
     level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     level.compress()
     pruner = PwoAPruner.from_compressor(
@@ -335,17 +423,46 @@ def test_from_compressor_passes_config_list_by_that_name(trained: nn.Module, ima
     ],
 )
 def test_config_lists_that_cannot_be_used(
-    trained: nn.Module, images: Pair, config_list: list[dict[str, Any]], said: str
+    trained: nn.Module, images: Pair, config_list: list[dict[str, Any]], said: str, evaluator: MakeEvaluator
 ) -> None:
     with pytest.raises(ValueError, match=said):
         PwoAPruner(trained, config_list, evaluator(trained, images))
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
 
-def test_how_long_to_train_must_be_said(trained: nn.Module, images: Pair) -> None:
+def test_how_long_to_train_must_be_said(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images))
     with pytest.raises(ValueError, match="give max_steps or max_epochs"):
         pruner.compress()
     with pytest.raises(ValueError, match="max_epochs needs steps_per_epoch"):
         pruner.compress(max_epochs=2)
     pruner.unwrap_model()
+
+
+def test_the_evaluator_may_know_the_steps_of_an_epoch(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
+    made = evaluator(trained, images)
+    made.steps_per_epoch = 6
+    pruner = PwoAPruner(trained, EVERY, made, admm=ADMMConfig(epochs=2, interval=1), eps=0.1)
+    pruner.compress(max_epochs=4)
+    assert pruner._plan(None, 4) == Plan(0, 11, 12)
+    assert pruner.residual is not None
+    pruner.unwrap_model()
+
+
+def test_a_wrapped_model_is_another_compressors(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
+    with pytest.raises(ValueError, match=r"use PwoAPruner\.from_compressor"):
+        PwoAPruner(trained, EVERY, evaluator(trained, images))
+    level.unwrap_model()
+
+
+def test_a_scheduler_leaves_no_room_for_epochs_of_admm(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
+    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), admm=ADMMConfig(epochs=1), steps_per_epoch=6)
+    agp = AGPPruner(pruner, interval_steps=2, total_times=3)
+    with pytest.raises(ValueError, match="admm: inside a scheduler"):
+        agp.compress(12, None)
+    agp.unwrap_model()

@@ -1,0 +1,104 @@
+"""NNI's wrappers: each owns a copy of its module's parameters. Here these copies are kept right.
+
+NNI leaves the masked weights as they are and multiplies the mask in at each forward; unwrapped, they are back. Here
+masks are in the weights themselves, so that all who read them agree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from nni.compression.base.target_space import PruningTargetSpace, TargetType
+from nni.compression.base.wrapper import ModuleWrapper
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from ..method.distillation import frozen_copy
+
+__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release"]
+
+_NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
+
+
+def is_on(wrapper: ModuleWrapper) -> bool:
+    """Whether the wrapper is in its module's place now, whichever compressor put it there."""
+    return getattr(wrapper.module, "_nni_wrapper", None) is wrapper
+
+
+def live_parameter(model: nn.Module, name: str) -> nn.Parameter:
+    """The parameter that is trained: the wrapper's own, where the module is wrapped."""
+    owner, _, target = name.rpartition(".")
+    module = model.get_submodule(owner)
+    wrapper = getattr(module, "_nni_wrapper", None)
+    own: nn.Parameter | None = wrapper._parameters.get(target) if isinstance(wrapper, ModuleWrapper) else None
+    return module.get_parameter(target) if own is None else own
+
+
+def _masked(wrappers: Iterable[ModuleWrapper]) -> Iterator[tuple[ModuleWrapper, str, PruningTargetSpace]]:
+    for wrapper in wrappers:
+        for target, space in wrapper.pruning_target_spaces.items():
+            makes_zeros = space.type is TargetType.PARAMETER and space.apply_method not in _NOT_ZEROS
+            if makes_zeros and space.target is not None and space.mask is not None:
+                yield wrapper, target, space
+
+
+@torch.no_grad()
+def bake(wrappers: Iterable[ModuleWrapper]) -> None:
+    """Set the wrappers' own parameters to 0 where their masks are."""
+    for _, _, space in _masked(wrappers):
+        space.target.masked_fill_(space.mask == 0, 0)
+
+
+def masked_copy(model: nn.Module, wrappers: Mapping[str, ModuleWrapper]) -> nn.Module:
+    """A frozen copy of an unwrapped model, as it answers when ``wrappers`` are on: with their masks."""
+    frozen = frozen_copy(model)
+    for wrapper, target, space in _masked(wrappers.values()):
+        parameter = frozen.get_submodule(wrapper.name).get_parameter(target)
+        parameter.masked_fill_(space.mask.to(parameter.device) == 0, 0)
+    return frozen
+
+
+@torch.no_grad()
+def read_parameters(wrappers: Iterable[ModuleWrapper]) -> None:
+    """Bring what an unwrapped model's parameters hold now into the wrappers' own."""
+    for wrapper in wrappers:
+        spaces = {**wrapper.pruning_target_spaces, **wrapper.quantization_target_spaces}
+        for target, space in spaces.items():
+            current = wrapper.module._parameters.get(target)
+            if space.type is TargetType.PARAMETER and current is not None:
+                space.target.copy_(current)
+
+
+def release(module: nn.Module, *_: Any) -> None:
+    """Let go of the last forward's graph, which NNI leaves in a wrapped module: with it no deepcopy works."""
+    for name, buffer in module._buffers.items():
+        if buffer is not None and buffer.grad_fn is not None:
+            module._buffers[name] = buffer.detach()
+
+
+def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:
+    """Make wrapped modules behave as plain ones do, in two things.
+
+    ``load_state_dict`` of a plain checkpoint reaches the wrapped weights; NNI fills buffers, which nobody reads. And a
+    wrapped model can be copied after a forward.
+
+    Returns:
+        Handles, to remove when the wrappers go.
+    """
+    modules = [wrapper.module for wrapper in wrappers]
+    loading = [module.register_load_state_dict_pre_hook(_into_wrapper) for module in modules]
+    return loading + [module.register_forward_hook(release) for module in modules]
+
+
+def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    wrapper = getattr(module, "_nni_wrapper", None)
+    if not isinstance(wrapper, ModuleWrapper):
+        return
+    for target in wrapper._parameters:
+        plain, wrapped = f"{prefix}{target}", f"{prefix}_nni_wrapper.{target}"
+        if plain in state_dict and wrapped not in state_dict:
+            value: Tensor = state_dict[plain]
+            mask = getattr(wrapper, f"{target}_mask", None)
+            state_dict[wrapped] = value if mask is None else value.masked_fill(mask.to(value.device) == 0, 0)

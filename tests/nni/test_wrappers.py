@@ -1,0 +1,173 @@
+"""Masks live in the wrappers' own weights: whoever reads the weights reads zeros."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from nni.compression.distillation import DynamicLayerwiseDistiller
+from nni.compression.pruning import LevelPruner
+from torch import Tensor, nn
+
+from pwoa_plugin import PwoAPruner, load_masks, save_masks
+from pwoa_plugin.masks import Masks
+
+Pair = tuple[Tensor, Tensor]
+MakeEvaluator = Callable[..., Any]
+ENTRIES = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
+
+
+def assert_masked(model: nn.Module, masks: Masks) -> None:
+    """A plain model's weights are 0 exactly where the masks are."""
+    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
+    assert set(masks) == {"conv", "fc1", "fc2"}
+    for name, targets in masks.items():
+        assert torch.equal(model.get_submodule(name).weight != 0, targets["weight"].bool()), name
+
+
+@pytest.fixture
+def pruned(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> tuple[PwoAPruner, Masks]:
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1)
+    _, masks = pruner.compress(24)
+    assert masks["fc1"]["weight"].mean() == pytest.approx(0.25, abs=0.01)
+    return pruner, masks
+
+
+def test_unwrap_and_wrap_again(trained: nn.Module, images: Pair, pruned: tuple[PwoAPruner, Masks]) -> None:
+    pruner, masks = pruned
+    x = images[0][:8]
+    wrapped = trained(x)
+    for _ in range(2):
+        pruner.unwrap_model()
+        assert_masked(trained, masks)
+        torch.testing.assert_close(trained(x), wrapped)
+        pruner.wrap_model()
+        torch.testing.assert_close(trained(x), wrapped)
+    pruner.unwrap_model()
+    with torch.no_grad():
+        trained.fc2.weight.mul_(2)  # an edit of the plain model...
+        trained.fc2.weight[masks["fc2"]["weight"] == 0] = 5  # ...though not of what is pruned
+    edited = trained.fc2.weight.detach() * masks["fc2"]["weight"]
+    pruner.wrap_model()
+    pruner.unwrap_model()
+    assert torch.equal(trained.fc2.weight, edited)
+
+
+def test_state_dict_and_deepcopy_of_the_wrapped_model(
+    trained: nn.Module, images: Pair, pruned: tuple[PwoAPruner, Masks]
+) -> None:
+    _, masks = pruned
+    state = trained.state_dict()
+    for name, targets in masks.items():
+        assert torch.equal(state[f"{name}._nni_wrapper.weight"] != 0, targets["weight"].bool())
+        assert torch.equal(state[f"{name}._nni_wrapper.weight_mask"], targets["weight"])
+    other = copy.deepcopy(trained)
+    x = images[0][:8]
+    assert torch.equal(other(x), trained(x))
+    with torch.no_grad():
+        other.fc1._nni_wrapper.weight.zero_()
+    assert not torch.equal(other(x), trained(x))
+    other.load_state_dict(state)
+    assert torch.equal(other(x), trained(x))
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_plain_checkpoint_reaches_the_wrapped_weights(
+    trained: nn.Module, trained_state: dict[str, Tensor], pruned: tuple[PwoAPruner, Masks], strict: bool
+) -> None:
+    pruner, masks = pruned
+    dense = dict(trained_state)
+    if strict:  # NNI's masks are keys, too
+        dense |= {key: value for key, value in trained.state_dict().items() if key.endswith("_mask")}
+        dense |= {f"{n}._nni_wrapper.bias": trained_state[f"{n}.bias"] for n in masks}
+    trained.load_state_dict(dense, strict=strict)
+    pruner.unwrap_model()
+    assert_masked(trained, masks)
+    torch.testing.assert_close(trained.fc1.weight, trained_state["fc1.weight"] * masks["fc1"]["weight"])
+    torch.testing.assert_close(trained.fc1.bias, trained_state["fc1.bias"] * masks["fc1"]["bias"])
+
+
+def test_from_compressor_either_way(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, pruned: tuple[PwoAPruner, Masks]
+) -> None:
+    pruner, masks = pruned
+    teacher = copy.deepcopy(pruner._teacher)
+    x = images[0][:8]
+    wrapped = trained(x)
+    distiller = DynamicLayerwiseDistiller.from_compressor(
+        pruner, [{"op_names": ["fc2"]}], teacher, lambda batch, model: model(batch[0])
+    )
+    torch.testing.assert_close(trained(x), wrapped)
+    pruner.unwrap_model()  # the distiller's now: nothing happens
+    assert hasattr(trained.fc1, "_nni_wrapper")
+    with pytest.raises(ValueError, match="a later compressor wraps the model"):
+        pruner.compress(4)
+    distiller.unwrap_model()
+    assert_masked(trained, masks)
+    pruner.wrap_model()
+    torch.testing.assert_close(trained(x), wrapped)
+    pruner.unwrap_model()
+
+
+def test_on_the_wrappers_of_another_pruner(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
+    level.compress()
+    x = images[0][:8]
+    masked = trained(x)
+    pruner = PwoAPruner.from_compressor(
+        level, [{"op_types": ["Linear"], "sparse_ratio": 0.9}], evaluator=evaluator(trained, images), eps=0.1
+    )
+    torch.testing.assert_close(pruner._teacher(x), masked)  # as the network answered, not as NNI unwraps it
+    _, masks = pruner.compress(24)
+    assert masks["conv"]["weight"].mean() == pytest.approx(0.5, abs=0.01)
+    assert masks["fc1"]["weight"].mean() == pytest.approx(0.1, abs=0.01)
+    pruner.unwrap_model()
+    assert_masked(trained, masks)
+
+
+def test_masks_in_every_step_of_the_fine_tuning(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    zeros: list[float] = []
+
+    def look(model: nn.Module, _: Tensor) -> None:
+        zeros.append(float((model.fc1._nni_wrapper.weight == 0).float().mean()))
+
+    PwoAPruner(trained, ENTRIES, evaluator(trained, images, seen=look), eps=0.1).compress(16)
+    assert zeros == [0.0] * 3 + [0.75] * 13
+
+
+def test_masks_in_a_file_and_back(
+    trained: nn.Module,
+    trained_state: dict[str, Tensor],
+    images: Pair,
+    evaluator: MakeEvaluator,
+    pruned: tuple[PwoAPruner, Masks],
+    tmp_path: Path,
+) -> None:
+    _, masks = pruned
+    save_masks(masks, tmp_path / "masks.safetensors")
+    loaded = load_masks(tmp_path / "masks.safetensors")
+    assert {name: list(targets) for name, targets in loaded.items()} == {n: list(t) for n, t in masks.items()}
+    for is_wrapped in (True, False):
+        other = type(trained)()
+        other.load_state_dict(trained_state)
+        pruner = PwoAPruner(other, ENTRIES, evaluator(other, images))
+        if not is_wrapped:
+            pruner.unwrap_model()
+        pruner.update_masks(loaded)
+        pruner.unwrap_model()
+        assert_masked(other, masks)
+    del loaded["fc2"]
+    for bad, said in (
+        ({"fc9": loaded["fc1"]}, "no module 'fc9'"),
+        ({"fc2": loaded["fc1"]}, "masks are of another model: fc2.weight is"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            pruner.update_masks(bad)
+    other = type(trained)()
+    few = PwoAPruner(other, [{"op_names": ["fc1"], "sparse_ratio": 0.5}], evaluator(other, images))
+    with pytest.raises(ValueError, match="weight of conv is not pruned here"):
+        few.update_masks(masks)
