@@ -2,7 +2,7 @@
 
     python -m benchmarks.nni_pruners --data DIR
 
-MNIST, 5,000 natural images of the training set and 10 epochs for every method, Adam 1e-3 falling to 0 by a cosine.
+MNIST, 5,000 natural images of the training set, 10 epochs for every method, Adam 1e-3 falling to 0 by a cosine.
 Every convolution and linear layer loses 15 weights in 16, one by one (granularity [1], the same ratio in each layer).
 Judged by the standard AutoAttack on 200 test images. A method is a cell, a cell is a JSON file in --out, and one that is
 there is not run again.

@@ -19,7 +19,7 @@ _MOST = 8
 
 
 class Around(nn.Module):
-    """Something around a network, its ``module``, as ``DistributedDataParallel`` is: the names inside are what counts."""
+    """Something around a network, its ``module``, as ``DistributedDataParallel`` is; names inside are what counts."""
 
     module: nn.Module
 

@@ -164,15 +164,13 @@ class PwoALoss(nn.Module):
         modules = dict(unwrapped(student).named_modules())
         missing = [name for name in objective.hidden_layers if name not in modules]
         if missing and self.hsic.layers != "auto":
-            raise ValueError(
-                f"hsic.layers: the student has no module {missing[0]!r}; name layers that both networks have"
-            )
+            raise ValueError(f"hsic.layers: the student has no module {missing[0]!r}; name layers that both have")
         if missing:
             objective.hidden_layers = [name for name in objective.hidden_layers if name not in missing]
             _logger.warning("hidden layers that the student has not are left out: %s", ", ".join(missing))
             if not objective.hidden_layers:
                 raise ValueError(
-                    "hsic.layers='auto': the student has none of the teacher's layers by name; name layers that both have"
+                    "hsic.layers='auto': the student has no layer of the teacher's by name; name layers that both have"
                 )
 
 

@@ -277,11 +277,11 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
             raise ValueError(f"config_list: {' '.join(str(error).split())}") from None
         if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
             raise ValueError(
-                f"config_list: {', '.join(idle)} has no effect in PwoADistiller; weigh its terms by distillation= and hsic="
+                f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="
             )
         if any(not target.startswith("_input_") for target in entry.get("target_names", ())):
             raise ValueError(
-                f"config_list: target_names={entry['target_names']}: the T_j are modules' inputs; leave target_names out"
+                f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
         found, _, _ = select_modules_by_config(model, {k: v for k, v in entry.items() if k in _SELECTING})
         if not found:

@@ -28,7 +28,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
         )
     if any(group.get("param_names") for group in optimizer.param_groups):
         raise ValueError(
-            f"optimizer: this {kind} was built from named_parameters(), of which NNI keeps none; pass model.parameters()"
+            f"optimizer: this {kind} was built from named_parameters(), which NNI loses; pass model.parameters()"
         )
     own = {id(parameter) for parameter in model.parameters()}
     if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):

@@ -48,7 +48,7 @@ def make_evaluator(
         optimizer: a class of torch's, or an instance that ``nni.trace`` made.
         lr: learning rate, where ``optimizer`` is a class.
         optimizer_options: its other arguments, ``{"momentum": 0.9}``.
-        lr_scheduler: a class, made with ``lr_scheduler_options``; or a function of the optimizer that gives a scheduler.
+        lr_scheduler: a class, made with ``lr_scheduler_options``; or a function from the optimizer to a scheduler.
         lr_scheduler_options: the class's arguments.
         lr_scheduler_interval: when the scheduler steps.
         loss: of logits and labels. It alone trains under NNI's compressors; PwoA's leave it out unless
@@ -192,7 +192,7 @@ class _Training:
         loss = training_step(batch, model)
         if not loss.requires_grad:
             raise ValueError(
-                "batches have no labels, so that there is no loss to train by; give labels, or distil with PwoADistiller"
+                "batches have no labels, so that there is no loss to train by; give labels, or fuse PwoADistiller"
             )
         loss.backward()
         optimizer.step()
