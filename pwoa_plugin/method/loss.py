@@ -106,7 +106,7 @@ class PwoALoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PwoALoss:
         self.teacher._apply(fn, recurse)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:

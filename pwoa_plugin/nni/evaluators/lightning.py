@@ -73,23 +73,22 @@ class LightningEvaluator(NNILightningEvaluator):
         """Optimizer steps of an epoch in each process; None where the data module cannot tell before it is set up."""
         try:
             loader = self.data_module.train_dataloader()
+            if not isinstance(loader, DataLoader):
+                return None
             batches = len(loader)
         except Exception:  # a data module may do anything before its setup()
             return None
-        if not isinstance(loader, DataLoader):
-            return None
-        world = self.trainer.world_size
-        if world > 1:
-            if type(loader.sampler) not in (RandomSampler, SequentialSampler) or loader.batch_size is None:
+        trainer = self.trainer
+        if trainer.world_size > 1:
+            sampler = loader.sampler
+            if not isinstance(sampler, (RandomSampler, SequentialSampler)) or loader.batch_size is None:
                 return None
-            images = math.ceil(len(loader.sampler) / world)  # as DistributedSampler deals them out
+            images = math.ceil(len(sampler) / trainer.world_size)  # as DistributedSampler deals them out
             batches = images // loader.batch_size if loader.drop_last else math.ceil(images / loader.batch_size)
-        limit = self.trainer.limit_train_batches
-        if isinstance(limit, int):
-            batches = min(batches, limit)
-        elif limit is not None:
-            batches = int(batches * limit)
-        return max(1, math.ceil(batches / self.trainer.accumulate_grad_batches))
+        limit = trainer.limit_train_batches
+        if limit is not None:
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return max(1, math.ceil(batches / int(trainer.accumulate_grad_batches)))
 
     def _init_optimizer_helpers(self, pure_model: pl.LightningModule) -> None:
         if not isinstance(pure_model, pl.LightningModule):
@@ -102,7 +101,7 @@ class LightningEvaluator(NNILightningEvaluator):
             if optimizer is not None:
                 check_optimizer(optimizer, pure_model)
             check_scheduler(scheduler)
-        pure_model.configure_optimizers = lambda: configured
+        pure_model.configure_optimizers = lambda: configured  # type: ignore[method-assign]
         try:
             super()._init_optimizer_helpers(pure_model)
         finally:
@@ -110,7 +109,8 @@ class LightningEvaluator(NNILightningEvaluator):
 
     def patch_optimizer_step(self, before_step_tasks: list[Task], after_step_tasks: list[Task]) -> None:
         before, after = list(before_step_tasks), list(after_step_tasks)
-        configure = self.model.configure_optimizers
+        model: Any = self.model
+        configure = model.configure_optimizers
 
         def patched(_: Any) -> Any:
             configured = configure()
@@ -118,7 +118,7 @@ class LightningEvaluator(NNILightningEvaluator):
             optimizer.step = types.MethodType(_step_with(optimizer.step, before, after), optimizer)
             return configured
 
-        self.model.configure_optimizers = types.MethodType(patched, self.model)
+        model.configure_optimizers = types.MethodType(patched, model)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         assert self.model is not None, "bind_model comes first"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sized
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Literal
 
 import nni
@@ -67,7 +69,7 @@ def make_evaluator(
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise ValueError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
-    if isinstance(train_loader, Sized) and len(train_loader) == 0:
+    if _length(train_loader) == 0:
         raise ValueError("train_loader is empty; give at least one batch of images")
     if lr_scheduler_interval not in ("step", "epoch"):
         raise ValueError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
@@ -149,7 +151,7 @@ class _Training:
 
     @property
     def steps_per_epoch(self) -> int | None:
-        return len(self.loader) if isinstance(self.loader, Sized) else None
+        return _length(self.loader)
 
     def __call__(
         self,
@@ -164,10 +166,10 @@ class _Training:
             raise ValueError("give max_steps or max_epochs: this evaluator does not know how long to train")
         self._check_length(lr_scheduler, max_steps, max_epochs)
         device = next(model.parameters()).device
-        modes = {module: module.training for module in model.modules()}
-        model.train()
-        try:
-            step = epoch = 0
+        step = epoch = 0
+        with warnings.catch_warnings(), _training_mode(model):
+            # NNI's hooks around optimizer.step() hide from schedulers that it was called.
+            warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
             while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
                 began = step
                 for batch in self.loader:
@@ -182,9 +184,6 @@ class _Training:
                 epoch += 1
                 if lr_scheduler is not None and self.scheduler_interval == "epoch":
                     lr_scheduler.step()
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
 
     @staticmethod
     def _step(model: nn.Module, optimizer: Optimizer, training_step: Callable[..., Tensor], batch: Any) -> None:
@@ -211,6 +210,24 @@ class _Training:
                 f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "
                 f"steps; give total_steps={wanted} or more"
             )
+
+
+@contextlib.contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over a stream has a __len__ that raises
+        return None
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

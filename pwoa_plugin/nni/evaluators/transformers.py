@@ -57,7 +57,7 @@ class TransformersEvaluator(NNITransformersEvaluator):
             batches = len(self.traced_trainer.get_train_dataloader())
         except (TypeError, ValueError):
             return None
-        accumulated = self.traced_trainer.args.gradient_accumulation_steps
+        accumulated: int = self.traced_trainer.args.gradient_accumulation_steps
         return max(1, -(-batches // accumulated))
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:

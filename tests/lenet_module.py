@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import warnings
@@ -29,14 +30,14 @@ class TinyModule(pl.LightningModule):
     def __init__(self, lr: float = 5e-3, scheduler: str = "") -> None:
         super().__init__()
         self.net, self.lr, self.scheduler = TinyNet(), lr, scheduler
-        self.steps = 0
+        self.steps, self.seen = 0, 0.0
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net(x)
 
     def training_step(self, batch: Any, index: int) -> Tensor:
-        self.steps += 1
         x, y = batch
+        self.steps, self.seen = self.steps + 1, self.seen + x.sum().item()
         return F.cross_entropy(self(x), y)
 
     def configure_optimizers(self) -> Any:
@@ -78,8 +79,6 @@ def pruned_by(how: str, model: nn.Module, made: LightningEvaluator, steps: int |
         pruner.compress(steps, epochs)
         pruner.unwrap_model()
         return
-    import copy
-
     teacher = copy.deepcopy(model)
     agp = AGPPruner(LevelPruner(model, PRUNED), interval_steps=3, total_times=4, evaluator=made)
     distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1)
@@ -105,7 +104,12 @@ def main() -> None:
     pruned_by(args.how, model, made, args.steps, None)
     rank = torch.distributed.get_rank()
     torch.save(model.net.state_dict(), args.out / f"{rank}.pt")
-    facts = {"world": torch.distributed.get_world_size(), "steps": model.steps, "steps_per_epoch": steps}
+    facts = {
+        "world": torch.distributed.get_world_size(),
+        "steps": model.steps,
+        "steps_per_epoch": steps,
+        "seen": model.seen,
+    }
     (args.out / f"{rank}.json").write_text(json.dumps(facts))
 
 
