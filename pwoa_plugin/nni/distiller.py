@@ -167,15 +167,14 @@ class PwoADistiller(Distiller):
     def _bake(self) -> None:
         """Make what the wrappers compute with, mask and Slim's factor, the wrappers' own weights."""
         for wrapper in self._module_wrappers.values():
-            for name, space in wrapper.pruning_target_spaces.items():
+            for space in wrapper.pruning_target_spaces.values():
                 if space.type is not TargetType.PARAMETER or space.target is None or space.mask is None:
                     continue
                 if space.apply_method not in ("mul", "movement_mul", "slim_mul"):
                     continue
                 space.target.copy_(wrapper._apply_mask_helper(space.target, space))
-                factor = getattr(wrapper, f"{name}_slim_factor", None)
-                if factor is not None:
-                    factor.fill_(1)
+        for factor in self._slim_factors():
+            factor.fill_(1)
 
     def get_masks(self) -> dict[str, dict[str, Tensor]]:
         """The masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order."""
@@ -229,18 +228,48 @@ class PwoADistiller(Distiller):
                     f"takes {least}; give max_steps={least} or more"
                 )
         with restored_on_error(self.bound_model), ExitStack() as on_error:
-            on_error.callback(self._unbind)
+            on_error.callback(self._release)
             super()._fusion_compress(max_steps, max_epochs)
             on_error.pop_all()
 
-    def _unbind(self) -> None:
+    def _release(self) -> None:
+        """After an error: the evaluator free for another training, Slim's factors without effect."""
         if self.evaluator.model is not None:
             self.evaluator.unbind_model()
+        for factor in self._slim_factors():
+            factor.detach().fill_(1)
+
+    def _slim_factors(self) -> list[Tensor]:
+        return [
+            parameter
+            for wrapper in self._module_wrappers.values()
+            for name, parameter in wrapper.named_parameters(recurse=False)
+            if name.endswith("_slim_factor")
+        ]
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._step = 0
+        self._check_trained(evaluator)
         own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
         own(self._loss)
+
+    def _check_trained(self, evaluator: Evaluator) -> None:
+        """Whether a TorchEvaluator trains the weights that are pruned: see `make_evaluator`, where it always does."""
+        optimizers = getattr(evaluator, "_optimizers", None)
+        weights = [
+            space.target
+            for wrapper in self._module_wrappers.values()
+            for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
+            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
+        ]
+        if not optimizers or not weights:
+            return
+        trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(weight) in trained for weight in weights):
+            raise ValueError(
+                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a compressor "
+                "had the evaluator; give it to the first one, or make it by make_evaluator()"
+            )
 
     def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         x, y = self.take_batch(batch)

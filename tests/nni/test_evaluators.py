@@ -9,7 +9,7 @@ import nni
 import pytest
 import torch
 from nni.compression import TorchEvaluator
-from nni.compression.pruning import LevelPruner, TaylorPruner
+from nni.compression.pruning import AGPPruner, LevelPruner, TaylorPruner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
@@ -28,7 +28,6 @@ def loader(images: Pair) -> DataLoader[Any]:
 
 
 def bound(evaluator: TorchEvaluator, model: nn.Module) -> TorchEvaluator:
-    evaluator._init_optimizer_helpers(model)
     evaluator.bind_model(model, {name: name for name, _ in model.named_parameters()})
     return evaluator
 
@@ -120,6 +119,19 @@ def test_nnis_own_pruners_train_on_it(trained: nn.Module, loader: DataLoader[Any
     assert masks["fc1"]["weight"].mean() == pytest.approx(0.5)
 
 
+def test_weights_are_trained_under_a_pruner_that_wrapped_the_model_before_it_had_the_evaluator(
+    trained: nn.Module, loader: DataLoader[Any]
+) -> None:
+    """``AGPPruner(LevelPruner(model, ...), evaluator=evaluator)``: NNI's own TorchEvaluator then trains biases alone."""
+    before = copy.deepcopy(trained)
+    evaluator = make_evaluator(trained, loader, torch.optim.Adam, 1e-2)
+    agp = AGPPruner(LevelPruner(trained, PRUNED), interval_steps=2, total_times=2, evaluator=evaluator)
+    agp.compress(6, None)
+    for name, targets in agp.get_masks().items():
+        moved = trained.get_submodule(name)._nni_wrapper.weight - before.get_submodule(name).weight
+        assert (moved * targets["weight"]).abs().sum() > 0
+
+
 def test_unlabelled_batches(trained: nn.Module, images: Pair) -> None:
     loader = DataLoader(images[0], batch_size=32)
     evaluator = make_evaluator(trained, loader)
@@ -153,17 +165,20 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
             optimizer=sgd(trained.named_parameters(), lr=0.1)
         ),
         "this SGD has no parameter of the model": lambda: make(optimizer=sgd(other.parameters(), lr=0.1)),
+        "1 parameters of this SGD are not the model's": lambda: make(
+            optimizer=sgd([trained.fc1.weight, other.weight], lr=0.1)
+        ),
         "has no parameter of the model; pass": lambda: make(optimizer=sgd([{"params": []}], lr=0.1)),
         "no parameter with requires_grad=True": lambda: make_evaluator(frozen, loader),
         "optimizer: .*momentun": lambda: make(optimizer_options={"momentun": 0.9}),
         "optimizer: Invalid learning rate": lambda: make(lr=-1.0),
         "cannot rebuild a SequentialLR; write the schedule as one LambdaLR": lambda: make(lr_scheduler=SequentialLR),
-        "cannot rebuild a SequentialLR; write": lambda: bound(make(lr_scheduler=sequential), trained),
-        "lr_scheduler: .*T_max": lambda: bound(make(lr_scheduler=CosineAnnealingLR), trained),
+        "cannot rebuild a SequentialLR; write": lambda: make(lr_scheduler=sequential),
+        "lr_scheduler: .*T_max": lambda: make(lr_scheduler=CosineAnnealingLR),
         "lr_scheduler is an instance|lr_scheduler: this StepLR is not traced": lambda: make(
             lr_scheduler=StepLR(optimizer, 1)
         ),
-        "lr_scheduler gives a NoneType": lambda: bound(make(lr_scheduler=lambda optimizer: None), trained),
+        "lr_scheduler gives a NoneType": lambda: make(lr_scheduler=lambda optimizer: None),
         "lr_scheduler_interval='batch'": lambda: make(lr_scheduler_interval="batch"),
         "lr_scheduler_options go with a class": lambda: make(lr_scheduler_options={"T_max": 3}),
     }

@@ -16,7 +16,7 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     """Whether NNI can rebuild an optimizer on the wrapped model, and it then trains something.
 
     Raises:
-        ValueError: it is not traced, has none of the model's parameters, or was built from ``named_parameters()``.
+        ValueError: it is not traced, has other parameters than the model's, or was built from ``named_parameters()``.
     """
     kind = type(optimizer).__name__.removeprefix("_")
     if not isinstance(optimizer, Optimizer):
@@ -31,8 +31,15 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
             f"optimizer: this {kind} was built from named_parameters(), which NNI loses; pass model.parameters()"
         )
     own = {id(parameter) for parameter in model.parameters()}
-    if not any(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+    given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    lost = sum(id(parameter) not in own for parameter in given)
+    if lost == len(given):
         raise ValueError(f"optimizer: this {kind} has no parameter of the model; pass model.parameters()")
+    if lost:
+        raise ValueError(
+            f"optimizer: {lost} parameters of this {kind} are not the model's (a compressor that wrapped it made new "
+            "ones); make optimizer and evaluator first, and give the evaluator to the first compressor"
+        )
 
 
 def check_scheduler(scheduler: Any) -> None:

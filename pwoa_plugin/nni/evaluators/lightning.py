@@ -115,7 +115,8 @@ class LightningEvaluator(NNILightningEvaluator):
         def patched(_: Any) -> Any:
             configured = configure()
             optimizer = next(optimizer for optimizer, _ in _pairs(configured) if optimizer is not None)
-            optimizer.step = types.MethodType(_step_with(optimizer.step, before, after), optimizer)
+            step = types.MethodType(_step_with(optimizer.step, before, after), optimizer)
+            optimizer.step = step  # type: ignore[method-assign]
             return configured
 
         model.configure_optimizers = types.MethodType(patched, model)

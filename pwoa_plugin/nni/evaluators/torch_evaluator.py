@@ -104,6 +104,9 @@ def make_evaluator(
     )
     if lr_scheduler is not None:
         made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
+    # Now, by the names of the parameters: NNI's compressors ask for it when the first of them that has the evaluator is
+    # made, by identity, and one that wrapped the model before has replaced the weights. They would never be trained.
+    made._init_optimizer_helpers(model)
     return made
 
 
