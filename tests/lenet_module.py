@@ -87,30 +87,26 @@ def pruned_by(how: str, model: nn.Module, made: LightningEvaluator, steps: int |
 
 
 def main() -> None:
-    """Prune in as many processes as asked for; each leaves its weights."""
+    """Prune in two processes, one method after the other; each process leaves its weights."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("how")
     parser.add_argument("weights", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--devices", type=int, default=2)
-    parser.add_argument("--steps", type=int, default=24)
+    parser.add_argument("--steps", type=int, default=18)
+    parser.add_argument("--methods", nargs="+", default=["pruner", "distiller"])
     args = parser.parse_args()
     quiet()
-    pl.seed_everything(0, verbose=False)
-    model = TinyModule()
-    model.net.load_state_dict(torch.load(args.weights, weights_only=True))
-    made = evaluator(devices=args.devices, strategy="ddp", batch_size=16)
-    steps = made.steps_per_epoch
-    pruned_by(args.how, model, made, args.steps, None)
-    rank = torch.distributed.get_rank()
-    torch.save(model.net.state_dict(), args.out / f"{rank}.pt")
-    facts = {
-        "world": torch.distributed.get_world_size(),
-        "steps": model.steps,
-        "steps_per_epoch": steps,
-        "seen": model.seen,
-    }
-    (args.out / f"{rank}.json").write_text(json.dumps(facts))
+    for how in args.methods:
+        pl.seed_everything(0, verbose=False)
+        model = TinyModule()
+        model.net.load_state_dict(torch.load(args.weights, weights_only=True))
+        made = evaluator(devices=2, strategy="ddp", batch_size=16)
+        steps = made.steps_per_epoch
+        pruned_by(how, model, made, args.steps, None)
+        rank = torch.distributed.get_rank()
+        torch.save(model.net.state_dict(), args.out / f"{how}-{rank}.pt")
+        facts = {"world": torch.distributed.get_world_size(), "steps": model.steps}
+        facts |= {"steps_per_epoch": steps, "seen": model.seen}
+        (args.out / f"{how}-{rank}.json").write_text(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -267,8 +267,8 @@ class PwoADistiller(Distiller):
         trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         if not any(id(weight) in trained for weight in weights):
             raise ValueError(
-                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a compressor "
-                "had the evaluator; give it to the first one, or make it by make_evaluator()"
+                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
+                "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
             )
 
     def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:

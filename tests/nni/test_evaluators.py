@@ -122,7 +122,7 @@ def test_nnis_own_pruners_train_on_it(trained: nn.Module, loader: DataLoader[Any
 def test_weights_are_trained_under_a_pruner_that_wrapped_the_model_before_it_had_the_evaluator(
     trained: nn.Module, loader: DataLoader[Any]
 ) -> None:
-    """``AGPPruner(LevelPruner(model, ...), evaluator=evaluator)``: NNI's own TorchEvaluator then trains biases alone."""
+    """``AGPPruner(LevelPruner(model, ...), evaluator=...)``: NNI's own TorchEvaluator then trains biases alone."""
     before = copy.deepcopy(trained)
     evaluator = make_evaluator(trained, loader, torch.optim.Adam, 1e-2)
     agp = AGPPruner(LevelPruner(trained, PRUNED), interval_steps=2, total_times=2, evaluator=evaluator)

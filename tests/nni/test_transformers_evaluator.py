@@ -74,6 +74,10 @@ def test_a_trainer_prunes(tmp_path: Path, how: str, steps: int | None, epochs: i
         assert set(distiller.terms) == {"distillation", "features", "hsic_x", "hsic_y"}
         distiller.unwrap_model()
     assert sparsity(model) == pytest.approx(0.5, abs=0.01)
+    start = dict(tiny_vit().named_parameters())
+    for name, weight in model.named_parameters():  # trained, and not masked only
+        if "mask_token" not in name:
+            assert ((weight - start[name]) * (weight != 0)).abs().sum() > 0, name
     assert model(make_images(8)[0]).logits.isfinite().all()
 
 

@@ -101,7 +101,7 @@ class LightningEvaluator(NNILightningEvaluator):
             if optimizer is not None:
                 check_optimizer(optimizer, pure_model)
             check_scheduler(scheduler)
-        pure_model.configure_optimizers = lambda: configured  # type: ignore[method-assign]
+        pure_model.configure_optimizers = lambda: configured
         try:
             super()._init_optimizer_helpers(pure_model)
         finally:

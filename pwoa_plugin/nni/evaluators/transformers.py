@@ -64,13 +64,13 @@ class TransformersEvaluator(NNITransformersEvaluator):
         trainer = self.traced_trainer
         own = trainer.optimizer
         if own is None:
-            kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, pure_model)
-            # On this trainer alone; its create_optimizer() sorts parameters by their weight decay.
-            trainer.get_optimizer_cls_and_kwargs = lambda *_: (nni.trace(kind), dict(options))
+            given = trainer.optimizer_cls_and_kwargs
+            kind, options = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, pure_model)
+            trainer.optimizer_cls_and_kwargs = nni.trace(kind), dict(options)
             try:
-                trainer.optimizer = trainer.create_optimizer(pure_model)
+                trainer.create_optimizer()  # sorts parameters by their weight decay
             finally:
-                del trainer.get_optimizer_cls_and_kwargs
+                trainer.optimizer_cls_and_kwargs = given
         check_optimizer(trainer.optimizer, pure_model)
         check_scheduler(trainer.lr_scheduler)
         try:
