@@ -163,33 +163,43 @@ class PwoADistiller(Distiller):
         self._bake()
         super().unwrap_model()
 
+    def _wrappers(self) -> dict[str, ModuleWrapper]:
+        """All wrappers in the model's order, those of compressors that were fused later too."""
+        found = {
+            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
+            for name, module in self.bound_model.named_modules()
+        }
+        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
     @torch.no_grad()
     def _bake(self) -> None:
         """Make what the wrappers compute with, mask and Slim's factor, the wrappers' own weights."""
-        for wrapper in self._module_wrappers.values():
+        for wrapper in self._wrappers().values():
             for space in wrapper.pruning_target_spaces.values():
                 if space.type is not TargetType.PARAMETER or space.target is None or space.mask is None:
                     continue
-                if space.apply_method not in ("mul", "movement_mul", "slim_mul"):
-                    continue
-                space.target.copy_(wrapper._apply_mask_helper(space.target, space))
+                if space.apply_method in ("mul", "movement_mul", "slim_mul"):
+                    space.target.copy_(wrapper._apply_mask_helper(space.target, space))
         for factor in self._slim_factors():
             factor.fill_(1)
 
+    def _slim_factors(self) -> list[Tensor]:
+        return [
+            parameter
+            for wrapper in self._wrappers().values()
+            for name, parameter in wrapper.named_parameters(recurse=False)
+            if name.endswith("_slim_factor")
+        ]
+
     def get_masks(self) -> dict[str, dict[str, Tensor]]:
         """The masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order."""
-        wrappers = {
-            name: self._module_wrappers[name]
-            for name, _ in self.bound_model.named_modules()
-            if name in self._module_wrappers
-        }
         masks = {
             name: {
                 target: space.mask.clone()
                 for target, space in wrapper.pruning_target_spaces.items()
                 if space.mask is not None
             }
-            for name, wrapper in wrappers.items()
+            for name, wrapper in self._wrappers().items()
         }
         return {name: targets for name, targets in masks.items() if targets}
 
@@ -239,14 +249,6 @@ class PwoADistiller(Distiller):
         for factor in self._slim_factors():
             factor.detach().fill_(1)
 
-    def _slim_factors(self) -> list[Tensor]:
-        return [
-            parameter
-            for wrapper in self._module_wrappers.values()
-            for name, parameter in wrapper.named_parameters(recurse=False)
-            if name.endswith("_slim_factor")
-        ]
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         self._step = 0
         self._check_trained(evaluator)
@@ -258,7 +260,7 @@ class PwoADistiller(Distiller):
         optimizers = getattr(evaluator, "_optimizers", None)
         weights = [
             space.target
-            for wrapper in self._module_wrappers.values()
+            for wrapper in self._wrappers().values()
             for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
             if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
         ]
@@ -290,6 +292,16 @@ class PwoADistiller(Distiller):
         return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        unmasked = [
+            name
+            for name, wrapper in self._wrappers().items()
+            for space in wrapper.pruning_target_spaces.values()
+            if space.sparse_ratio and space.mask is not None and bool((space.mask == 1).all())
+        ]
+        if unmasked:
+            _logger.warning(
+                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+            )
         self._bake()
 
 

@@ -267,15 +267,30 @@ def test_penalties_of_others_are_added_whole_in_either_order(
     torch.testing.assert_close(trained.fc1.weight, fresh.fc1.weight, atol=0.1, rtol=0)
 
 
-def test_slim_and_movement_train_their_own_parameters_in_either_order(
+def test_slim_over_the_distiller_keeps_its_penalty_and_its_zeros(
     trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator
 ) -> None:
     """Slim's factors shrink by its own penalty, which a distiller that was fused before must not scale by 0."""
-    distiller = PwoADistiller(trained, [], evaluator, teacher, eps=0.1, distillation={"alpha": 0, "feature_weight": 0})
-    slim = SlimPruner.from_compressor(distiller, pruned(), training_steps=12, regular_scale=1.0)
+
+    class Watched(SlimPruner):
+        def _fuse_postprocess(self, evaluator: Any) -> None:  # before the distiller's, which bakes the factors in
+            self.seen = [f.mean().item() for targets in self.scaling_factors.values() for f in targets.values()]
+
+    off = {"distillation": {"alpha": 0, "feature_weight": 0}, "hsic": {"lambda_x": 0, "lambda_y": 1e-9}}
+    distiller = PwoADistiller(trained, [], evaluator, teacher, eps=0.1, **off)
+    slim = Watched.from_compressor(distiller, pruned(), training_steps=12, regular_scale=1.0)
     slim.compress(STEPS, None)
-    factors = [f for targets in slim.scaling_factors.values() for f in targets.values()]
-    assert all(f.mean() < 0.95 for f in factors)
+    assert all(mean < 0.9 for mean in slim.seen)
+    slim.unwrap_model()  # NNI's own
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_pruner_over_the_distiller_that_makes_no_mask_is_told_of(
+    trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator, caplog: pytest.LogCaptureFixture
+) -> None:
+    distiller = PwoADistiller(trained, [], evaluator, teacher, eps=0.1)
+    LevelPruner.from_compressor(distiller, pruned()).compress(6, None)
+    assert "no mask was made for conv, fc1, fc2: a pruner that makes one at once goes inside AGPPruner" in caplog.text
 
 
 def test_a_users_loss_that_is_no_number_is_left_out(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
@@ -385,7 +400,7 @@ def test_the_teacher_may_be_the_model_itself(trained: TinyNet, images: Pair, eva
 
 
 def test_what_cannot_be_used_is_refused_in_one_line(
-    trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator
+    trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = copy.deepcopy(trained.state_dict())
 
@@ -431,7 +446,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "12 steps are over before MovementPruner": lambda: too_short(NNI_PRUNERS["Movement"][0], max_epochs=2),
         "5 steps are over before TaylorPruner": lambda: too_short(NNI_PRUNERS["Taylor"][0], max_steps=5),
     }
-    PwoAPruner.trains_with_pwoa = True
+    monkeypatch.setattr(PwoAPruner, "trains_with_pwoa", True, raising=False)
     for said, refused in refusals.items():
         with pytest.raises(ValueError, match=said) as caught:
             refused()
