@@ -613,7 +613,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     except BaseException:
         with torch.no_grad():
             for name, tensor in _tensors(model).items():
-                if name in before:  # a compressor may have added its own since
+                if name in before:  # a quantizer makes buffers while it trains
                     tensor.data = before[name]
         raise
     finally:

@@ -132,14 +132,20 @@ class PwoADistiller(Distiller):
         """
         for other in compressor.fused_compressors:
             _refuse(other)
-        made: PwoADistiller = super().from_compressor(
-            compressor,
-            new_config_list,
-            evaluator=evaluator,
-            teacher_model=teacher_model,
-            teacher_predict=teacher_predict,
-            **options,
-        )
+        wrapped = compressor._is_wrapped
+        try:
+            made: PwoADistiller = super().from_compressor(
+                compressor,
+                new_config_list,
+                evaluator=evaluator,
+                teacher_model=teacher_model,
+                teacher_predict=teacher_predict,
+                **options,
+            )
+        except BaseException:
+            if wrapped and not compressor._is_wrapped:
+                compressor.wrap_model()
+            raise
         return made
 
     @property

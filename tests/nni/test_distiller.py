@@ -446,6 +446,18 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
+def test_a_refused_fusion_leaves_the_other_compressor_wrapped(
+    trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator
+) -> None:
+    level = LevelPruner(trained, pruned(), evaluator)
+    level.compress()
+    answer = trained(images[0])
+    with pytest.raises(ValueError, match=r"hsic\.sgma: unknown key"):
+        PwoADistiller.from_compressor(level, [], teacher_model=teacher, hsic={"sgma": 1})
+    torch.testing.assert_close(trained(images[0]), answer)
+    assert hasattr(trained.fc1, "_nni_wrapper")
+
+
 @pytest.mark.parametrize("name", ["AGP + Level", "Movement", "Slim"])
 def test_whatever_is_raised_leaves_the_weights_as_they_were_and_the_evaluator_free(
     trained: TinyNet, teacher: TinyNet, images: Pair, name: str
