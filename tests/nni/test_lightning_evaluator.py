@@ -9,12 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lenet_module
 import nni
 import pytest
 import pytorch_lightning as pl
+import tiny_lightning
 import torch
-from lenet_module import Images, TinyModule, evaluator, pruned_by
+from tiny_lightning import Images, TinyModule, evaluator, pruned_by
 from torch import Tensor, nn
 
 from pwoa_plugin import LightningEvaluator, PwoAPruner
@@ -114,7 +114,7 @@ def test_what_cannot_be_used_is_refused(trained_state: dict[str, Tensor]) -> Non
         pass
 
     spawned = nni.trace(pl.Trainer)(**options, strategy="ddp_spawn", devices=2)
-    pruned = lenet_module.PRUNED
+    pruned = tiny_lightning.PRUNED
     refusals = {
         "trainer is a str": lambda: LightningEvaluator("trainer", Images()),  # type: ignore[arg-type]
         "trainer is not traced": lambda: LightningEvaluator(pl.Trainer(**options), Images()),
@@ -138,10 +138,10 @@ def test_without_lightning_an_error_names_the_extra() -> None:
 
 def test_two_processes_end_with_the_same_weights_and_masks(trained_state: dict[str, Tensor], tmp_path: Path) -> None:
     torch.save(trained_state, tmp_path / "start.pt")
-    tests = Path(lenet_module.__file__).parent
+    tests = Path(tiny_lightning.__file__).parent
     paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
-        [sys.executable, lenet_module.__file__, tmp_path / "start.pt", tmp_path, "--steps", "18"],
+        [sys.executable, tiny_lightning.__file__, tmp_path / "start.pt", tmp_path, "--steps", "18"],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
