@@ -8,21 +8,43 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .config import PwoAConfig
     from .masks import load_masks, save_masks
-    from .nni import PwoAPruner
+    from .method.loss import PwoALoss
+    from .nni import PwoADistiller, PwoAPruner, make_evaluator
+    from .nni.evaluators.lightning import LightningEvaluator
+    from .nni.evaluators.transformers import TransformersEvaluator
     from .removal import speedup
     from .robustness import Report, evaluate
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks", "speedup"]
+__all__ = [
+    "LightningEvaluator",
+    "PwoAConfig",
+    "PwoADistiller",
+    "PwoALoss",
+    "PwoAPruner",
+    "Report",
+    "TransformersEvaluator",
+    "__version__",
+    "evaluate",
+    "load_masks",
+    "make_evaluator",
+    "save_masks",
+    "speedup",
+]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
+    "LightningEvaluator": "nni.evaluators.lightning",
     "PwoAConfig": "config",
+    "PwoADistiller": "nni",
+    "PwoALoss": "method.loss",
     "PwoAPruner": "nni",
     "Report": "robustness",
+    "TransformersEvaluator": "nni.evaluators.transformers",
     "evaluate": "robustness",
     "load_masks": "masks",
+    "make_evaluator": "nni",
     "save_masks": "masks",
     "speedup": "removal",
 }

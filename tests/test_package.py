@@ -28,7 +28,7 @@ def test_import_loads_no_toolkit_and_not_even_torch() -> None:
 
 
 def test_method_needs_torch_and_no_toolkit() -> None:
-    modules = loaded_by("import pwoa_plugin.method.compression, pwoa_plugin.config, pwoa_plugin.method.oneshot")
+    modules = loaded_by("import pwoa_plugin.method.loss, pwoa_plugin.config, pwoa_plugin.method.oneshot")
     assert "torch" in modules
     assert not {"nni", "art", "torch_pruning", "torchvision"} & modules
 

@@ -26,6 +26,7 @@ from .distillation import frozen_copy
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
 from .layers import prunable_layers, refuse_transposed
+from .logits import logits_of
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
 from .sparsity import Filter, make_sparsity_set
@@ -505,7 +506,7 @@ def build_objective(
     """
     try:
         with torch.no_grad():
-            logits = teacher(images[:2])
+            logits = logits_of(teacher(images[:2]))
     except (RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error

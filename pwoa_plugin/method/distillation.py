@@ -8,12 +8,18 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 __all__ = ["distillation_loss", "feature_loss", "frozen_copy"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """The teacher: a deep copy of ``model`` in eval mode whose parameters ask for no gradient."""
+    """The teacher: a deep copy of ``model`` in eval mode whose parameters ask for no gradient.
+
+    Of ``DistributedDataParallel`` and ``DataParallel``, the network inside.
+    """
+    while isinstance(model, (DataParallel, DistributedDataParallel)):
+        model = model.module
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
     for parameter in teacher.parameters():
         parameter.grad = None

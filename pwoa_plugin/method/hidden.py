@@ -8,13 +8,27 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .layers import is_weighted
 
-__all__ = ["check_names", "find_hidden_layers", "read_hidden"]
+__all__ = ["Around", "check_names", "find_hidden_layers", "read_hidden", "unwrapped"]
 
 _MOST = 8
+
+
+class Around(nn.Module):
+    """Something around a network, its ``module``, as ``DistributedDataParallel`` is; names inside are what counts."""
+
+    module: nn.Module
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The network inside ``DistributedDataParallel``, ``DataParallel`` and `Around`."""
+    while isinstance(model, (DataParallel, DistributedDataParallel, Around)):
+        model = model.module
+    return model
 
 
 @contextmanager
@@ -22,7 +36,7 @@ def read_hidden(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, T
     """Read the *inputs* of ``layers`` at every forward of ``model``, while the context lasts.
 
     Args:
-        model: any module.
+        model: any module (see `unwrapped`).
         layers: names of its submodules. The input of a layer is what the layer before made of it
             *after* its activation, also where that is a function and no module.
 
@@ -40,6 +54,7 @@ def read_hidden(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, T
 
         return read
 
+    model = unwrapped(model)
     try:
         for name in layers:
             handles.append(model.get_submodule(name).register_forward_pre_hook(reader(name)))  # type: ignore[arg-type]
@@ -55,7 +70,7 @@ def check_names(model: nn.Module, names: Iterable[str]) -> None:
     Raises:
         ValueError: one is not.
     """
-    modules = dict(model.named_modules())
+    modules = dict(unwrapped(model).named_modules())
     for name in names:
         if name not in modules or not name:
             close = difflib.get_close_matches(name, modules, n=3)
@@ -80,7 +95,7 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
     Raises:
         ValueError: a name is not in the model, or its module takes no tensor in a forward; ``auto`` finds none.
     """
-    modules = dict(model.named_modules())
+    modules = dict(unwrapped(model).named_modules())
     if layers == "auto":
         wanted = [name for name, module in modules.items() if is_weighted(module)]
     else:

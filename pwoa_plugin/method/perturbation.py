@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .logits import logits_of
+
 __all__ = [
     "PERTURBATIONS",
     "BlockSign",
@@ -227,13 +229,13 @@ def largest_agreeing_radius(
         A radius in pixel units; 0 where even one step of ``resolution`` changes too many predictions.
     """
     chunks = images.split(_CHUNK)
-    clean = torch.cat([model(chunk).argmax(1) for chunk in chunks])
+    clean = torch.cat([logits_of(model(chunk)).argmax(1) for chunk in chunks])
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
         perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
-        answers = torch.cat([model(perturb(chunk, generator)).argmax(1) for chunk in chunks])
+        answers = torch.cat([logits_of(model(perturb(chunk, generator))).argmax(1) for chunk in chunks])
         return bool((answers == clean).float().mean() >= agreement)
 
     if agrees(resolution):

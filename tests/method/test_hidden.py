@@ -8,7 +8,7 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pwoa_plugin.method.hidden import find_hidden_layers, read_hidden
+from pwoa_plugin.method.hidden import Around, find_hidden_layers, read_hidden, unwrapped
 from pwoa_plugin.models import LeNet
 
 
@@ -113,3 +113,20 @@ def test_names_of_the_users_own() -> None:
         find_hidden_layers(Unused(), torch.rand(2, 1, 2, 2), ["unused"])
     with pytest.raises(ValueError, match="found no hidden layer"):
         find_hidden_layers(Unused(), torch.rand(2, 1, 2, 2))
+
+
+def test_names_inside_what_is_around_a_network(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    class Outer(Around):
+        def __init__(self, module: nn.Module) -> None:
+            super().__init__()
+            self.module = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.module(x)
+
+    around = nn.DataParallel(Outer(trained))
+    assert unwrapped(around) is trained
+    assert find_hidden_layers(around, images[0][:2]) == find_hidden_layers(trained, images[0][:2])
+    with read_hidden(around, ["fc2"]) as seen:
+        around(images[0][:4])
+    assert seen["fc2"].shape == (4, 16)

@@ -1,0 +1,192 @@
+"""`PwoALoss`: the objective as a plain loss, for training loops of one's own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._random import check_seed
+from ..config import DistillationConfig, HSICConfig, PerturbationConfig
+from .batches import check_images, check_labels
+from .compression import build_objective
+from .distillation import frozen_copy
+from .hidden import check_names, unwrapped
+from .objective import PwoAObjective
+
+__all__ = ["PwoALoss"]
+
+_logger = logging.getLogger(__name__)
+
+_CHECKED_CALLS = 100  # the first batches are looked at; later ones of the same loader are like them
+
+Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig)
+
+
+class PwoALoss(nn.Module):
+    """PwoA's loss of a student on natural images: distillation from a robust teacher, hidden features and HSIC.
+
+    Called as ``loss(student, x, y)``; `terms` has the summands of the last call by name. No adversarial example is
+    made: both networks see the same randomly perturbed images. The student may be any network with the teacher's
+    classes, pruned, quantized or made narrower: hidden features are compared where both are equally wide, HSIC looks
+    at the student's hidden layers alone.
+
+    The loss has no parameters; the teacher moves with ``loss.to(device)``, and is neither in ``state_dict()`` nor
+    touched by ``train()``.
+
+    Args:
+        teacher: the robust network, images ``(N, C, H, W)`` to logits ``(N, classes)``; a frozen copy is kept.
+        distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
+        eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
+        pixel_range: of a valid image.
+        seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
+
+    Attributes:
+        terms: ``{name: tensor}``, detached, weighted and signed.
+        hidden_layers: names of the modules whose inputs are the T_j; known after the first call.
+        radius: of the perturbation, in pixel units; known after the first call.
+
+    Raises:
+        ValueError: a section, ``eps`` or ``pixel_range`` cannot be used; one line says what to mend.
+    """
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        distillation: DistillationConfig | Mapping[str, Any] | None = None,
+        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
+        hsic: HSICConfig | Mapping[str, Any] | None = None,
+        eps: float | None = None,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not isinstance(teacher, nn.Module):
+            raise ValueError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
+        low, high = pixel_range
+        if not low < high:
+            raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+        if eps is not None and not 0 < eps < high - low:
+            raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
+        self.distillation = _section(DistillationConfig, distillation, "distillation")
+        self.perturbation = _section(PerturbationConfig, perturbation, "perturbation")
+        self.hsic = _section(HSICConfig, hsic, "hsic")
+        self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
+        if self.hsic.layers != "auto":
+            check_names(teacher, self.hsic.layers)
+        self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
+        self.radius: float | None = None
+        self._objective: PwoAObjective | None = None
+        self._student: int | None = None
+        self._calls = 0
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen copy."""
+        return self._teacher[0]
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """Summands of the last call's loss, by name."""
+        return self._objective.terms if self._objective else {}
+
+    @property
+    def hidden_layers(self) -> list[str]:
+        """Names of the modules whose inputs are the T_j."""
+        return self._objective.hidden_layers if self._objective else []
+
+    @property
+    def device(self) -> torch.device:
+        """Where the teacher is, and so the student has to be."""
+        return _device(self.teacher, torch.device("cpu"))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PwoALoss:
+        self.teacher._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    def forward(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            student: the network that is trained, on the teacher's device; ``DistributedDataParallel`` around it is
+                called as such.
+            x: natural images ``(N, C, H, W)`` in ``pixel_range``, on any device.
+            y: labels ``(N,)`` int64; needed only where ``hsic.lambda_y`` is above 0.
+
+        Returns:
+            A scalar.
+
+        Raises:
+            ValueError: images, labels, teacher or student cannot be used.
+        """
+        device = self.device
+        if (other := _device(student, device)) != device:
+            raise ValueError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
+        if self._calls < _CHECKED_CALLS:
+            check_images(x, self.pixel_range, "x")
+        x = x.to(device)
+        if self._objective is None:
+            self._objective = self._build(x)
+        objective = self._objective
+        if objective.needs_labels and y is None:
+            raise ValueError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
+        if y is not None and objective.needs_labels:
+            if self._calls < _CHECKED_CALLS:
+                check_labels(y, len(x), objective.classes, "y")
+            y = y.to(device)
+        self._calls += 1
+        if self._student != id(student):
+            self._check_student(student, objective)
+            self._student = id(student)
+        loss: Tensor = objective(student, x, y)
+        return loss
+
+    def _build(self, x: Tensor) -> PwoAObjective:
+        objective, self.radius = build_objective(
+            self.teacher,
+            x,
+            distillation=self.distillation,
+            perturbation=self.perturbation,
+            hsic=self.hsic,
+            eps=self.eps,
+            pixel_range=self.pixel_range,
+            seed=self.seed,
+        )
+        return objective
+
+    def _check_student(self, student: nn.Module, objective: PwoAObjective) -> None:
+        """Leave out the hidden layers that a student lacks, or refuse it where they were named."""
+        modules = dict(unwrapped(student).named_modules())
+        missing = [name for name in objective.hidden_layers if name not in modules]
+        if missing and self.hsic.layers != "auto":
+            raise ValueError(f"hsic.layers: the student has no module {missing[0]!r}; name layers that both have")
+        if missing:
+            objective.hidden_layers = [name for name in objective.hidden_layers if name not in missing]
+            _logger.warning("hidden layers that the student has not are left out: %s", ", ".join(missing))
+            if not objective.hidden_layers:
+                raise ValueError(
+                    "hsic.layers='auto': the student has no layer of the teacher's by name; name layers that both have"
+                )
+
+
+def _section(kind: type[Section], given: Section | Mapping[str, Any] | None, name: str) -> Section:
+    if given is None:
+        return kind()
+    if isinstance(given, Mapping):
+        try:
+            return kind(**given)
+        except ValueError as error:
+            raise ValueError(f"{name}.{error}") from None
+    if not isinstance(given, kind):
+        raise ValueError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
+    return given
+
+
+def _device(module: nn.Module, default: torch.device) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return default if parameter is None else parameter.device

@@ -1,0 +1,60 @@
+"""Batches as evaluators give them: asking a network about one, with other images in it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..method.hidden import Around
+from .pruner import TakeBatch, take_images_and_labels
+
+__all__ = ["Asked", "Predict", "TakeBatch", "take_images_and_labels", "with_images"]
+
+#: NNI's ``teacher_predict``: a batch and a network, to the network's answer.
+Predict = Callable[[Any, nn.Module], Any]
+
+
+def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
+    """A batch of the same form, ``x`` in place of its ``images``; its other tensors are cut to ``len(x)``."""
+
+    def put(value: Any) -> Any:
+        if value is images:
+            return x
+        return value[: len(x)] if isinstance(value, Tensor) and value.shape[:1] == images.shape[:1] else value
+
+    if isinstance(batch, Mapping):
+        return {key: put(value) for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)):
+        return type(batch)([put(value) for value in batch]) if type(batch) in (tuple, list) else [*map(put, batch)]
+    return put(batch)
+
+
+class Asked(Around):
+    """A network that is asked about images by way of ``predict``, which takes a batch.
+
+    Args:
+        module: the network that answers.
+        predict: the function.
+    """
+
+    def __init__(self, module: nn.Module, predict: Predict) -> None:
+        super().__init__()
+        self.module, self.predict = module, predict
+        self._batch: tuple[Any, Tensor] | None = None
+
+    @contextmanager
+    def about(self, batch: Any, images: Tensor) -> Iterator[None]:
+        """While this lasts, questions are about ``batch`` with other images in place of its ``images``."""
+        self._batch = (batch, images)
+        try:
+            yield
+        finally:
+            self._batch = None
+
+    def forward(self, x: Tensor) -> Any:
+        if self._batch is None:
+            raise RuntimeError("no batch to ask about")
+        return self.predict(with_images(*self._batch, x), self.module)

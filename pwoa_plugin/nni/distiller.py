@@ -1,0 +1,371 @@
+"""`PwoADistiller`: PwoA's loss under any NNI pruner or quantizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from nni.compression.base.compressor import Compressor, Distiller
+from nni.compression.base.config import default_config_schema, select_modules_by_config
+from nni.compression.base.target_space import TargetType
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
+from nni.compression.utils import Evaluator
+from schema import SchemaError
+from torch import Tensor, nn
+
+from ..config import DistillationConfig, HSICConfig, PerturbationConfig
+from ..method.compression import TrainingError, restored_on_error
+from ..method.loss import PwoALoss
+from .batch import Asked, Predict, TakeBatch, take_images_and_labels
+from .evaluators.own_loss import OwnLossEvaluator
+
+__all__ = ["PwoADistiller"]
+
+_logger = logging.getLogger(__name__)
+
+_STEPS_BETWEEN_CHECKS = 10
+_SELECTING = ("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re")
+
+
+class PwoADistiller(Distiller):
+    """Train whatever NNI prunes or quantizes to stay robust, on natural images: PwoA's loss without its ADMM.
+
+    >>> agp = AGPPruner(LevelPruner(model, pruned), interval_steps=50, total_times=10, evaluator=evaluator)
+    >>> distil = PwoADistiller.from_compressor(agp, [{"op_types": ["Linear"]}], teacher_model=robust_model, eps=0.3)
+    >>> distil.compress(max_steps=600, max_epochs=None)
+    >>> distil.unwrap_model()  # masks are baked in; NNI's own unwrap_model leaves them out
+
+    Alone it trains the model as it is. The order of fusing does not matter: other compressors' penalties are added to
+    PwoA's loss whole. After ``compress`` the masks are in the wrappers' own weights, so that any way of unwrapping
+    gives zeros; in between, `unwrap_model` bakes them in.
+
+    Args:
+        model: the student: images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        config_list: NNI's way to select modules (``op_types``, ``op_names``, ``op_names_re``, ``exclude_...``): their
+            inputs are HSIC's hidden layers T_j, and those of feature distillation. An empty list is ``auto``.
+        evaluator: NNI's; it trains. ``from_compressor`` takes the other compressor's.
+        teacher_model: the robust network; a frozen copy is kept, and it may be ``model`` itself.
+        teacher_predict: a function ``(batch, network)`` to logits, where ``network(x)`` will not do; the student is
+            asked by it too. The batch is as the evaluator gives it, with perturbed images in place of its own.
+        existed_wrappers: NNI's; ``from_compressor`` passes it.
+        distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
+        eps, pixel_range: see `PwoAConfig`.
+        origin_loss_lambda: weight of the evaluator's own training loss beside ours.
+        take_batch: a function from the evaluator's batch to ``(x, y)``; ``y`` may be None where ``hsic.lambda_y`` is 0.
+
+    Attributes:
+        terms: summands of the last step's loss by name, detached.
+        hidden_layers: names of the modules whose inputs are the T_j; known after the first step.
+        radius: of the perturbation in pixel units; known after the first step.
+
+    Raises:
+        ValueError: one line that says what cannot be used; the model is as it was.
+    """
+
+    trains_with_pwoa = True
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: list[dict[str, Any]],
+        evaluator: Evaluator | None = None,
+        teacher_model: nn.Module | None = None,
+        teacher_predict: Predict | None = None,
+        *,
+        existed_wrappers: dict[str, ModuleWrapper] | None = None,
+        distillation: DistillationConfig | Mapping[str, Any] | None = None,
+        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
+        hsic: HSICConfig | Mapping[str, Any] | None = None,
+        eps: float | None = None,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        origin_loss_lambda: float = 0.0,
+        take_batch: TakeBatch = take_images_and_labels,
+    ) -> None:
+        if not isinstance(model, nn.Module):
+            raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        if not isinstance(evaluator, Evaluator):
+            raise ValueError("evaluator is missing; make_evaluator(model, train_loader) makes one")
+        if not isinstance(teacher_model, nn.Module):
+            raise ValueError("teacher_model is missing; give the robust network")
+        layers = _selected(model, config_list)
+        asked = teacher_model if teacher_predict is None else Asked(teacher_model, teacher_predict)
+        loss = PwoALoss(
+            asked, distillation=distillation, perturbation=perturbation, hsic=hsic, eps=eps, pixel_range=pixel_range
+        )
+        if layers:
+            if loss.hsic.layers != "auto":
+                raise ValueError("hsic.layers and config_list both name hidden layers; leave one of them out")
+            loss.hsic = loss.hsic.model_copy(update={"layers": tuple(layers)})
+        self.loss = loss
+        self._student = model if teacher_predict is None else Asked(model, teacher_predict)
+        self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
+        self._step = 0
+        # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
+        super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
+        self.config_list = config_list
+
+    @classmethod
+    def from_compressor(
+        cls,
+        compressor: Compressor,
+        new_config_list: list[dict[str, Any]],
+        teacher_model: nn.Module | None = None,
+        teacher_predict: Predict | None = None,
+        *,
+        evaluator: Evaluator | None = None,
+        **options: Any,
+    ) -> PwoADistiller:
+        """A distiller over another NNI compressor, on its model, wrappers and evaluator.
+
+        Args:
+            compressor: any pruner, quantizer or distiller of NNI's, or something fused of them.
+            new_config_list, teacher_model, teacher_predict: see the class.
+            evaluator: where the other compressor has none.
+            **options: the class's keywords.
+
+        Raises:
+            ValueError: the compressors do not go together, or an argument cannot be used.
+        """
+        for other in compressor.fused_compressors:
+            _refuse(other)
+        wrapped = compressor._is_wrapped
+        try:
+            made: PwoADistiller = super().from_compressor(
+                compressor,
+                new_config_list,
+                evaluator=evaluator,
+                teacher_model=teacher_model,
+                teacher_predict=teacher_predict,
+                **options,
+            )
+        except BaseException:
+            if wrapped and not compressor._is_wrapped:
+                compressor.wrap_model()
+            raise
+        return made
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        return self.loss.terms
+
+    @property
+    def hidden_layers(self) -> list[str]:
+        return self.loss.hidden_layers
+
+    @property
+    def radius(self) -> float | None:
+        return self.loss.radius
+
+    # -- masks -----------------------------------------------------------------------------------
+
+    def unwrap_model(self) -> None:
+        """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
+        if not self._is_wrapped:
+            return
+        self._bake()
+        super().unwrap_model()
+
+    def _wrappers(self) -> dict[str, ModuleWrapper]:
+        """All wrappers in the model's order, those of compressors that were fused later too."""
+        found = {
+            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
+            for name, module in self.bound_model.named_modules()
+        }
+        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
+    @torch.no_grad()
+    def _bake(self) -> None:
+        """Make what the wrappers compute with, mask and Slim's factor, the wrappers' own weights."""
+        for wrapper in self._wrappers().values():
+            for space in wrapper.pruning_target_spaces.values():
+                if space.type is not TargetType.PARAMETER or space.target is None or space.mask is None:
+                    continue
+                if space.apply_method in ("mul", "movement_mul", "slim_mul"):
+                    space.target.copy_(wrapper._apply_mask_helper(space.target, space))
+        for factor in self._slim_factors():
+            factor.fill_(1)
+
+    def _slim_factors(self) -> list[Tensor]:
+        return [
+            parameter
+            for wrapper in self._wrappers().values()
+            for name, parameter in wrapper.named_parameters(recurse=False)
+            if name.endswith("_slim_factor")
+        ]
+
+    def get_masks(self) -> dict[str, dict[str, Tensor]]:
+        """The masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order."""
+        masks = {
+            name: {
+                target: space.mask.clone()
+                for target, space in wrapper.pruning_target_spaces.items()
+                if space.mask is not None
+            }
+            for name, wrapper in self._wrappers().items()
+        }
+        return {name: targets for name, targets in masks.items() if targets}
+
+    # -- compress --------------------------------------------------------------------------------
+
+    def compress(self, max_steps: int | None = None, max_epochs: int | None = None) -> nn.Module:
+        """Train, while the compressors that are fused prune or quantize.
+
+        Args:
+            max_steps: optimizer steps; or
+            max_epochs: epochs.
+
+        Returns:
+            The user's model, wrapped.
+
+        Raises:
+            ValueError: arguments, data or model cannot be used.
+            TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
+        """
+        if (max_steps is None) == (max_epochs is None):
+            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        model: nn.Module = super().compress(max_steps, max_epochs)
+        return model
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        self._fusion_compress(max_steps, max_epochs)
+
+    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        steps, per_epoch = max_steps, getattr(self.evaluator, "steps_per_epoch", None)
+        if steps is None and max_epochs is not None and per_epoch:
+            steps = max_epochs * per_epoch
+        for other in self.fused_compressors:
+            if steps is not None and steps < (least := _steps_needed(other)):
+                raise ValueError(
+                    f"compress: {steps} steps are over before {type(other).__name__} has pruned to its target, which "
+                    f"takes {least}; give max_steps={least} or more"
+                )
+        with restored_on_error(self.bound_model), ExitStack() as on_error:
+            on_error.callback(self._release)
+            super()._fusion_compress(max_steps, max_epochs)
+            on_error.pop_all()
+
+    def _release(self) -> None:
+        """After an error: the evaluator free for another training, Slim's factors without effect."""
+        if self.evaluator.model is not None:
+            self.evaluator.unbind_model()
+        for factor in self._slim_factors():
+            factor.detach().fill_(1)
+
+    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        self._step = 0
+        self._check_trained(evaluator)
+        own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
+        own(self._loss)
+
+    def _check_trained(self, evaluator: Evaluator) -> None:
+        """Whether a TorchEvaluator trains the weights that are pruned: see `make_evaluator`, where it always does."""
+        optimizers = getattr(evaluator, "_optimizers", None)
+        weights = [
+            space.target
+            for wrapper in self._wrappers().values()
+            for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
+            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
+        ]
+        if not optimizers or not weights:
+            return
+        trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(weight) in trained for weight in weights):
+            raise ValueError(
+                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
+                "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
+            )
+
+    def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
+        x, y = self.take_batch(batch)
+        parameter = next(self.bound_model.parameters())
+        if parameter.device != self.loss.device:  # evaluators move models, teachers are ours to move
+            self.loss.to(parameter.device)
+        with ExitStack() as asked:
+            for network in (self.loss.teacher, self._student):
+                if isinstance(network, Asked):
+                    asked.enter_context(network.about(batch, x))
+            loss: Tensor = self.loss(self._student, x, y)
+        if self._step % _STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
+            raise TrainingError(
+                f"the loss is not finite at step {self._step + 1}; the model is as it was: lower the learning rate"
+            )
+        self._step += 1
+        # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
+        return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
+
+    def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        unmasked = [
+            name
+            for name, wrapper in self._wrappers().items()
+            for space in wrapper.pruning_target_spaces.values()
+            if space.sparse_ratio and space.mask is not None and bool((space.mask == 1).all())
+        ]
+        if unmasked:
+            _logger.warning(
+                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+            )
+        self._bake()
+
+
+def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
+    """Names of the modules that a config list selects, in the model's order."""
+    if not isinstance(config_list, list):
+        raise ValueError(f"config_list is a {type(config_list).__name__}; give NNI's list of dicts, or [] for 'auto'")
+    schema = default_config_schema("distillation")
+    names: set[str] = set()
+    for entry in config_list:
+        try:
+            schema.validate(entry)
+        except SchemaError as error:
+            raise ValueError(f"config_list: {' '.join(str(error).split())}") from None
+        if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
+            raise ValueError(
+                f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="
+            )
+        if any(not target.startswith("_input_") for target in entry.get("target_names", ())):
+            raise ValueError(
+                f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
+            )
+        found, _, _ = select_modules_by_config(model, {k: v for k, v in entry.items() if k in _SELECTING})
+        if not found:
+            raise ValueError(
+                f"config_list: {entry} selects no module; check op_names and op_types against model.named_modules()"
+            )
+        names |= set(found)
+    return [name for name, _ in model.named_modules() if name in names]
+
+
+def _refuse(other: Compressor) -> None:
+    """Refuse to train over a compressor that this would spoil, or that would never do its work."""
+    inner = getattr(other, "bound_pruner", None)
+    for compressor in (other, inner):
+        if getattr(compressor, "trains_with_pwoa", False):
+            raise ValueError(
+                f"{type(compressor).__name__} has PwoA's loss already; compress with it alone, or fuse PwoADistiller "
+                "with another pruner"
+            )
+    kind = type(other).__name__
+    if isinstance(other, (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)) and other.interval_steps == -1:
+        spaces = [space for targets in other._target_spaces.values() for space in targets.values()]
+        if all(space.mask is None or bool((space.mask == 1).all()) for space in spaces):
+            raise ValueError(
+                f"{kind} makes no mask while a distiller trains: put it inside AGPPruner or LinearPruner, or call its "
+                "compress() first and distil under those masks"
+            )
+    training_steps = getattr(inner, "training_steps", None)
+    if training_steps is not None and training_steps != other.interval_steps:
+        raise ValueError(
+            f"{kind} over {type(inner).__name__} misses the target: training_steps={training_steps} and "
+            f"interval_steps={other.interval_steps} differ; make them equal"
+        )
+
+
+def _steps_needed(other: Compressor) -> int:
+    """Training steps until a pruner has made its last mask."""
+    if hasattr(other, "bound_pruner"):
+        return int(other.interval_steps * other.total_times)
+    return int(getattr(other, "cooldown_begin_step", None) or getattr(other, "training_steps", None) or 0)

@@ -1,0 +1,237 @@
+"""`make_evaluator`: NNI's TorchEvaluator with everything traced for the user."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from typing import Any, Literal
+
+import nni
+import torch
+from nni.compression import TorchEvaluator
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
+from torch.utils._pytree import tree_map
+
+from ...method.logits import logits_of
+from ..batch import TakeBatch, take_images_and_labels
+from .checks import check_optimizer, check_scheduler
+
+__all__ = ["make_evaluator"]
+
+#: Logits and labels, to a scalar.
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def make_evaluator(
+    model: nn.Module,
+    train_loader: Iterable[Any],
+    optimizer: type[Optimizer] | Optimizer = torch.optim.SGD,
+    lr: float = 0.01,
+    *,
+    optimizer_options: Mapping[str, Any] | None = None,
+    lr_scheduler: type[LRScheduler] | Callable[[Optimizer], LRScheduler] | None = None,
+    lr_scheduler_options: Mapping[str, Any] | None = None,
+    lr_scheduler_interval: Literal["step", "epoch"] = "step",
+    loss: Loss = F.cross_entropy,
+    device: torch.device | str | None = None,
+    take_batch: TakeBatch = take_images_and_labels,
+    evaluating_func: Callable[[nn.Module], float] | None = None,
+    dummy_input: Any = None,
+) -> TorchEvaluator:
+    """An NNI evaluator that trains ``model`` on ``train_loader``: optimizer, scheduler and loop, traced as NNI needs.
+
+    Args:
+        model: the network, not wrapped by NNI.
+        train_loader: batches, read again at every epoch.
+        optimizer: a class of torch's, or an instance that ``nni.trace`` made.
+        lr: learning rate, where ``optimizer`` is a class.
+        optimizer_options: its other arguments, ``{"momentum": 0.9}``.
+        lr_scheduler: a class, made with ``lr_scheduler_options``; or a function from the optimizer to a scheduler.
+        lr_scheduler_options: the class's arguments.
+        lr_scheduler_interval: when the scheduler steps.
+        loss: of logits and labels. It alone trains under NNI's compressors; PwoA's leave it out unless
+            ``origin_loss_lambda`` is above 0.
+        device: where to train; the model is moved there now. None: where it is.
+        take_batch: a function from a batch to ``(x, y)``; ``y`` may be None where a distiller brings its own loss.
+        evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
+
+    Returns:
+        A `TorchEvaluator`; its ``steps_per_epoch`` is the loader's length, None where that has none.
+
+    Raises:
+        ValueError: NNI could not rebuild the optimizer or scheduler, or something else cannot be used.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
+        raise ValueError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
+    if _length(train_loader) == 0:
+        raise ValueError("train_loader is empty; give at least one batch of images")
+    if lr_scheduler_interval not in ("step", "epoch"):
+        raise ValueError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
+    check_scheduler(lr_scheduler if isinstance(lr_scheduler, (type, LRScheduler)) else None)
+    if isinstance(lr_scheduler, LRScheduler):
+        raise ValueError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
+    if lr_scheduler_options and not isinstance(lr_scheduler, type):
+        raise ValueError("lr_scheduler_options go with a class as lr_scheduler")
+    if device is not None:
+        model.to(device)
+    if isinstance(optimizer, type):
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        if not parameters:
+            raise ValueError("model has no parameter with requires_grad=True; there is nothing to train")
+        options = {"lr": lr, **(optimizer_options or {})}
+        try:
+            optimizer = nni.trace(optimizer)(parameters, **options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"optimizer: {' '.join(str(error).split())}; see optimizer_options={options}") from None
+    elif optimizer_options:
+        raise ValueError("optimizer_options go with a class as optimizer")
+    check_optimizer(optimizer, model)
+
+    def training_step(batch: Any, model: nn.Module) -> Tensor:
+        x, y = take_batch(batch)
+        if y is None:
+            return x.new_zeros(())
+        return loss(logits_of(model(x)), y)
+
+    made = _LoaderEvaluator(
+        _Training(train_loader, lr_scheduler_interval), optimizer, training_step, None, dummy_input, evaluating_func
+    )
+    if lr_scheduler is not None:
+        made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
+    # Now, by the names of the parameters: NNI's compressors ask for it when the first of them that has the evaluator is
+    # made, by identity, and one that wrapped the model before has replaced the weights. They would never be trained.
+    made._init_optimizer_helpers(model)
+    return made
+
+
+class _Scheduler:
+    """Makes a scheduler for each optimizer that NNI rebuilds."""
+
+    def __init__(self, make: Callable[..., LRScheduler], options: dict[str, Any]) -> None:
+        self.make, self.options = make, options
+
+    def call(self, optimizer: Optimizer) -> LRScheduler:
+        try:
+            made = self.make(optimizer, **self.options)
+        except TypeError as error:
+            raise ValueError(f"lr_scheduler: {error}; see lr_scheduler_options={self.options}") from None
+        if not isinstance(made, LRScheduler):
+            raise ValueError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
+        check_scheduler(type(made))
+        return made
+
+
+class _LoaderEvaluator(TorchEvaluator):
+    """A `TorchEvaluator` that knows its loader and makes its scheduler by a function."""
+
+    training_func: _Training
+    scheduler: _Scheduler | None = None
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None where the loader has no length."""
+        return self.training_func.steps_per_epoch
+
+    def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
+        super()._init_optimizer_helpers(pure_model)
+        if self.scheduler is not None:
+            self.scheduler.call(self._optimizer_helpers[0].call(pure_model, None))  # what it lacks is said now
+            self._lr_scheduler_helpers, self._lrs_opt_map = [self.scheduler], {0: 0}
+            self._train_with_single_scheduler = True
+
+
+class _Training:
+    """The training loop."""
+
+    def __init__(self, loader: Iterable[Any], scheduler_interval: str) -> None:
+        self.loader, self.scheduler_interval = loader, scheduler_interval
+
+    @property
+    def steps_per_epoch(self) -> int | None:
+        return _length(self.loader)
+
+    def __call__(
+        self,
+        model: nn.Module,
+        optimizer: Optimizer,
+        training_step: Callable[..., Tensor],
+        lr_scheduler: LRScheduler | None = None,
+        max_steps: int | None = None,
+        max_epochs: int | None = None,
+    ) -> None:
+        if max_steps is None and max_epochs is None:
+            raise ValueError("give max_steps or max_epochs: this evaluator does not know how long to train")
+        self._check_length(lr_scheduler, max_steps, max_epochs)
+        device = next(model.parameters()).device
+        step = epoch = 0
+        with warnings.catch_warnings(), _training_mode(model):
+            # NNI's hooks around optimizer.step() hide from schedulers that it was called.
+            warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
+            while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
+                began = step
+                for batch in self.loader:
+                    if max_steps is not None and step >= max_steps:
+                        break
+                    self._step(model, optimizer, training_step, _moved(batch, device))
+                    step += 1
+                    if lr_scheduler is not None and self.scheduler_interval == "step":
+                        lr_scheduler.step()
+                if step == began:
+                    raise ValueError("train_loader gives no batch; give one that can be read again at every epoch")
+                epoch += 1
+                if lr_scheduler is not None and self.scheduler_interval == "epoch":
+                    lr_scheduler.step()
+
+    @staticmethod
+    def _step(model: nn.Module, optimizer: Optimizer, training_step: Callable[..., Tensor], batch: Any) -> None:
+        optimizer.zero_grad()
+        loss = training_step(batch, model)
+        if not loss.requires_grad:
+            raise ValueError(
+                "batches have no labels, so that there is no loss to train by; give labels, or fuse PwoADistiller"
+            )
+        loss.backward()
+        optimizer.step()
+
+    def _check_length(self, scheduler: LRScheduler | None, max_steps: int | None, max_epochs: int | None) -> None:
+        """OneCycleLR alone raises when it is stepped too often, at the very end of training."""
+        if not isinstance(scheduler, OneCycleLR):
+            return
+        per_epoch = self.steps_per_epoch
+        if self.scheduler_interval == "epoch":
+            wanted = max_epochs if max_epochs is not None or not per_epoch else -(-(max_steps or 0) // per_epoch)
+        else:
+            wanted = max_steps if max_steps is not None or not per_epoch else (max_epochs or 0) * per_epoch
+        if wanted is not None and wanted > scheduler.total_steps:
+            raise ValueError(
+                f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "
+                f"steps; give total_steps={wanted} or more"
+            )
+
+
+@contextlib.contextmanager
+def _training_mode(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.train()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over a stream has a __len__ that raises
+        return None
+
+
+def _moved(batch: Any, device: torch.device) -> Any:
+    return tree_map(lambda value: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value, batch)

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pwoa_plugin.nni.batch import Asked, with_images
+
+X, Y, NEW = torch.zeros(4, 1, 2, 2), torch.arange(4), torch.ones(3, 1, 2, 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind"), [((X, Y, "id"), tuple), ([X, Y], list), ({"x": X, "y": Y, "id": 7}, dict), (X, Tensor)]
+)
+def test_a_batch_with_other_images_has_the_same_form(batch: Any, kind: type) -> None:
+    made = with_images(batch, X, NEW)
+    assert isinstance(made, kind)
+    if kind is Tensor:
+        assert made is NEW
+        return
+    x, y, *rest = made.values() if kind is dict else made
+    assert x is NEW
+    assert torch.equal(y, Y[:3])
+    assert rest == (list(batch.values()) if kind is dict else list(batch))[2:]
+
+
+def test_asked_is_about_a_batch() -> None:
+    asked = Asked(nn.Flatten(), lambda batch, model: model(batch[0]) + batch[1][:, None])
+    with asked.about((X, Y), X):
+        assert torch.equal(asked(NEW), torch.ones(3, 4) + Y[:3, None])
+    with pytest.raises(RuntimeError, match="no batch"):
+        asked(NEW)

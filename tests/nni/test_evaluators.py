@@ -1,0 +1,188 @@
+"""`make_evaluator` under real NNI pruners."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import nni
+import pytest
+import torch
+from nni.compression import TorchEvaluator
+from nni.compression.pruning import AGPPruner, LevelPruner, TaylorPruner
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from pwoa_plugin import PwoAPruner, make_evaluator
+from pwoa_plugin.config import HSICConfig
+
+Pair = tuple[Tensor, Tensor]
+PRUNED = [{"op_types": ["Conv2d", "Linear"], "target_names": ["weight"], "sparse_ratio": 0.5, "granularity": [1]}]
+
+
+@pytest.fixture
+def loader(images: Pair) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(*images), batch_size=32, shuffle=True)
+
+
+def bound(evaluator: TorchEvaluator, model: nn.Module) -> TorchEvaluator:
+    evaluator.bind_model(model, {name: name for name, _ in model.named_parameters()})
+    return evaluator
+
+
+@pytest.mark.parametrize("given", ["class", "traced instance"])
+def test_it_trains_as_a_loop_by_hand_does(trained: nn.Module, images: Pair, given: str) -> None:
+    ordered = DataLoader(TensorDataset(*images), batch_size=32)
+    by_hand = copy.deepcopy(trained)
+    optimizer = torch.optim.SGD(by_hand.parameters(), lr=0.05, momentum=0.9)
+    scheduler = StepLR(optimizer, step_size=4, gamma=0.5)
+    for _ in range(2):
+        for x, y in ordered:
+            optimizer.zero_grad()
+            F.cross_entropy(by_hand(x), y).backward()
+            optimizer.step()
+            scheduler.step()
+    if given == "class":
+        options: dict[str, Any] = {"lr": 0.05, "optimizer_options": {"momentum": 0.9}}
+    else:
+        options = {"optimizer": nni.trace(torch.optim.SGD)(trained.parameters(), lr=0.05, momentum=0.9)}
+    schedule = {"lr_scheduler": StepLR, "lr_scheduler_options": {"step_size": 4, "gamma": 0.5}}
+    evaluator = make_evaluator(trained, ordered, **options, **schedule)
+    assert isinstance(evaluator, TorchEvaluator)
+    assert evaluator.steps_per_epoch == 6
+    trained.eval()
+    bound(evaluator, trained).train(None, 2)
+    for mine, expected in zip(trained.parameters(), by_hand.parameters(), strict=True):
+        assert torch.equal(mine, expected)
+    assert not trained.training
+
+
+def test_steps_end_within_an_epoch_and_go_on_over_several(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    seen: list[int] = []
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        seen.append(len(y))
+        return F.cross_entropy(logits, y)
+
+    evaluator = bound(make_evaluator(trained, loader, loss=loss), trained)
+    for steps in (4, 15):
+        seen.clear()
+        evaluator.train(steps, None)
+        assert len(seen) == steps
+    seen.clear()
+    evaluator.train(4, 3)  # whichever comes first
+    assert len(seen) == 4
+    with pytest.raises(ValueError, match="give max_steps or max_epochs"):
+        evaluator.train(None, None)
+
+
+def test_schedules_by_function_and_by_epoch(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    rates: list[float] = []
+
+    def schedule(optimizer: torch.optim.Optimizer) -> LambdaLR:
+        return LambdaLR(optimizer, lambda epoch: 0.1**epoch)
+
+    evaluator = make_evaluator(trained, loader, lr=1.0, lr_scheduler=schedule, lr_scheduler_interval="epoch")
+    bound(evaluator, trained)
+    optimizer = evaluator._optimizers[0]
+    evaluator.patch_optimizer_step([lambda: rates.append(optimizer.param_groups[0]["lr"])], [])
+    evaluator.train(None, 2)
+    assert rates == pytest.approx([1.0] * 6 + [0.1] * 6)
+
+
+def test_a_schedule_is_made_anew_for_each_compress(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    evaluator = make_evaluator(
+        trained, loader, lr_scheduler=OneCycleLR, lr_scheduler_options={"max_lr": 0.01, "total_steps": 12}
+    )
+    pruner = PwoAPruner(trained, PRUNED, evaluator, eps=0.1, steps_per_epoch=6)
+    for _ in range(2):
+        pruner.compress(None, 2)
+    with pytest.raises(ValueError, match=r"OneCycleLR\(total_steps=12\) ends before this training of 18 steps"):
+        pruner.compress(None, 3)
+
+
+def test_loaders_without_a_length(trained: nn.Module, images: Pair) -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(zip(*images, strict=True))
+
+    evaluator = make_evaluator(trained, DataLoader(Stream(), batch_size=32))
+    assert evaluator.steps_per_epoch is None
+    bound(evaluator, trained).train(None, 2)
+
+
+def test_nnis_own_pruners_train_on_it(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    evaluator = make_evaluator(trained, loader, torch.optim.Adam, 1e-3)
+    _, masks = TaylorPruner(trained, PRUNED, evaluator, training_steps=5).compress()
+    assert masks["fc1"]["weight"].mean() == pytest.approx(0.5)
+
+
+def test_weights_are_trained_under_a_pruner_that_wrapped_the_model_before_it_had_the_evaluator(
+    trained: nn.Module, loader: DataLoader[Any]
+) -> None:
+    """``AGPPruner(LevelPruner(model, ...), evaluator=...)``: NNI's own TorchEvaluator then trains biases alone."""
+    before = copy.deepcopy(trained)
+    evaluator = make_evaluator(trained, loader, torch.optim.Adam, 1e-2)
+    agp = AGPPruner(LevelPruner(trained, PRUNED), interval_steps=2, total_times=2, evaluator=evaluator)
+    agp.compress(6, None)
+    for name, targets in agp.get_masks().items():
+        moved = trained.get_submodule(name)._nni_wrapper.weight - before.get_submodule(name).weight
+        assert (moved * targets["weight"]).abs().sum() > 0
+
+
+def test_unlabelled_batches(trained: nn.Module, images: Pair) -> None:
+    loader = DataLoader(images[0], batch_size=32)
+    evaluator = make_evaluator(trained, loader)
+    with pytest.raises(ValueError, match="batches have no labels"):
+        bound(evaluator, trained).train(3, None)
+    evaluator.unbind_model()
+    pruner = PwoAPruner(trained, PRUNED, evaluator, eps=0.1, hsic=HSICConfig(lambda_y=0), steps_per_epoch=6)
+    pruner.compress(12, None)
+
+
+def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    sgd = nni.trace(torch.optim.SGD)
+    other = nn.Linear(2, 2)
+    frozen = copy.deepcopy(trained).requires_grad_(False)
+    wrapped = copy.deepcopy(trained)
+    LevelPruner(wrapped, PRUNED)
+    optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
+
+    def sequential(optimizer: torch.optim.Optimizer) -> SequentialLR:
+        return SequentialLR(optimizer, [StepLR(optimizer, 1), StepLR(optimizer, 1)], milestones=[3])
+
+    def make(**options: Any) -> Any:
+        return make_evaluator(trained, loader, **options)
+
+    refusals = {
+        "model is a function": lambda: make_evaluator(lambda x: x, loader),  # type: ignore[arg-type]
+        "model is wrapped by a compressor": lambda: make_evaluator(wrapped, loader),
+        "train_loader is empty": lambda: make_evaluator(trained, []),
+        "this SGD is not traced": lambda: make(optimizer=optimizer),
+        r"this SGD was built from named_parameters\(\)": lambda: make(
+            optimizer=sgd(trained.named_parameters(), lr=0.1)
+        ),
+        "this SGD has no parameter of the model": lambda: make(optimizer=sgd(other.parameters(), lr=0.1)),
+        "1 parameters of this SGD are not the model's": lambda: make(
+            optimizer=sgd([trained.fc1.weight, other.weight], lr=0.1)
+        ),
+        "has no parameter of the model; pass": lambda: make(optimizer=sgd([{"params": []}], lr=0.1)),
+        "no parameter with requires_grad=True": lambda: make_evaluator(frozen, loader),
+        "optimizer: .*momentun": lambda: make(optimizer_options={"momentun": 0.9}),
+        "optimizer: Invalid learning rate": lambda: make(lr=-1.0),
+        "cannot rebuild a SequentialLR; write the schedule as one LambdaLR": lambda: make(lr_scheduler=SequentialLR),
+        "cannot rebuild a SequentialLR; write": lambda: make(lr_scheduler=sequential),
+        "lr_scheduler: .*T_max": lambda: make(lr_scheduler=CosineAnnealingLR),
+        "lr_scheduler is an instance|lr_scheduler: this StepLR is not traced": lambda: make(
+            lr_scheduler=StepLR(optimizer, 1)
+        ),
+        "lr_scheduler gives a NoneType": lambda: make(lr_scheduler=lambda optimizer: None),
+        "lr_scheduler_interval='batch'": lambda: make(lr_scheduler_interval="batch"),
+        "lr_scheduler_options go with a class": lambda: make(lr_scheduler_options={"T_max": 3}),
+    }
+    for said, refused in refusals.items():
+        with pytest.raises(ValueError, match=said) as caught:
+            refused()
+        assert "\n" not in str(caught.value)
