@@ -48,6 +48,7 @@ class PwoALoss(nn.Module):
         terms: ``{name: tensor}``, detached, weighted and signed.
         hidden_layers: names of the modules whose inputs are the T_j; known after the first call.
         radius: of the perturbation, in pixel units; known after the first call.
+        use_hsic: whether HSIC's terms count at the moment; they are off in ADMM as published.
 
     Raises:
         ValueError: a section, ``eps`` or ``pixel_range`` cannot be used; one line says what to mend.
@@ -79,6 +80,7 @@ class PwoALoss(nn.Module):
         if self.hsic.layers != "auto":
             check_names(teacher, self.hsic.layers)
         self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
+        self.use_hsic = True
         self.radius: float | None = None
         self._objective: PwoAObjective | None = None
         self._student: int | None = None
@@ -143,6 +145,7 @@ class PwoALoss(nn.Module):
         if self._student != id(student):
             self._check_student(student, objective)
             self._student = id(student)
+        objective.use_hsic = self.use_hsic
         loss: Tensor = objective(student, x, y)
         return loss
 

@@ -9,9 +9,32 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..method.hidden import Around
-from .pruner import TakeBatch, take_images_and_labels
 
 __all__ = ["Asked", "Predict", "TakeBatch", "take_images_and_labels", "with_images"]
+
+#: A batch as an evaluator gives it, to images and labels.
+TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+
+def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
+    """``(x, y)`` of a batch as loaders give it: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x``.
+
+    Raises:
+        ValueError: there are no images in it.
+    """
+    if isinstance(batch, Tensor):
+        return batch, None
+    if isinstance(batch, Mapping):
+        x, y = batch.get("pixel_values", batch.get("x")), batch.get("labels", batch.get("y"))
+    elif isinstance(batch, (tuple, list)) and batch:
+        x, y = batch[0], batch[1] if len(batch) > 1 else None
+    else:
+        x = y = None
+    if not isinstance(x, Tensor):
+        what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+        raise ValueError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
+    return x, y
+
 
 #: NNI's ``teacher_predict``: a batch and a network, to the network's answer.
 Predict = Callable[[Any, nn.Module], Any]

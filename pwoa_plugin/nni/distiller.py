@@ -12,16 +12,17 @@ from nni.compression.base.compressor import Compressor, Distiller
 from nni.compression.base.config import default_config_schema, select_modules_by_config
 from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
-from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
 from nni.compression.utils import Evaluator
 from schema import SchemaError
 from torch import Tensor, nn
 
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
-from ..method.compression import TrainingError, restored_on_error
+from ..method.compression import restored_on_error
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
+from .fusion import refuse_idle_pruners, refuse_pwoa_twice
+from .training import check_finite
 
 __all__ = ["PwoADistiller"]
 
@@ -130,8 +131,10 @@ class PwoADistiller(Distiller):
         Raises:
             ValueError: the compressors do not go together, or an argument cannot be used.
         """
+        refuse_pwoa_twice(compressor, cls.__name__)
+        refuse_idle_pruners(compressor)
         for other in compressor.fused_compressors:
-            _refuse(other)
+            _refuse_missed_target(other)
         wrapped = compressor._is_wrapped
         try:
             made: PwoADistiller = super().from_compressor(
@@ -289,10 +292,8 @@ class PwoADistiller(Distiller):
                 if isinstance(network, Asked):
                     asked.enter_context(network.about(batch, x))
             loss: Tensor = self.loss(self._student, x, y)
-        if self._step % _STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
-            raise TrainingError(
-                f"the loss is not finite at step {self._step + 1}; the model is as it was: lower the learning rate"
-            )
+        if self._step % _STEPS_BETWEEN_CHECKS == 0:
+            check_finite(loss, self._step)
         self._step += 1
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
         return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
@@ -339,28 +340,18 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
     return [name for name, _ in model.named_modules() if name in names]
 
 
-def _refuse(other: Compressor) -> None:
-    """Refuse to train over a compressor that this would spoil, or that would never do its work."""
+def _refuse_missed_target(other: Compressor) -> None:
+    """NNI's Taylor and Slim count their own steps; a scheduler over them that counts others ends short.
+
+    Raises:
+        ValueError: the two differ.
+    """
     inner = getattr(other, "bound_pruner", None)
-    for compressor in (other, inner):
-        if getattr(compressor, "trains_with_pwoa", False):
-            raise ValueError(
-                f"{type(compressor).__name__} has PwoA's loss already; compress with it alone, or fuse PwoADistiller "
-                "with another pruner"
-            )
-    kind = type(other).__name__
-    if isinstance(other, (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)) and other.interval_steps == -1:
-        spaces = [space for targets in other._target_spaces.values() for space in targets.values()]
-        if all(space.mask is None or bool((space.mask == 1).all()) for space in spaces):
-            raise ValueError(
-                f"{kind} makes no mask while a distiller trains: put it inside AGPPruner or LinearPruner, or call its "
-                "compress() first and distil under those masks"
-            )
     training_steps = getattr(inner, "training_steps", None)
     if training_steps is not None and training_steps != other.interval_steps:
         raise ValueError(
-            f"{kind} over {type(inner).__name__} misses the target: training_steps={training_steps} and "
-            f"interval_steps={other.interval_steps} differ; make them equal"
+            f"{type(other).__name__} over {type(inner).__name__} misses the target: training_steps={training_steps} "
+            f"and interval_steps={other.interval_steps} differ; make them equal"
         )
 
 

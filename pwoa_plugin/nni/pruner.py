@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -24,10 +24,12 @@ from ..method.compression import Compression, restored_on_error
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.layers import is_weighted
+from ..method.loss import PwoALoss
 from ..method.sparsity import Filter
+from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
-from .training import Plan, TakeBatch, Terms, Training, plan_alone, plan_scheduled, take_images_and_labels
+from .training import Plan, Training, plan_alone, plan_scheduled
 from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, release
 
 __all__ = ["PwoAPruner"]
@@ -100,9 +102,9 @@ class PwoAPruner(Pruner):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         callbacks: Sequence[Callback] = (),
         allocation: str = "uniform",
-        distillation: DistillationConfig | None = None,
-        perturbation: PerturbationConfig | None = None,
-        hsic: HSICConfig | None = None,
+        distillation: DistillationConfig | Mapping[str, Any] | None = None,
+        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
+        hsic: HSICConfig | Mapping[str, Any] | None = None,
         admm: ADMMConfig | None = None,
         eps: float | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
@@ -155,16 +157,16 @@ class PwoAPruner(Pruner):
             if not evaluator._initialization_complete:
                 evaluator._init_optimizer_helpers(model)
             check_optimizers(evaluator, [f"{x.module}.{x.name}" for x in self._targets.values()])
-            self._teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
-            self._terms = Terms(
-                distillation=distillation or DistillationConfig(),
-                perturbation=perturbation or PerturbationConfig(),
-                hsic=hsic or HSICConfig(),
-                admm=admm or ADMMConfig(),
+            teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
+            self._loss = PwoALoss(
+                teacher,
+                distillation=distillation,
+                perturbation=perturbation,
+                hsic=hsic,
                 eps=eps,
                 pixel_range=pixel_range,
-                take_batch=take_batch,
             )
+            self._admm, self._take_batch = admm or ADMMConfig(), take_batch
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
         super().__init__(model, entries, evaluator, existed_wrappers)
@@ -176,16 +178,16 @@ class PwoAPruner(Pruner):
         register_settings(model)
         allocated = run.allocation.items()
         self._targets = {n: Target(n, "weight", run.sparsity_set, x, 1 - x.density) for n, x in allocated}
-        self._teacher = run.teacher
-        self._terms = Terms(
+        self._loss = PwoALoss(
+            run.teacher,
             distillation=config.distillation,
             perturbation=config.perturbation,
             hsic=config.hsic,
-            admm=config.admm,
             eps=config.eps,
             pixel_range=config.pixel_range,
-            take_batch=take_batch,
+            seed=config.seed,
         )
+        self._admm, self._take_batch = config.admm, take_batch
         # The ratio is for NNI's books: what each layer keeps is in `allocation`.
         ratio = 1 - sum(x.weights * x.density for _, x in allocated) / sum(x.weights for _, x in allocated)
         return [{"op_names": list(run.layers), "target_names": ["weight"], "sparse_ratio": ratio, "granularity": [1]}]
@@ -224,6 +226,11 @@ class PwoAPruner(Pruner):
                 compressor.wrap_model()
             raise
         return made
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen robust network that the loss asks the pruned one to agree with."""
+        return self._loss.teacher
 
     # -- wrapping --------------------------------------------------------------------------------
 
@@ -350,7 +357,7 @@ class PwoAPruner(Pruner):
             return {}
         images = self._training.images if self._training is not None else None
         # The teacher is the same network without wrappers; only where the masks are matters.
-        return None if images is None else dead_constants(self._teacher, masks, images)
+        return None if images is None else dead_constants(self.teacher, masks, images)
 
     @torch.no_grad()
     def _hold(self) -> None:
@@ -423,7 +430,7 @@ class PwoAPruner(Pruner):
     def _plan(self, max_steps: int | None, max_epochs: int | None) -> Plan | None:
         """When to update and to prune in a training of that length."""
         per_epoch = self._steps_of_an_epoch()
-        config = self._terms.admm
+        config = self._admm
         steps = max_steps if max_epochs is None or per_epoch is None else max_epochs * per_epoch
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
@@ -486,9 +493,10 @@ class PwoAPruner(Pruner):
             _logger.info("allocation\n%s", allocation_table(self.allocation))
         self._training = Training(
             self.bound_model,
-            self._teacher,
-            self._terms,
+            self._loss,
             plan,
+            admm=self._admm,
+            take_batch=self._take_batch,
             weights={name: self._space(target).target for name, target in self._targets.items()},
             targets=self._targets,
             share=self._share,
@@ -514,7 +522,7 @@ class PwoAPruner(Pruner):
         self._hold()
         for wrapper in self._module_wrappers.values():
             release(wrapper.module)
-        self.radius = training.radius
+        self.radius = self._loss.radius
         if training.residual is not None:
             self.residual = training.residual
         self._end()

@@ -11,54 +11,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig
+from ..config import ADMMConfig
 from ..method.admm import ADMM
-from ..method.batches import check_images, check_labels
-from ..method.compression import TrainingError, build_admm, build_objective
-from ..method.objective import PwoAObjective
+from ..method.compression import TrainingError, build_admm
+from ..method.loss import PwoALoss
+from .batch import TakeBatch
 from .config_list import Target
 
-__all__ = ["Plan", "TakeBatch", "Terms", "Training", "plan_alone", "plan_scheduled", "take_images_and_labels"]
+__all__ = ["Plan", "Training", "check_finite", "plan_alone", "plan_scheduled"]
 
 _logger = logging.getLogger(__name__)
 
-_CHECKED_STEPS = 100  # the first batches are looked at; later ones of the same loader are like them
 _STEPS_BETWEEN_CHECKS = 10
-
-TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
-
-
-def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """``(x, y)`` of a batch as loaders give it: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x``.
-
-    Raises:
-        ValueError: there are no images in it.
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
-    if isinstance(batch, Mapping):
-        x, y = batch.get("pixel_values", batch.get("x")), batch.get("labels", batch.get("y"))
-    elif isinstance(batch, (tuple, list)) and batch:
-        x, y = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        x = y = None
-    if not isinstance(x, Tensor):
-        what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
-    return x, y
-
-
-@dataclass(frozen=True)
-class Terms:
-    """What the loss is made of; see `PwoAConfig`."""
-
-    distillation: DistillationConfig
-    perturbation: PerturbationConfig
-    hsic: HSICConfig
-    admm: ADMMConfig
-    eps: float | None
-    pixel_range: tuple[float, float]
-    take_batch: TakeBatch
 
 
 @dataclass(frozen=True)
@@ -100,7 +64,9 @@ class Training:
     Args:
         model: the wrapped network that is trained.
         teacher: the frozen network.
-        terms: of the loss.
+        loss: PwoA's own, with the frozen teacher.
+        admm: see `PwoAConfig`.
+        take_batch: see `take_images_and_labels`.
         plan: of ADMM and the hard prune; None: prune at the first step, without ADMM.
         weights: the parameters to prune, by the names of ``targets``.
         targets: what they keep; none where only fine-tuning is wanted.
@@ -111,7 +77,6 @@ class Training:
     Attributes:
         step: optimizer steps done.
         pruned: whether the hard prune is behind.
-        radius: of the perturbation in pixel units, once a batch has been seen.
         residual: ADMM's, at the hard prune.
         images: two of the first batch's images.
     """
@@ -119,10 +84,11 @@ class Training:
     def __init__(
         self,
         model: nn.Module,
-        teacher: nn.Module,
-        terms: Terms,
+        loss: PwoALoss,
         plan: Plan | None,
         *,
+        admm: ADMMConfig,
+        take_batch: TakeBatch,
         weights: Mapping[str, Tensor],
         targets: Mapping[str, Target],
         share: Callable[[str], float],
@@ -131,61 +97,32 @@ class Training:
         pruned: bool,
         per_epoch: int | None,
     ) -> None:
-        self.model, self.teacher, self.terms, self.plan = model, teacher, terms, plan
+        self.model, self.plan = model, plan
+        self._loss, self._config, self._take_batch = loss, admm, take_batch
         self._prune, self._hold = prune, hold
         self.step, self.pruned = 0, pruned
-        self.radius: float | None = None
         self.residual: float | None = None
         self.images: Tensor | None = None
-        self._objective: PwoAObjective | None = None
         self._admm: ADMM | None = None
         if plan is not None and not pruned:
             masks = {name: partial(_mask_now, target, share, name) for name, target in targets.items()}
             steps = plan.last_update + 1
             interval = plan.interval or None
-            self._admm, self._interval = build_admm(weights, masks, terms.admm, steps, per_epoch or 0, interval)
+            self._admm, self._interval = build_admm(weights, masks, admm, steps, per_epoch or 0, interval)
 
     def loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         """PwoA's loss on a batch, added to what ``others`` have; NNI calls this."""
-        terms = self.terms
-        x, y = terms.take_batch(batch)
-        if self.step < _CHECKED_STEPS:
-            check_images(x, terms.pixel_range, "evaluator's batch")
-        objective, x, y = self._look(x, y)
-        if self.step < _CHECKED_STEPS and y is not None and objective.needs_labels:
-            check_labels(y, len(x), objective.classes, "evaluator's batch")
-        objective.use_hsic = self._admm is None or terms.admm.hsic
-        loss: Tensor = objective(self.model, x, y)
-        if self.step % _STEPS_BETWEEN_CHECKS == 0 and not loss.isfinite():
-            raise TrainingError(
-                f"the loss is not finite at step {self.step + 1}; the model is as it was: lower the learning rate"
-            )
+        x, y = self._take_batch(batch)
+        self._loss.to(next(self.model.parameters()).device)  # evaluators move models, teachers are ours to move
+        self._loss.use_hsic = self._admm is None or self._config.hsic
+        loss: Tensor = self._loss(self.model, x, y)
+        if self.images is None:
+            self.images = x[:2].detach().to(loss.device, copy=True)
+        if self.step % _STEPS_BETWEEN_CHECKS == 0:
+            check_finite(loss, self.step)
         if self._admm is not None:
             loss = loss + self._admm.penalty()
         return others + loss
-
-    def _look(self, x: Tensor, y: Tensor | None) -> tuple[PwoAObjective, Tensor, Tensor | None]:
-        """Batch and teacher where the model is, and the objective, which the first batch makes."""
-        terms, device = self.terms, next(self.model.parameters()).device
-        if x.device != device:
-            x, y = x.to(device), None if y is None else y.to(device)
-        if self._objective is None:
-            self.teacher.to(device)
-            self.images = x[:2].detach().clone()
-            self._objective, self.radius = build_objective(
-                self.teacher,
-                x,
-                distillation=terms.distillation,
-                perturbation=terms.perturbation,
-                hsic=terms.hsic,
-                eps=terms.eps,
-                pixel_range=terms.pixel_range,
-            )
-            if self._objective.needs_labels and y is None:
-                raise ValueError(
-                    f"batches have no labels, and hsic.lambda_y={terms.hsic.lambda_y:g} needs them; set it to 0"
-                )
-        return self._objective, x, y
 
     @torch.no_grad()
     def after_step(self) -> None:
@@ -218,3 +155,15 @@ class Training:
 
 def _mask_now(target: Target, share: Callable[[str], float], name: str, value: Tensor) -> Tensor:
     return target.mask(value, share(name))
+
+
+def check_finite(loss: Tensor, step: int) -> None:
+    """Raise where there is no sense in training on.
+
+    Raises:
+        TrainingError: the loss of ``step`` (from 0) is no number.
+    """
+    if not loss.isfinite():
+        raise TrainingError(
+            f"the loss is not finite at step {step + 1}; the model is as it was: lower the learning rate"
+        )

@@ -424,10 +424,10 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "the T_j are inputs": lambda: alone([{"op_types": ["Linear"], "target_names": ["_output_0"]}]),
         "both name hidden layers": lambda: alone([{"op_types": ["Linear"]}], hsic={"layers": "fc2"}),
         "give max_steps or max_epochs, one": lambda: alone().compress(),
-        "LevelPruner makes no mask .* inside AGPPruner": lambda: over(lambda m, e: LevelPruner(m, pruned(), e)),
-        "FPGMPruner makes no mask": lambda: over(lambda m, e: FPGMPruner(m, ROWS, e)),
-        "PwoAPruner has PwoA's loss already": lambda: over(lambda m, e: PwoAPruner(m, pruned(), e)),
-        "PwoADistiller has PwoA's loss already": lambda: over(lambda m, e: PwoADistiller(m, [], e, teacher)),
+        "LevelPruner has made no mask, .* inside AGPPruner": lambda: over(lambda m, e: LevelPruner(m, pruned(), e)),
+        "FPGMPruner has made no mask": lambda: over(lambda m, e: FPGMPruner(m, ROWS, e)),
+        "PwoADistiller and PwoAPruner cannot be fused": lambda: over(lambda m, e: PwoAPruner(m, pruned(), e)),
+        "PwoADistiller and PwoADistiller cannot be fused": lambda: over(lambda m, e: PwoADistiller(m, [], e, teacher)),
         "AGPPruner over TaylorPruner misses the target: training_steps=3 and interval_steps=4": lambda: over(
             scheduled(AGPPruner, lambda m, e: TaylorPruner(m, pruned(), e, training_steps=3))
         ),
@@ -437,7 +437,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "12 steps are over before MovementPruner": lambda: too_short(NNI_PRUNERS["Movement"][0], max_epochs=2),
         "5 steps are over before TaylorPruner": lambda: too_short(NNI_PRUNERS["Taylor"][0], max_steps=5),
     }
-    monkeypatch.setattr(PwoAPruner, "trains_with_pwoa", True, raising=False)
     for said, refused in refusals.items():
         with pytest.raises(ValueError, match=said) as caught:
             refused()

@@ -296,7 +296,7 @@ def test_a_teacher_of_ones_own(
     model = copy.deepcopy(trained)  # which has lost its last layer
     model.fc2.reset_parameters()
     pruner = PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=trained, eps=0.1)
-    assert torch.equal(pruner._teacher(images[0][:4]), trained(images[0][:4]))
+    assert torch.equal(pruner.teacher(images[0][:4]), trained(images[0][:4]))
     before = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
     pruner.compress(60)
     pruner.unwrap_model()

@@ -95,7 +95,7 @@ def test_from_compressor_either_way(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, pruned: tuple[PwoAPruner, Masks]
 ) -> None:
     pruner, masks = pruned
-    teacher = copy.deepcopy(pruner._teacher)
+    teacher = copy.deepcopy(pruner.teacher)
     x = images[0][:8]
     wrapped = trained(x)
     distiller = DynamicLayerwiseDistiller.from_compressor(
@@ -121,7 +121,7 @@ def test_on_the_wrappers_of_another_pruner(trained: nn.Module, images: Pair, eva
     pruner = PwoAPruner.from_compressor(
         level, [{"op_types": ["Linear"], "sparse_ratio": 0.9}], evaluator=evaluator(trained, images), eps=0.1
     )
-    torch.testing.assert_close(pruner._teacher(x), masked)  # as the network answered, not as NNI unwraps it
+    torch.testing.assert_close(pruner.teacher(x), masked)  # as the network answered, not as NNI unwraps it
     _, masks = pruner.compress(24)
     assert masks["conv"]["weight"].mean() == pytest.approx(0.5, abs=0.01)
     assert masks["fc1"]["weight"].mean() == pytest.approx(0.1, abs=0.01)
