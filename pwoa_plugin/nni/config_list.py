@@ -164,7 +164,7 @@ def _key(module: str, parameter: str) -> str:
 
 
 def _check_rule(where: str, rule: Any) -> None:
-    if rule not in ALLOCATIONS:
+    if not isinstance(rule, str) or rule not in ALLOCATIONS:
         raise ValueError(f"{where}={rule!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
 
 
@@ -181,7 +181,7 @@ def _translated(config_list: list[dict[str, Any]]) -> Iterator[tuple[str, dict[s
         zip(config_list, trans_legacy_config_list(copy.deepcopy(config_list)), strict=True)
     ):
         where = f"config_list[{i}]"
-        if given.get("exclude"):  # a legacy entry that only takes layers from the others
+        if given.get("exclude") and "exclude" not in config:  # translated: it takes layers from all others
             continue
         rule = config.pop("allocation", "uniform" if "sparsity_per_layer" in given else None)
         if rule is not None:

@@ -431,7 +431,8 @@ class PwoAPruner(Pruner):
         """When to update and to prune in a training of that length."""
         per_epoch = self._steps_of_an_epoch()
         config = self._admm
-        steps = max_steps if max_epochs is None or per_epoch is None else max_epochs * per_epoch
+        by_epochs = None if max_epochs is None or per_epoch is None else max_epochs * per_epoch
+        steps = min((n for n in (max_steps, by_epochs) if n is not None), default=None)
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
                 raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")

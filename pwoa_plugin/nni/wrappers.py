@@ -71,7 +71,12 @@ def read_parameters(wrappers: Iterable[ModuleWrapper]) -> None:
                 space.target.copy_(current)
 
 
-def release(module: nn.Module, *_: Any) -> None:
+def _release_in_eval(module: nn.Module, *_: Any) -> None:
+    if not module.training:  # in training a penalty of the user's may need the graph
+        release(module)
+
+
+def release(module: nn.Module) -> None:
     """Let go of the last forward's graph, which NNI leaves in a wrapped module: with it no deepcopy works."""
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.grad_fn is not None:
@@ -82,14 +87,14 @@ def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:
     """Make wrapped modules behave as plain ones do, in two things.
 
     ``load_state_dict`` of a plain checkpoint reaches the wrapped weights; NNI fills buffers, which nobody reads. And a
-    wrapped model can be copied after a forward.
+    wrapped model can be copied after a forward in eval mode.
 
     Returns:
         Handles, to remove when the wrappers go.
     """
     modules = [wrapper.module for wrapper in wrappers]
     loading = [module.register_load_state_dict_pre_hook(_into_wrapper) for module in modules]
-    return loading + [module.register_forward_hook(release) for module in modules]
+    return loading + [module.register_forward_hook(_release_in_eval) for module in modules]
 
 
 def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:

@@ -135,6 +135,8 @@ BAD: dict[str, tuple[Any, str]] = {
     "an integer": ([{"op_names": ["fc1"], "sparse_ratio": 1}], r"config_list\[0\]: .*float"),
     "an unknown key": ([{"op_names": ["fc1"], "sparseness": 0.5}], r"config_list\[0\]: .*sparseness"),
     "an unknown rule": ([{"op_names": ["fc1"], "allocation": "best", **HALF}], "allocation='best' is unknown"),
+    "no rule": ([{"op_names": ["fc1"], "allocation": ["lamp"], **HALF}], r"allocation=\['lamp'\] is unknown"),
+    "half legacy": ([LINEAR, {"op_names": ["fc2"], "exclude": True}], r"config_list\[1\]: .*exclude"),
     "an unknown set": ([{"op_names": ["fc1"], "granularity": "rows", **HALF}], "granularity='rows' is unknown"),
     "fine-grained": ([{"op_names": ["fc1"], "granularity": "fine-grained", **HALF}], "fine-grained"),
     "a contradicting n:m": ([{"op_names": ["fc1"], "granularity": "2:4", "sparse_ratio": 0.9}], "contradicts gran"),
