@@ -1,6 +1,7 @@
 """NNI's own pruners on the shipped LeNet at 16x: alone, and with PwoADistiller; beside PwoAPruner.
 
     python -m benchmarks.nni_pruners --data DIR
+    python -m benchmarks.nni_pruners --table
 
 MNIST, 10,000 natural images of the training set, 12 epochs for every method, Adam 1e-3 falling to 0 by a cosine.
 Every convolution and linear layer loses 15 weights in 16, one by one (granularity [1], the same ratio in each layer).
@@ -112,6 +113,23 @@ def cell(args: argparse.Namespace, method: str) -> dict[str, Any]:
     }
 
 
+def table(results: list[dict[str, Any]]) -> str:
+    """The cells as docs/results.md has them; a pruner alone and with the distiller in one row."""
+    by_method = {result["method"]: result for result in results}
+
+    def figures(method: str) -> str:
+        if (result := by_method.get(method)) is None:
+            return "not run | "
+        low, high = result["interval"]
+        return f"{result['clean']:.1%} | {result['AutoAttack']:.1%} ({low:.0%} to {high:.0%})"
+
+    rows = ["| pruner | alone: clean | AutoAttack (95 %) | with PwoADistiller: clean | AutoAttack (95 %) |"]
+    rows.append("| --- | --- | --- | --- | --- |")
+    rows += [f"| {pruner} | {figures(pruner)} | {figures(pruner + '+distiller')} |" for pruner in PRUNERS]
+    rows.append(f"| PwoAPruner | {figures('pwoa')} | | |")
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("data"))
@@ -124,8 +142,13 @@ def main() -> None:
     parser.add_argument("--options", type=json.loads, default={}, metavar="JSON", help="PwoADistiller's")
     parser.add_argument("--name", default="default", help="of the settings, in the files' names")
     parser.add_argument("--quiet", action="store_true")
+    parser.add_argument("--table", action="store_true", help="print the cells that are there, and run none")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.table:
+        paths = sorted(args.out.glob(f"nni-{args.name}-*-16x-seed{args.seed}.json"))
+        print(table([json.loads(path.read_text(encoding="utf-8")) for path in paths]))
+        return
     for method in args.methods:
         path = args.out / f"nni-{args.name}-{method}-16x-seed{args.seed}.json"
         if not path.exists():
