@@ -1,0 +1,7 @@
+"""The door into Torch-Pruning: channels that are really gone."""
+
+from .importance import PwoAImportance
+from .pruner import PwoAGroupPruner
+from .saving import load_pruned, save_pruned
+
+__all__ = ["PwoAGroupPruner", "PwoAImportance", "load_pruned", "save_pruned"]
