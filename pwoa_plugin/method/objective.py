@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -15,6 +16,8 @@ from .perturbation import Perturbation
 
 __all__ = ["PwoAObjective"]
 
+_logger = logging.getLogger(__name__)
+
 
 class PwoAObjective(nn.Module):
     """``alpha tau^2 KL(teacher || student) + lambda_x sum_j nHSIC(X, T_j) - lambda_y sum_j nHSIC(Y, T_j)``.
@@ -22,7 +25,8 @@ class PwoAObjective(nn.Module):
     PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with an optional term for the hidden features. Called as
     ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
 
-    `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known.
+    `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known. Hidden features
+    are compared where student and teacher have the same width; `not_alike` names the layers where they had not.
 
     Args:
         teacher: frozen, in eval mode (see `frozen_copy`). It is no submodule: it takes no part in
@@ -60,6 +64,7 @@ class PwoAObjective(nn.Module):
         self.use_hsic = True
         self.classes: int | None = None
         self.terms: dict[str, Tensor] = {}
+        self.not_alike: set[str] = set()
 
     @property
     def teacher(self) -> nn.Module:
@@ -97,12 +102,24 @@ class PwoAObjective(nn.Module):
             logits = student(x)
 
         terms = {"distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)}
-        if with_features:
-            terms["features"] = self.feature_weight * feature_loss(hidden, teacher_hidden)
+        if with_features and (alike := self._alike(hidden, teacher_hidden)):
+            terms["features"] = self.feature_weight * feature_loss(hidden, alike)
         if with_hsic:
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _alike(self, hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
+        alike = {
+            name: target
+            for name, target in teacher_hidden.items()
+            if name in hidden and hidden[name].shape == target.shape
+        }
+        if left_out := [name for name in teacher_hidden if name not in alike and name not in self.not_alike]:
+            _logger.warning("no feature distillation of %s: student and teacher differ in width", ", ".join(left_out))
+            self.not_alike.update(left_out)
+        return alike
 
     def _reading(self, model: nn.Module, wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
         return read_hidden(model, self.hidden_layers) if wanted else nullcontext({})

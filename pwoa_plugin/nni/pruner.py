@@ -145,7 +145,7 @@ class PwoAPruner(Pruner):
             # Everything that can be refused is refused before NNI touches the model.
             self._run = Compression(model, self.config)
             self.allocation = self._run.allocation
-            self._sets = dict.fromkeys(self.allocation, self._run.sparsity_set)
+            self._sets = dict.fromkeys(self.allocation, make_sparsity_set(self._run.config.granularity))
             # The ratio is for NNI's books: what each layer keeps is in `allocation`.
             ratio = 1 - sum(x.weights * x.density for x in self.allocation.values()) / sum(
                 x.weights for x in self.allocation.values()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
 from ..removal.groups import output_nodes, trace
-from ..removal.inputs import ForwardError, call, forward_saying_where, one_line, tensors_of
+from ..removal.inputs import ForwardError, call, forward_saying_where, map_tensors, one_line, tensors_of
 
 __all__ = [
     "Adapt",
@@ -82,6 +82,10 @@ class Tracing:
     unwrapped_parameters: Mapping[nn.Parameter, int] | Sequence[tuple[nn.Parameter, int]] | None = None
     customized_pruners: Mapping[Any, Any] | None = None
     ignored_params: Sequence[nn.Parameter] = ()
+
+    def on(self, device: torch.device) -> Tracing:
+        """The same with inputs on a device."""
+        return replace(self, inputs=map_tensors(lambda tensor: tensor.to(device), self.inputs))
 
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """The model's answer. (Torch-Pruning's own way first tries a tensor's images as arguments.)"""

@@ -13,14 +13,18 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
-from ..config import ADMMConfig
+from .._random import seeded
+from ..config import ADMMConfig, PwoAConfig
 from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, Allocation
+from ..method.callback import Callback
+from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
 from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
 from .coupling import MIXING, Axis, Coupling, channel_scores, parts_of
 from .graph import Adapt, Removal, Tracing, adapt_sizes, check_forward, kept_as_before, replay
 from .importance import PwoAImportance, normalised
+from .run import ChannelRemoval, images_of, settings_of
 from .selection import Candidates, Rounding, keep
 from .twin import twin_of
 
@@ -54,25 +58,35 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 optimizer.zero_grad()
         pruner.step()  # then train on, with a new optimizer: parameters are new
 
+    Or in one call, ADMM, removal and fine-tuning by the core's loss::
+
+        config = PwoAConfig(sparsity=0.75, granularity="structured", train_loader=loader)
+        PwoAGroupPruner(model, config=config).compress()
+
     Args:
         model: any network; `step` takes channels out of it in place.
         example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments for its forward, batch
-            first, on its device.
+            first, on its device. With ``config``, two of its images unless given.
+        config: of a whole run, for `compress`; its ``sparsity`` is the ratio, and its ``allocation``, ``include``,
+            ``exclude`` and ``admm`` stand for the arguments of that purpose.
         pruning_ratio: share of the channels of each group to remove, in (0, 1); of all together with
             ``global_pruning``, of those of one structure with ``isomorphic``.
         round_to: channels left are a multiple of this.
         round_up: round to more channels, not to fewer (Torch-Pruning rounds down).
         ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes that stay whole, with all
             that is coupled to them.
-        admm: ``rho``, ``growth``, ``rho_max`` and ``rescale``. Where ``growth`` is None, rho comes to its cap at the
-            last of ``epochs`` calls of `update_regularizer`, or after 4 dual updates where ``epochs`` is None too.
+        admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``. Where ``growth`` is None, rho
+            comes to its cap at the last of ``epochs`` calls of `update_regularizer`, or after 4 dual updates where
+            ``epochs`` is None too.
         adapt: a function that mends sizes which the model's own code holds (attributes such as ``num_heads``), called
             on the model once channels are gone.
         **options: Torch-Pruning's own: ``global_pruning``, ``isomorphic``, ``iterative_steps``,
             ``max_pruning_ratio``, ``pruning_ratio_dict``, ``num_heads``, ``unwrapped_parameters``... (see
             ``tp.pruner.BasePruner``). None of their objects is changed or shared.
+        callbacks: told of the progress of `compress`, beside its progress bar.
 
     Attributes:
+        run: the `Compression` of `compress`; None without a config.
         untouched: names of the layers that make the model's output.
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
         removals: what was removed so far.
@@ -84,19 +98,31 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def __init__(
         self,
         model: nn.Module,
-        example_inputs: Any,
+        example_inputs: Any = None,
         *,
-        pruning_ratio: float = 0.5,
+        config: PwoAConfig | None = None,
+        pruning_ratio: float | None = None,
         round_to: int | None = None,
         round_up: bool = False,
         ignored_layers: Sequence[Any] = (),
         admm: ADMMConfig | None = None,
         adapt: Adapt | None = None,
+        callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> None:
         check_model(model)
-        check_ratio("pruning_ratio", pruning_ratio)
         check_options(options)
+        if config is not None:
+            given = {"pruning_ratio": pruning_ratio, "admm": admm, "ignored_layers": ignored_layers or None}
+            given |= {name: options.get(name) for name in ("global_pruning", "iterative_steps")}
+            pruning_ratio, ignored_layers = settings_of(config, model, given)
+            options["global_pruning"] = config.allocation != "uniform"
+            if example_inputs is None:
+                example_inputs = images_of(config, model)
+        elif example_inputs is None:
+            raise ValueError("example_inputs is missing; give what the model's forward takes, a batch of images say")
+        pruning_ratio = 0.5 if pruning_ratio is None else pruning_ratio
+        check_ratio("pruning_ratio", pruning_ratio)
         if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
             raise ValueError(f"round_to={round_to!r}: give a whole number of channels, as 8")
         if not torch.is_grad_enabled():
@@ -116,7 +142,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             ignored_params=[entry for entry in ignored if isinstance(entry, nn.Parameter)],
         )
         self.rounding, self.adapt, self.admm_config = Rounding(round_to or 1, round_up), adapt, admm or ADMMConfig()
-        self.allocation: Allocation | None = ALLOCATIONS["global"] if options["global_pruning"] else None
+        self.allocation: Allocation | None = None
+        if options["global_pruning"]:
+            self.allocation = ALLOCATIONS[
+                "global" if config is None or config.allocation == "uniform" else config.allocation
+            ]
         self.removals: list[Removal] = []
         self.residual: float | None = None
         self._admm: ADMM | None = None
@@ -170,7 +200,35 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         for coupling in couplings:
             for axis in coupling.axes:
                 self._before[coupling.root, axis.kind] = axis.units
-        self._check_removal(self._plan(self.iterative_steps))
+        plan = self._plan(self.iterative_steps)
+        self._check_removal(plan)
+        self.run: Compression | None = None
+        self.callbacks = list(callbacks)
+        if config is not None:
+            self.run = Compression(model, config, ChannelRemoval(self, plan.tensors(model)))
+
+    def compress(self) -> nn.Module:
+        """ADMM on the groups, removal, and fine-tuning of what is left, as the config says.
+
+        Returns:
+            The model, in place: it has fewer channels, and its parameters are new.
+
+        Raises:
+            ValueError: there is no config, the data cannot be used, or channels are removed already.
+            TrainingError: the loss is no number. Whatever is raised, the model is as it was, channels too.
+        """
+        if self.run is None:
+            raise ValueError("compress: give PwoAGroupPruner a config=PwoAConfig(...) that says how to train")
+        callbacks = list(self.callbacks)
+        if self.run.config.progress:
+            from ..progress import default_progress
+
+            callbacks.append(default_progress())
+        with seeded(self.run.config.seed):
+            self.run.run(callbacks)
+        self.residual = self.run.residual
+        model: nn.Module = self.model
+        return model
 
     # -- groups ----------------------------------------------------------------------------------
 
@@ -424,6 +482,24 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self._structure = None
         self.use(None)
 
+    def done_before(self, removals: Sequence[Removal]) -> None:
+        """Remove what another pruner of the same model has removed, at its last step.
+
+        Raises:
+            ValueError: the model has no such channels.
+        """
+        replay(self.model, self.DG, removals, self.adapt)
+        self.removals, self.current_step, self._structure = list(removals), self.iterative_steps, None
+        self.use(None)
+
+    def begin_anew(self) -> None:
+        """Forget all removals, once the model has its channels again."""
+        self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
+        self.removals, self.current_step, self._structure = [], 0, None
+        self.num_heads |= self.init_num_heads
+        self.out_channel_groups |= self.init_num_heads
+        self.use(None)
+
     def _check_removal(self, plan: _Plan) -> None:
         """Try the removal on a copy.
 
@@ -431,7 +507,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             ValueError: it fails, or does not remove what the plan does.
         """
         twin, memo = twin_of(self.model)
-        tracing = self.tracing.of_copy(memo)
+        tracing = self.tracing.on(next(twin.parameters()).device).of_copy(memo)
         expected = plan.tensors(self.model)
         zeroed = plan.zeroed(self.model, twin, tracing)
         try:
