@@ -2,6 +2,7 @@
 
     python -m benchmarks.structured removal --data DIR    # accuracy right at removal, before any fine-tuning
     python -m benchmarks.structured tuned --data DIR      # AutoAttack after equal fine-tuning, by pruner and loss
+    python -m benchmarks.structured pgd --data DIR        # the same by PGD-40, in minutes
     python -m benchmarks.structured latency               # CIFAR ResNet-18 at 75 %, paired runs on the CPU
 
 One JSON file per cell in --out, and a cell that is there is not run again. `pwoa` is `PwoAGroupPruner.compress`;
@@ -32,6 +33,7 @@ from pwoa_plugin import PwoAConfig, evaluate
 from pwoa_plugin._random import seeded
 from pwoa_plugin.method.compression import build_objective, lr_factor
 from pwoa_plugin.method.distillation import frozen_copy
+from pwoa_plugin.method.objective import PwoAObjective
 from pwoa_plugin.models import make_model, robust_lenet
 from pwoa_plugin.runs.cost import cost_report
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
@@ -50,7 +52,8 @@ def accuracy(model: nn.Module, data: Pair) -> float:
 
 def config_of(args: argparse.Namespace, data: Pair, ratio: float, **fields: Any) -> PwoAConfig:
     values = {"sparsity": ratio, "granularity": "structured", "train_loader": data, "eps": EPS, "seed": args.seed}
-    return PwoAConfig(**(values | {"epochs": args.epochs, "progress": False} | fields))
+    values |= {"epochs": args.epochs, "progress": False, "optimizer": {"name": "adam", "lr": args.lr}}
+    return PwoAConfig(**(values | fields))
 
 
 def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, Any]:
@@ -73,8 +76,8 @@ def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, An
     return {"accuracy": accuracy(model, judge), "judged": len(judge[0]), "residual": residual, **widths(model)}
 
 
-def tuned(args: argparse.Namespace, ratio: float, method: str) -> dict[str, Any]:
-    """AutoAttack after equal training."""
+def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "AutoAttack") -> dict[str, Any]:
+    """Robust accuracy after equal training."""
     data, dense = training(args), robust_lenet()
     x, y = images_of(args.data, train=False)
     model = robust_lenet()
@@ -89,9 +92,9 @@ def tuned(args: argparse.Namespace, ratio: float, method: str) -> dict[str, Any]
     model.eval()
     cost = cost_report(dense, model, x[:1])
     report = evaluate(
-        model, (x[: args.judged], y[: args.judged]), eps=EPS, attacks=["AutoAttack"], seed=args.seed, progress=False
+        model, (x[: args.judged], y[: args.judged]), eps=EPS, attacks=[attack], seed=args.seed, progress=False
     )
-    result = {"clean": report.clean, "AutoAttack": report.attacks["AutoAttack"].accuracy, "judged": args.judged}
+    result = {"clean": report.clean, attack: report.attacks[attack].accuracy, "judged": args.judged}
     result |= {"prune_seconds": seconds, "parameters": cost.pruned.parameters, "macs": cost.pruned.macs}
     return result | {"latency_ms": cost.pruned.latency_ms, "speedup": cost.speedup, **widths(model)}
 
@@ -110,7 +113,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
-def ours(model: nn.Module, config: PwoAConfig, data: Pair) -> Loss:
+def ours(model: nn.Module, config: PwoAConfig, data: Pair) -> PwoAObjective:
     """The core's loss, as `compress` has it."""
     objective, _ = build_objective(
         frozen_copy(model),
@@ -192,19 +195,18 @@ def latency(args: argparse.Namespace, ratio: float, method: str) -> dict[str, An
     return {**found, "threads": cost.threads}
 
 
+TUNED = [
+    (0.0, "dense"),
+    *[
+        (ratio, method)
+        for ratio in (0.75, 0.5, 0.9)
+        for method in ("pwoa", "group-norm-ours", "group-norm-ce", "growing-reg-ours", "growing-reg-ce")
+    ],
+]
 CELLS: dict[str, tuple[Callable[[argparse.Namespace, float, str], dict[str, Any]], list[tuple[float, str]]]] = {
     "removal": (removal, [(ratio, method) for ratio in RATIOS for method in ("admm", "trained", "plain")]),
-    "tuned": (
-        tuned,
-        [
-            (0.0, "dense"),
-            *[
-                (ratio, method)
-                for ratio in (0.75, 0.5, 0.9)
-                for method in ("pwoa", "group-norm-ours", "group-norm-ce", "growing-reg-ours", "growing-reg-ce")
-            ],
-        ],
-    ),
+    "tuned": (tuned, TUNED),
+    "pgd": (partial(tuned, attack="PGD-40"), TUNED),
     "latency": (latency, [(0.75, "resnet18-cifar")]),
 }
 
@@ -216,6 +218,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--images", type=int, default=6_000)
+    parser.add_argument("--lr", type=float, default=3e-3, help="of Adam, for every method")
     parser.add_argument("--judged", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--most", type=int, default=1000, help="cells to make in this call")
@@ -229,12 +232,16 @@ def main() -> None:
                 break
             args.most -= 1
             given = {"ratio": ratio, "method": method, "seed": args.seed}
-            given |= {} if args.what == "latency" else {"epochs": args.epochs, "images": args.images}
+            given |= {} if args.what == "latency" else {"epochs": args.epochs, "images": args.images, "lr": args.lr}
             partial_file = path.with_suffix(".tmp")
             partial_file.write_text(json.dumps(given | run(args, ratio, method), indent=1) + "\n", encoding="utf-8")
             os.replace(partial_file, path)
         found = json.loads(path.read_text(encoding="utf-8"))
-        shown = {key: found[key] for key in ("accuracy", "residual", "clean", "AutoAttack", "speedup") if key in found}
+        shown = {
+            key: found[key]
+            for key in ("accuracy", "residual", "clean", "PGD-40", "AutoAttack", "speedup")
+            if key in found
+        }
         print(f"{args.what} {method} {ratio:.0%}: {shown}", flush=True)
 
 

@@ -11,14 +11,26 @@ if TYPE_CHECKING:
     from .nni import PwoAPruner
     from .removal import speedup
     from .robustness import Report, evaluate
+    from .torch_pruning import PwoAGroupPruner
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks", "speedup"]
+__all__ = [
+    "PwoAConfig",
+    "PwoAGroupPruner",
+    "PwoAPruner",
+    "Report",
+    "__version__",
+    "evaluate",
+    "load_masks",
+    "save_masks",
+    "speedup",
+]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
     "PwoAConfig": "config",
+    "PwoAGroupPruner": "torch_pruning",
     "PwoAPruner": "nni",
     "Report": "robustness",
     "evaluate": "robustness",

@@ -251,6 +251,7 @@ class Compression:
 
     def _take_new_parameters(self, training: _Training) -> None:
         """Where the hard prune replaced the parameters, the next phase begins with an optimizer of theirs."""
+        training.objective.kept = self.pruning.kept_inputs()
         parameters = self._parameters()
         if {*map(id, parameters)} != {*map(id, training.parameters)}:
             training.parameters, training.optimizer = parameters, None

@@ -30,13 +30,16 @@ class Pruning(ABC):
         layers: the layers to prune, by name.
         allocation: what each is to keep.
         masks: ``{layer: boolean mask}`` after the hard prune; empty where nothing is masked.
-        done: whether the hard prune is behind.
     """
 
     layers: dict[str, nn.Module]
     allocation: dict[str, LayerAllocation]
     masks: dict[str, Tensor]
-    done: bool
+
+    @property
+    @abstractmethod
+    def done(self) -> bool:
+        """Whether the hard prune is behind."""
 
     @abstractmethod
     def begin(self) -> None:
@@ -75,6 +78,10 @@ class Pruning(ABC):
             StateError: the state does not fit.
         """
 
+    def kept_inputs(self) -> Mapping[str, tuple[int, Tensor]]:
+        """Of layers that lost inputs in the hard prune: the dimension of their input, and the indices that are left."""
+        return {}
+
     @abstractmethod
     def undo(self) -> None:
         """Give the model its structure back, after an error."""
@@ -109,7 +116,7 @@ class Masking(Pruning):
         self.held: dict[str, Tensor] = {}
 
     @property
-    def done(self) -> bool:  # type: ignore[override]
+    def done(self) -> bool:
         """Whether there are masks."""
         return bool(self.masks)
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 __all__ = ["CostReport", "NetworkCost", "cost_report"]
 
 _BATCHES = (1, 128)
-_LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 7, 51, 1.0  # for each size of batch
+_LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
 
 
 @dataclass(frozen=True, kw_only=True)

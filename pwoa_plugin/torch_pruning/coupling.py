@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-__all__ = ["MIXING", "Axis", "Coupling", "Part", "channel_scores", "parts_of"]
+__all__ = ["MIXING", "Axis", "Coupling", "Part", "channel_scores", "inputs_of", "parts_of"]
 
 #: Layers whose answer for one channel depends on the others: without some of them it changes, also where they were 0.
 MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA)
@@ -147,6 +147,14 @@ def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor
         yield module.out_proj.weight, 0, at, of
         yield module.out_proj.weight, 1, at, of
         yield module.out_proj.bias, 0, at, of
+
+
+def inputs_of(group: Any) -> Iterator[tuple[nn.Module, int, list[int]]]:
+    """Layers that read a group's channels: the layer, the dimension of its input, and the indices there."""
+    for item in group:
+        if _reads(item.dep) or item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
+            module = item.dep.target.module
+            yield module, -1 if isinstance(module, nn.Linear) else 1, list(item.idxs)
 
 
 def _reads(dep: Any) -> bool:

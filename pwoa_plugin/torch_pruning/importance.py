@@ -33,7 +33,11 @@ class PwoAImportance(tp.importance.Importance):
         parts = list(parts_of(group))
         if not parts:
             return None
-        values = {parameter: parameter.detach() + dual for parameter, dual in self.duals.items()}
+        values = {
+            part.parameter: part.parameter.detach() + self.duals[part.parameter]
+            for part in parts
+            if part.parameter in self.duals
+        }
         device = parts[0].parameter.device
         return normalised(channel_scores(parts, len(group[0].idxs), values).sqrt()).to(device)
 

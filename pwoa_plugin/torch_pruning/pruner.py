@@ -21,7 +21,7 @@ from ..method.callback import Callback
 from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
 from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
-from .coupling import MIXING, Axis, Coupling, channel_scores, parts_of
+from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
 from .graph import Adapt, Removal, Tracing, adapt_sizes, check_forward, kept_as_before, replay
 from .importance import PwoAImportance, normalised
 from .run import ChannelRemoval, images_of, settings_of
@@ -90,6 +90,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         untouched: names of the layers that make the model's output.
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
         removals: what was removed so far.
+        inputs_left: of the layers that lost inputs at the last `step`, the dimension of their input and the indices
+            along it that are left.
 
     Raises:
         ValueError: model, inputs or options cannot be used; one line says why, and the model is as it was.
@@ -148,6 +150,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 "global" if config is None or config.allocation == "uniform" else config.allocation
             ]
         self.removals: list[Removal] = []
+        self.inputs_left: dict[str, tuple[int, Tensor]] = {}
         self.residual: float | None = None
         self._admm: ADMM | None = None
 
@@ -201,6 +204,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             for axis in coupling.axes:
                 self._before[coupling.root, axis.kind] = axis.units
         plan = self._plan(self.iterative_steps)
+        if not plan.removals():
+            raise ValueError(
+                f"pruning_ratio={pruning_ratio} with round_to={round_to} leaves every channel; raise the ratio, or "
+                "round to fewer"
+            )
         self._check_removal(plan)
         self.run: Compression | None = None
         self.callbacks = list(callbacks)
@@ -453,6 +461,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             self.residual = self._admm.residual()
             _logger.info("primal residual |W - Z| / |W| at removal: %.4f", self.residual)
         self.current_step += 1
+        self.inputs_left = self._inputs_left([removal for removal, _ in plan.removals()])
         groups = self._removing(plan)
         if interactive:
             return groups
@@ -482,12 +491,33 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self._structure = None
         self.use(None)
 
+    def _inputs_left(self, removals: Sequence[Removal]) -> dict[str, tuple[int, Tensor]]:
+        names = {module: name for name, module in self.model.named_modules()}
+        gone: dict[str, set[int]] = defaultdict(set)
+        sizes: dict[str, tuple[int, int]] = {}
+        for removal in removals:
+            module = self.model.get_submodule(removal.layer)
+            functions = self.DG.get_pruner_of_module(module)
+            function = functions.prune_out_channels if removal.out else functions.prune_in_channels
+            for reader, dim, indices in inputs_of(self.DG.get_pruning_group(module, function, list(removal.channels))):
+                gone[names[reader]].update(indices)
+                sizes[names[reader]] = dim, self.DG.get_in_channels(reader)
+        device = next(self.model.parameters()).device
+        return {
+            name: (dim, torch.tensor([i for i in range(size) if i not in gone[name]], device=device))
+            for name, (dim, size) in sizes.items()
+        }
+
     def done_before(self, removals: Sequence[Removal]) -> None:
         """Remove what another pruner of the same model has removed, at its last step.
 
         Raises:
             ValueError: the model has no such channels.
         """
+        try:
+            self.inputs_left = self._inputs_left(removals)
+        except (AttributeError, KeyError, IndexError) as error:
+            raise ValueError(f"the model has no such channels ({one_line(error)})") from error
         replay(self.model, self.DG, removals, self.adapt)
         self.removals, self.current_step, self._structure = list(removals), self.iterative_steps, None
         self.use(None)
@@ -495,7 +525,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def begin_anew(self) -> None:
         """Forget all removals, once the model has its channels again."""
         self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
-        self.removals, self.current_step, self._structure = [], 0, None
+        self.removals, self.current_step, self._structure, self.inputs_left = [], 0, None, {}
         self.num_heads |= self.init_num_heads
         self.out_channel_groups |= self.init_num_heads
         self.use(None)

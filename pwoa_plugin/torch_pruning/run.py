@@ -93,7 +93,7 @@ class ChannelRemoval(Pruning):
             )
 
     @property
-    def done(self) -> bool:  # type: ignore[override]
+    def done(self) -> bool:
         """Whether channels are removed."""
         return bool(self.pruner.removals)
 
@@ -110,6 +110,9 @@ class ChannelRemoval(Pruning):
         self._remember()
         self.pruner.use(admm)
         self.pruner.step()
+
+    def kept_inputs(self) -> Mapping[str, tuple[int, Tensor]]:
+        return self.pruner.inputs_left
 
     def hold(self) -> None:
         """Nothing: what is pruned is gone."""

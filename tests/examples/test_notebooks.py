@@ -23,4 +23,3 @@ def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
         notebook, timeout=900, kernel_name="python3", resources={"metadata": {"path": tmp_path}}
     ).execute()
     assert all(cell.get("execution_count") for cell in done.cells if cell.cell_type == "code")
-

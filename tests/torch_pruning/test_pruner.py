@@ -302,6 +302,7 @@ class TestRefused:
             ({"ch_sparsity": 0.5}, "ch_sparsity: give pruning_ratio"),
             ({"ignored_layers": ["conv9"]}, "ignored_layers: 'conv9' is not in the model; did you mean conv"),
             ({"ignored_layers": [nn.Conv2d(1, 1, 1)]}, "ignored_layers: Conv2d is not in the model"),
+            ({"round_to": 32}, "pruning_ratio=0.5 with round_to=32 leaves every channel"),
             ({"ignored_layers": ["*"]}, "no layer is left to prune"),
             ({"pruning_ratio_dict": {nn.Linear(1, 1): 0.5}}, "pruning_ratio_dict: Linear is not in the model"),
         ],

@@ -74,15 +74,26 @@ def test_it_draws_removes_and_finetunes(small: nn.Module, x: Tensor, caplog: pyt
     assert pruner.run is not None
     history = pruner.run.history
     assert [epoch["phase"] for epoch in history] == ["admm"] * 8 + ["fine-tune"] * 2
-    # Features of the layers whose widths agree no more are not compared; HSIC does not mind.
-    assert "features" in history[0]
-    assert "features" not in history[-1]
-    assert "hsic_x" in history[-1]
-    assert "no feature distillation of" in caplog.text
+    # Features go on being compared, of the channels that are left; HSIC does not mind other widths.
+    assert {"features", "hsic_x"} < history[-1].keys()
+    assert "no feature distillation of" not in caplog.text
     # The teacher is the dense network still.
     teacher = pruner.run.teacher
     assert all(torch.equal(one, other) for one, other in zip(teacher.parameters(), dense.parameters(), strict=True))
     assert all(parameter.is_contiguous() for parameter in small.parameters())
+
+
+def test_the_inputs_that_are_left_are_the_teachers(small: nn.Module, x: Tensor) -> None:
+    """Pruned without training, each reader's weights are a part of the dense ones, at the indices that are told."""
+    dense = copy.deepcopy(small)
+    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+    pruner.step()
+    assert set(pruner.inputs_left) == {"conv2", "conv3", "fc1", "fc2"}
+    for name, (dim, indices) in pruner.inputs_left.items():
+        before, after = dense.get_submodule(name).weight, small.get_submodule(name).weight
+        assert dim == (1 if name.startswith("conv") else -1)
+        of_kept = before.index_select(1, indices)
+        assert all(any(torch.equal(row, other) for other in of_kept) for row in after)
 
 
 @pytest.mark.parametrize("allocation", ["uniform", "global", "lamp", "erk"])
