@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .nni.evaluators.transformers import TransformersEvaluator
     from .removal import speedup
     from .robustness import Report, evaluate
+    from .torch_pruning import PwoAGroupPruner
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ __all__ = [
     "LightningEvaluator",
     "PwoAConfig",
     "PwoADistiller",
+    "PwoAGroupPruner",
     "PwoALoss",
     "PwoAPruner",
     "Report",
@@ -38,6 +40,7 @@ _HOME = {
     "LightningEvaluator": "nni.evaluators.lightning",
     "PwoAConfig": "config",
     "PwoADistiller": "nni",
+    "PwoAGroupPruner": "torch_pruning",
     "PwoALoss": "method.loss",
     "PwoAPruner": "nni",
     "Report": "robustness",

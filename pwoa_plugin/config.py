@@ -326,8 +326,11 @@ class PwoAConfig(_Section):
         train_loader: natural images: a DataLoader or another iterable that can be read again and gives ``(x, y)``,
             ``(x, ...)`` or ``x`` batches; a Dataset; or tensors ``(x, y)`` or ``x``. ``x`` is ``(N, C, H, W)`` float,
             ``y`` ``(N,)`` int64. Labels may be missing where ``hsic.lambda_y`` is 0.
-        granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``.
-        allocation: ``lamp``, ``erk``, ``global``, or ``uniform`` (the paper).
+        granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``;
+            or ``structured``: ``sparsity`` is then the share of channels to remove, by dependency group, with
+            `PwoAGroupPruner` or ``pwoa prune``.
+        allocation: ``lamp``, ``erk``, ``global``, or ``uniform`` (the paper). Unless given it is ``lamp``, and
+            ``uniform`` with ``structured``: the same share of channels in each group.
         include: names or patterns (``layer4.*``) of layers to prune; every convolution and linear layer unless given.
         exclude: names or patterns of layers that stay dense, and out of ``sparsity``.
         epochs: of the whole run, ADMM and fine-tuning.
@@ -367,6 +370,13 @@ class PwoAConfig(_Section):
     data: DataConfig | None = None
     model: ModelConfig | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _allocation_by_granularity(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("granularity") == "structured":
+            return {"allocation": "uniform"} | values
+        return values
+
     @field_validator("sparsity")
     @classmethod
     def _inside(cls, sparsity: float | None) -> float | None:
@@ -401,9 +411,10 @@ class PwoAConfig(_Section):
 
     @model_validator(mode="after")
     def _agree(self) -> PwoAConfig:
-        from .method.sparsity import make_sparsity_set
+        from .method.sparsity import STRUCTURED, make_sparsity_set
 
-        density = make_sparsity_set(self.granularity).fixed_density
+        structured = self.granularity == STRUCTURED
+        density = None if structured else make_sparsity_set(self.granularity).fixed_density
         if density is None and self.sparsity is None:
             raise ValueError(f"sparsity is missing; give the share to prune with granularity={self.granularity!r}")
         if density is not None and self.sparsity is not None and abs(1 - density - self.sparsity) > 1e-9:

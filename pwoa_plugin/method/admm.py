@@ -6,12 +6,14 @@ loss + rho/2 |W - Z + U|^2; every few epochs Z = projection of W + U on the set,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-__all__ = ["ADMM", "self_scaled_updates"]
+__all__ = ["ADMM", "MasksOfAll", "self_scaled_updates"]
+
+MasksOfAll = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class ADMM:
@@ -19,7 +21,8 @@ class ADMM:
 
     Args:
         weights: the tensors that are trained, by name; they are read and never replaced here.
-        masks: for each name, a function from a tensor of its weight's shape to the boolean mask of its projection.
+        masks: for each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or
+            one function from all tensors by name to all masks, where weights are projected together.
         rho: penalty weight to start with, positive.
         growth: factor of rho at every dual update, 1 or more.
         rho_max: the cap of rho.
@@ -34,7 +37,7 @@ class ADMM:
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        masks: Mapping[str, Callable[[Tensor], Tensor]],
+        masks: Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll,
         *,
         rho: float,
         growth: float,
@@ -43,17 +46,22 @@ class ADMM:
     ) -> None:
         if rho <= 0 or growth < 1 or rho_max < rho:
             raise ValueError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
-        if weights.keys() != masks.keys():
+        if isinstance(masks, Mapping) and weights.keys() != masks.keys():
             raise ValueError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
-        self.weights, self.masks = dict(weights), dict(masks)
+        self.weights, self.masks = dict(weights), masks
         self.rho, self.growth, self.rho_max, self.rescale = rho, growth, rho_max, rescale
         self.updates = 0
         with torch.no_grad():
-            self.z = {name: self._project(name, weight.detach()) for name, weight in self.weights.items()}
+            self.z = dict(self._projections({name: weight.detach() for name, weight in self.weights.items()}))
             self.u = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
 
-    def _project(self, name: str, value: Tensor) -> Tensor:
-        return value * self.masks[name](value)
+    def _projections(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+        if isinstance(self.masks, Mapping):
+            for name, mask_of in self.masks.items():
+                yield name, values[name] * mask_of(values[name])
+        else:
+            for name, mask in self.masks(values).items():
+                yield name, values[name] * mask
 
     def penalty(self) -> Tensor:
         """``rho/2 * sum |W - Z + U|^2``, a differentiable scalar."""
@@ -73,10 +81,10 @@ class ADMM:
         """Z = projection of W + U, U += W - Z, then rho grows by its factor, up to its cap."""
         grown = min(self.rho * self.growth, self.rho_max)
         scale = self.rho / grown if self.rescale else 1.0
-        for name, weight in self.weights.items():
-            shifted = weight + self.u[name]
-            self.z[name] = self._project(name, shifted)
-            self.u[name] = (shifted - self.z[name]) * scale
+        shifted = {name: weight + self.u[name] for name, weight in self.weights.items()}
+        for name, projection in self._projections(shifted):
+            self.z[name] = projection
+            self.u[name] = (shifted[name] - projection) * scale
         self.rho = grown
         self.updates += 1
 

@@ -27,6 +27,7 @@ __all__ = [
     "Uniform",
     "allocate",
     "allocation_table",
+    "keep_counts",
 ]
 
 
@@ -37,6 +38,7 @@ class LayerGroups:
     shape: tuple[int, ...]
     scores: Tensor  # (groups,): squared norms, float64
     sizes: Tensor | None = None  # (groups,): weights in each, where they differ (blocks at an edge)
+    least: int = 1  # groups that are kept at any rate
 
     def kept(self, k: int) -> float:
         """Weights kept with the k groups of largest norm."""
@@ -144,8 +146,8 @@ class _Ranked(Allocation):
 
     def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
         ranks = [self.rank(layer) for layer in layers]
-        for rank in ranks:
-            rank[rank.argmax()] = torch.inf  # the best group of every layer is in, so none is emptied
+        for rank, layer in zip(ranks, layers, strict=True):
+            rank[rank.topk(layer.least).indices] = torch.inf  # the best of every layer are in, so none is emptied
         owner = torch.cat([torch.full((layer.groups,), i) for i, layer in enumerate(layers)])
         size = torch.tensor([layer.size for layer in layers], dtype=torch.float64)
         order = torch.cat(ranks).argsort(descending=True, stable=True)
@@ -179,16 +181,23 @@ class Global(_Ranked):
 ALLOCATIONS: dict[str, Allocation] = {"uniform": Uniform(), "erk": ERK(), "lamp": LAMP(), "global": Global()}
 
 
-def _round(ideal: Sequence[float], layers: Sequence[LayerGroups], budget: float) -> list[int]:
-    """Whole groups, at least one a layer, with the total as near to the budget as groups allow."""
-    keep = [min(max(int(value), 1), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
+def keep_counts(layers: Sequence[LayerGroups], budget: float, allocation: Allocation) -> list[int]:
+    """Groups to keep per layer: whole, no fewer than each layer's least, in all as near to the budget as groups allow.
+
+    Args:
+        layers: the layers.
+        budget: weights to keep, of all layers together.
+        allocation: how they are spread.
+    """
+    ideal = allocation.ideal(layers, budget)
+    keep = [min(max(int(value), layer.least), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
     error = sum(layer.kept(k) for k, layer in zip(keep, layers, strict=True)) - budget
     while True:
         step = -1 if error > 0 else 1
         changes = {
             i: layer.kept(keep[i] + step) - layer.kept(keep[i])
             for i, layer in enumerate(layers)
-            if 1 <= keep[i] + step <= layer.groups
+            if layer.least <= keep[i] + step <= layer.groups
         }
         moves = [i for i, change in changes.items() if abs(error + change) < abs(error) - 1e-9]
         if not moves:
@@ -248,7 +257,7 @@ def allocate(
                 f"sparsity={sparsity} would empty a layer: one group in each of {len(listed)} layers is "
                 f"{least:.0f} weights; use at most {most:.6g} or exclude layers"
             )
-        keep = _round(allocation.ideal(listed, budget), listed, budget)
+        keep = keep_counts(listed, budget, allocation)
     for (name, layer), k in zip(layers.items(), keep, strict=True):
         result[name] = LayerAllocation(layer.shape, layer.groups, k)
     return result

@@ -1,4 +1,4 @@
-"""The life of a run: ADMM, hard prune, fine-tuning under the mask. The maths is in the files beside."""
+"""The life of a run: ADMM, hard prune, fine-tuning of what is left. The maths is in the files beside."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,19 +17,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .admm import ADMM, self_scaled_updates
-from .allocation import ALLOCATIONS, LayerAllocation, allocate, allocation_table
+from .admm import ADMM, MasksOfAll, self_scaled_updates
+from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
-from .constants import dead_constants
 from .distillation import frozen_copy
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
-from .layers import prunable_layers, refuse_transposed
 from .logits import logits_of
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
-from .sparsity import Filter, make_sparsity_set
+from .pruning import Masking, Pruning
 from .state import State, StateError, admm_state, copy_into, optimizer_state, set_admm_state, set_optimizer_state
 
 if TYPE_CHECKING:
@@ -61,16 +59,12 @@ class Compression:
     Args:
         model: the robust network, ``(N, C, H, W)`` images to ``(N, classes)`` logits. It is pruned in place.
         config: what to do.
+        pruning: what is pruned and how; by masks unless given.
 
     Attributes:
         teacher: the frozen copy of the network as it was given.
-        layers: the layers to prune, by name.
-        allocation: what each keeps, computed from the teacher's weights.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation look at.
         radius: of the perturbation, in pixel units.
-        masks: ``{layer: boolean mask}`` after the hard prune.
-        held: ``{parameter: boolean}``, False where the constants of dead filters are held at 0 after the hard prune, so
-            that removing these filters changes nothing; filter granularity only.
         residual: ADMM's primal residual at the hard prune; None without ADMM.
         history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
 
@@ -78,20 +72,12 @@ class Compression:
         ValueError: the model, the data or the config cannot be used; one line says what to mend.
     """
 
-    def __init__(self, model: nn.Module, config: PwoAConfig) -> None:
+    def __init__(self, model: nn.Module, config: PwoAConfig, pruning: Pruning | None = None) -> None:
         config = type(config)(**dict(config))  # once more: a section may have been changed since
         self.model, self.config = model, config
-        self.layers = prunable_layers(model, config.include, config.exclude)
-        self.sparsity_set = make_sparsity_set(config.granularity)
-        refuse_transposed(self.layers, self.sparsity_set)
+        self.pruning = pruning or Masking(model, config)
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
         self.teacher = frozen_copy(model).to(self.device)
-        dense = {name: self.teacher.get_parameter(f"{name}.weight") for name in self.layers}
-        # In a set with a fixed density (n:m) the total follows from the set.
-        sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0.0)
-        self.allocation: dict[str, LayerAllocation] = allocate(
-            dense, sparsity, self.sparsity_set, ALLOCATIONS[config.allocation]
-        )
         for name, layer in self.allocation.items():
             if layer.dense_because:
                 _logger.warning("layer %s stays dense: %s", name, layer.dense_because)
@@ -108,13 +94,26 @@ class Compression:
         )
         if config.hsic.layers != "auto":
             check_names(model, config.hsic.layers)
-        self.masks: dict[str, Tensor] = {}
-        self.held: dict[str, Tensor] = {}
         self.residual: float | None = None
         self.history: list[dict[str, object]] = []
         self.hidden_layers: list[str] = []
         self.radius = 0.0
         self._training: _Training | None = None
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers to prune, by name."""
+        return self.pruning.layers
+
+    @property
+    def allocation(self) -> dict[str, LayerAllocation]:
+        """What each of them keeps, computed from the weights as they were given."""
+        return self.pruning.allocation
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """``{layer: boolean mask}`` after the hard prune; empty where channels are removed."""
+        return self.pruning.masks
 
     def _look(self) -> tuple[PwoAObjective, Tensor]:
         """Look at the data and at the model's answer to it: the objective that follows from both, and two images."""
@@ -149,14 +148,18 @@ class Compression:
                 with the same bits as if it had never stopped (same machine, CPU).
 
         Returns:
-            ``{layer: boolean mask}``; the model's weights are 0 exactly where a mask is.
+            ``{layer: boolean mask}``; the model's weights are 0 exactly where a mask is. Empty where channels are
+            removed instead.
 
         Raises:
             ValueError: data or model cannot be used, or the state is another run's.
             TrainingError: the loss is no number. In both cases, and when interrupted, the model is as it was.
         """
-        self.masks, self.held, self.residual, self.history, self._training = {}, {}, None, [], None
-        with restored_on_error(self.model), _channels_last_on_cpu(self.model, self.teacher, self.device):
+        self.residual, self.history, self._training = None, [], None
+        with (
+            restored_on_error(self.model, self.pruning.undo),
+            _channels_last_on_cpu(self.model, self.teacher, self.device),
+        ):
             try:
                 training = self._prepare(resume)
                 status, config = training.status, self.config
@@ -164,7 +167,7 @@ class Compression:
                     callback.on_start(status)
                 while status.epoch < config.admm_epochs:
                     self._epoch(training, callbacks)
-                if not self.masks:
+                if not self.pruning.done:
                     self._hard_prune(training)
                 while status.epoch < config.epochs:
                     self._epoch(training, callbacks)
@@ -183,19 +186,14 @@ class Compression:
         objective, images = self._look()
         _logger.info("allocation\n%s", allocation_table(self.allocation))
         self.model.to(self.device)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        frozen = [name for name in self.layers if not self._weight(name).requires_grad]
-        if frozen:
-            raise ValueError(
-                f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
-            )
+        self.pruning.begin()
         self.model.train()
         per_epoch = len(self.batches)
         dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
         self._training = training = _Training(
             objective=objective,
             images=images,
-            parameters=parameters,
+            parameters=self._parameters(),
             status=Status(
                 phase="admm" if config.admm_epochs else "fine-tune",
                 epochs=config.epochs,
@@ -234,38 +232,32 @@ class Compression:
             )
         training.admm = None
         if in_admm:
-            weights = {name: self._weight(name) for name in self.layers}
-            masks = {name: self.mask_of(name) for name in self.layers}
+            weights, masks = self.pruning.admm_problem()
             training.admm, training.interval = build_admm(weights, masks, config.admm, admm_steps, training.per_epoch)
 
-    def _weight(self, name: str) -> nn.Parameter:
-        return self.layers[name].get_parameter("weight")
+    def _parameters(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        return partial(self.allocation[name].mask, self.sparsity_set)
-
-    @torch.no_grad()
     def _hard_prune(self, training: _Training) -> None:
         if training.admm is not None:
             self.residual = training.admm.residual()
             _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
-        for name in self.layers:
-            self.masks[name] = self.mask_of(name)(self._weight(name))
-        if isinstance(self.sparsity_set, Filter):
-            self.held = dead_constants(self.model, self.masks, training.images)
-        self._hold()
+        self.pruning.prune(training.images, training.admm)
+        self.pruning.hold()
+        self._take_new_parameters(training)
         status = training.status
-        if status.phase == "admm":
+        if status.phase == "admm" or training.optimizer is None:
             status.phase, status.rho, status.residual = "fine-tune", None, None
             self._enter_phase(training)
 
-    @torch.no_grad()
-    def _hold(self) -> None:
-        """What is pruned stays 0."""
-        for name, mask in self.masks.items():
-            self._weight(name).mul_(mask)
-        for name, keep in self.held.items():
-            self.model.get_parameter(name).mul_(keep)
+    def _take_new_parameters(self, training: _Training) -> None:
+        """Where the hard prune replaced the parameters, the next phase begins with an optimizer of theirs."""
+        training.objective.kept = self.pruning.kept_inputs()
+        parameters = self._parameters()
+        if {*map(id, parameters)} != {*map(id, training.parameters)}:
+            training.parameters, training.optimizer = parameters, None
+            if self.device.type == "cpu":
+                _to_channels_last(parameters)
 
     @staticmethod
     def _optimizer(
@@ -320,8 +312,7 @@ class Compression:
         state.add("model", _tensors(self.model))
         if training.optimizer is not None:
             state.add("optimizer", optimizer_state(training.optimizer, training.parameters))
-        state.add("mask", self.masks)
-        state.add("held", self.held)
+        self.pruning.save(state)
         state.add("sum", training.sums)
         state.add("random", self.batches.random_state())
         state.add("epoch_random", training.epoch_random)
@@ -339,12 +330,9 @@ class Compression:
                 f"{status.steps} in {status.epochs}; resume with the same data and config"
             )
         training.status = saved
+        self.pruning.resume(state)
+        self._take_new_parameters(training)
         copy_into(_tensors(self.model), state.part("model"), "parameters or buffers")
-        masks = state.part("mask")
-        if saved.phase == "fine-tune" and masks:
-            self.masks = {name: torch.empty_like(self._weight(name), dtype=torch.bool) for name in self.layers}
-            copy_into(self.masks, masks, "masks")
-            self.held = {name: keep.to(self.device) for name, keep in state.part("held").items()}
         self._enter_phase(training)
         if training.optimizer is not None:
             set_optimizer_state(training.optimizer, training.parameters, state.part("optimizer"))
@@ -410,7 +398,7 @@ class Compression:
             scaler.update()
             status.lr = float(scheduler.get_last_lr()[0])
             scheduler.step()
-            self._hold()
+            self.pruning.hold()
             status.step += 1
             training.batch += 1
             seen += len(x)
@@ -558,7 +546,7 @@ def build_objective(
 
 def build_admm(
     weights: Mapping[str, Tensor],
-    masks: Mapping[str, Callable[[Tensor], Tensor]],
+    masks: Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll,
     config: ADMMConfig,
     steps: int,
     per_epoch: int,
@@ -604,8 +592,13 @@ def lr_factor(schedule: ScheduleConfig, steps: int, per_epoch: int, step: int) -
 
 
 @contextlib.contextmanager
-def restored_on_error(model: nn.Module) -> Iterator[None]:
-    """Modes and gradients come back always; parameters and buffers, on their device, if the body raises."""
+def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Modes and gradients come back always; parameters and buffers, on their device, if the body raises.
+
+    Args:
+        model: the network.
+        undo: gives it its structure back, before its values come back.
+    """
     modes = {module: module.training for module in model.modules()}
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
@@ -614,6 +607,7 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     try:
         yield
     except BaseException:
+        undo()
         with torch.no_grad():
             for name, tensor in _tensors(model).items():
                 if name in before:  # a quantizer makes buffers while it trains
@@ -622,7 +616,8 @@ def restored_on_error(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
-        for parameter, gradient in gradients.items():
+        for parameter in model.parameters():
+            gradient = gradients.get(parameter)  # None for a parameter that is new
             parameter.grad = gradient if gradient is None else gradient.to(parameter.device)
 
 
@@ -633,15 +628,25 @@ def _channels_last_on_cpu(model: nn.Module, teacher: nn.Module, device: torch.de
         yield
         return
     strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
-    for parameter in (*strides, *(p for p in teacher.parameters() if p.dim() == 4)):
-        parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    _to_channels_last((*strides, *teacher.parameters()))
     try:
         yield
     finally:
-        for parameter, stride in strides.items():
-            if parameter.stride() != stride:
+        for parameter in model.parameters():
+            if parameter.dim() != 4:
+                continue
+            stride = strides.get(parameter)
+            if stride is None:  # new
+                parameter.data = parameter.data.contiguous()
+            elif parameter.stride() != stride:
                 as_before = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device)
                 parameter.data = as_before.copy_(parameter.data)
+
+
+def _to_channels_last(parameters: Iterable[nn.Parameter]) -> None:
+    for parameter in parameters:
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -27,7 +27,8 @@ class PwoAObjective(nn.Module):
     ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
 
     `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known. Hidden features
-    are compared where student and teacher have the same width; `not_alike` names the layers where they had not.
+    are compared where student and teacher have the same width; `not_alike` names the layers where they had not. Where
+    the student has some of the teacher's channels only, `kept` may say which: ``{hidden layer: (dimension, indices)}``.
 
     Args:
         teacher: frozen, in eval mode (see `frozen_copy`). It is no submodule: it takes no part in
@@ -66,6 +67,7 @@ class PwoAObjective(nn.Module):
         self.classes: int | None = None
         self.terms: dict[str, Tensor] = {}
         self.not_alike: set[str] = set()
+        self.kept: Mapping[str, tuple[int, Tensor]] = {}
 
     @property
     def teacher(self) -> nn.Module:
@@ -112,11 +114,13 @@ class PwoAObjective(nn.Module):
 
     def _alike(self, hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor]) -> dict[str, Tensor]:
         """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
-        alike = {
-            name: target
-            for name, target in teacher_hidden.items()
-            if name in hidden and hidden[name].shape == target.shape
-        }
+        alike = {}
+        for name, target in teacher_hidden.items():
+            if name in self.kept:
+                dim, indices = self.kept[name]
+                target = target.index_select(dim, indices)
+            if name in hidden and hidden[name].shape == target.shape:
+                alike[name] = target
         if left_out := [name for name in teacher_hidden if name not in alike and name not in self.not_alike]:
             _logger.warning("no feature distillation of %s: student and teacher differ in width", ", ".join(left_out))
             self.not_alike.update(left_out)

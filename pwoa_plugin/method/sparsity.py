@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 __all__ = [
+    "STRUCTURED",
     "Block",
     "Channel",
     "Column",
@@ -27,6 +28,10 @@ __all__ = [
     "Unstructured",
     "make_sparsity_set",
 ]
+
+
+#: No set of one layer's weights: channels of dependency groups, which the door into Torch-Pruning removes.
+STRUCTURED = "structured"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -203,5 +208,10 @@ def make_sparsity_set(granularity: str) -> SparsitySet:
         return NofM(int(found[1]), int(found[2]))
     if found := re.fullmatch(r"block:(\d+)x(\d+)", granularity):
         return Block(int(found[1]), int(found[2]))
+    if granularity == STRUCTURED:
+        raise ValueError(
+            "granularity='structured' removes channels, by groups of layers: use "
+            "pwoa_plugin.torch_pruning.PwoAGroupPruner, or pwoa prune; 'filter' masks filters layer by layer"
+        )
     known = ", ".join(_SETS)
     raise ValueError(f"granularity={granularity!r} is unknown; use {known}, block:RxC (block:8x1) or n:m (2:4)")

@@ -25,6 +25,7 @@ from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.layers import is_weighted
 from ..method.loss import PwoALoss
+from ..method.pruning import Masking
 from ..method.sparsity import Filter
 from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
@@ -176,8 +177,9 @@ class PwoAPruner(Pruner):
         """Prepare a `PwoAConfig` run; the entry for NNI's books."""
         self._run = run = Compression(model, config)
         register_settings(model)
-        allocated = run.allocation.items()
-        self._targets = {n: Target(n, "weight", run.sparsity_set, x, 1 - x.density) for n, x in allocated}
+        allocated, pruning = run.allocation.items(), run.pruning
+        assert isinstance(pruning, Masking)
+        self._targets = {n: Target(n, "weight", pruning.sparsity_set, x, 1 - x.density) for n, x in allocated}
         self._loss = PwoALoss(
             run.teacher,
             distillation=config.distillation,
@@ -418,7 +420,8 @@ class PwoAPruner(Pruner):
         with seeded(run.config.seed):
             masks = run.run(callbacks)
         self.history, self.radius, self.residual = run.history, run.radius, run.residual
-        self._pruned, self._held = True, dict(run.held)
+        assert isinstance(run.pruning, Masking)
+        self._pruned, self._held = True, dict(run.pruning.held)
         for name, mask in masks.items():
             space = self._space(self._targets[name])
             with torch.no_grad():

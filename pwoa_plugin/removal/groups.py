@@ -24,7 +24,7 @@ from ..method.constants import ConstantChannels, links
 from ..method.layers import is_weighted
 from .inputs import call, described, map_tensors, one_line, tensors_of
 
-__all__ = ["Network", "Obstacle", "freed", "remove_dead", "trace"]
+__all__ = ["Network", "Obstacle", "freed", "output_nodes", "remove_dead", "trace"]
 
 _logger = logging.getLogger(__name__)
 
@@ -117,6 +117,11 @@ class _LostTraceError(ValueError):
     """Autograd sees no way from the weights to the output."""
 
 
+def output_nodes(output: Any) -> list[Tensor]:
+    """The tensors of an output that Torch-Pruning can follow, each a node of its own, also where a layer makes it."""
+    return [tensor * 1 for tensor in tensors_of(output) if tensor.requires_grad]
+
+
 def _trace(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any]) -> Any:
     lost: list[str] = []
     handles = []
@@ -130,8 +135,7 @@ def _trace(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], An
         handles.append(module.register_forward_hook(look))
 
     def outputs(output: Any) -> list[Tensor]:
-        # Times 1, so that the output is a node of its own, also where a layer makes it.
-        found = [tensor * 1 for tensor in tensors_of(output) if tensor.requires_grad]
+        found = output_nodes(output)
         if not found:
             raise _LostTraceError(
                 f"model: autograd loses the trace in {lost[0] if lost else 'the model'}; let its forward give tensors "

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 __all__ = [
+    "ForwardError",
     "call",
     "call_saying_where",
     "check_model",
     "copy_of",
     "described",
+    "forward_saying_where",
     "map_tensors",
     "one_line",
     "random_batch",
@@ -85,6 +87,33 @@ def call_saying_where(model: nn.Module, inputs: Any) -> Any:
             raise ValueError(
                 f"example_inputs is on {tensor.device}, and the model on {devices.pop()}; put them together"
             )
+    try:
+        return forward_saying_where(model, inputs)
+    except ForwardError as failed:
+        raise ValueError(
+            f"example_inputs: {failed.where} fails on them: {failed.reason}; give what the model's forward takes"
+        ) from failed.__cause__
+
+
+class ForwardError(RuntimeError):
+    """A forward that raised.
+
+    Attributes:
+        where: the innermost module that raised it, as messages name it.
+        reason: what it raised, on one line.
+    """
+
+    def __init__(self, where: str, reason: str) -> None:
+        super().__init__(f"{where}: {reason}")
+        self.where, self.reason = where, reason
+
+
+def forward_saying_where(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> Any:
+    """The model's answer, by `call` or by ``forward``.
+
+    Raises:
+        ForwardError: the forward raises.
+    """
     running: list[str] = []
     handles = []
     for name, module in model.named_modules():
@@ -97,12 +126,9 @@ def call_saying_where(model: nn.Module, inputs: Any) -> Any:
 
         handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
     try:
-        return call(model, inputs)
+        return (forward or call)(model, inputs)
     except Exception as error:
-        where = running[-1] if running else "the model"
-        raise ValueError(
-            f"example_inputs: {where} fails on them: {one_line(error)}; give what the model's forward takes"
-        ) from error
+        raise ForwardError(running[-1] if running else "the model", one_line(error)) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -184,7 +184,8 @@ class Metrics(Callback):
 
     def _sparsity(self) -> float:
         weights = [module.get_parameter("weight") for module in self.run.layers.values()]
-        return 1 - sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+        dense = sum(layer.weights for layer in self.run.allocation.values())
+        return 1 - sum(int(weight.count_nonzero()) for weight in weights) / dense
 
     def on_report(self, status: Status) -> None:
         if status.step <= self._last_step:

@@ -16,6 +16,7 @@ from .._random import check_seed
 from ..config import ConfigError, PwoAConfig
 from ..data import load_test
 from ..masks import check_masks, load_masks
+from ..method.sparsity import STRUCTURED
 from ..models import load_checkpoint
 from ..robustness import DEFAULT_ATTACKS, Report, evaluate
 from .files import write_report
@@ -120,8 +121,12 @@ def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
 
 
 def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
-    """The pruned network, its zeros where the masks have them."""
+    """The pruned network, its zeros where the masks have them, or with fewer channels."""
     model = _made(folder, config, arch)
+    if config.granularity == STRUCTURED:
+        from ..torch_pruning import load_pruned
+
+        return load_pruned(model, folder.pruned)
     load_checkpoint(model, folder.pruned)
     masks = load_masks(folder.masks)
     check_masks(model, masks)

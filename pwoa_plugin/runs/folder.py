@@ -22,8 +22,9 @@ class RunFolder:
     """A run on disk.
 
     ``config.yaml`` (resolved), ``run.json`` (versions, seed, status), ``metrics.jsonl``, ``states/`` (to resume
-    from), ``best.safetensors`` (best epoch's weights), ``pruned.safetensors``, ``masks.safetensors``,
-    ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``, ``plots/*.png``.
+    from), ``best.safetensors`` (best epoch's weights), ``pruned.safetensors``, ``masks.safetensors`` (unless channels
+    are removed), ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``,
+    ``plots/*.png``.
 
     Args:
         path: of the folder; nothing is made before something is written.

@@ -9,6 +9,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -22,10 +23,12 @@ from ..masks import save_masks
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.compression import Compression, TrainingError
+from ..method.sparsity import STRUCTURED
 from ..method.state import State
 from ..models import load_checkpoint
 from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
+from .cost import cost_report
 from .files import write_report
 from .folder import RunError, RunFolder
 from .network import digest_of, make_network
@@ -85,7 +88,8 @@ def prune(
     begun = _is_begun(folder, resume)
     if begun:
         _check_config(folder, config)
-        if folder.read_facts().get("status") == "finished" and folder.pruned.exists() and folder.masks.exists():
+        whole = folder.pruned.exists() and (config.granularity == STRUCTURED or folder.masks.exists())
+        if folder.read_facts().get("status") == "finished" and whole:
             _logger.info("%s is finished already", folder)
             return folder
     name, classes, channels = "given in Python", 0, 0
@@ -105,7 +109,7 @@ def prune(
         name = arch or config.model.arch
         notes = load_checkpoint(model, config.model.checkpoint)
         made = {"classes": classes, "channels": channels}
-    run = Compression(model, config)
+    run = _compression(model, config)
     digest = digest_of(model)
     if begun:
         _check_network(folder, name, digest)
@@ -131,6 +135,16 @@ def prune(
                 raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
             raise
     return folder
+
+
+def _compression(model: nn.Module, config: PwoAConfig) -> Compression:
+    if config.granularity != STRUCTURED:
+        return Compression(model, config)
+    from ..torch_pruning import PwoAGroupPruner
+
+    run = PwoAGroupPruner(model, config=config).run
+    assert run is not None
+    return run
 
 
 def _is_begun(folder: RunFolder, resume: bool) -> bool:
@@ -313,7 +327,7 @@ def _stopping(saver: SaveStates) -> Iterator[None]:
 
 
 def _finish(run: Compression, folder: RunFolder) -> None:
-    """The best epoch's weights into the model; masks, weights and report into the folder."""
+    """The best epoch's weights into the model; weights, masks or removals, and report into the folder."""
     best = best_epoch(run.history)
     if best is not None and best["epoch"] != run.config.epochs:
         try:
@@ -324,11 +338,23 @@ def _finish(run: Compression, folder: RunFolder) -> None:
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             _logger.warning("%s; the last epoch's weights are taken", " ".join(str(error).split()))
             best = run.history[-1]
-    save_masks({name: {"weight": mask} for name, mask in run.masks.items()}, folder.masks)
-    write_weights(folder.pruned, run.model.state_dict())
+    cost = None
+    if run.config.granularity == STRUCTURED:
+        from ..torch_pruning import save_pruned
+        from ..torch_pruning.run import ChannelRemoval
+
+        assert isinstance(run.pruning, ChannelRemoval)
+        save_pruned(run.pruning.pruner, folder.pruned)
+        cost = asdict(cost_report(run.teacher, run.model, run.batches.first(1)))
+        kept = {name: module.get_parameter("weight").numel() for name, module in run.layers.items()}
+    else:
+        save_masks({name: {"weight": mask} for name, mask in run.masks.items()}, folder.masks)
+        write_weights(folder.pruned, run.model.state_dict())
+        kept = {name: int(mask.sum()) for name, mask in run.masks.items()}
     folder.write_facts(
         status="finished",
-        layers=_layers(run, {name: int(mask.sum()) for name, mask in run.masks.items()}),
+        layers=_layers(run, kept),
+        cost=cost,
         size=size_report(run.model).to_dict(),
         residual=run.residual,
         best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,

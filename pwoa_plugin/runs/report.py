@@ -16,6 +16,7 @@ from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegative
 
 from .._checked import checked
 from .._yaml import dump_yaml
+from .cost import CostReport
 from .plots import svg_plots, write_plots
 from .size import SizeReport
 
@@ -179,6 +180,7 @@ class RunReport:
         allocation, granularity: by their names in the config.
         sparsity: share of the prunable weights that are pruned, in [0, 1].
         size: sizes of the pruned network; None before there is one.
+        cost: before and after, where channels were removed; None otherwise.
         radius: of the perturbation, in pixel units.
         residual: ADMM's at the hard prune; None without ADMM, or before.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation look at.
@@ -205,6 +207,7 @@ class RunReport:
     granularity: str
     sparsity: Share
     size: SizeReport | None = None
+    cost: CostReport | None = None
     radius: NonNegativeFloat
     residual: NonNegativeFloat | None = None
     hidden_layers: tuple[str, ...] = ()
@@ -434,6 +437,39 @@ def size_rows(size: SizeReport) -> list[tuple[str, ...]]:
     return [*rows, ("all, with the rest dense", *(f"{n:,}" for n in totals), "")]
 
 
+COST_HEADER = ("", "dense", "pruned", "ratio")
+
+
+def cost_rows(report: RunReport) -> list[tuple[str, ...]]:
+    """Before and after, as text; robust accuracy too where both were judged alike."""
+    cost = report.cost
+    if cost is None:
+        return []
+    dense, pruned = cost.dense, cost.pruned
+
+    def row(name: str, before: float, after: float, *said: str) -> tuple[str, ...]:
+        return (name, *said, f"{before / after:.2f}x" if after else "-")
+
+    counts = (("parameters", dense.parameters, pruned.parameters), ("MACs, one image", dense.macs, pruned.macs))
+    rows = [row(name, before, after, f"{before:,}", f"{after:,}") for name, before, after in counts]
+    files = dense.file_bytes, pruned.file_bytes
+    rows.append(row("file", *files, *map(size_text, files)))
+    for batch, before in dense.latency_ms.items():
+        after = pruned.latency_ms.get(batch, 0.0)
+        times = f"{before:.3g} ms", f"{after:.3g} ms", f"{cost.speedup.get(batch, 0.0):.2f}x"
+        rows.append((f"latency, batch {batch}", *times))
+    if len(report.judged) == 2 and judged_alike(report.judged["pruned"], report.judged["dense"]):
+        robust = [report.judged[name].worst_case.accuracy for name in ("dense", "pruned")]
+        share = f"{robust[1] / robust[0]:.1%} left" if robust[0] else "-"
+        rows.append(("robust, worst case", *map(percent, robust), share))
+    return rows
+
+
+def cost_note(cost: CostReport) -> str:
+    """How latency was taken."""
+    return f"Latency: medians of paired runs on {cost.device}, {cost.threads} thread(s); its ratio is of pairs."
+
+
 def judged_text(judged: Report) -> str:
     """How networks were judged, in a line."""
     config = judged.config
@@ -448,8 +484,14 @@ def judged_text(judged: Report) -> str:
 def headline(report: RunReport) -> list[str]:
     """How much smaller, and how robust: a sentence each."""
     said = []
-    size = report.size
-    if size is not None and size.compression is not None:
+    size, cost = report.size, report.cost
+    if cost is not None:
+        said.append(
+            f"{cost.dense.parameters / max(1, cost.pruned.parameters):.1f}x smaller: {cost.pruned.parameters:,} of "
+            f"{cost.dense.parameters:,} parameters are left, {cost.dense.macs / max(1, cost.pruned.macs):.1f}x fewer "
+            f"MACs, {size_text(cost.dense.file_bytes)} become {size_text(cost.pruned.file_bytes)}."
+        )
+    elif size is not None and size.compression is not None:
         said.append(
             f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} weights are left, "
             f"{size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
@@ -491,6 +533,9 @@ def to_markdown(report: RunReport) -> str:
         lines += _table([_plain(cell) for cell in epoch_header(report)], epoch_rows(report), left=0)
     else:
         lines += ["No epoch has ended yet."]
+    if report.cost:
+        lines += ["", "## Before and after", "", *_table(COST_HEADER, cost_rows(report), left=1), ""]
+        lines += [cost_note(report.cost)]
     lines += ["", "## Size", ""]
     if report.size:
         *own, totals = size_rows(report.size)
@@ -637,6 +682,9 @@ def to_html(report: RunReport) -> str:
         epoch_header=epoch_header(report),
         epochs=epoch_rows(report),
         best=best_text(report) if report.best else "",
+        cost_header=COST_HEADER,
+        cost_rows=cost_rows(report),
+        cost_note=cost_note(report.cost) if report.cost else "",
         size_header=SIZE_HEADER,
         size_rows=size_rows(size) if size else [],
         size_note=size_note(size) if size else "",

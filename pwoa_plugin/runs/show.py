@@ -12,10 +12,13 @@ from rich.table import Table
 from rich.text import Text
 
 from .report import (
+    COST_HEADER,
     LAYER_HEADER,
     SIZE_HEADER,
     RunReport,
     best_text,
+    cost_note,
+    cost_rows,
     duration,
     headline,
     interval_text,
@@ -104,6 +107,11 @@ def show(report: RunReport, console: Console) -> None:
     if report.best:
         say(best_text(report))
     console.print()
+
+    if report.cost:
+        table("Before and after", COST_HEADER, cost_rows(report))
+        say(cost_note(report.cost))
+        console.print()
 
     if report.size:
         table("Size", SIZE_HEADER, size_rows(report.size), left=(0, 5))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 import torch
 from hypothesis import given
@@ -89,3 +91,26 @@ def test_bad_input(values: dict[str, float]) -> None:
         make(torch.rand(4), **values)
     with pytest.raises(ValueError, match="different layers"):
         ADMM({"a": torch.rand(3)}, {}, rho=1, growth=1, rho_max=1)
+
+
+def test_weights_that_are_projected_together() -> None:
+    """One function of all weights, which keeps the rows with the largest norm over both."""
+    torch.manual_seed(0)
+    weights = {"a": torch.randn(4, 3, requires_grad=True), "b": torch.randn(4, 5, requires_grad=True)}
+
+    def rows(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        norms = values["a"].square().sum(1) + values["b"].square().sum(1)
+        keep = torch.zeros(4, dtype=torch.bool)
+        keep[norms.topk(2).indices] = True
+        return {name: keep[:, None].expand_as(value) for name, value in values.items()}
+
+    admm = ADMM(weights, rows, rho=1.0, growth=1.0, rho_max=1.0)
+    admm.dual_update()
+    for _ in range(2):
+        shifted = {name: weight.detach() + admm.u[name] for name, weight in weights.items()}
+        masks = rows(shifted)
+        admm.dual_update()
+        for name in weights:
+            assert torch.equal(admm.z[name], shifted[name] * masks[name])
+            assert torch.equal(admm.u[name], shifted[name] - admm.z[name])
+        assert torch.equal(admm.z["a"].any(1), admm.z["b"].any(1))

@@ -93,3 +93,24 @@ def test_teacher_is_no_part_of_the_objective(trained: nn.Module) -> None:
     assert not list(objective.parameters())
     objective.train()
     assert not objective.teacher.training
+
+
+def test_features_of_a_narrower_student(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Compared where widths agree, or with the channels of the teacher's that are told to be left."""
+    left = torch.tensor([0, 3, 4, 9])
+    student = frozen_copy(trained)
+    student.fc1, student.fc2 = nn.Linear(96, 4), nn.Linear(4, 3)
+    with torch.no_grad():
+        student.fc1.weight.copy_(trained.fc1.weight[left] * 1.5)
+        student.fc1.bias.copy_(trained.fc1.bias[left] * 1.5)
+    objective = PwoAObjective(frozen_copy(trained), LAYERS, feature_weight=1.0)
+    objective(student, images[0][:8])
+    assert objective.terms["features"].item() == 0  # fc1's inputs alone, which are the same
+    assert objective.not_alike == {"fc2"}
+    objective.kept = {"fc2": (-1, left)}
+    objective(student, images[0][:8])
+    # Activations 1.5 times as large: |s - t|^2 / |t|^2 is .25 in one layer, 0 in the other.
+    assert objective.terms["features"].item() == pytest.approx(0.125, rel=1e-4)
+    objective.kept, objective.hidden_layers = {}, ["fc2"]
+    objective(student, images[0][:8])
+    assert "features" not in objective.terms

@@ -118,3 +118,8 @@ def test_projection_is_a_nearest_point_of_the_set() -> None:
         distances.append(float((weight - candidate).norm()))
     projected = weight * make_sparsity_set("filter").mask(weight, 2)
     assert float((weight - projected).norm()) == pytest.approx(min(distances))
+
+
+def test_channels_of_groups_are_no_set_of_a_layer() -> None:
+    with pytest.raises(ValueError, match=r"granularity='structured' removes channels.*PwoAGroupPruner"):
+        make_sparsity_set("structured")

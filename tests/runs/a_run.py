@@ -111,6 +111,7 @@ def _made() -> str:
         "granularity": "unstructured",
         "sparsity": 0.75,
         "size": size_report(model).to_dict(),
+        "cost": None,
         "radius": pruner.radius,
         "residual": pruner.residual,
         "hidden_layers": ["fc1", "fc2"],

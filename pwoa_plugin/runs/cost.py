@@ -1,0 +1,112 @@
+"""What a network costs to keep and to run, before and after: parameters, MACs, bytes of a file, latency."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
+from safetensors.torch import save
+from torch import Tensor, nn
+
+__all__ = ["CostReport", "NetworkCost", "cost_report"]
+
+_BATCHES = (1, 128)
+_LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkCost:
+    """One network.
+
+    Attributes:
+        parameters: their number.
+        macs: multiplications and additions of one image, as Torch-Pruning counts them.
+        file_bytes: of its tensors as safetensors.
+        latency_ms: of a batch, by its number of images: the median.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    parameters: NonNegativeInt
+    macs: NonNegativeInt
+    file_bytes: NonNegativeInt
+    latency_ms: dict[str, NonNegativeFloat]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostReport:
+    """Before and after.
+
+    Attributes:
+        dense, pruned: the networks.
+        speedup: of a batch, by its number of images: the median of the ratios of paired runs.
+        device, threads: where latency was taken.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    dense: NetworkCost
+    pruned: NetworkCost
+    speedup: dict[str, NonNegativeFloat]
+    device: str
+    threads: PositiveInt
+
+
+def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostReport:
+    """What two networks cost.
+
+    Latency is of pairs, one run of each after the other, so that a machine's moods meet both.
+
+    Args:
+        dense, pruned: on one device; copies of them run, in eval mode and with weights in torch's own order.
+        image: ``(1, C, H, W)``, on that device.
+    """
+    import torch_pruning as tp  # not at the top: a report is read without it
+
+    dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
+    latency: dict[str, tuple[float, float, float]] = {
+        str(batch): _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1))) for batch in _BATCHES
+    }
+    costs = [
+        NetworkCost(
+            parameters=sum(parameter.numel() for parameter in model.parameters()),
+            macs=int(tp.utils.count_ops_and_params(model, image)[0]),
+            file_bytes=len(save({name: t.detach().cpu().clone() for name, t in model.state_dict().items()})),
+            latency_ms={batch: times[i] for batch, times in latency.items()},
+        )
+        for i, model in enumerate((dense, pruned))
+    ]
+    return CostReport(
+        dense=costs[0],
+        pruned=costs[1],
+        speedup={batch: times[2] for batch, times in latency.items()},
+        device=str(image.device),
+        threads=torch.get_num_threads(),
+    )
+
+
+@torch.no_grad()
+def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> tuple[float, float, float]:
+    """Medians in ms of both, and of the ratio of pairs."""
+
+    def run(model: nn.Module) -> float:
+        started = time.perf_counter()
+        model(images)
+        if images.device.type == "cuda":
+            torch.cuda.synchronize(images.device)
+        return 1000 * (time.perf_counter() - started)
+
+    run(dense)
+    run(pruned)
+    pairs: list[tuple[float, float]] = []
+    began = time.perf_counter()
+    while len(pairs) < _LEAST_PAIRS or (len(pairs) < _MOST_PAIRS and time.perf_counter() - began < _SECONDS):
+        pairs.append((run(dense), run(pruned)))
+    one, other = zip(*pairs, strict=True)
+    ratios = [before / after for before, after in pairs]
+    return statistics.median(one), statistics.median(other), statistics.median(ratios)

@@ -1,0 +1,174 @@
+"""What `PwoAGroupPruner` refuses before it touches a model."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch_pruning as tp
+from torch import nn
+from torch_pruning.ops import OPTYPE
+
+from ..method.layers import is_weighted
+from .coupling import Coupling
+
+__all__ = [
+    "check_layers",
+    "check_options",
+    "check_ratio",
+    "check_reached",
+    "makes_output",
+    "modules_named",
+]
+
+#: Torch-Pruning's deprecated names, and those that mean something here already.
+_NOT_PASSED = {
+    "self": "",
+    "model": "",
+    "example_inputs": "",
+    "importance": "scores are PwoAImportance's here; another importance goes with tp.pruner.BasePruner",
+    "channel_groups": "give out_channel_groups",
+    "ch_sparsity": "give pruning_ratio",
+    "ch_sparsity_dict": "give pruning_ratio_dict",
+}
+
+
+def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False) -> None:
+    """Whether a share is a number in (0, 1), ``low`` with 0 and ``high`` with 1.
+
+    Raises:
+        ValueError: it is not.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not number or not (value >= 0 if low else value > 0) or not (value <= 1 if high else value < 1):
+        bounds = f"{'[' if low else '('}0, 1{']' if high else ')'}"
+        raise ValueError(f"{name}={value!r} is outside {bounds}; 0.75 removes three channels in four")
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Whether these are Torch-Pruning's, and can be used.
+
+    Raises:
+        ValueError: one is unknown, or has a value that Torch-Pruning would silently misread.
+    """
+    known = [name for name in inspect.signature(tp.pruner.BasePruner.__init__).parameters if name not in _NOT_PASSED]
+    for name in options:
+        if name in _NOT_PASSED:
+            raise ValueError(f"{name}: {_NOT_PASSED[name] or 'is an argument already'}")
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            cure = f"did you mean {close[0]}?" if close else f"Torch-Pruning has {', '.join(known)}"
+            raise ValueError(f"{name}: unknown option; {cure}")
+    if "max_pruning_ratio" in options:
+        check_ratio("max_pruning_ratio", options["max_pruning_ratio"], high=True)
+    if "head_pruning_ratio" in options:
+        check_ratio("head_pruning_ratio", options["head_pruning_ratio"], low=True)
+    for name in ("pruning_ratio_dict", "head_pruning_ratio_dict"):
+        for ratio in (options.get(name) or {}).values():
+            check_ratio(name, ratio, low=True)
+    steps = options.get("iterative_steps", 1)
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"iterative_steps={steps!r}: give an integer of 1 or more")
+
+
+def modules_named(model: nn.Module, given: Iterable[Any], what: str) -> list[Any]:
+    """Modules and parameters as a user names them: themselves, by name or pattern, or by class.
+
+    Raises:
+        ValueError: one is not in the model.
+    """
+    modules = dict(model.named_modules())
+    found: list[Any] = []
+    for entry in given:
+        hits: list[Any]
+        if isinstance(entry, nn.Module):
+            hits = [entry] if any(entry is module for module in modules.values()) else []
+            name = type(entry).__name__
+        elif isinstance(entry, nn.Parameter):
+            hits = [entry] if any(entry is parameter for parameter in model.parameters()) else []
+            name = f"parameter {tuple(entry.shape)}"
+        elif isinstance(entry, type):
+            hits = [module for module in modules.values() if isinstance(module, entry)]
+            name = entry.__name__
+        else:
+            hits = [module for key, module in modules.items() if key and fnmatchcase(key, str(entry))]
+            name = repr(entry)
+        if not hits:
+            close = difflib.get_close_matches(str(entry), modules, n=1) if isinstance(entry, str) else []
+            hint = f"; did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{what}: {name} is not in the model{hint}")
+        found += hits
+    return found
+
+
+def makes_output(group: Any) -> bool:
+    """Whether a group's channels are the model's output."""
+    return any(item.dep.target.type == OPTYPE.OUTPUT for item in group)
+
+
+def check_reached(model: nn.Module, graph: Any, ignored: Sequence[Any]) -> None:
+    """Refuse layers that the trace does not reach: they may read channels that are to go.
+
+    Raises:
+        ValueError: there is one that is not ignored.
+    """
+    inside = {
+        id(part)
+        for module in model.modules()
+        if isinstance(module, nn.MultiheadAttention) or type(module) in graph.CUSTOMIZED_PRUNERS
+        for part in module.modules()
+    }
+    passed = {id(module) for module in ignored}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.LSTM) and module in graph.module2node and id(module) not in passed:
+            raise ValueError(f"{name}: channels of an LSTM are not supported; list it in ignored_layers")
+        if not is_weighted(module) or id(module) in inside | passed:
+            continue
+        if module not in graph.module2node:
+            raise ValueError(
+                f"{name}: the forward on example_inputs in eval mode does not come to it, so it would not fit its "
+                "smaller neighbours; take it out (torchvision: aux_logits=False), or list it in ignored_layers"
+            )
+        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            raise ValueError(
+                f"{name}: its weight is computed from others (a parametrization or weight_norm); remove that first, "
+                "or list the layer in ignored_layers"
+            )
+
+
+def check_layers(model: nn.Module, couplings: Sequence[Coupling]) -> None:
+    """Refuse weights that cannot be trained or taken out.
+
+    Raises:
+        ValueError: one has no gradient, belongs to two layers, or is a grouped layer that Torch-Pruning cannot shorten.
+    """
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    users: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for target, parameter in module._parameters.items():
+            if parameter is not None:
+                users[id(parameter)].append(f"{name}.{target}" if name else target)
+    for coupling in couplings:
+        for part in coupling.parts:
+            tied = users[id(part.parameter)]
+            if len(tied) > 1:
+                raise ValueError(
+                    f"{tied[0]} and {tied[1]} are one tensor, which cannot lose channels in one place only; untie "
+                    f"them, or list {coupling.root} in ignored_layers"
+                )
+            if not part.parameter.requires_grad:
+                raise ValueError(
+                    f"{names[part.parameter]} has requires_grad=False, and ADMM cannot move it; set it to True, or "
+                    f"list {coupling.root}, whose channels it has, in ignored_layers"
+                )
+        for item in coupling.group:
+            module, kind = item.dep.target.module, item.dep.target.type
+            if kind == OPTYPE.DEPTHWISE_CONV and module.in_channels != module.out_channels:
+                raise ValueError(
+                    f"{item.dep.target.name}: Torch-Pruning takes {module.groups} groups of one filter and several "
+                    "inputs for a depthwise convolution; list it in ignored_layers"
+                )

@@ -1,0 +1,48 @@
+"""`PwoAImportance`: how much a channel matters to ADMM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+
+from .coupling import channel_scores, parts_of
+
+__all__ = ["PwoAImportance", "normalised"]
+
+
+class PwoAImportance(tp.importance.Importance):
+    """The norm of W + U over a dependency group, for any of Torch-Pruning's pruners.
+
+    Everything that goes with a channel counts, and is what ADMM projects: filters, biases, normalisation, and the
+    weights of the layers that read it. Scores are divided by their group's mean, so that they compare across groups.
+
+    Args:
+        duals: ADMM's U of a parameter; parameters without one count as they are. `PwoAGroupPruner` gives its own.
+    """
+
+    def __init__(self, duals: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        self.duals: dict[nn.Parameter, Tensor] = dict(duals or {})
+
+    @torch.no_grad()
+    def __call__(self, group: Any) -> Tensor | None:
+        """One score for each channel of the group's root, on its device; None where nothing in it has weights."""
+        parts = list(parts_of(group))
+        if not parts:
+            return None
+        values = {
+            part.parameter: part.parameter.detach() + self.duals[part.parameter]
+            for part in parts
+            if part.parameter in self.duals
+        }
+        device = parts[0].parameter.device
+        return normalised(channel_scores(parts, len(group[0].idxs), values).sqrt()).to(device)
+
+
+def normalised(norms: Tensor) -> Tensor:
+    """Norms over their mean; as they are where all are 0."""
+    mean = norms.mean()
+    return norms / mean if mean > 0 else norms

@@ -1,0 +1,97 @@
+"""A network as ONNX, checked against onnxruntime."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+import io
+import logging
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._files import replaced_whole
+from ..removal.inputs import call_saying_where, check_model, map_tensors, one_line, tensors_of
+
+__all__ = ["export_onnx"]
+
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+_TOLERANCE = 1e-4  # of the largest absolute output
+
+_logger = logging.getLogger(__name__)
+
+
+def export_onnx(
+    model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, *, batch: bool = True, check: bool = True
+) -> None:
+    """Write a network as one ONNX file, in eval mode; a file of that name is replaced whole or not at all.
+
+    Args:
+        model: any network, pruned or not; it is not changed.
+        path: of the file, ``.onnx``.
+        example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments, batch first.
+        batch: let the file take any number of images; else it takes as many as the example.
+        check: run the file in onnxruntime before it is put in place, and compare.
+
+    Raises:
+        ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
+        ValueError: the network cannot be exported, or onnxruntime answers otherwise by more than 1e-4 of the largest
+            absolute output.
+        OSError: the file cannot be written.
+    """
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(
+            f"export_onnx needs {', '.join(missing)}; install them with: pip install 'pwoa-plugin[onnx]'"
+        )
+    check_model(model)
+    twin = copy.deepcopy(model).eval()
+    inputs = map_tensors(Tensor.detach, example_inputs)
+    with torch.no_grad():
+        expected = tensors_of(call_saying_where(twin, inputs))
+    keywords = dict(inputs) if isinstance(inputs, Mapping) else None
+    arguments = () if keywords is not None else tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    shapes: Any = None
+    if batch:
+        first = torch.export.Dim("batch")
+        given = keywords if keywords is not None else arguments
+        shapes = map_tensors(lambda tensor: {0: first} if tensor.dim() else None, given)
+    with replaced_whole(path) as scratch:
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore")
+                torch.onnx.export(
+                    twin,
+                    arguments,
+                    os.fspath(scratch),
+                    kwargs=keywords,
+                    dynamo=True,
+                    dynamic_shapes=shapes,
+                    external_data=False,
+                    verbose=False,
+                )
+        except Exception as error:
+            cure = "; with batch=False it may do, for as many images as the example has" if batch else ""
+            raise ValueError(f"model: torch.onnx.export fails on it ({one_line(error)}){cure}") from error
+        if check:
+            _check(os.fspath(scratch), tensors_of(inputs), expected)
+
+
+def _check(path: str, inputs: list[Tensor], expected: list[Tensor]) -> None:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    feed = {spec.name: tensor.cpu().numpy() for spec, tensor in zip(session.get_inputs(), inputs, strict=True)}
+    for one, other in zip(expected, session.run(None, feed), strict=True):
+        largest = float(one.abs().max())
+        worst = float((one.cpu() - torch.from_numpy(other)).abs().max())
+        if not worst <= _TOLERANCE * max(largest, 1e-30):
+            raise ValueError(f"onnxruntime's output differs by {worst:.1e}, where the largest is {largest:.1e}")
+        _logger.info("onnxruntime's output agrees to %.1e of the largest", worst / max(largest, 1e-30))

@@ -1,0 +1,146 @@
+"""A `Compression` that removes channels: what `PwoAGroupPruner.compress` and ``pwoa prune`` train by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .._random import seeded
+from ..config import ConfigError, PwoAConfig
+from ..method.admm import ADMM, MasksOfAll
+from ..method.allocation import LayerAllocation
+from ..method.batches import Batches
+from ..method.layers import is_weighted, prunable_layers
+from ..method.pruning import Pruning
+from ..method.sparsity import STRUCTURED
+from ..method.state import State, StateError
+from .graph import removals_from_json, removals_to_json
+
+if TYPE_CHECKING:
+    from .pruner import PwoAGroupPruner
+
+__all__ = ["ChannelRemoval", "images_of", "settings_of"]
+
+
+def settings_of(config: PwoAConfig, model: nn.Module, given: Mapping[str, Any]) -> tuple[float, list[nn.Module]]:
+    """The ratio and the layers left alone that a config asks for.
+
+    Args:
+        config: of the run.
+        model: the network.
+        given: what was given beside it, of what the config says; None where nothing was.
+
+    Raises:
+        ConfigError: it is no config of channels, or something is said twice.
+    """
+    if config.granularity != STRUCTURED:
+        raise ConfigError(
+            f"granularity={config.granularity!r} masks weights, with pwoa_plugin.PwoAPruner; here it is 'structured'"
+        )
+    if twice := [name for name, value in given.items() if value is not None]:
+        raise ConfigError(
+            f"{', '.join(twice)}: with a config, say it there (sparsity, allocation, include, exclude, admm; channels "
+            "go at once)"
+        )
+    chosen = prunable_layers(model, config.include, config.exclude)
+    ignored = [module for name, module in model.named_modules() if is_weighted(module) and name not in chosen]
+    assert config.sparsity is not None  # the config's own check
+    return config.sparsity, ignored
+
+
+def images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
+    """Two of the config's images, ``(2, C, H, W)``, on the model's device; no random state is used up."""
+    parameter = next(model.parameters())
+    with seeded(config.seed):
+        batches = Batches(
+            config.train_loader,
+            batch_size=config.batch_size,
+            device=parameter.device,
+            dtype=parameter.dtype,
+            pixel_range=config.pixel_range,
+        )
+        return batches.first(2)
+
+
+class ChannelRemoval(Pruning):
+    """Channels are drawn to 0 by group, and removed.
+
+    Args:
+        pruner: whose model it is.
+        planned: the model's parameters as the dense weights would have them pruned.
+    """
+
+    def __init__(self, pruner: PwoAGroupPruner, planned: Mapping[str, Tensor]) -> None:
+        self.pruner, self.masks = pruner, {}
+        self._structure: list[tuple[nn.Module, dict[str, Any]]] = []
+        model = pruner.model
+        self.layers = {
+            name: module
+            for name, module in model.named_modules()
+            if is_weighted(module) and f"{name}.weight" in planned
+        }
+        self.allocation = {}
+        for name, module in self.layers.items():
+            shape = tuple(module.get_parameter("weight").shape)
+            kept = planned[f"{name}.weight"].numel()
+            same = kept == math.prod(shape)
+            self.allocation[name] = LayerAllocation(
+                shape, math.prod(shape), kept, "none of its channels go" if same else None
+            )
+
+    @property
+    def done(self) -> bool:
+        """Whether channels are removed."""
+        return bool(self.pruner.removals)
+
+    def begin(self) -> None:
+        self._structure = []
+        if self.done:
+            raise ValueError("channels are removed already; make a new PwoAGroupPruner to prune on")
+
+    def admm_problem(self) -> tuple[Mapping[str, Tensor], Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll]:
+        return self.pruner.admm_problem()
+
+    def prune(self, images: Tensor, admm: ADMM | None) -> None:
+        """What the projection of W + U has at 0 is removed."""
+        self._remember()
+        self.pruner.use(admm)
+        self.pruner.step()
+
+    def kept_inputs(self) -> Mapping[str, tuple[int, Tensor]]:
+        return self.pruner.inputs_left
+
+    def hold(self) -> None:
+        """Nothing: what is pruned is gone."""
+
+    def save(self, state: State) -> None:
+        state.facts["removals"] = removals_to_json(self.pruner.removals)
+
+    def resume(self, state: State) -> None:
+        try:
+            removals = removals_from_json(state.facts.get("removals"))
+            if removals:
+                self._remember()
+                self.pruner.done_before(removals)
+        except ValueError as error:
+            raise StateError(f"the saved state is of another network ({error}); resume with the same model") from error
+
+    def _remember(self) -> None:
+        self._structure = [
+            (module, dict(vars(module)) | {"_parameters": dict(module._parameters), "_buffers": dict(module._buffers)})
+            for module in self.pruner.model.modules()
+        ]
+
+    def undo(self) -> None:
+        """Layers have their channels and their own parameters again."""
+        if not self._structure:
+            return
+        for module, content in self._structure:
+            vars(module).update(content)
+        self._structure = []
+        with torch.enable_grad():
+            self.pruner.begin_anew()

@@ -1,0 +1,175 @@
+"""Pruned networks in a file: what was removed, and the tensors that are left; no code, and no pickle.
+
+A file is safetensors. Its header holds, as JSON, the removals (Torch-Pruning's pruning history) and the form of the
+example inputs; the removals are done again on a fresh network before the tensors are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from .._files import write_tensors
+from ..removal.inputs import check_model
+from .graph import Adapt, Removal, Tracing, removals_from_json, removals_to_json, replay
+from .twin import twin_of
+
+if TYPE_CHECKING:
+    from .pruner import PwoAGroupPruner
+
+__all__ = ["holds_pruned", "load_pruned", "save_pruned"]
+
+_FORMAT, _VERSION = "pwoa-pruned", "1"
+
+
+def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
+    """Write a pruner's network as it is now; a file of that name is replaced whole or not at all.
+
+    Args:
+        pruner: that removed the channels; its ``model`` may have been trained since.
+        path: of the file, ``.safetensors``.
+
+    Raises:
+        ValueError: nothing was removed yet.
+        OSError: the file cannot be written.
+    """
+    if not pruner.removals:
+        raise ValueError("save_pruned: nothing is removed yet; call step() or compress() first")
+    header = {
+        "format": _FORMAT,
+        "version": _VERSION,
+        "removals": json.dumps(removals_to_json(pruner.removals)),
+        "inputs": json.dumps(_form_of(pruner.tracing.inputs)),
+    }
+    write_tensors(path, pruner.model.state_dict(), header)
+
+
+def holds_pruned(path: str | os.PathLike[str]) -> bool:
+    """Whether `save_pruned` wrote this file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return bool((file.metadata() or {}).get("format") == _FORMAT)
+    except (SafetensorError, OSError):
+        return False
+
+
+def load_pruned(
+    model: nn.Module,
+    path: str | os.PathLike[str],
+    *,
+    example_inputs: Any = None,
+    adapt: Adapt | None = None,
+    forward_fn: Callable[[nn.Module, Any], Any] | None = None,
+    output_transform: Callable[[Any], Any] | None = None,
+    unwrapped_parameters: Mapping[nn.Parameter, int] | None = None,
+    customized_pruners: Mapping[Any, Any] | None = None,
+) -> nn.Module:
+    """The network that `save_pruned` wrote.
+
+    Args:
+        model: a fresh network of the same architecture, not pruned; it is not changed.
+        path: of the file.
+        example_inputs: for the trace, where the pruner's were more than tensors and plain values.
+        adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as `PwoAGroupPruner` was given.
+
+    Returns:
+        A copy of ``model`` with fewer channels and the file's tensors, in the model's mode, on its device.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or of another architecture.
+    """
+    path = os.fspath(path)
+    check_model(model)
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"{path}: no such file of a pruned network")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        removals, form = _read(header)
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
+    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    if example_inputs is None:
+        if form is None:
+            raise ValueError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
+        try:
+            example_inputs = _drawn(form, device)
+        except (KeyError, TypeError, AttributeError, RuntimeError):
+            raise ValueError(f"{path}: its header describes no example inputs; give example_inputs") from None
+    small, memo = twin_of(model)
+    tracing = Tracing(example_inputs, forward_fn, output_transform, unwrapped_parameters, customized_pruners).of_copy(
+        memo
+    )
+    try:
+        replay(small, tracing.graph(small), removals, adapt)
+        _load(small, tensors)
+    except (AssertionError, RuntimeError, IndexError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture that was pruned, not "
+            "pruned yet"
+        ) from error
+    for name, module in model.named_modules():
+        small.get_submodule(name).training = module.training
+    return small
+
+
+@torch.no_grad()
+def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    own = model.state_dict()
+    for name, tensor in own.items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise ValueError(f"{name} is {tensor.dtype} here and {tensors[name].dtype} in the file")
+    given = OrderedDict(tensors)
+    given._metadata = own._metadata  # type: ignore[attr-defined]  # versions of modules, which some look at
+    model.load_state_dict(given)
+
+
+def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
+    if header.get("format") != _FORMAT:
+        raise ValueError("it is a safetensors file of something else")
+    if header.get("version") != _VERSION:
+        raise ValueError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
+    try:
+        return removals_from_json(json.loads(header.get("removals", ""))), json.loads(header.get("inputs", ""))
+    except (ValueError, RecursionError):
+        raise ValueError("its header lists no removals") from None
+
+
+def _form_of(value: Any) -> Any:
+    """Example inputs as JSON, without their numbers; None where that cannot be."""
+    if isinstance(value, Tensor):
+        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            return None
+        parts = {key: _form_of(item) for key, item in value.items()}
+        return None if None in parts.values() else {"dict": parts}
+    if isinstance(value, (tuple, list)):
+        items = [_form_of(item) for item in value]
+        return None if None in items else {"list": items}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return {"value": value}
+    return None
+
+
+def _drawn(form: Any, device: torch.device) -> Any:
+    """Inputs of this form, with numbers from [0, 1)."""
+    if "tensor" in form:
+        drawn = torch.rand(form["tensor"], generator=torch.Generator().manual_seed(0))
+        return drawn.to(device=device, dtype=getattr(torch, form["dtype"]))
+    if "dict" in form:
+        return {str(key): _drawn(item, device) for key, item in form["dict"].items()}
+    if "list" in form:
+        return [_drawn(item, device) for item in form["list"]]
+    return form["value"]

@@ -1,0 +1,124 @@
+"""Runs that remove channels: `pwoa prune` with `granularity: structured`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from pwoa_plugin import PwoAConfig
+from pwoa_plugin.method.callback import Callback, Status
+from pwoa_plugin.models import LeNet, robust_lenet
+from pwoa_plugin.runs.callbacks import read_metrics
+from pwoa_plugin.runs.cost import CostReport, cost_report
+from pwoa_plugin.runs.files import read_report
+from pwoa_plugin.runs.prune import prune
+from pwoa_plugin.torch_pruning import load_pruned
+
+
+@pytest.fixture
+def structured(config: PwoAConfig) -> PwoAConfig:
+    return PwoAConfig(**(dict(config) | {"granularity": "structured", "sparsity": 0.75, "allocation": "uniform"}))
+
+
+class Kill(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, status: Status) -> None:
+        if status.step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_from_the_command_line(config_file: Path, tmp_path: Path, pwoa: Any) -> None:
+    out = tmp_path / "run"
+    fields = ["--set", "granularity=structured", "--set", "sparsity=0.75"]
+    status, _, said = pwoa("prune", config_file, "--out", out, *fields, "--quiet")
+    assert (status, said) == (0, "")
+    assert not (out / "masks.safetensors").exists()
+
+    small = load_pruned(LeNet().eval(), out / "pruned.safetensors")
+    assert (small.conv1.out_channels, small.conv2.out_channels, small.fc1.out_features) == (4, 8, 64)
+    x = torch.rand(2, 1, 28, 28)
+    assert small(x).shape == (2, 10)
+    assert json.loads((out / "run.json").read_text())["status"] == "finished"
+
+    report = read_report(out)
+    assert report.granularity == "structured"
+    assert report.allocation == "uniform"
+    cost = report.cost
+    assert cost is not None
+    assert cost.dense.parameters == 417_482
+    assert cost.pruned.parameters == sum(parameter.numel() for parameter in small.parameters())
+    kept = {layer.name: layer.kept for layer in report.layers}
+    assert kept == {name: small.get_submodule(name).weight.numel() for name in ("conv1", "conv2", "fc1", "fc2")}
+    assert report.epochs[0].sparsity == 0
+    assert report.epochs[-1].sparsity == pytest.approx(report.sparsity)
+
+    status, shown, _ = pwoa("evaluate", out, "--attacks", "FGSM", "--images", 20, "--dense", "--quiet")
+    assert status == 0
+    status, shown, _ = pwoa("show", out)
+    assert status == 0
+    for line in ("Before and after", "MACs, one image", "latency, batch 128", "robust, worst case", "fewer MACs"):
+        assert line in shown
+    for file in ("report.md", "report.html"):
+        assert "latency, batch 1" in (out / file).read_text()
+
+    status, _, said = pwoa("prune", config_file, "--out", out, *fields, "--resume", "--quiet")
+    assert (status, said) == (0, "")
+
+
+@pytest.mark.parametrize("step", [2, 3, 4, 8])
+def test_resumed_it_ends_with_the_same_bits(structured: PwoAConfig, tmp_path: Path, step: int) -> None:
+    prune(structured, tmp_path / "straight", save_every=0, callbacks=[])
+    with pytest.raises(KeyboardInterrupt):
+        prune(structured, tmp_path / "killed", save_every=0, callbacks=[Kill(step)])
+    prune(structured, tmp_path / "killed", resume=True, save_every=0, callbacks=[])
+
+    first, second = (load_file(tmp_path / out / "pruned.safetensors") for out in ("straight", "killed"))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+    clocks = {"seconds", "images_per_second"}
+    lines = [
+        [
+            {key: value for key, value in line.items() if key not in clocks}
+            for line in read_metrics(tmp_path / out / "metrics.jsonl")
+        ]
+        for out in ("straight", "killed")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_damaged_network_is_told_of(structured: PwoAConfig, tmp_path: Path, pwoa: Any) -> None:
+    out = tmp_path / "run"
+    prune(structured, out, callbacks=[])
+    content = (out / "pruned.safetensors").read_bytes()
+    (out / "pruned.safetensors").write_bytes(content[:-100])
+    status, _, said = pwoa("evaluate", out, "--attacks", "FGSM", "--images", 20, "--quiet")
+    assert status == 2
+    assert "no usable pruned network" in said
+
+
+def test_cost_is_of_both_networks_and_changes_neither() -> None:
+    dense = robust_lenet().train()
+    pruned = LeNet().eval().to(memory_format=torch.channels_last)
+    pruned.fc1 = nn.Linear(1568, 16)
+    pruned.fc2 = nn.Linear(16, 10)
+    found = cost_report(dense, pruned, torch.rand(1, 1, 28, 28))
+    assert isinstance(found, CostReport)
+    # 5x5 kernels at 28x28 and 14x14, biases, then matrices; Torch-Pruning counts an operation of a bias, too.
+    convolutions = 28 * 28 * 16 * 25 + 14 * 14 * 32 * 16 * 25 + 28 * 28 * 16 + 14 * 14 * 32
+    assert found.dense.macs == convolutions + 1568 * 256 + 256 + 256 * 10 + 10
+    assert found.pruned.macs == convolutions + 1568 * 16 + 16 + 16 * 10 + 10
+    assert found.dense.parameters == 417_482
+    assert 4 * 417_482 < found.dense.file_bytes < 4 * 417_482 + 2000
+    assert set(found.speedup) == set(found.dense.latency_ms) == {"1", "128"}
+    assert all(ms > 0 for ms in found.pruned.latency_ms.values())
+    assert dense.training
+    assert not pruned.training
+    assert pruned.conv2.weight.is_contiguous(memory_format=torch.channels_last)

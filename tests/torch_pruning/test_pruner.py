@@ -1,0 +1,427 @@
+"""`PwoAGroupPruner`: ADMM on groups, which channels go, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch_pruning as tp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pwoa_plugin.config import ADMMConfig
+from pwoa_plugin.torch_pruning import PwoAGroupPruner
+
+Zeroed = Callable[..., nn.Module]
+
+
+def widths(model: nn.Module) -> dict[str, int]:
+    return {
+        name: len(module.weight) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))
+    }
+
+
+def state_of(model: nn.Module) -> dict[str, Any]:
+    return {
+        "tensors": {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        "modes": [module.training for module in model.modules()],
+        "asked": [parameter.requires_grad for parameter in model.parameters()],
+        "ids": [id(parameter) for parameter in model.parameters()],
+    }
+
+
+def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
+    after = state_of(model)
+    assert after["tensors"].keys() == before["tensors"].keys()
+    assert all(torch.equal(tensor, before["tensors"][name]) for name, tensor in after["tensors"].items())
+    assert [after[key] for key in ("modes", "asked", "ids")] == [before[key] for key in ("modes", "asked", "ids")]
+
+
+def train(model: nn.Module, pruner: PwoAGroupPruner, x: Tensor, *, epochs: int, lr: float = 0.0) -> None:
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr or 0.02)
+    for _ in range(epochs):
+        pruner.update_regularizer()
+        for _ in range(20):
+            optimizer.zero_grad()
+            model(x).square().mean().mul(1e-4).backward()
+            pruner.regularize(model, None)
+            optimizer.step()
+
+
+class TestChannels:
+    def test_the_ratio_is_reached_in_every_group_and_the_classifier_stays(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75)
+        assert isinstance(pruner, tp.pruner.BasePruner)
+        pruner.step()
+        assert widths(small) == {"conv1": 2, "conv2": 2, "conv3": 3, "fc1": 4, "fc2": 3}
+        assert small(x).shape == (4, 3)
+        assert pruner.untouched == ["fc2"]
+
+    def test_the_largest_group_norms_stay(self, small: nn.Module, x: Tensor) -> None:
+        """An oracle for one group: conv3's filters and biases, and fc1's weights that read them."""
+        reads = small.fc1.weight[:, 8 * 16 :].view(16, 12, 16)
+        norms = small.conv3.weight.square().sum((1, 2, 3)) + small.conv3.bias.square() + reads.square().sum((0, 2))
+        norms += small.bn2.weight[8:].square() + small.bn2.bias[8:].square()
+        best = norms.topk(6).indices.sort().values
+        expected = small.conv3.weight[best].clone()
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, ignored_layers=["conv1", "fc1"])
+        pruner.step()
+        assert torch.equal(small.conv3.weight, expected)
+
+    def test_ratios_of_half_and_of_nine_tenths_are_exact(self, x: Tensor) -> None:
+        """int(10 * (1 - .9)) is 0, and Torch-Pruning then leaves the layer whole."""
+        model = nn.Sequential(nn.Conv2d(1, 10, 3), nn.ReLU(), nn.Flatten(), nn.Linear(360, 20), nn.Linear(20, 3))
+        PwoAGroupPruner(model, x, pruning_ratio=0.9).step()
+        assert (model[0].out_channels, model[3].out_features) == (1, 2)
+
+    @pytest.mark.parametrize(("up", "expected"), [(False, 8), (True, 12)])
+    def test_round_to(self, x: Tensor, up: bool, expected: int) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 20, 3), nn.ReLU(), nn.Flatten(), nn.Linear(720, 3))
+        PwoAGroupPruner(model, x, pruning_ratio=0.5, round_to=4, round_up=up).step()
+        assert model[0].out_channels == expected
+
+    def test_rounding_down_empties_no_layer(self, x: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 20, 3), nn.Conv2d(20, 6, 3), nn.Flatten(), nn.Linear(96, 3))
+        PwoAGroupPruner(model, x, pruning_ratio=0.9, round_to=8).step()
+        assert (model[0].out_channels, model[1].out_channels) == (8, 6)
+
+    def test_the_largest_ratio_holds_where_channels_are_ranked_together(self, small: nn.Module, x: Tensor) -> None:
+        with torch.no_grad():
+            small.conv3.weight *= 1e-3  # a global ranking would empty it
+            small.conv3.bias *= 1e-3
+            small.fc1.weight[:, 128:] *= 1e-3
+            small.fc1.weight[8:] *= 1e-3
+        options = {"global_pruning": True, "max_pruning_ratio": 0.75}
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, **options)
+        pruner.step()
+        left = widths(small)
+        assert left["conv1"] >= 2
+        assert left["conv3"] >= 3
+        assert left["fc1"] >= 4
+        assert left["conv1"] + left["conv3"] + left["fc1"] == (8 + 12 + 16) // 2
+
+    def test_isomorphic_ranks_groups_of_one_structure_together(self, x: Tensor) -> None:
+        torch.manual_seed(0)
+        layers = [nn.Conv2d(1, 8, 3, padding=1), *[nn.Conv2d(8, 8, 3, padding=1) for _ in range(3)]]
+        model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 20), nn.Linear(20, 3))
+        with torch.no_grad():
+            model[1].weight[:6] *= 10
+        pruner = PwoAGroupPruner(model, x, pruning_ratio=0.5, isomorphic=True)
+        pruner.step()
+        convolutions = [model[i].out_channels for i in range(3)]
+        assert sum(convolutions) == 12
+        assert len(set(convolutions)) > 1
+        assert model[5].out_features == 10
+
+    def test_a_ratio_of_ones_own(self, small: nn.Module, x: Tensor) -> None:
+        PwoAGroupPruner(small, x, pruning_ratio=0.5, pruning_ratio_dict={small.conv3: 0.75}).step()
+        assert widths(small) == {"conv1": 4, "conv2": 4, "conv3": 3, "fc1": 8, "fc2": 3}
+
+    def test_iterative_steps_come_to_the_ratio_and_no_further(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=3)
+        found = []
+        for _ in range(3):
+            pruner.step()
+            small(x)
+            found.append(small.conv3.out_channels)
+        assert found == [9, 6, 3]
+        with pytest.raises(ValueError, match="all 3 iterative_steps are done"):
+            pruner.step()
+
+    def test_interactive_yields_groups(self, small: nn.Module, x: Tensor) -> None:
+        whole = copy.deepcopy(small)
+        PwoAGroupPruner(whole, x, pruning_ratio=0.5).step()
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+        groups = pruner.step(interactive=True)
+        assert groups is not None
+        for group in groups:
+            group.prune()
+        assert all(torch.equal(one, other) for one, other in zip(small.parameters(), whole.parameters(), strict=True))
+
+    def test_names_patterns_and_classes_can_be_ignored(self, small: nn.Module, x: Tensor) -> None:
+        for ignored in (["conv*"], [nn.Conv2d], [small.conv1, "conv3"]):
+            model = copy.deepcopy(small)
+            given = [model.conv1 if isinstance(entry, nn.Module) else entry for entry in ignored]
+            PwoAGroupPruner(model, x, pruning_ratio=0.5, ignored_layers=given).step()
+            assert widths(model) == {"conv1": 8, "conv2": 8, "conv3": 12, "fc1": 8, "fc2": 3}
+
+    def test_removal_is_exact_after_zeroing(self, small: nn.Module, x: Tensor, zeroed: Zeroed) -> None:
+        dense = copy.deepcopy(small)
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+        pruner.step()
+        assert torch.allclose(zeroed(dense, pruner, x)(x), small.eval()(x), atol=1e-6)
+
+    def test_mode_and_requires_grad_come_back(self, small: nn.Module, x: Tensor) -> None:
+        small.conv2.eval()
+        small.fc2.requires_grad_(False)
+        pruner = PwoAGroupPruner(small, x, ignored_layers=["fc1"])
+        before = state_of(small)
+        pruner.step()
+        after = state_of(small)
+        assert after["modes"] == before["modes"]
+        assert after["asked"] == before["asked"]
+
+    def test_nothing_is_shared_between_pruners(self, x: Tensor) -> None:
+        grouped = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Flatten(), nn.Linear(128, 3))
+        one, two = (PwoAGroupPruner(copy.deepcopy(grouped), x) for _ in range(2))
+        for name in ("in_channel_groups", "out_channel_groups", "num_heads"):
+            assert getattr(one, name) is not getattr(two, name)
+        plain = tp.pruner.BasePruner(nn.Sequential(nn.Conv2d(1, 4, 3)), x, tp.importance.MagnitudeImportance())
+        assert not any(module in plain.out_channel_groups for module in one.model.modules())
+
+
+class Attention(nn.Module):
+    def __init__(self, heads: int = 4, width: int = 16) -> None:
+        super().__init__()
+        self.heads = heads
+        self.embed = nn.Conv2d(1, width, 2, 2)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2)
+        n, tokens, _ = x.shape
+        q, k, v = self.qkv(x).reshape(n, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        mixed = (q @ k.transpose(-2, -1)).softmax(-1) @ v
+        return self.head((x + self.proj(mixed.transpose(1, 2).reshape(n, tokens, -1))).mean(1))
+
+
+class TestHeads:
+    def test_whole_heads_go(self, x: Tensor) -> None:
+        torch.manual_seed(0)
+        model = Attention()
+
+        def adapt(model: nn.Module) -> None:
+            model.heads = model.qkv.out_features // 3 // 4
+
+        heads = {"num_heads": {model.qkv: 4}, "prune_num_heads": True, "prune_head_dims": False}
+        pruner = PwoAGroupPruner(
+            model, x, pruning_ratio=0.5, ignored_layers=["embed"], adapt=adapt, head_pruning_ratio=0.5, **heads
+        )
+        pruner.step()
+        assert (model.qkv.out_features, model.proj.in_features, model.heads) == (24, 8, 2)
+        assert pruner.num_heads[model.qkv] == 2
+        assert model(x).shape == (4, 3)
+
+    def test_dimensions_of_each_head_go(self, x: Tensor) -> None:
+        torch.manual_seed(0)
+        model = Attention()
+        pruner = PwoAGroupPruner(model, x, pruning_ratio=0.5, ignored_layers=["embed"], num_heads={model.qkv: 4})
+        pruner.step()
+        assert (model.qkv.out_features, model.proj.in_features) == (24, 8)
+        assert model(x).shape == (4, 3)
+
+
+class TestADMM:
+    def test_what_is_drawn_to_zero_is_what_is_removed(self, small: nn.Module, x: Tensor, zeroed: Zeroed) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, admm=ADMMConfig(epochs=6, rho=1.0))
+        train(small, pruner, x, epochs=6)
+        trained = copy.deepcopy(small)
+        before = small.eval()(x)
+        pruner.step()
+        assert pruner.residual is not None
+        assert pruner.residual < 0.02
+        oracle = zeroed(trained, pruner, x)
+        assert (small(x) - oracle(x)).abs().max() < 1e-6
+        # What went was near 0 already; of what stays as much is left.
+        assert (small(x) - before).abs().max() < 0.1 * before.abs().max()
+
+    def test_a_weight_in_two_groups_is_penalised_once(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, admm=ADMMConfig(rho=0.5))
+        pruner.update_regularizer()
+        for parameter in small.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        pruner.regularize(small)
+        admm = pruner._admm
+        assert admm is not None
+        names = dict(small.named_parameters())
+        assert set(admm.weights) == set(names) - {"fc2.bias"}
+        for name in ("conv3.weight", "fc1.weight", "conv2.weight"):  # outputs of one group, inputs of another
+            expected = 0.5 * (names[name] - admm.z[name])
+            assert torch.allclose(names[name].grad, expected)
+            assert (admm.z[name] == 0).any()
+
+    def test_the_projection_keeps_whole_groups(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+        pruner.update_regularizer()
+        z = pruner._admm.z
+        dead = ~z["conv1.weight"].flatten(1).any(1)
+        assert dead.sum() == 4
+        # conv1 and conv2 are summed: one choice of channels for both, their BatchNorm and their readers.
+        assert not z["conv2.weight"][dead].any()
+        assert not z["bn1.weight"][dead].any()
+        assert not z["conv3.weight"][:, dead].any()
+        assert not z["bn2.weight"][:8][dead].any()
+        assert not z["fc1.weight"].view(16, 20, 16)[:, :8][:, dead].any()
+        assert z["conv2.weight"][~dead].flatten(1).any(1).all()
+
+    def test_rho_comes_to_its_cap_within_the_epochs_there_are(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, admm=ADMMConfig(epochs=3, rho=0.1, rho_max=10.0))
+        found = []
+        for _ in range(3):
+            pruner.update_regularizer()
+            found.append(pruner._admm.rho)
+        assert found == pytest.approx([0.1, 1.0, 10.0])
+
+    def test_torch_prunings_order_of_calls(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=2)
+        with pytest.raises(RuntimeError, match="call update_regularizer"):
+            pruner.regularize(small)
+        for _ in range(2):
+            train(small, pruner, x, epochs=2)
+            pruner.step()
+        pruner.update_regularizer()  # all is done: nothing to draw to 0 any more
+        pruner.regularize(small)
+        assert widths(small)["conv3"] == 3
+
+
+class TestRefused:
+    def refuses(self, match: str, model: nn.Module, inputs: Any, **fields: Any) -> None:
+        before = state_of(model)
+        with pytest.raises(ValueError, match=match) as error:
+            PwoAGroupPruner(model, inputs, **fields)
+        assert "\n" not in str(error.value)
+        assert_untouched(model, before)
+
+    @pytest.mark.parametrize("ratio", [0, 1.0, 1.5, -0.1, float("nan"), "0.5", True])
+    def test_ratios_out_of_range(self, small: nn.Module, x: Tensor, ratio: Any) -> None:
+        self.refuses("pruning_ratio=.* is outside", small, x, pruning_ratio=ratio)
+
+    @pytest.mark.parametrize(
+        ("fields", "match"),
+        [
+            ({"max_pruning_ratio": 0}, "max_pruning_ratio=0 is outside"),
+            ({"iterative_steps": 0}, "iterative_steps=0"),
+            ({"round_to": 0}, "round_to=0"),
+            ({"global_prunning": True}, "global_prunning: unknown option; did you mean global_pruning"),
+            ({"importance": None}, "importance: scores are PwoAImportance's"),
+            ({"ch_sparsity": 0.5}, "ch_sparsity: give pruning_ratio"),
+            ({"ignored_layers": ["conv9"]}, "ignored_layers: 'conv9' is not in the model; did you mean conv"),
+            ({"ignored_layers": [nn.Conv2d(1, 1, 1)]}, "ignored_layers: Conv2d is not in the model"),
+            ({"round_to": 32}, "pruning_ratio=0.5 with round_to=32 leaves every channel"),
+            ({"ignored_layers": ["*"]}, "no layer is left to prune"),
+            ({"pruning_ratio_dict": {nn.Linear(1, 1): 0.5}}, "pruning_ratio_dict: Linear is not in the model"),
+        ],
+    )
+    def test_options(self, small: nn.Module, x: Tensor, fields: dict[str, Any], match: str) -> None:
+        self.refuses(match, small, x, **fields)
+
+    @pytest.mark.parametrize(
+        ("inputs", "match"),
+        [
+            (torch.rand(2, 3, 8, 8), "example_inputs: conv1 .* fails on them"),
+            (torch.rand(2, 1, 12, 12), "example_inputs: fc1 .* fails on them"),
+            ("an image", "example_inputs is a str without a tensor"),
+            (torch.full((2, 1, 8, 8), float("nan")), "not finite"),
+        ],
+    )
+    def test_inputs(self, small: nn.Module, inputs: Any, match: str) -> None:
+        self.refuses(match, small, inputs)
+
+    def test_no_grad(self, small: nn.Module, x: Tensor) -> None:
+        with torch.no_grad():
+            self.refuses("gradients are off", small, x)
+
+    def test_frozen_weights(self, small: nn.Module, x: Tensor) -> None:
+        small.conv3.weight.requires_grad_(False)
+        self.refuses("conv3.weight has requires_grad=False.*list conv[0-9], whose channels", small, x)
+        PwoAGroupPruner(small, x, ignored_layers=["conv1", "conv3"])  # left alone: no matter
+
+    def test_tied_weights(self, small: nn.Module, x: Tensor) -> None:
+        model = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+        model.append(nn.Flatten()).append(nn.Linear(64, 3))
+        model[2].weight = model[1].weight
+        self.refuses("1.weight and 2.weight are one tensor", model, x)
+
+    def test_parametrized_weights(self, small: nn.Module, x: Tensor) -> None:
+        nn.utils.parametrizations.weight_norm(small.conv2)
+        self.refuses("conv2: its weight is computed from others", small, x)
+
+    def test_layers_that_do_not_run(self, small: nn.Module, x: Tensor) -> None:
+        small.aux = nn.Linear(8, 3)
+        self.refuses("aux: the forward on example_inputs in eval mode does not come to it", small, x)
+        PwoAGroupPruner(small, x, ignored_layers=["aux"])
+
+    def test_concatenations_that_are_flattened_at_once(self, small: nn.Module, x: Tensor) -> None:
+        small.bn2 = nn.Identity()
+        self.refuses("Torch-Pruning loses track of channels on the way to", small, x)
+
+    def test_sizes_in_the_code(self, small: nn.Module, x: Tensor) -> None:
+        class Hard(nn.Module):
+            def __init__(self, by: int) -> None:
+                super().__init__()
+                self.conv, self.fc, self.by = nn.Conv2d(1, 8, 3), nn.Linear(288, 3), by
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(self.conv(x).view(-1, self.by))
+
+        self.refuses("with fewer channels .* fails .*sizes are written in the code", Hard(288), x[:1])
+        self.refuses("with fewer channels .*sizes are written in the code", Hard(288), x)
+
+        def adapt(model: nn.Module) -> None:
+            model.by = model.fc.in_features
+
+        model = Hard(288)
+        PwoAGroupPruner(model, x, adapt=adapt).step()
+        assert model(x).shape == (4, 3)
+
+    def test_operations_across_channels(self, x: Tensor) -> None:
+        class Shuffled(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.next = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+                self.fc = nn.Linear(128, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(self.next(self.conv(x).flip(1)).flatten(1))
+
+        torch.manual_seed(0)
+        self.refuses("its code shuffles channels", Shuffled(), x)
+
+    @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.jit.script(m)])
+    def test_wrapped_models(self, x: Tensor, wrap: Callable[[nn.Module], Any]) -> None:
+        with pytest.raises(ValueError, match="model is"):
+            PwoAGroupPruner(wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3))), x)
+
+    def test_a_failing_step_leaves_the_model(self, small: nn.Module, x: Tensor) -> None:
+        calls = []
+
+        def adapt(model: nn.Module) -> None:
+            calls.append(model)
+            if len(calls) > 1:
+                model.fc2 = nn.Linear(1, 1)
+
+        pruner = PwoAGroupPruner(small, x, adapt=adapt)
+        before = state_of(small)
+        with pytest.raises(ValueError, match="with fewer channels fc2"):
+            pruner.step()
+        assert_untouched(small, before)
+        assert pruner.current_step == 0
+        assert not pruner.removals
+
+
+def test_it_finetunes_on_the_gpu_type_of_loop(small: nn.Module, x: Tensor) -> None:
+    """The loop of the docs, with a loss of labels."""
+    y = torch.tensor([0, 1, 2, 0])
+    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-3)
+    for _ in range(2):
+        pruner.update_regularizer()
+        F.cross_entropy(small(x), y).backward()
+        pruner.regularize(small)
+        optimizer.step()
+        optimizer.zero_grad()
+    pruner.step()
+    optimizer = torch.optim.Adam(small.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = F.cross_entropy(small(x), y)
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0]

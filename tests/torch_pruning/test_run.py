@@ -1,0 +1,203 @@
+"""`PwoAGroupPruner.compress`: a whole run, interrupted, resumed, failed."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import make_images
+from torch import Tensor, nn
+
+from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin._random import seeded
+from pwoa_plugin.method.callback import Callback, Status
+from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.method.state import State
+from pwoa_plugin.runs.state_file import read_state, write_state
+from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
+
+
+def config(**fields: Any) -> PwoAConfig:
+    values: dict[str, Any] = {"sparsity": 0.5, "granularity": "structured", "train_loader": make_images(96)}
+    return PwoAConfig(**(values | {"epochs": 4, "eps": 0.1, "batch_size": 32, "progress": False} | fields))
+
+
+class Keep(Callback):
+    """States by step, and the loss by epoch."""
+
+    def __init__(self) -> None:
+        self.states: dict[int, State] = {}
+        self.pruner: PwoAGroupPruner | None = None
+        self.widths: list[int] = []
+
+    def on_step(self, status: Status) -> None:
+        assert self.pruner is not None
+        assert self.pruner.run is not None
+        state = self.pruner.run.state()
+        tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+        self.states[status.step] = State(tensors, copy.deepcopy(state.facts))
+        self.widths.append(self.pruner.model.conv3.out_channels)
+
+
+class Stop(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step(self, status: Status) -> None:
+        if status.step == self.step:
+            raise KeyboardInterrupt
+
+
+def compressed(model: nn.Module, **fields: Any) -> tuple[PwoAGroupPruner, Keep]:
+    keep = Keep()
+    pruner = PwoAGroupPruner(model, config=config(**fields), callbacks=[keep])
+    keep.pruner = pruner
+    assert pruner.compress() is model
+    return pruner, keep
+
+
+def test_it_draws_removes_and_finetunes(small: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    dense = copy.deepcopy(small)
+    with caplog.at_level(logging.INFO):
+        sgd = {"name": "sgd", "lr": 0.03}
+        pruner, keep = compressed(small, epochs=10, batch_size=8, admm={"epochs": 8, "rho": 1.0}, optimizer=sgd)
+    assert keep.widths == [12] * 96 + [6] * 24
+    assert small.conv1.out_channels == 4
+    assert small.fc2.in_features == 8
+    assert small(x).shape == (4, 3)
+    assert pruner.residual is not None
+    assert pruner.residual < 0.1
+    assert pruner.run is not None
+    history = pruner.run.history
+    assert [epoch["phase"] for epoch in history] == ["admm"] * 8 + ["fine-tune"] * 2
+    # Features go on being compared, of the channels that are left; HSIC does not mind other widths.
+    assert {"features", "hsic_x"} < history[-1].keys()
+    assert "no feature distillation of" not in caplog.text
+    # The teacher is the dense network still.
+    teacher = pruner.run.teacher
+    assert all(torch.equal(one, other) for one, other in zip(teacher.parameters(), dense.parameters(), strict=True))
+    assert all(parameter.is_contiguous() for parameter in small.parameters())
+
+
+def test_the_inputs_that_are_left_are_the_teachers(small: nn.Module, x: Tensor) -> None:
+    """Pruned without training, each reader's weights are a part of the dense ones, at the indices that are told."""
+    dense = copy.deepcopy(small)
+    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+    pruner.step()
+    assert set(pruner.inputs_left) == {"conv2", "conv3", "fc1", "fc2"}
+    for name, (dim, indices) in pruner.inputs_left.items():
+        before, after = dense.get_submodule(name).weight, small.get_submodule(name).weight
+        assert dim == (1 if name.startswith("conv") else -1)
+        of_kept = before.index_select(1, indices)
+        assert all(any(torch.equal(row, other) for other in of_kept) for row in after)
+
+
+@pytest.mark.parametrize("allocation", ["uniform", "global", "lamp", "erk"])
+def test_allocations_spread_the_ratio_over_groups(small: nn.Module, allocation: str) -> None:
+    fields = {"epochs": 1, "admm": {"epochs": 0}, "allocation": allocation, "sparsity": 0.75}
+    compressed(small, **fields)
+    left = small.conv1.out_channels + small.conv3.out_channels + small.fc1.out_features
+    assert left == (8 + 12 + 16) // 4
+
+
+def test_structured_is_uniform_unless_told() -> None:
+    assert config().allocation == "uniform"
+    assert config(allocation="lamp").allocation == "lamp"
+    assert PwoAConfig(sparsity=0.5, train_loader=make_images(8)).allocation == "lamp"
+
+
+def test_layers_can_be_left_alone(small: nn.Module) -> None:
+    compressed(small, epochs=1, admm={"epochs": 0}, exclude=["conv3"])
+    assert (small.conv3.out_channels, small.conv1.out_channels, small.fc1.out_features) == (12, 4, 8)
+
+
+@pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
+def test_it_resumes_to_the_same_bits(small: nn.Module, tmp_path: Path, step: int) -> None:
+    fresh = copy.deepcopy(small)
+    fields = {"admm": {"epochs": 2}, "optimizer": {"name": "sgd", "lr": 0.01}}
+    _, keep = compressed(small, **fields)
+    write_state(tmp_path / "state.safetensors", keep.states[step])
+
+    again = PwoAGroupPruner(fresh, config=config(**fields))
+    assert again.run is not None
+    with seeded(0):
+        again.run.run(resume=read_state(tmp_path / "state.safetensors"))
+    expected, found = small.state_dict(), fresh.state_dict()
+    assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
+    assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
+    save_pruned(again, tmp_path / "small.safetensors")
+    loaded = load_pruned(type(small)(), tmp_path / "small.safetensors")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("step", [2, 9])
+def test_interrupted_it_is_as_it_was_and_can_be_run_again(small: nn.Module, x: Tensor, step: int) -> None:
+    fresh = copy.deepcopy(small)
+    before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
+    ids = [id(parameter) for parameter in small.parameters()]
+    pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 2}), callbacks=[Stop(step)])
+    with pytest.raises(KeyboardInterrupt):
+        pruner.compress()
+    after = small.state_dict()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert [id(parameter) for parameter in small.parameters()] == ids
+    assert small.conv3.out_channels == 12
+    assert small(x).shape == (4, 3)
+    assert not pruner.removals
+
+    pruner.callbacks.clear()
+    pruner.compress()
+    compressed(fresh, admm={"epochs": 2})
+    assert all(torch.equal(one, other) for one, other in zip(small.parameters(), fresh.parameters(), strict=True))
+
+
+def test_a_loss_that_is_no_number_leaves_the_model(small: nn.Module) -> None:
+    pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 0}, optimizer={"name": "sgd", "lr": 1e30}))
+    with pytest.raises(TrainingError, match="the model is as it was"):
+        pruner.compress()
+    assert small.conv3.out_channels == 12
+
+
+class TestRefused:
+    def test_masks_are_the_other_doors(self, small: nn.Module) -> None:
+        with pytest.raises(ValueError, match=r"granularity='structured' removes channels.*PwoAGroupPruner"):
+            PwoAPruner(small, config())
+        with pytest.raises(ValueError, match="granularity='filter' masks weights, with"):
+            PwoAGroupPruner(small, config=config(granularity="filter"))
+
+    @pytest.mark.parametrize(
+        "given",
+        [{"pruning_ratio": 0.5}, {"ignored_layers": ["conv1"]}, {"global_pruning": True}, {"iterative_steps": 2}],
+    )
+    def test_what_the_config_says_is_said_there(self, small: nn.Module, given: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"{next(iter(given))}: with a config, say it there"):
+            PwoAGroupPruner(small, config=config(), **given)
+
+    def test_no_sparsity(self) -> None:
+        with pytest.raises(ValueError, match="sparsity is missing"):
+            config(sparsity=None)
+
+    def test_no_config(self, small: nn.Module, x: Tensor) -> None:
+        with pytest.raises(ValueError, match="compress: give PwoAGroupPruner a config"):
+            PwoAGroupPruner(small, x).compress()
+        with pytest.raises(ValueError, match="example_inputs is missing"):
+            PwoAGroupPruner(small)
+
+    def test_twice(self, small: nn.Module) -> None:
+        pruner, _ = compressed(small, epochs=1)
+        with pytest.raises(ValueError, match="channels are removed already"):
+            pruner.compress()
+
+    def test_a_state_of_another_network(self, small: nn.Module) -> None:
+        _, keep = compressed(copy.deepcopy(small), admm={"epochs": 1})
+        state = keep.states[12]
+        state.facts["removals"][0][0] = "conv9"
+        pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 1}))
+        assert pruner.run is not None
+        with pytest.raises(ValueError, match="saved state is of another network"):
+            pruner.run.run(resume=state)
+        assert small.conv3.out_channels == 12

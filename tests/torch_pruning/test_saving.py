@@ -1,0 +1,146 @@
+"""Pruned networks in files."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pwoa_plugin.models import robust_lenet
+from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
+
+
+@pytest.fixture
+def saved(small: nn.Module, x: Tensor, tmp_path: Path) -> Path:
+    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
+    pruner.step()
+    pruner.step()
+    with torch.no_grad():  # as training would
+        for parameter in small.parameters():
+            parameter.mul_(1.5)
+    small.bn1.running_mean += 1
+    save_pruned(pruner, tmp_path / "small.safetensors")
+    return tmp_path / "small.safetensors"
+
+
+def test_it_comes_back_to_the_bit(small: nn.Module, saved: Path, x: Tensor) -> None:
+    fresh = type(small)().eval()
+    dense = copy.deepcopy(fresh)
+    loaded = load_pruned(fresh, saved)
+    assert torch.equal(loaded(x), small.eval()(x))
+    assert {key: t.shape for key, t in loaded.state_dict().items()} == {
+        key: t.shape for key, t in small.state_dict().items()
+    }
+    assert not loaded.training
+    assert loaded.conv1.out_channels == 4
+    # The model that was given is not touched.
+    assert all(torch.equal(one, other) for one, other in zip(fresh.parameters(), dense.parameters(), strict=True))
+
+
+def test_a_fresh_process_that_has_the_class_loads_it(tmp_path: Path) -> None:
+    x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    model = robust_lenet()
+    pruner = PwoAGroupPruner(model, x, pruning_ratio=0.75)
+    pruner.step()
+    save_pruned(pruner, tmp_path / "lenet.safetensors")
+    code = """
+import sys, torch
+from pwoa_plugin.models import LeNet
+from pwoa_plugin.torch_pruning import load_pruned
+model = load_pruned(LeNet().eval(), sys.argv[1])
+x = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+print(model(x).double().flatten().tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "lenet.safetensors")], capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout) == pytest.approx(model(x).double().flatten().tolist(), abs=1e-6)
+
+
+def test_there_is_no_pickle_and_the_history_is_json(saved: Path) -> None:
+    with safe_open(saved, framework="pt") as file:
+        header = file.metadata()
+    removals = json.loads(header["removals"])
+    assert {layer for layer, _, _ in removals} == {"conv2", "conv3", "fc1"}  # conv1 goes with conv2
+    assert json.loads(header["inputs"]) == {"tensor": [4, 1, 8, 8], "dtype": "float32"}
+
+
+def test_nothing_removed_is_nothing_to_save(small: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nothing is removed yet"):
+        save_pruned(PwoAGroupPruner(small, x), tmp_path / "file.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_by_keyword(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc1, self.fc2 = nn.Linear(4, 8), nn.Linear(8, 2)
+
+        def forward(self, x: Tensor, scale: float) -> Tensor:
+            return self.fc2(self.fc1(x)) * scale
+
+    inputs = {"x": torch.rand(2, 4), "scale": 2.0}
+    model = Two()
+    pruner = PwoAGroupPruner(model, inputs)
+    pruner.step()
+    save_pruned(pruner, tmp_path / "two.safetensors")
+    loaded = load_pruned(Two(), tmp_path / "two.safetensors")
+    assert torch.equal(loaded(**inputs), model(**inputs))
+
+
+class TestRefused:
+    def test_no_file(self, small: nn.Module, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
+            load_pruned(small, tmp_path / "none.safetensors")
+
+    def test_another_architecture(self, saved: Path, tmp_path: Path) -> None:
+        from pwoa_plugin.models import LeNet
+
+        with pytest.raises(ValueError, match="does not fit this LeNet"):
+            load_pruned(LeNet(), saved)
+
+    def test_a_network_that_is_pruned_already(self, small: nn.Module, saved: Path) -> None:
+        with pytest.raises(ValueError, match="not pruned yet"):
+            load_pruned(small, saved)
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"format": "other"},
+            {"version": "9"},
+            {"removals": "[["},
+            {"removals": '[["conv1", true, ["0"]]]'},
+            {"removals": '[["conv1", true, [0, 0]]]'},
+            {"removals": '[["conv1", true, [99]]]'},
+            {"removals": '[["conv1", true, [-1]]]'},
+            {"removals": '[["conv1", true, [0,1,2,3,4,5,6,7]]]'},
+            {"removals": '[["", true, [0]]]'},
+            {"removals": '[["relu", true, [0]]]'},
+            {"removals": "{}"},
+            {"inputs": '{"tensor": [4, 1, 8, 8], "dtype": "save"}'},
+            {"inputs": '{"tensor": "no"}'},
+            {"inputs": "[]"},
+        ],
+    )
+    def test_damaged_headers(self, small: nn.Module, saved: Path, change: dict[str, str]) -> None:
+        with safe_open(saved, framework="pt") as file:
+            header = file.metadata() | change
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file(tensors, saved, header)
+        with pytest.raises(ValueError, match=r"small\.safetensors") as error:
+            load_pruned(type(small)(), saved)
+        assert "\n" not in str(error.value)
+
+    def test_damaged_bytes(self, small: nn.Module, saved: Path) -> None:
+        saved.write_bytes(saved.read_bytes()[:-40])
+        with pytest.raises(ValueError, match="no usable pruned network"):
+            load_pruned(type(small)(), saved)
