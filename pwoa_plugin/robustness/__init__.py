@@ -5,6 +5,7 @@
 >>> print(report)  # doctest: +SKIP
 """
 
+from .alarms import Alarm
 from .attacks import (
     ATTACKS,
     CW,
@@ -20,8 +21,10 @@ from .attacks import (
     make_attack,
 )
 from .estimator import make_estimator, undisturbed
-from .protocol import DEFAULT_ATTACKS, evaluate
+from .evaluation import DEFAULT_ATTACKS, evaluate
+from .protocol import PROTOCOLS, Protocol, load_protocol
 from .report import AttackReport, Config, Report
+from .statistics import Paired
 
 __all__ = [
     "ATTACKS",
@@ -29,7 +32,9 @@ __all__ = [
     "DEFAULT_ATTACKS",
     "FGSM",
     "PGD",
+    "PROTOCOLS",
     "ARTAutoAttack",
+    "Alarm",
     "Attack",
     "AttackReport",
     "AttackRun",
@@ -37,9 +42,12 @@ __all__ = [
     "AutoAttack",
     "CarliniWagnerMargin",
     "Config",
+    "Paired",
+    "Protocol",
     "Report",
     "StandardAutoAttack",
     "evaluate",
+    "load_protocol",
     "make_attack",
     "make_estimator",
     "undisturbed",

@@ -11,6 +11,7 @@ from dataclasses import asdict
 import torch
 from torch import nn
 
+from .._digest import digest_of
 from .._files import write_text
 from .._random import check_seed
 from ..config import ConfigError, PwoAConfig
@@ -20,7 +21,7 @@ from ..models import load_checkpoint
 from ..robustness import DEFAULT_ATTACKS, Report, evaluate
 from .files import write_report
 from .folder import RunFolder
-from .network import digest_of, make_network
+from .network import make_network
 
 __all__ = ["judge"]
 

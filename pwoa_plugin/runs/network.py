@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import torch
 from torch import nn
 
 from ..config import ConfigError, PwoAConfig
 from ..models import load_architecture, make_model
 
-__all__ = ["digest_of", "make_network"]
-
-
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a network's names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
+__all__ = ["make_network"]
 
 
 def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels: int) -> nn.Module:

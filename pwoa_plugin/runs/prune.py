@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._digest import digest_of
 from .._random import seeded
 from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
@@ -28,7 +29,7 @@ from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
 from .files import write_report
 from .folder import RunError, RunFolder
-from .network import digest_of, make_network
+from .network import make_network
 from .size import size_report
 from .state_file import StateFileError, read_state
 from .weights import read_weights, write_weights
