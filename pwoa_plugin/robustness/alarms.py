@@ -136,7 +136,7 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor) -> list[Alarm]:
             Alarm(
                 name="no-gradients",
                 saw="The logits carry no gradient to the images at all",
-                do="Take no_grad, detach or numpy out of the model's forward; until then black-box attacks alone can judge",
+                do="Take no_grad, detach or numpy out of the forward; until then black-box attacks alone can judge",
             )
         )
         return found

@@ -11,18 +11,15 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ..pages.text import duration, interval_text, number, percent
 from .report import (
     LAYER_HEADER,
     SIZE_HEADER,
     RunReport,
     best_text,
-    duration,
     headline,
-    interval_text,
     judged_text,
     layer_rows,
-    number,
-    percent,
     size_note,
     size_rows,
     term_names,
