@@ -10,17 +10,28 @@ if TYPE_CHECKING:
     from .masks import load_masks, save_masks
     from .nni import PwoAPruner
     from .removal import speedup
-    from .robustness import Report, evaluate
+    from .robustness import Report, compare, evaluate
 
 __version__ = "0.1.0"
 
-__all__ = ["PwoAConfig", "PwoAPruner", "Report", "__version__", "evaluate", "load_masks", "save_masks", "speedup"]
+__all__ = [
+    "PwoAConfig",
+    "PwoAPruner",
+    "Report",
+    "__version__",
+    "compare",
+    "evaluate",
+    "load_masks",
+    "save_masks",
+    "speedup",
+]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
     "PwoAConfig": "config",
     "PwoAPruner": "nni",
     "Report": "robustness",
+    "compare": "robustness",
     "evaluate": "robustness",
     "load_masks": "masks",
     "save_masks": "masks",

@@ -20,6 +20,8 @@ from .attacks import (
     StandardAutoAttack,
     make_attack,
 )
+from .comparison import Comparison, compare
+from .curve import Curve, security_curve
 from .estimator import make_estimator, undisturbed
 from .evaluation import DEFAULT_ATTACKS, evaluate
 from .protocol import PROTOCOLS, Protocol, load_protocol
@@ -41,14 +43,18 @@ __all__ = [
     "AttackSettings",
     "AutoAttack",
     "CarliniWagnerMargin",
+    "Comparison",
     "Config",
+    "Curve",
     "Paired",
     "Protocol",
     "Report",
     "StandardAutoAttack",
+    "compare",
     "evaluate",
     "load_protocol",
     "make_attack",
     "make_estimator",
+    "security_curve",
     "undisturbed",
 ]

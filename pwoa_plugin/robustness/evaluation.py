@@ -71,7 +71,7 @@ def evaluate(
     std: Sequence[float] | None = None,
     alarms: bool = True,
     state: str | os.PathLike[str] | None = None,
-    progress: bool = True,
+    progress: bool | str = True,
 ) -> Report:
     """Clean accuracy of a model, and its robust accuracy under attacks in an Linf or L2 ball.
 
@@ -102,7 +102,7 @@ def evaluate(
         alarms: whether to probe the model for what blinds attacks, and to say it in ``Report.alarms``.
         state: folder for finished batches. The same call again, after a kill, goes on from them and ends with the same
             verdicts; another call leaves them alone. They stay there until somebody deletes them.
-        progress: show a progress bar on stderr.
+        progress: show a progress bar on stderr; a text stands before the attacks' names in it.
 
     Returns:
         The accuracies with their 95 % Wilson intervals, the verdicts in the order of the images, and what
@@ -170,9 +170,10 @@ def evaluate(
         notes: list[str] = []
         adversarial = images.clone()
         felled = ~clean_correct
-        with _progress_bar(progress) as bar:
+        with _progress_bar(bool(progress)) as bar:
             for number, attack in enumerate(chosen):
-                task = bar.add_task(attack.name, total=int(clean_correct.sum()))
+                shown = f"{progress} {attack.name}" if isinstance(progress, str) else attack.name
+                task = bar.add_task(shown, total=int(clean_correct.sum()))
 
                 def show(done: float, task: TaskID = task) -> None:
                     bar.update(task, completed=round(done))
@@ -186,6 +187,7 @@ def evaluate(
                 felled |= first
                 notes += [note for note in run.notes if note not in notes]
                 logger.info("%s: %d of %d robust", attack.name, column.n_robust, len(images))
+        answers = _predict(view, adversarial, batch_size).argmax(1)
         raised = find_alarms(estimator, images, labels, clean_correct, settings, chosen, columns) if alarms else None
     for alarm in raised or ():
         logger.warning("%s: %s", alarm.name, alarm)
@@ -199,6 +201,7 @@ def evaluate(
         labels=labels,
         notes=tuple(notes),
         adversarial=adversarial,
+        answers=answers,
     )
 
 

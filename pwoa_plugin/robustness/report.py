@@ -125,6 +125,7 @@ class Report:
         notes: what a reader should know about the run.
         adversarial: ``(N, C, H, W)``, what felled each image, or the clean image; None in a report that was read from
             a file, which does not hold it.
+        answers: ``(N,)`` int64, the model's answers to these; None like them.
         versions: of Python and the packages that bear on a verdict.
     """
 
@@ -135,6 +136,7 @@ class Report:
     labels: Tensor | None = None
     notes: tuple[str, ...] = ()
     adversarial: Tensor | None = field(default=None, repr=False)
+    answers: Tensor | None = field(default=None, repr=False)
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     @property

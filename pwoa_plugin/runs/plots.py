@@ -158,41 +158,9 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
 def _robustness(report: RunReport, palette: Palette) -> Drawn:
     if not report.judged:
         return None, report.not_judged
-    names = list(dict.fromkeys(name for judged in report.judged.values() for name in judged.attacks))
-    names = ["clean", *names, "worst case"]
-    networks = [name for name in ("dense", "pruned") if name in report.judged]
-    figure, ax = axes(palette, height=0.95 + 0.36 * len(names))
-    height = 0.8 / len(networks)
-    said = []
-    for i, network in enumerate(networks):
-        judged = report.judged[network]
-        columns = {"clean": (judged.clean, *judged.clean_interval)}
-        columns |= {name: (column.accuracy, column.low, column.high) for name, column in judged.attacks.items()}
-        worst = judged.worst_case
-        columns["worst case"] = (worst.accuracy, worst.low, worst.high)
-        places = [at for at, name in enumerate(names) if name in columns]
-        values = [columns[names[at]] for at in places]
-        ax.barh(
-            [at + (i - (len(networks) - 1) / 2) * height for at in places],
-            [value for value, _, _ in values],
-            height=0.9 * height,
-            color=palette.muted if network == "dense" else palette.series[0],
-            xerr=[
-                [max(0.0, value - low) for value, low, _ in values],
-                [max(0.0, high - value) for value, _, high in values],
-            ],
-            error_kw={"elinewidth": 1.2, "capsize": 2.5, "ecolor": palette.ink},
-            label=network,
-        )
-        said.append(f"{network} {worst.accuracy:.2%} in the worst case ({worst.low:.2%} to {worst.high:.2%})")
-    ax.set_yticks(range(len(names)), [shortened(name) for name in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(0, 1.02)
-    ax.tick_params(axis="y", length=0)
-    percent_axis(ax.xaxis)
-    ax.set_xlabel("accuracy, with 95 % intervals")
-    legend(ax, palette)
-    return figure, f"Accuracy under each attack, with 95 % intervals: {'; '.join(said)}."
+    from ..robustness.plots import accuracy_bars  # not at the top: brings ART
+
+    return accuracy_bars({name: report.judged[name] for name in ("dense", "pruned") if name in report.judged}, palette)
 
 
 PLOTS: dict[str, tuple[str, Callable[[RunReport, Palette], Drawn]]] = {
