@@ -24,7 +24,7 @@ from .protocol import Protocol, load_protocol
 from .report import Report, eps_text
 from .statistics import Paired
 
-__all__ = ["Broken", "Comparison", "Weights", "compare", "count_weights"]
+__all__ = ["Broken", "Comparison", "Weights", "compare", "count_weights", "verdict_text"]
 
 _FORMAT = 1
 _MOST_BROKEN = 6  # images shown for each model
@@ -123,15 +123,7 @@ class Comparison:
 
     def verdict(self, name: str) -> str:
         """Whether a model is less robust than the first, in a sentence."""
-        pair = self.pair(name)
-        low, high = pair.interval
-        difference = f"{100 * pair.difference:+.1f} points in the worst case (95 % interval {_points(low, high)})"
-        if not pair.beyond_chance:
-            said = f"not told apart from {self.first}"
-        else:
-            said = f"{'less' if pair.difference < 0 else 'more'} robust than {self.first} beyond chance"
-        counts = f"{pair.first_only} images lost, {pair.second_only} won, of {pair.n}"
-        return f"{name} is {said}: {difference}; {counts}; McNemar p = {_p_text(pair.p_value)}."
+        return verdict_text(name, self.first, self.pair(name))
 
     def remarks(self) -> list[str]:
         """What a reader should know before relying on the numbers."""
@@ -392,6 +384,16 @@ def _broken(name: str, report: Report, first: Report, images: Tensor) -> list[Br
         )
         for _, index in sorted(order)[:_MOST_BROKEN]
     ]
+
+
+def verdict_text(name: str, first: str, pair: Paired) -> str:
+    """Whether a model is less robust than another in the worst case, in a sentence."""
+    difference = f"{100 * pair.difference:+.1f} points in the worst case (95 % interval {_points(*pair.interval)})"
+    said = f"not told apart from {first}"
+    if pair.beyond_chance:
+        said = f"{'less' if pair.difference < 0 else 'more'} robust than {first} beyond chance"
+    counts = f"{pair.first_only} images lost, {pair.second_only} won, of {pair.n}"
+    return f"{name} is {said}: {difference}; {counts}; McNemar p = {_p_text(pair.p_value)}."
 
 
 def _pair_to_dict(pair: Paired) -> dict[str, Any]:

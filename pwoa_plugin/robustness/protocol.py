@@ -15,7 +15,7 @@ from typing import Any
 from .._yaml import YAMLError, parse_yaml
 from .attacks import FAMILIES, NORMS, Attack, make_attack
 
-__all__ = ["PROTOCOLS", "Protocol", "load_protocol"]
+__all__ = ["PROTOCOLS", "Protocol", "load_protocol", "parse_radius"]
 
 _FILES = files(__package__) / "protocols"
 PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.iterdir()))
@@ -123,12 +123,17 @@ def _parsed(content: Any, *, shipped: bool) -> Protocol:
         version=version,
         attacks=tuple(attacks),
         norm=norm,
-        eps=None if eps is None else _radius(eps),
+        eps=None if eps is None else parse_radius(eps),
         sample=sample,
     )
 
 
-def _radius(value: Any) -> float:
+def parse_radius(value: Any) -> float:
+    """A radius as files and command lines have it: a number, or text as ``8/255``.
+
+    Raises:
+        ValueError: it is no positive number.
+    """
     try:
         radius = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):

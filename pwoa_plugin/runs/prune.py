@@ -24,12 +24,11 @@ from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.compression import Compression, TrainingError
 from ..method.state import State
-from ..models import load_checkpoint
 from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
 from .files import write_report
 from .folder import RunError, RunFolder
-from .network import make_network
+from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
 from .weights import read_weights, write_weights
@@ -102,9 +101,8 @@ def prune(
         raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
     if model is None:
         model = make_network(config, arch=arch, classes=classes, channels=channels)
-        assert config.model is not None
-        name = arch or config.model.arch
-        notes = load_checkpoint(model, config.model.checkpoint)
+        name = network_name(config, arch)
+        notes = load_weights(model, config)
         made = {"classes": classes, "channels": channels}
     run = Compression(model, config)
     digest = digest_of(model)

@@ -315,7 +315,19 @@ class RunReport:
         eps = self.config.get("eps")
         if isinstance(eps, (int, float)) and not math.isclose(eps, pruned.config.eps):
             said.append(f"Pruned for eps = {eps:g}, judged at eps = {pruned.config.eps:g}.")
+        for name, judged in self.judged.items():
+            said += [f"Alarm, {name} network: {alarm}" for alarm in judged.alarms or ()]
         return said + [f"{note.rstrip('.')}." for note in pruned.notes]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the pruned network is less robust than the dense one; empty where that cannot be said."""
+        pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
+        if pruned is None or dense is None or not judged_alike(pruned, dense) or not pruned.config.images_sha256:
+            return ""
+        from ..robustness.comparison import verdict_text  # not at the top: brings ART
+
+        return verdict_text("The pruned network", "the dense one", dense.paired_with(pruned))
 
     @property
     def not_judged(self) -> str:
@@ -331,7 +343,8 @@ def judged_alike(one: Report, other: Report) -> bool:
 
 def _setting(report: Report) -> tuple[object, ...]:
     config = report.config
-    return config.n_images, config.eps, config.norm, config.pixel_range, config.seed, config.attacks
+    images = config.n_images, config.images_sha256
+    return *images, config.eps, config.norm, config.pixel_range, config.seed, config.attacks
 
 
 def _with_terms(epoch: Mapping[str, Any]) -> dict[str, Any]:
@@ -448,6 +461,7 @@ def to_markdown(report: RunReport) -> str:
     lines += ["", "## Robustness", ""]
     if report.judged:
         lines += [judged_text(next(iter(report.judged.values()))), ""]
+        lines += [report.verdict, ""] if report.verdict else []
         rows = [(markdown_plain(row[0]), *row[1:]) for row in robustness_rows(report)]
         lines += markdown_table(robustness_header(report), rows, left=1)
     else:

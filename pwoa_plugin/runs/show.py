@@ -115,3 +115,5 @@ def show(report: RunReport, console: Console) -> None:
             rows.append((name, percent(column.accuracy), interval_text(*column.interval), f"{column.seconds:.1f}"))
         table(f"Robustness, {which}", ("attack", "accuracy", "95 % interval", "seconds"), rows)
     say(judged_text(next(iter(report.judged.values()))))
+    if report.verdict:
+        say(report.verdict)

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -322,6 +324,133 @@ def test_bad_input_is_refused_in_one_line_before_any_attack(
     assert "\n" not in str(caught.value)
     assert attack.given == []
     assert [module.training for module in model.modules()] == modes
+
+
+class Wrapped(nn.Module):
+    """A model whose logits come in another form."""
+
+    def __init__(self, model: nn.Module, form: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.model, self.form = model, form
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.model(x))
+
+
+class Output(OrderedDict[str, Tensor]):
+    """What Hugging Face's ModelOutput is: a mapping, with attributes."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        super().__init__(tensors)
+        self.__dict__ |= tensors
+
+
+FORMS: dict[str, Callable[[Tensor], Any]] = {
+    "tuple": lambda z: (z, z.mean()),
+    "features too": lambda z: [z[:, :, None], z],
+    "ModelOutput": lambda z: Output(logits=z, hidden=z[:, None]),
+    "named tuple": lambda z: namedtuple("Out", ["logits", "aux"])(z, None),
+    "object": lambda z: SimpleNamespace(logits=z),
+    "log-softmax": lambda z: F.log_softmax(z, 1),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_logits_in_any_form_give_the_same_verdicts(model: nn.Module, held_out: Pair, eps: float, form: str) -> None:
+    arguments = {"eps": eps, "attacks": ["FGSM", "PGD-10", "CW", "APGD-CE"], "sample": 80, "progress": False}
+    plain = evaluate(model, held_out, **arguments)
+    report = evaluate(Wrapped(model, FORMS[form]), held_out, **arguments)
+    assert torch.equal(report.clean_correct, plain.clean_correct)
+    assert report.alarms == ()
+    for name, column in report.attacks.items():
+        differ = int((column.robust != plain.attacks[name].robust).sum())
+        assert differ <= (1 if form == "log-softmax" else 0)  # rounding differs there
+
+
+def test_a_hugging_face_classifier(held_out: Pair) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        num_channels=1, embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic", num_labels=10
+    )
+    torch.manual_seed(0)
+    net = transformers.ResNetForImageClassification(config)
+    report = evaluate(net, held_out, eps=0.1, attacks=["FGSM", "PGD-10"], progress=False, alarms=False)
+    with torch.no_grad():
+        assert torch.equal(report.clean_correct, net.eval()(held_out[0]).logits.argmax(1) == held_out[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_normalisation_given_apart_is_that_inside(
+    make_model: Callable[[int], nn.Module], held_out: Pair, eps: float, dtype: torch.dtype
+) -> None:
+    inside = nn.Sequential(Normalise(), make_model(10)).to(dtype)
+    arguments = {"eps": eps, "attacks": ["PGD-10", "APGD-CE"], "sample": 60, "progress": False, "alarms": False}
+    expected = evaluate(inside, held_out, **arguments)
+    report = evaluate(make_model(10).to(dtype), held_out, mean=[0.25], std=[0.5], **arguments)
+    assert (report.config.mean, report.config.std, report.config.eps) == ((0.25,), (0.5,), eps)
+    for name, column in report.attacks.items():
+        assert int((column.robust != expected.attacks[name].robust).sum()) <= (0 if dtype == torch.float32 else 3)
+    from pwoa_plugin.models import normalise_inputs
+
+    twice = normalise_inputs(make_model(10), [0.25], [0.5])
+    with pytest.raises(ValueError, match="the model normalises already"):
+        evaluate(twice, held_out, mean=[0.25], std=[0.5], **arguments)
+
+
+class Normalise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - 0.25) / 0.5
+
+
+def test_one_hot_labels_are_labels(model: nn.Module, held_out: Pair, eps: float) -> None:
+    images, labels = held_out
+    plain = evaluate(model, held_out, eps=eps, attacks="FGSM", progress=False, alarms=False)
+    for kind in (torch.int64, torch.float32, torch.bool):
+        one_hot = F.one_hot(labels, 10).to(kind)
+        report = evaluate(model, (images, one_hot), eps=eps, attacks="FGSM", progress=False, alarms=False)
+        assert torch.equal(report.worst_case.robust, plain.worst_case.robust)
+
+
+def test_every_attack_is_counted_in_images_through_the_model(model: nn.Module, held_out: Pair, eps: float) -> None:
+    seen = 0
+
+    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal seen
+        seen += len(inputs[0])
+
+    handle = model.register_forward_pre_hook(count)
+    arguments = {"eps": eps, "attacks": ["FGSM", "PGD-10", "APGD-CE"], "sample": 60, "progress": False}
+    report = evaluate(model, held_out, **arguments, alarms=False)
+    handle.remove()
+    assert seen == 60 + report.worst_case.forwards + 60  # clean before, what was found at the end
+    n = int(report.clean_correct.sum())
+    assert report.attacks["PGD-10"].forwards >= 11 * n
+
+
+def test_what_felled_an_image_is_kept(model: nn.Module, held_out: Pair, eps: float) -> None:
+    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10"], progress=False, alarms=False)
+    with torch.no_grad():
+        answers = model.eval()(report.adversarial).argmax(1)
+    assert torch.equal(answers, report.answers)
+    assert torch.equal(answers == held_out[1], report.worst_case.robust)
+    robust = report.worst_case.robust
+    assert torch.equal(report.adversarial[robust], held_out[0][robust])
+    assert (report.adversarial - held_out[0]).abs().max() <= eps + 1e-6
+
+
+def test_an_attack_that_the_classes_do_not_allow_is_refused_before_any(held_out: Pair) -> None:
+    attack = Recorded()
+    two = Constant(lambda n: torch.rand(n, 2))
+    with pytest.raises(ValueError, match="APGD-T needs 4 classes, and the model has 2"):
+        evaluate(two, (GREY, ONES), eps=0.1, attacks=[attack, "APGD-T"], progress=False)
+    assert attack.given == []
+
+
+def test_an_attack_out_of_the_l2_ball_is_an_error(model: nn.Module, held_out: Pair) -> None:
+    within = Recorded(lambda x: x + 0.5 * F.normalize(0.5 - x, dim=(1, 2, 3)))
+    evaluate(model, held_out, norm="L2", eps=0.5, attacks=within, progress=False, alarms=False)
+    with pytest.raises(RuntimeError, match=r"recorded moved an image by 0.5\d* in L2, beyond eps=0.4"):
+        evaluate(model, held_out, norm="L2", eps=0.4, attacks=within, progress=False, alarms=False)
 
 
 def test_images_channels_last() -> None:
