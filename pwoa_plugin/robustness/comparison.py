@@ -162,7 +162,7 @@ class Comparison:
         rows = []
         for name, report in self.reports.items():
             weights = self.weights[name]
-            cells = [(name, ""), (percent(weights.sparsity), f"{weights.nonzero:,} of {weights.total:,} weights")]
+            cells = [(name, ""), (percent(weights.sparsity), f"{weights.nonzero:,} weights left")]
             cells.append((percent(report.clean), interval_text(*report.clean_interval)))
             for column in (*report.attacks.values(), report.worst_case):
                 cells.append((percent(column.accuracy), interval_text(*column.interval)))
@@ -393,7 +393,7 @@ def verdict_text(name: str, first: str, pair: Paired) -> str:
     if pair.beyond_chance:
         said = f"{'less' if pair.difference < 0 else 'more'} robust than {first} beyond chance"
     counts = f"{pair.first_only} images lost, {pair.second_only} won, of {pair.n}"
-    return f"{name} is {said}: {difference}; {counts}; McNemar p = {_p_text(pair.p_value)}."
+    return f"{name} is {said}: {difference}; {counts}; McNemar p {_p_text(pair.p_value)}."
 
 
 def _pair_to_dict(pair: Paired) -> dict[str, Any]:
@@ -406,7 +406,7 @@ def _points(low: float, high: float) -> str:
 
 
 def _p_text(p: float) -> str:
-    return f"{p:.2g}" if p >= 1e-4 else "below 0.0001"
+    return f"= {p:.2g}" if p >= 1e-4 else "below 0.0001"
 
 
 def _beyond(pair: Paired) -> str:
