@@ -337,7 +337,7 @@ def _compare(args: argparse.Namespace) -> int:
         attacks=args.attacks,
         norm=args.norm,
         eps=args.eps,
-        sample=args.sample or None,
+        sample=args.sample,
         seed=args.seed,
         batch_size=args.batch_size,
         device=args.device,

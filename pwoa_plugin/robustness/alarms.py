@@ -177,7 +177,8 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
                 do="PGD does not find what is there: trust none of the gradient attacks on this model",
             )
         )
-    radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, span)]
+    widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
+    radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
     curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
         if _beyond_chance(rise := int(after.sum()) - int(before.sum()), n):

@@ -169,8 +169,8 @@ class Report:
         Raises:
             ValueError: the images differ, or a report has no such column.
         """
-        if self.config.images_sha256 != other.config.images_sha256:
-            raise ValueError("the reports are of other images, and cannot be paired; judge both on the same")
+        if not self.config.images_sha256 or self.config.images_sha256 != other.config.images_sha256:
+            raise ValueError("the reports are not known to be of the same images, so they cannot be paired; judge anew")
         return paired(self.verdicts(column), other.verdicts(column))
 
     def verdicts(self, column: str) -> Tensor:

@@ -142,6 +142,7 @@ def judge_networks(
         data_root, download, image_size, channels: see `DataConfig`.
         protocol, norm, eps, sample, seed, batch_size, device, mean, std: see `evaluate`; ``eps``, also as ``8/255``, is
             a run's own where there is a run.
+            ``sample`` 0 is all.
         attacks: names, in place of a protocol.
         curve, curve_attack: see `compare`.
         progress: whether bars are shown.
@@ -169,7 +170,7 @@ def judge_networks(
     images = _data_config(configs, data, data_root, download, image_size, channels)
     classes, shape = DATASETS[images.name].describe(images)
     models = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}
-    x, y = load_test(images, images=sample, at_most=how.sample, seed=seed)
+    x, y = load_test(images, images=sample or None, at_most=how.sample if sample is None else None, seed=seed)
     if device in (None, "cpu"):
         for model in models.values():
             _channels_last(model)

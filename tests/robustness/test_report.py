@@ -27,6 +27,7 @@ def report() -> Report:
         n_classes=3,
         batch_size=4,
         device="cpu",
+        images_sha256="of these",
     )
     return Report(
         config=config,
@@ -91,7 +92,7 @@ def test_two_reports_are_paired_image_by_image(report: Report) -> None:
         report.paired_with(other, "CW")
     content = report.to_dict()
     content["config"]["images_sha256"] = "another"
-    with pytest.raises(ValueError, match="of other images, and cannot be paired"):
+    with pytest.raises(ValueError, match="not known to be of the same images"):
         report.paired_with(Report.from_dict(content))
 
 

@@ -425,3 +425,23 @@ def test_what_is_no_report_is_refused(value: Any) -> None:
 )
 def test_numbers_as_people_read_them(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_whether_pruning_cost_robustness_is_said_everywhere() -> None:
+    made = content()
+    report = RunReport.from_dict(made)
+    pair = report.judged["dense"].paired_with(report.judged["pruned"])
+    assert f"{pair.first_only} images lost, {pair.second_only} won, of 50" in report.verdict
+    assert report.verdict.startswith("The pruned network is ")
+    assert report.verdict in to_markdown(report).replace("\\", "")
+    assert report.verdict in Page(to_html(report)).text("p")
+    made["robustness"]["dense"]["config"]["images_sha256"] = "others"
+    other = RunReport.from_dict(made)
+    assert other.verdict == ""
+    assert any("not judged alike" in remark for remark in other.remarks())
+
+
+def test_alarms_are_among_the_remarks() -> None:
+    made = content()
+    made["robustness"]["pruned"]["alarms"] = [{"name": "zero-gradients", "saw": "On 9 of 9 images", "do": "Look"}]
+    assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks()
