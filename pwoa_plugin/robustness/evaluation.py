@@ -109,7 +109,8 @@ def evaluate(
         is needed to run the same again.
 
     Raises:
-        ValueError: an argument is off, or the model returns no logits or NaN. No attack has run then.
+        ValueError: an argument is off, or the model returns no logits or NaN. No attack has run then. Or an attack
+            needs gradients, and there are none.
         ModuleNotFoundError: an attack needs a package that is missing. No attack has run then.
         RuntimeError: an attack left the ball or the pixel range, or gave NaN.
         OSError: a finished batch cannot be written.
@@ -266,7 +267,15 @@ def _attacked(
     x, y = images[correct], labels[correct]
     run = AttackRun(x)
     if len(x):
-        run = attack.run(estimator, x, y, settings, on_progress)
+        try:
+            run = attack.run(estimator, x, y, settings, on_progress)
+        except RuntimeError as error:
+            if "does not require grad" not in str(error):
+                raise
+            raise ValueError(
+                f"attacks: {attack.name} needs gradients, and the model's logits carry none; "
+                "take no_grad, detach or numpy out of its forward, or use Square"
+            ) from error
         audit(attack.name, x, run.images, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range)
         logits = _predict(view, run.images, settings.batch_size)
         # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.

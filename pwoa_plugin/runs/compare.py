@@ -26,6 +26,7 @@ from ..models.robustbench import PREFIX, load_robustbench
 from ..pages import write_plots
 from ..robustness import Comparison, Protocol, compare, load_protocol, make_attack
 from ..robustness.attacks import AttackSettings
+from ..robustness.inputs import check_norm
 from ..robustness.plots import drawings
 from ..robustness.protocol import parse_radius
 from .evaluate import pruned_network
@@ -160,7 +161,7 @@ def judge_networks(
     for source in named:
         if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
             raise ConfigError(f"{source.path}: holds no run and is no checkpoint; give what is there")
-    norm = norm or how.norm or "Linf"
+    norm = check_norm(norm or how.norm or "Linf")
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     if eps is None:

@@ -446,6 +446,13 @@ def test_an_attack_that_the_classes_do_not_allow_is_refused_before_any(held_out:
     assert attack.given == []
 
 
+@pytest.mark.parametrize("name", ["FGSM", "PGD-10", "CW", "AutoAttack"])
+def test_a_model_without_gradients_is_refused_in_one_line(model: nn.Module, held_out: Pair, name: str) -> None:
+    blind = Wrapped(model, lambda z: z.detach())
+    with pytest.raises(ValueError, match=f"attacks: {name} needs gradients, and the model's logits carry none"):
+        evaluate(blind, held_out, eps=0.1, attacks=name, sample=10, progress=False)
+
+
 def test_an_attack_out_of_the_l2_ball_is_an_error(model: nn.Module, held_out: Pair) -> None:
     within = Recorded(lambda x: x + 0.5 * F.normalize(0.5 - x, dim=(1, 2, 3)))
     evaluate(model, held_out, norm="L2", eps=0.5, attacks=within, progress=False, alarms=False)
