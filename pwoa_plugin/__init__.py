@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .nni.evaluators.lightning import LightningEvaluator
     from .nni.evaluators.transformers import TransformersEvaluator
     from .removal import speedup
-    from .robustness import Report, evaluate
+    from .robustness import Report, compare, evaluate
     from .torch_pruning import PwoAGroupPruner
 
 __version__ = "0.1.0"
@@ -28,6 +28,7 @@ __all__ = [
     "Report",
     "TransformersEvaluator",
     "__version__",
+    "compare",
     "evaluate",
     "load_masks",
     "make_evaluator",
@@ -45,6 +46,7 @@ _HOME = {
     "PwoAPruner": "nni",
     "Report": "robustness",
     "TransformersEvaluator": "nni.evaluators.transformers",
+    "compare": "robustness",
     "evaluate": "robustness",
     "load_masks": "masks",
     "make_evaluator": "nni",

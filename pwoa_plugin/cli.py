@@ -1,4 +1,4 @@
-"""The command line: ``pwoa init``, ``prune``, ``evaluate``, ``show``.
+"""The command line: ``pwoa init``, ``prune``, ``evaluate``, ``compare``, ``show``.
 
 Exit status: 0 done; 1 the run could not go on (a loss that is no number, a full disk); 2 bad input, told in one line;
 130 and 143 stopped by Ctrl-C and SIGTERM, with the state saved. What is heavy to import is imported by the command
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from .method.callback import Callback
 
 __all__ = ["main"]
-
-_ATTACKS = "FGSM PGD-10 PGD-20 CW AutoAttack"
 
 
 def _presets() -> list[str]:
@@ -75,25 +73,57 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--save-every", type=float, default=60.0, metavar="SECONDS", help="between two saved states")
     _add_loudness(sub)
 
-    sub = command("evaluate", _evaluate, "Judge a run's network through ART, and add it to the run's report.")
-    sub.add_argument("folder", type=Path, help="the --out of `pwoa prune`")
-    sub.add_argument("--eps", help="Linf radius in pixel units, as 8/255; the config's unless given")
-    sub.add_argument("--attacks", nargs="+", default=_ATTACKS.split(), metavar="NAME", help="PGD-n for any n")
-    sub.add_argument(
-        "--images", type=int, help="test images, drawn by class; 0: all; 1000, or all if there are fewer, unless given"
+    sub = command(
+        "evaluate",
+        _evaluate,
+        "Judge a network through ART: a run's (added to its report), a checkpoint or RobustBench's.",
     )
-    sub.add_argument("--batch-size", type=int, default=256, help="images in a batch")
-    sub.add_argument("--seed", type=int, default=0, help="of the draw and of the attacks")
-    sub.add_argument("--dense", action="store_true", help="judge the network before pruning, too")
-    sub.add_argument("--arch", help="as in `pwoa prune`, where the network is your own")
-    sub.add_argument("--data-root", help="in place of the config's data.root")
-    sub.add_argument("--device", help="cpu, cuda...; the config's unless given")
-    _add_loudness(sub)
+    sub.add_argument("network", help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")
+    sub.add_argument("--dense", action="store_true", help="of a run: judge the network before pruning, too")
+    _add_judging(sub, protocol="paper", images="of a run at most 1000 unless given")
+
+    sub = command(
+        "compare", _compare, "Judge networks on the same images: one table, one page, and what is beyond chance."
+    )
+    sub.add_argument(
+        "networks", nargs="+", metavar="NETWORK", help="checkpoint, robustbench:NAME or run; NAME=PATH names it"
+    )
+    _add_judging(sub, protocol="standard", images="all unless given")
 
     sub = command("show", _show, "Print a run: layers, terms of the loss, size, robustness.")
     sub.add_argument("folder", type=Path, help="the --out of `pwoa prune`")
     sub.add_argument("--json", action="store_true", help="the report as JSON")
     return parser
+
+
+def _add_judging(sub: argparse.ArgumentParser, *, protocol: str, images: str) -> None:
+    add = sub.add_argument
+    add("--arch", nargs="+", default=[], help="of checkpoints, one for all or one for each; package.module:function")
+    add("--data", help="mnist, cifar10, cifar100, mnist-sample, folder; a run's own unless given")
+    add("--data-root", help="folder of the data; a run's own, or data, unless given")
+    add("--no-download", action="store_true", help="never download images")
+    add("--image-size", type=int, help="of --data folder")
+    add("--channels", type=int, choices=(1, 3), help="of --data folder")
+    add("--eps", help="radius in pixel units, as 8/255; a run's own unless given")
+    add("--norm", help="Linf or L2; the protocol's, or Linf")
+    add("--protocol", help=f"quick, paper, standard, or a YAML file; {protocol} unless given")
+    add("--attacks", nargs="+", metavar="NAME", help="in place of a protocol; PGD-n and CW-n for any n, -T: targeted")
+    add("--sample", "--images", type=int, metavar="N", help=f"test images, drawn by class; 0: all; {images}")
+    add("--batch-size", type=int, default=256, help="images in a batch")
+    add("--seed", type=int, default=0, help="of the draw and of the attacks")
+    add("--mean", type=float, nargs="+", help="by channel, where networks want normalised images; eps stays in pixels")
+    add("--std", type=float, nargs="+", help="goes with --mean")
+    add(
+        "--curve",
+        nargs="+",
+        default=[],
+        metavar="EPS",
+        help="a security curve through these radii; for a run alone give --out",
+    )
+    add("--curve-attack", default="PGD-20", metavar="NAME", help="of the curve")
+    add("--device", help="cpu, cuda...; a run's own unless given")
+    add("--out", type=Path, help="folder of the table and page; judged/NAMES unless given; a run alone has its own")
+    _add_loudness(sub)
 
 
 def _add_loudness(sub: argparse.ArgumentParser) -> None:
@@ -209,6 +239,8 @@ def _config_of(args: argparse.Namespace) -> PwoAConfig:
         changes.append(("seed", args.seed))
     if args.checkpoint is not None:
         changes.append(("model.checkpoint", args.checkpoint))
+        if args.checkpoint.startswith("robustbench:"):  # network and weights in one
+            changes += [(f"model.{name}", None) for name in ("arch", "num_classes", "mean", "std")]
     if args.arch is not None and ":" not in args.arch:
         changes.append(("model.arch", args.arch))
     return PwoAConfig.from_yaml(args.config, changes=dict(changes))
@@ -249,18 +281,30 @@ def _progress_of(args: argparse.Namespace, console: Console) -> list[Callback]:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    if not Path(args.network).is_dir() or args.data is not None or args.out is not None:
+        if args.dense:
+            raise ValueError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
+        args.networks, args.protocol = [args.network], args.protocol or (None if args.attacks else "paper")
+        return _compare(args)
+    for name in ("mean", "std", "curve", "image_size", "channels"):
+        if getattr(args, name):
+            raise ValueError(f"--{name.replace('_', '-')} does not go with a run in its own folder; give --out as well")
     _set_up_logging(args)
     from .runs.evaluate import judge
 
+    if len(args.arch) > 1:
+        raise ValueError(f"--arch {' '.join(args.arch)}: a run has one network; give one")
     reports = judge(
-        args.folder,
+        args.network,
         eps=args.eps,
+        protocol=args.protocol,
+        norm=args.norm,
         attacks=args.attacks,
-        images=args.images,
+        images=args.sample,
         batch_size=args.batch_size,
         seed=args.seed,
         dense=args.dense,
-        arch=args.arch,
+        arch=args.arch[0] if args.arch else None,
         data_root=args.data_root,
         device=args.device,
         progress=not args.quiet and not args.json,
@@ -270,6 +314,45 @@ def _evaluate(args: argparse.Namespace) -> int:
             sys.stdout.write(json.dumps({"event": "judged", "network": name, **report.to_dict()}) + "\n")
         else:
             sys.stdout.write(f"{name}: {report}\n")
+    return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    _set_up_logging(args)
+    from .runs.compare import default_out, judge_networks
+
+    if args.attacks and args.protocol:
+        raise ValueError(f"--protocol {args.protocol} and --attacks are given; give one of them")
+    out = args.out or default_out(args.networks)
+    folder, comparison = judge_networks(
+        args.networks,
+        out,
+        arch=args.arch,
+        data=args.data,
+        data_root=args.data_root,
+        download=not args.no_download,
+        image_size=args.image_size,
+        channels=args.channels,
+        protocol=args.protocol or "standard",
+        attacks=args.attacks,
+        norm=args.norm,
+        eps=args.eps,
+        sample=args.sample,
+        seed=args.seed,
+        batch_size=args.batch_size,
+        device=args.device,
+        mean=args.mean,
+        std=args.std,
+        curve=args.curve,
+        curve_attack=args.curve_attack,
+        progress=not args.quiet and not args.json,
+    )
+    if args.json:
+        sys.stdout.write(json.dumps({"event": "compared", "folder": str(folder), **comparison.to_dict()}) + "\n")
+        return 0
+    sys.stdout.write(f"{comparison}\n")
+    if not args.quiet:
+        sys.stderr.write(f"The page is {folder.page}\n")
     return 0
 
 

@@ -34,7 +34,7 @@ def modules_after(*arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", ["", "init", "prune", "evaluate", "show"])
+@pytest.mark.parametrize("command", ["", "init", "prune", "evaluate", "compare", "show"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     heavy = {"torch", "numpy", "pydantic", "rich", "yaml", "matplotlib", "nni", "art", "torchvision"}
     assert not heavy & modules_after(*command.split(), "--help")
@@ -43,7 +43,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 def test_help_and_version(pwoa: Run) -> None:
     status, out, _ = pwoa("--help")
     assert status == 0
-    assert all(command in out for command in ("init", "prune", "evaluate", "show"))
+    assert all(command in out for command in ("init", "prune", "evaluate", "compare", "show"))
     assert pwoa("--version")[1] == f"pwoa-plugin {pwoa_plugin.__version__}\n"
     assert "between two saved states (default: 60.0)" in " ".join(pwoa("prune", "--help")[1].split())
 

@@ -5,6 +5,7 @@
 >>> print(report)  # doctest: +SKIP
 """
 
+from .alarms import Alarm
 from .attacks import (
     ATTACKS,
     CW,
@@ -19,9 +20,13 @@ from .attacks import (
     StandardAutoAttack,
     make_attack,
 )
+from .comparison import Comparison, compare
+from .curve import Curve, security_curve
 from .estimator import make_estimator, undisturbed
-from .protocol import DEFAULT_ATTACKS, evaluate
+from .evaluation import DEFAULT_ATTACKS, evaluate
+from .protocol import PROTOCOLS, Protocol, load_protocol
 from .report import AttackReport, Config, Report
+from .statistics import Paired
 
 __all__ = [
     "ATTACKS",
@@ -29,18 +34,27 @@ __all__ = [
     "DEFAULT_ATTACKS",
     "FGSM",
     "PGD",
+    "PROTOCOLS",
     "ARTAutoAttack",
+    "Alarm",
     "Attack",
     "AttackReport",
     "AttackRun",
     "AttackSettings",
     "AutoAttack",
     "CarliniWagnerMargin",
+    "Comparison",
     "Config",
+    "Curve",
+    "Paired",
+    "Protocol",
     "Report",
     "StandardAutoAttack",
+    "compare",
     "evaluate",
+    "load_protocol",
     "make_attack",
     "make_estimator",
+    "security_curve",
     "undisturbed",
 ]

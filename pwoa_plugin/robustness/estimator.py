@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Self
@@ -11,7 +11,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-__all__ = ["Logits", "check_logits", "make_estimator", "model_device", "undisturbed", "with_loss"]
+from ..models.normalisation import Normalisation
+
+__all__ = ["Logits", "check_logits", "logits_in", "make_estimator", "model_device", "undisturbed", "with_loss"]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -26,32 +28,48 @@ def _model_dtype(model: nn.Module) -> torch.dtype:
     return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
 
 
+def logits_in(output: object, n_images: int) -> object:
+    """The logits in what a model returned: of a Hugging Face ``ModelOutput`` or a dict its ``logits``, of a tuple the
+    first floating matrix ``(N, C)``; anything else as it is."""
+    if isinstance(output, Mapping):
+        return output.get("logits", output)
+    if isinstance(output, (tuple, list)):
+        fits = (
+            part
+            for part in output
+            if isinstance(part, Tensor) and part.dim() == 2 and len(part) == n_images and part.is_floating_point()
+        )
+        return next(fits, output)
+    return getattr(output, "logits", output)
+
+
 def check_logits(output: object, n_images: int) -> Tensor:
-    """The model's output itself, once it is known to be logits.
+    """The logits in a model's output, once it is known that there are some.
 
     Args:
-        output: whatever the model returned for ``n_images`` images.
+        output: whatever the model returned for ``n_images`` images; see `logits_in`.
         n_images: N, number of images that the model was given.
 
     Returns:
-        ``output``, a floating tensor ``(N, C)`` with C >= 2.
+        Logits, or log-probabilities, which serve as well: a floating tensor ``(N, C)`` with C >= 2.
 
     Raises:
-        ValueError: ``output`` is anything else.
+        ValueError: there are none.
     """
-    if not isinstance(output, Tensor):
+    logits = logits_in(output, n_images)
+    if not isinstance(logits, Tensor):
         kind = type(output).__name__
         raise ValueError(f"model returns a {kind}; wrap it so that it returns logits, one tensor (N, C)")
-    shape = tuple(output.shape)
+    shape = tuple(logits.shape)
     if len(shape) != 2 or shape[0] != n_images:
         raise ValueError(
             f"model returns a tensor {shape} for {n_images} images; wrap it so that it returns logits (N, C)"
         )
     if shape[1] < 2:
         raise ValueError("model returns one logit per image; wrap it so that it returns one for each class")
-    if not output.is_floating_point():
-        raise ValueError(f"model returns {output.dtype} values; wrap it so that it returns logits, not labels")
-    return output
+    if not logits.is_floating_point():
+        raise ValueError(f"model returns {logits.dtype} values; wrap it so that it returns logits, not labels")
+    return logits
 
 
 class Logits(nn.Module):
@@ -61,14 +79,20 @@ class Logits(nn.Module):
     attacked. The model stays where it is: ``to`` and its kin, which ART calls, do nothing here.
 
     Args:
-        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``.
+        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``, in any form that `check_logits` takes.
+        normalisation: ``(mean, std)`` by channel, where the model wants normalised images; None where it does not.
+
+    Attributes:
+        n_forwards: how many images have gone through the model.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
         self.model = model
         self.device = model_device(model)
         self.dtype = _model_dtype(model)
+        self.n_forwards = 0
+        self._normalise = None if normalisation is None else Normalisation(*normalisation)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits ``(N, classes)``, float32, of images ``(N, C, H, W)``.
@@ -76,8 +100,11 @@ class Logits(nn.Module):
         Raises:
             ValueError: the model returns something else than logits.
         """
-        output = self.model(images.to(device=self.device, dtype=self.dtype))
-        return check_logits(output, len(images)).float()
+        self.n_forwards += len(images)
+        x = images.to(self.device)
+        if self._normalise is not None:
+            (x,) = self._normalise(self.model, (x,))
+        return check_logits(self.model(x.to(self.dtype)), len(images)).float()
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         return self
@@ -114,21 +141,24 @@ def make_estimator(
     n_classes: int,
     input_shape: tuple[int, ...],
     pixel_range: tuple[float, float] = (0.0, 1.0),
+    normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
     loss: nn.Module | None = None,
 ) -> PyTorchClassifier:
     """ART classifier around ``model``, on the device where the model is.
 
     Args:
-        model: classifier; images ``(N, C, H, W)`` to logits ``(N, n_classes)``. Any floating dtype.
+        model: classifier; images ``(N, C, H, W)`` to logits ``(N, n_classes)``. Any floating dtype. A `Logits` is
+            taken as it is.
         n_classes: number of logits.
         input_shape: shape of one image, ``(C, H, W)``.
         pixel_range: ``(low, high)`` of a valid image; attacks clip to it.
+        normalisation: ``(mean, std)`` by channel, where the model wants normalised images.
         loss: loss that attacks ascend, of logits and labels; cross-entropy by default.
 
     Returns:
         An `art.estimators.classification.PyTorchClassifier` whose images and logits are float32.
     """
-    logits = Logits(model)
+    logits = model if isinstance(model, Logits) else Logits(model, normalisation)
     estimator = PyTorchClassifier(
         model=logits,
         loss=nn.CrossEntropyLoss() if loss is None else loss,

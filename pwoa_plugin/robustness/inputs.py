@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .attacks import Attack, make_attack
+from ..models.normalisation import normalisation_of
+from .attacks import NORMS, Attack, make_attack
 
 __all__ = [
+    "Images",
     "as_attacks",
     "as_device",
     "check_eps",
     "check_labels",
+    "check_norm",
+    "check_normalisation",
     "check_pixel_range",
     "check_step_size",
     "collect",
@@ -45,19 +49,63 @@ def check_pixel_range(pixel_range: tuple[float, float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def check_eps(eps: float, pixel_range: tuple[float, float]) -> float:
-    """``eps`` as a float.
+def check_norm(norm: str) -> str:
+    """``norm`` as reports have it.
 
     Raises:
-        ValueError: it is not positive, or wider than the pixel range.
+        ValueError: attacks are run in no such norm.
     """
+    by_lower = {name.lower(): name for name in NORMS}
+    if not isinstance(norm, str) or norm.lower() not in by_lower:
+        raise ValueError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
+    return by_lower[norm.lower()]
+
+
+def check_eps(eps: float | None, pixel_range: tuple[float, float], norm: str = "Linf", n_pixels: int = 1) -> float:
+    """``eps`` as a float.
+
+    Args:
+        eps: radius in pixel units.
+        pixel_range: ``(low, high)`` of a valid image.
+        norm: of the ball.
+        n_pixels: values in an image, on which the widest L2 ball depends.
+
+    Raises:
+        ValueError: it is not positive, or reaches beyond all valid images.
+    """
+    if eps is None:
+        raise ValueError("eps is missing; give the radius in pixel units, such as 8/255")
     if not _is_number(eps) or eps <= 0:
         raise ValueError(f"eps={eps!r} is no radius; give a positive number of pixel units, such as 8/255")
-    if eps > pixel_range[1] - pixel_range[0]:
+    span = pixel_range[1] - pixel_range[0]
+    if eps > span * (math.sqrt(n_pixels) if norm == "L2" else 1):
         meant = f"; did you mean {eps:g}/255?" if pixel_range == (0.0, 1.0) and eps <= 255 else ""
         cure = meant or "; give eps in the units of the pixels"
         raise ValueError(f"eps={eps!r} is wider than pixel_range={pixel_range}{cure}")
     return float(eps)
+
+
+def check_normalisation(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, model: nn.Module
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """``(mean, std)`` by channel, or None where neither is given.
+
+    Raises:
+        ValueError: one is given without the other, they are not for so many channels, a ``std`` is not positive, or
+            the model normalises already.
+    """
+    if mean is None and std is None:
+        return None
+    if mean is None or std is None:
+        raise ValueError(f"{'mean' if mean is None else 'std'} is missing; mean and std go together")
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) != channels or not all(_is_number(value) for value in values):
+            raise ValueError(f"{name}={tuple(values)} does not fit images of {channels} channels; give one number each")
+    if not all(value > 0 for value in std):
+        raise ValueError(f"std={tuple(std)} is not positive; give the standard deviation of each channel")
+    if normalisation_of(model) is not None:
+        raise ValueError("mean and std are given, and the model normalises already; give them in one place")
+    return tuple(map(float, mean)), tuple(map(float, std))
 
 
 def check_step_size(step_size: float | None) -> float | None:
@@ -110,16 +158,27 @@ def as_device(device: str | torch.device | None, default: torch.device) -> torch
         raise ValueError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
 
 
-def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor]:
+class Images(NamedTuple):
+    """What `evaluate` judges by.
+
+    Attributes:
+        images: ``(N, C, H, W)`` float32, on the CPU.
+        labels: ``(N,)`` int64, on the CPU.
+        width: columns of the labels, where they were one-hot; else None.
+    """
+
+    images: Tensor
+    labels: Tensor
+    width: int | None = None
+
+
+def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
     """All images and labels, in the order they come.
 
     Args:
-        data: a pair of tensors (or arrays), images ``(N, C, H, W)`` and labels ``(N,)``; or an iterable of
+        data: a pair of tensors (or arrays), images ``(N, C, H, W)`` and labels, ``(N,)`` or one-hot; or an iterable of
             such pairs, a ``DataLoader`` say.
         pixel_range: ``(low, high)`` of a valid image.
-
-    Returns:
-        Images ``(N, C, H, W)`` float32 and labels ``(N,)`` int64, both on the CPU.
 
     Raises:
         ValueError: there are no images, or images or labels are of another kind, or outside their range.
@@ -127,12 +186,15 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor
     batches = [data] if _is_pair_of_arrays(data) else data
     if not isinstance(batches, Iterable):
         raise ValueError(f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)")
-    images, labels = [], []
+    images, labels, widths = [], [], set()
     for batch in batches:
         if not _is_pair_of_arrays(batch):
             kind = type(batch).__name__
             raise ValueError(f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)")
         x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
+        if y.dim() == 2 and y.shape[1] > 1:
+            widths.add(y.shape[1])
+            y = _from_one_hot(y)
         _check_batch(x, y)
         images.append(x.detach().to("cpu", torch.float32))
         labels.append(y.detach().to("cpu", torch.int64))
@@ -140,8 +202,17 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> tuple[Tensor, Tensor
         raise ValueError("data holds no images; give one at least (a used-up iterator gives none)")
     if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
         raise ValueError(f"data: images have shapes {sorted(shapes)}; resize them to one")
+    if len(widths) > 1:
+        raise ValueError(f"data: one-hot labels have {sorted(widths)} columns; give one for each class")
     # Contiguous, since pyautoattack views gradients as rows.
-    return _checked_pixels(torch.cat(images).contiguous(), pixel_range), torch.cat(labels)
+    whole = _checked_pixels(torch.cat(images).contiguous(), pixel_range)
+    return Images(whole, torch.cat(labels), next(iter(widths), None))
+
+
+def _from_one_hot(y: Tensor) -> Tensor:
+    if y.is_complex() or not bool(((y == 0) | (y == 1)).all()) or not bool((y != 0).sum(1).eq(1).all()):
+        raise ValueError(f"data: labels have shape {tuple(y.shape)} and are not one-hot; give labels.argmax(1)")
+    return y.to(torch.uint8).argmax(1)
 
 
 def _is_pair_of_arrays(item: object) -> bool:
@@ -157,10 +228,11 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
         cure = "wrap the Dataset in a DataLoader" if x.dim() == 3 else "reshape them"
         raise ValueError(f"data: images have shape {tuple(x.shape)}, not (N, C, H, W); {cure}")
     if not x.is_floating_point():
-        raise ValueError(f"data: images are {x.dtype}; convert them to float32 within pixel_range")
+        raise ValueError(
+            f"data: images are {x.dtype}; convert them to float32 in pixel_range (0 to 255: divide by 255)"
+        )
     if y.dim() == 2:
-        cure = "argmax(1)" if y.shape[1] > 1 else "squeeze(1)"
-        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give labels.{cure}")
+        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give labels.squeeze(1)")
     if y.dim() != 1:
         raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give one class for each image")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
@@ -176,19 +248,30 @@ def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
     least, most = float(images.min()), float(images.max())
     rounding = _ROUNDING * (high - low)
     if least < low - rounding or most > high + rounding:
-        raise ValueError(
-            f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; move the "
-            "normalisation into the model, or give the pixel_range of these images"
+        eight_bit = pixel_range == (0.0, 1.0) and least >= 0 and 8 < most <= 255  # normalised images are below 0 too
+        cure = (
+            "divide them by 255"
+            if eight_bit
+            else "give images as they are and mean and std apart (or normalise inside the model), "
+            "or give the pixel_range of these images"
         )
+        raise ValueError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
     return images.clamp(low, high)
 
 
-def check_labels(labels: Tensor, n_classes: int) -> None:
+def check_labels(labels: Tensor, n_classes: int, width: int | None = None) -> None:
     """Check that labels are classes of the model.
 
+    Args:
+        labels: ``(N,)``.
+        n_classes: of the model.
+        width: columns that one-hot labels had.
+
     Raises:
-        ValueError: one is below 0, or ``n_classes`` or more.
+        ValueError: one is below 0, or ``n_classes`` or more, or ``width`` is another number.
     """
+    if width is not None and width != n_classes:
+        raise ValueError(f"data: labels are one-hot over {width} classes, and the model has {n_classes}; give as many")
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= n_classes:
         raise ValueError(

@@ -1,250 +1,158 @@
-"""The evaluation: which images a model gets right, and which of them no attack takes away."""
+"""Protocols: which attacks judge, by name and version, in YAML files."""
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import torch
-from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from torch import Tensor, nn
+from .._yaml import YAMLError, parse_yaml
+from .attacks import FAMILIES, NORMS, Attack, make_attack
 
-from .._random import check_seed, seeded
-from .attacks.base import (
-    Attack,
-    AttackSettings,
-    OnProgress,
-    positive_int,
-)
-from .estimator import Logits, make_estimator, model_device, undisturbed
-from .inputs import (
-    as_attacks,
-    as_device,
-    check_eps,
-    check_labels,
-    check_pixel_range,
-    check_step_size,
-    collect,
-)
-from .report import AttackReport, Config, Report
+__all__ = ["PROTOCOLS", "Protocol", "load_protocol", "parse_radius"]
 
-__all__ = ["DEFAULT_ATTACKS", "audit", "evaluate"]
+_FILES = files(__package__) / "protocols"
+PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.iterdir()))
+"""Names of the protocols that come with the package."""
 
-logger = logging.getLogger(__name__)
-
-DEFAULT_ATTACKS = ("FGSM", "PGD-10", "PGD-20", "CW", "AutoAttack")
-
-_SLACK = 1e-5  # of the pixel range: far above float32 rounding, far below a grey level
+_MOST_BYTES = 100_000
 
 
-def evaluate(
-    model: nn.Module,
-    data: Iterable[Any],
-    *,
-    eps: float,
-    attacks: str | Attack | Iterable[str | Attack] = DEFAULT_ATTACKS,
-    step_size: float | None = None,
-    batch_size: int = 256,
-    seed: int = 0,
-    device: str | torch.device | None = None,
-    pixel_range: tuple[float, float] = (0.0, 1.0),
-    progress: bool = True,
-) -> Report:
-    """Clean accuracy of a model, and its robust accuracy under white-box Linf attacks.
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How to judge: what a report states by name and version, so that two reports can be compared.
 
-    A sample is robust under an attack if the model is right when it is clean and right when it is
-    attacked; each attack goes at every clean-correct image. The model runs in eval mode. It comes back in
-    the modes, on the device and with the gradients it had, and so do the global random states, also when
-    something raises. All images are held in memory.
+    Attributes:
+        name: of the protocol.
+        version: raised whenever its attacks change.
+        attacks: in the order of the report's columns.
+        norm: of the ball, where the protocol is for one; else None.
+        eps: radius in pixel units, where the protocol is for one; else None.
+        sample: images to judge, drawn by class; None is all.
+    """
+
+    name: str
+    version: int
+    attacks: tuple[Attack, ...]
+    norm: str | None = None
+    eps: float | None = None
+    sample: int | None = None
+
+
+def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
+    """A protocol by its name or from a file.
 
     Args:
-        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``, in any floating dtype.
-            Normalisation belongs inside it.
-        data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors:
-            images ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)``.
-        eps: radius of the Linf ball in pixel units (those of ``pixel_range``), such as 8/255.
-        attacks: names of ``ATTACKS``, ``PGD-<steps>``, or `Attack` objects.
-        step_size: step of the PGD attacks in pixel units; 2.5 * eps / steps by default. FGSM steps by eps
-            and the standard AutoAttack by its own rule.
-        batch_size: images per batch.
-        seed: seed of all random draws; the same seed gives the same verdicts.
-        device: where to run; by default where the model is.
-        pixel_range: ``(low, high)`` of a valid image; attacks stay inside.
-        progress: show a progress bar on stderr.
-
-    Returns:
-        The accuracies with their 95 % Wilson intervals, the verdicts in the order of the images, and what
-        is needed to run the same again.
+        protocol: ``quick``, ``paper``, ``standard``; or a YAML file with ``name``, ``version`` and ``attacks``, and
+            ``extends`` (a protocol whose attacks come first), ``norm``, ``eps`` and ``sample`` where wanted. An attack
+            is a name, as ``PGD-40``, or ``{attack: PGD, steps: 40, restarts: 5}``.
 
     Raises:
-        ValueError: an argument is off, or the model returns no logits or NaN. No attack has run then.
-        ModuleNotFoundError: an attack needs a package that is missing. No attack has run then.
-        RuntimeError: an attack left the ball or the pixel range, or gave NaN.
+        ValueError: there is none of that name, or the file is no protocol; one line names the field.
     """
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    pixel_range = check_pixel_range(pixel_range)
-    eps = check_eps(eps, pixel_range)
-    step_size = check_step_size(step_size)
-    batch_size = positive_int("batch_size", batch_size)
-    seed = check_seed(seed)
-    chosen = as_attacks(attacks)
-    place = as_device(device, model_device(model))
+    if isinstance(protocol, Protocol):
+        return protocol
+    if not isinstance(protocol, (str, os.PathLike)):
+        raise ValueError(f"protocol={protocol!r} is no protocol; give a name, a YAML file or a Protocol")
+    name = os.fspath(protocol)
+    if name in PROTOCOLS:
+        return _shipped(name)
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        close = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
+        cure = f"did you mean {close[0]}?" if close else f"use {', '.join(PROTOCOLS)} or a .yaml file"
+        raise ValueError(f"protocol={name!r} is unknown; {cure}")
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"protocol={name!r} cannot be read ({error.strerror}); give a YAML file") from None
+    if len(text) > _MOST_BYTES:
+        raise ValueError(f"protocol={name!r} has {len(text):,} bytes; that is no protocol")
+    try:
+        return _parsed(parse_yaml(text), shipped=False)
+    except (YAMLError, ValueError, TypeError) as error:
+        raise ValueError(f"protocol={name!r}: {' '.join(str(error).split())}") from None
 
-    with seeded(seed), undisturbed(model), _placed(model, place), _deterministic_cudnn():
-        images, labels = collect(data, pixel_range)
-        logits = _predict(Logits(model), images, batch_size)
-        if n_nan := int(logits.isnan().any(1).sum()):
-            raise ValueError(f"model returns NaN for {n_nan} of {len(images)} clean images; mend its weights")
-        n_classes = logits.shape[1]
-        check_labels(labels, n_classes)
-        clean_correct = logits.argmax(1) == labels
-        targets = clean_correct.nonzero().squeeze(1)
-        settings = AttackSettings(
-            eps=eps,
-            pixel_range=pixel_range,
-            n_classes=n_classes,
-            step_size=step_size,
-            batch_size=batch_size,
-            seed=seed,
-        )
-        estimator = make_estimator(
-            model, n_classes=n_classes, input_shape=tuple(images.shape[1:]), pixel_range=pixel_range
-        )
-        columns: dict[str, AttackReport] = {}
-        notes: list[str] = []
-        with _progress_bar(progress) as bar:
-            for attack in chosen:
-                task = bar.add_task(attack.name, total=len(targets))
 
-                def show(done: float, task: TaskID = task) -> None:
-                    bar.update(task, completed=round(done))
+@cache
+def _shipped(name: str) -> Protocol:
+    return _parsed(parse_yaml((_FILES / f"{name}.yaml").read_text(encoding="utf-8")), shipped=True)
 
-                started = time.perf_counter()
-                robust = clean_correct.clone()
-                robust[targets], run_notes = _verdicts(
-                    attack, estimator, images[targets], labels[targets], settings, show
-                )
-                seconds = time.perf_counter() - started
-                show(len(targets))
-                columns[attack.name] = AttackReport(robust=robust, seconds=seconds)
-                notes += [note for note in run_notes if note not in notes]
-                logger.info("%s: %d of %d robust", attack.name, int(robust.sum()), len(robust))
-    for note in notes:
-        logger.info("%s", note)
-    return Report(
-        config=Config(
-            eps=eps,
-            pixel_range=pixel_range,
-            attacks={attack.name: attack.parameters(settings) for attack in chosen},
-            seed=seed,
-            n_images=len(images),
-            n_classes=n_classes,
-            batch_size=batch_size,
-            device=str(place),
-        ),
-        clean_correct=clean_correct,
-        attacks=columns,
-        notes=tuple(notes),
+
+_KEYS = ("name", "version", "extends", "norm", "eps", "sample", "attacks")
+
+
+def _parsed(content: Any, *, shipped: bool) -> Protocol:
+    if not isinstance(content, Mapping):
+        raise ValueError("is no mapping; give name, version and attacks")
+    for key in content:
+        if key not in _KEYS:
+            close = difflib.get_close_matches(str(key), _KEYS, n=1)
+            cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KEYS)}"
+            raise ValueError(f"{key}: unknown key; {cure}")
+    name, version = content.get("name"), content.get("version", 1)
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"name={name!r} names no protocol; give a non-empty string")
+    if name in PROTOCOLS and not shipped:
+        raise ValueError(f"name={name!r} is a protocol of the package's own; give this one another name")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ValueError(f"version={version!r}; give an integer of 1 or more")
+    base = content.get("extends")
+    if base is not None and base not in PROTOCOLS:
+        raise ValueError(f"extends={base!r} is unknown; use {', '.join(PROTOCOLS)}")
+    attacks = [] if base is None else list(_shipped(base).attacks)
+    listed = content.get("attacks", [])
+    if not isinstance(listed, list):
+        raise ValueError(f"attacks={listed!r} is no list")
+    attacks += [_attack(item, f"attacks.{i}") for i, item in enumerate(listed)]
+    if not attacks:
+        raise ValueError("attacks is empty; name one at least, such as PGD-20")
+    norm, eps, sample = content.get("norm"), content.get("eps"), content.get("sample")
+    if norm is not None and norm not in NORMS:
+        raise ValueError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
+    if sample is not None and (not isinstance(sample, int) or isinstance(sample, bool) or sample < 1):
+        raise ValueError(f"sample={sample!r} is no count; give an integer of 1 or more, or leave it out for all")
+    return Protocol(
+        name=name,
+        version=version,
+        attacks=tuple(attacks),
+        norm=norm,
+        eps=None if eps is None else parse_radius(eps),
+        sample=sample,
     )
 
 
-def _verdicts(
-    attack: Attack,
-    estimator: PyTorchClassifier,
-    images: Tensor,
-    labels: Tensor,
-    settings: AttackSettings,
-    on_progress: OnProgress,
-) -> tuple[Tensor, tuple[str, ...]]:
-    """Which of these images, ``(n,)`` bool, the model still gets right when attacked; and the run's notes."""
-    if not len(images):
-        return torch.empty(0, dtype=torch.bool), ()
-    run = attack.run(estimator, images, labels, settings, on_progress)
-    audit(attack.name, images, run.images, eps=settings.eps, pixel_range=settings.pixel_range)
-    logits = _predict(estimator.model, run.images, settings.batch_size)
-    # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.
-    return (logits.argmax(1) == labels) & ~logits.isnan().any(1), run.notes
-
-
-def audit(name: str, images: Tensor, adversarial: Tensor, *, eps: float, pixel_range: tuple[float, float]) -> None:
-    """Check that an attack kept to its terms, up to float32 rounding (1e-5 of the pixel range).
-
-    Args:
-        name: name of the attack.
-        images: clean images, ``(N, C, H, W)``.
-        adversarial: what the attack made of them, the same shape.
-        eps: radius of the Linf ball, in pixel units.
-        pixel_range: ``(low, high)`` of a valid image.
+def parse_radius(value: Any) -> float:
+    """A radius as files and command lines have it: a number, or text as ``8/255``.
 
     Raises:
-        RuntimeError: an image is NaN, or outside the ball or the pixel range, or the shape has changed.
+        ValueError: it is no positive number.
     """
-    if adversarial.shape != images.shape:
-        raise RuntimeError(f"{name} returned images {tuple(adversarial.shape)} for {tuple(images.shape)}")
-    if n_nan := int(adversarial.isnan().flatten(1).any(1).sum()):
-        raise RuntimeError(f"{name} returned {n_nan} images with NaN pixels")
-    low, high = pixel_range
-    slack = _SLACK * (high - low)
-    farthest = float((adversarial - images).abs().max())
-    if farthest > eps + slack:
-        raise RuntimeError(f"{name} moved a pixel by {farthest:.8g}, beyond eps={eps:.8g}")
-    least, most = float(adversarial.min()), float(adversarial.max())
-    if least < low - slack or most > high + slack:
-        raise RuntimeError(f"{name} returned pixels in [{least:.8g}, {most:.8g}], outside {pixel_range}")
-
-
-def _predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)``, float32, on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
-
-
-@contextmanager
-def _placed(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """The model on ``device``, and back on its own afterwards."""
-    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    if homes <= {device}:
-        yield
-        return
-    if len(homes) > 1:
-        if device == model_device(model):  # spread out by its owner, who sends the images on
-            yield
-            return
-        spread = ", ".join(sorted(map(str, homes)))
-        raise ValueError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
-    (home,) = homes
     try:
-        model.to(device)
-        yield
-    finally:
-        model.to(home)
+        radius = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError):
+        radius = 0.0
+    if not 0 < radius < float("inf") or isinstance(value, bool):
+        raise ValueError(f"eps={value!r} is no radius; give a positive number of pixel units, such as 8/255")
+    return radius
 
 
-@contextmanager
-def _deterministic_cudnn() -> Iterator[None]:
-    """Deterministic cuDNN kernels, chosen without timing them: the same seed gives the same verdicts."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.deterministic, cudnn.benchmark
-    cudnn.deterministic, cudnn.benchmark = True, False
+def _attack(item: Any, field: str) -> Attack:
+    if isinstance(item, str):
+        return make_attack(item)
+    if not isinstance(item, Mapping) or item.get("attack") not in FAMILIES:
+        raise ValueError(f"{field}={item!r}: give a name, or {{attack: NAME, ...}} with {', '.join(FAMILIES)}")
+    arguments = {str(key): value for key, value in item.items() if key != "attack"}
     try:
-        yield
-    finally:
-        cudnn.deterministic, cudnn.benchmark = before
-
-
-def _progress_bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )
+        return FAMILIES[item["attack"]](**arguments)
+    except TypeError as error:
+        said = str(error).split("() ", 1)[-1].replace("__init__", item["attack"])
+        raise ValueError(f"{field}: {item['attack']} {said}") from None
+    except ValueError as error:
+        raise ValueError(f"{field}: {error}") from None

@@ -11,34 +11,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from pydantic import ConfigDict, NonNegativeFloat
-from scipy.stats import binomtest
+from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from .._checked import checked
 from .._files import write_text
 from .._versions import installed_versions
+from .alarms import Alarm
+from .statistics import Paired, paired, wilson_interval
 
-__all__ = ["AttackReport", "Config", "Report", "wilson_interval"]
+__all__ = ["AttackReport", "Config", "Report", "eps_text"]
 
-_FORMAT = 1  # of the JSON; to be raised when a reader of the old one would misread the new one
-
-
-def wilson_interval(n_correct: int, n: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a proportion (Wilson 1927).
-
-    Args:
-        n_correct: number of successes, 0 to ``n``.
-        n: number of trials, at least 1.
-
-    Returns:
-        ``(low, high)`` in [0, 1].
-
-    Raises:
-        ValueError: ``n`` is below 1 or ``n_correct`` is not in 0..n.
-    """
-    interval = binomtest(n_correct, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+_FORMAT = 2  # of the JSON; to be raised when a reader of the old one would misread the new one
+_READ = (1, 2)  # what 2 added may be missing
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -48,10 +33,14 @@ class AttackReport:
     Attributes:
         robust: bool ``(N,)``, image by image: correct when clean and correct when attacked.
         seconds: wall-clock time of the attack.
+        forwards: what it cost, in images through the model.
+        felled: of an ensemble that goes on with what is left, how many images each part felled, by its name.
     """
 
     robust: Tensor
     seconds: float
+    forwards: int = 0
+    felled: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def n_robust(self) -> int:
@@ -99,6 +88,10 @@ class Config:
         n_classes: number of logits of the model.
         batch_size: images per batch.
         device: where the model ran.
+        protocol: its name; ``custom`` where attacks were given one by one.
+        protocol_version: of that protocol.
+        mean, std: by channel, where normalisation was given apart from the model; else None.
+        images_sha256: of images and labels, in order; what two reports must share to be paired.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -112,6 +105,11 @@ class Config:
     n_classes: int
     batch_size: int
     device: str
+    protocol: str = "custom"
+    protocol_version: int = 1
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    images_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,14 +120,23 @@ class Report:
         config: what was asked.
         clean_correct: bool ``(N,)``, image by image: correct when clean.
         attacks: a column for each attack, by name, in the order they were asked for.
+        alarms: why the numbers may not deserve belief; empty for an honest model. None where nothing was looked for.
+        labels: ``(N,)`` int64, the true classes; None in reports of format 1.
         notes: what a reader should know about the run.
+        adversarial: ``(N, C, H, W)``, what felled each image, or the clean image; None in a report that was read from
+            a file, which does not hold it.
+        answers: ``(N,)`` int64, the model's answers to these; None like them.
         versions: of Python and the packages that bear on a verdict.
     """
 
     config: Config
     clean_correct: Tensor
     attacks: Mapping[str, AttackReport]
+    alarms: tuple[Alarm, ...] | None = None
+    labels: Tensor | None = None
     notes: tuple[str, ...] = ()
+    adversarial: Tensor | None = field(default=None, repr=False)
+    answers: Tensor | None = field(default=None, repr=False)
     versions: Mapping[str, str] = field(default_factory=installed_versions)
 
     @property
@@ -144,16 +151,49 @@ class Report:
 
     @cached_property
     def worst_case(self) -> AttackReport:
-        """Against the best attack on each image: robust is what withstood all attacks; seconds add up."""
-        columns = [column.robust for column in self.attacks.values()]
-        robust = torch.stack([self.clean_correct, *columns]).all(0)
-        return AttackReport(robust=robust, seconds=sum(column.seconds for column in self.attacks.values()))
+        """Against the best attack on each image: robust is what withstood all attacks; costs add up."""
+        columns = self.attacks.values()
+        return AttackReport(
+            robust=torch.stack([self.clean_correct, *(column.robust for column in columns)]).all(0),
+            seconds=sum(column.seconds for column in columns),
+            forwards=sum(column.forwards for column in columns),
+        )
+
+    def paired_with(self, other: Report, column: str = "worst case") -> Paired:
+        """This model against another on the same images; this one comes first.
+
+        Args:
+            other: of the same images, judged with the same attack.
+            column: an attack's name, ``worst case`` or ``clean``.
+
+        Raises:
+            ValueError: the images differ, or a report has no such column.
+        """
+        if not self.config.images_sha256 or self.config.images_sha256 != other.config.images_sha256:
+            raise ValueError("the reports are not known to be of the same images, so they cannot be paired; judge anew")
+        return paired(self.verdicts(column), other.verdicts(column))
+
+    def verdicts(self, column: str) -> Tensor:
+        """Bool ``(N,)`` of an attack's name, ``worst case`` or ``clean``.
+
+        Raises:
+            ValueError: there is no such column.
+        """
+        if column == "clean":
+            return self.clean_correct
+        if column == "worst case":
+            return self.worst_case.robust
+        if column not in self.attacks:
+            raise ValueError(f"column={column!r}: the report has {', '.join(self.attacks)}, clean and worst case")
+        return self.attacks[column].robust
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values. Image by image, verdicts are a string of 1 (robust) and 0."""
         return {
             "format": _FORMAT,
-            "config": {**asdict(self.config), "pixel_range": list(self.config.pixel_range)},
+            "config": {
+                key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.config).items()
+            },
             "clean": {
                 "accuracy": self.clean,
                 "low": self.clean_interval[0],
@@ -162,6 +202,8 @@ class Report:
             },
             "attacks": {name: _column_to_dict(column) for name, column in self.attacks.items()},
             "worst_case": _column_to_dict(self.worst_case),
+            "alarms": None if self.alarms is None else [asdict(alarm) for alarm in self.alarms],
+            "labels": None if self.labels is None else self.labels.tolist(),
             "notes": list(self.notes),
             "versions": dict(self.versions),
         }
@@ -175,9 +217,9 @@ class Report:
         """
         if not isinstance(content, Mapping) or "format" not in content:
             raise ValueError("report has no field 'format'; give what Report.to_dict or to_json wrote")
-        if content["format"] != _FORMAT:
+        if content["format"] not in _READ or isinstance(content["format"], bool):
             raise ValueError(
-                f"report has format={content['format']!r}, this version reads {_FORMAT}; update pwoa_plugin"
+                f"report has format={content['format']!r}, this version reads up to {_FORMAT}; update pwoa_plugin"
             )
         try:
             given = checked(_Content, dict(content), "report")
@@ -185,9 +227,16 @@ class Report:
                 config=given.config,
                 clean_correct=_from_bits(given.clean.correct),
                 attacks={
-                    name: AttackReport(robust=_from_bits(column.robust), seconds=column.seconds)
+                    name: AttackReport(
+                        robust=_from_bits(column.robust),
+                        seconds=column.seconds,
+                        forwards=column.forwards,
+                        felled=column.felled,
+                    )
                     for name, column in given.attacks.items()
                 },
+                alarms=given.alarms,
+                labels=None if given.labels is None else torch.tensor(given.labels, dtype=torch.int64),
                 notes=given.notes,
                 versions=given.versions,
             )
@@ -195,6 +244,7 @@ class Report:
             raise ValueError(f"report is incomplete or malformed ({error}); evaluate again") from error
         lengths = {report.config.n_images, len(report.clean_correct)}
         lengths |= {len(column.robust) for column in report.attacks.values()}
+        lengths |= set() if report.labels is None else {len(report.labels)}
         if len(lengths) > 1:
             raise ValueError(f"report has verdicts on {sorted(lengths)} images; evaluate again")
         return report
@@ -220,38 +270,48 @@ class Report:
         except ValueError as error:
             raise ValueError(f"{os.fspath(path)}: {error}") from error
 
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        rows = [("clean", f"{self.clean:.2%}", _percent_range(*self.clean_interval), "")]
+    def _rows(self) -> list[tuple[str, ...]]:
+        rows: list[tuple[str, ...]] = [
+            ("clean", f"{self.clean:.2%}", _percent_range(*self.clean_interval), "", ""),
+        ]
         for name, column in [*self.attacks.items(), ("worst case", self.worst_case)]:
             interval = _percent_range(column.low, column.high)
-            rows.append((name, f"{column.accuracy:.2%}", interval, f"{column.seconds:.1f}"))
+            forwards = f"{column.forwards:,}" if column.forwards else ""
+            rows.append((name, f"{column.accuracy:.2%}", interval, forwards, f"{column.seconds:.1f}"))
         return rows
 
     def _headline(self) -> str:
         config = self.config
+        protocol = "" if config.protocol == "custom" else f", protocol {config.protocol} {config.protocol_version}"
         return (
-            f"{config.n_images} images, {config.norm} eps = {_eps_text(config.eps, config.pixel_range)}, "
+            f"{config.n_images} images, {config.norm} eps = {eps_text(config.eps, config.pixel_range)}{protocol}, "
             f"seed {config.seed}, {config.device}"
         )
 
+    def _said(self) -> list[str]:
+        return [*(f"ALARM: {alarm}" for alarm in self.alarms or ()), *self.notes]
+
     def to_markdown(self) -> str:
-        """The accuracies as a Markdown table, with the setting above it and the notes below."""
-        header = ("attack", "accuracy", "95 % interval", "seconds")
-        lines = [self._headline(), "", _pipe(header), "| --- | ---: | ---: | ---: |"]
+        """The accuracies as a Markdown table, with the setting above it, alarms and notes below."""
+        lines = [self._headline(), "", _pipe(_HEADER), "| --- | ---: | ---: | ---: | ---: |"]
         lines += [_pipe(row) for row in self._rows()]
-        if self.notes:
-            lines += ["", *(f"- {note}" for note in self.notes)]
+        if self._said():
+            lines += ["", *(f"- {line}" for line in self._said())]
         return "\n".join(lines) + "\n"
 
     def __str__(self) -> str:
-        rows = [("attack", "accuracy", "95 % interval", "seconds"), *self._rows()]
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
+        rows = [_HEADER, *self._rows()]
+        widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
         lines = [self._headline()]
         for row in rows:
-            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in (1, 2, 3))]
+            cells = [row[0].ljust(widths[0]), *(row[i].rjust(widths[i]) for i in range(1, len(row)))]
             lines.append("  ".join(cells).rstrip())
+        lines += [f"ALARM: {alarm}" for alarm in self.alarms or ()]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
+
+
+_HEADER = ("attack", "accuracy", "95 % interval", "forwards", "seconds")
 
 
 @dataclass
@@ -263,6 +323,8 @@ class _Verdicts:
 class _Column:
     robust: str
     seconds: NonNegativeFloat
+    forwards: NonNegativeInt = 0
+    felled: dict[str, NonNegativeInt] = field(default_factory=dict)
 
 
 @dataclass
@@ -274,6 +336,8 @@ class _Content:
     attacks: dict[str, _Column]
     notes: tuple[str, ...]
     versions: dict[str, str]
+    alarms: tuple[Alarm, ...] | None = None
+    labels: tuple[NonNegativeInt, ...] | None = None
 
 
 def _to_bits(flags: Tensor) -> str:
@@ -292,6 +356,8 @@ def _column_to_dict(column: AttackReport) -> dict[str, Any]:
         "low": column.low,
         "high": column.high,
         "seconds": column.seconds,
+        "forwards": column.forwards,
+        "felled": dict(column.felled),
         "robust": _to_bits(column.robust),
     }
 
@@ -305,7 +371,7 @@ def _percent_range(low: float, high: float) -> str:
     return f"{low:.2%} to {high:.2%}"
 
 
-def _eps_text(eps: float, pixel_range: tuple[float, float]) -> str:
+def eps_text(eps: float, pixel_range: tuple[float, float]) -> str:
     """eps, and as a number of 8-bit grey levels where it is a whole number of them in [0, 1]."""
     levels = round(255 * eps, 6)
     if pixel_range == (0.0, 1.0) and levels == int(levels) and levels > 0:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 
 import torch
 from torch import nn
 
+from .._digest import digest_of
 from .._files import write_text
 from .._random import check_seed
 from ..config import ConfigError, PwoAConfig
@@ -18,19 +20,22 @@ from ..data import load_test
 from ..masks import check_masks, load_masks
 from ..method.sparsity import STRUCTURED
 from ..models import load_checkpoint
-from ..robustness import DEFAULT_ATTACKS, Report, evaluate
+from ..models.robustbench import PREFIX
+from ..robustness import Report, evaluate, load_protocol
 from .files import write_report
 from .folder import RunFolder
-from .network import digest_of, make_network
+from .network import load_weights, make_network
 
-__all__ = ["judge"]
+__all__ = ["judge", "pruned_network"]
 
 
 def judge(
     path: str | os.PathLike[str],
     *,
     eps: float | str | None = None,
-    attacks: Sequence[str] = DEFAULT_ATTACKS,
+    protocol: str | os.PathLike[str] | None = None,
+    norm: str | None = None,
+    attacks: Sequence[str] | None = None,
     images: int | None = None,
     batch_size: int = 256,
     seed: int = 0,
@@ -44,9 +49,10 @@ def judge(
 
     Args:
         path: of a finished run.
-        eps: Linf radius in pixel units, also as ``8/255``; None: the config's.
-        attacks: see `evaluate`.
-        images: how many test images, drawn by class; None: 1000, or all if there are fewer; 0: all.
+        eps: radius in pixel units, also as ``8/255``; None: the protocol's or the config's.
+        protocol, norm, attacks: see `evaluate`.
+        images: how many test images, drawn by class; None: the protocol's number, and failing that 1000, or all if
+            there are fewer; 0: all.
         batch_size: images in a batch.
         seed: of the draw and of the attacks.
         dense: judge the network before pruning, too.
@@ -56,7 +62,8 @@ def judge(
         progress: whether bars are shown.
 
     Returns:
-        ``{"pruned": Report}``, and ``"dense"``. Each is in ``robustness/`` of the folder as soon as it is done.
+        ``{"pruned": Report}``, and ``"dense"``. Each is in ``robustness/`` of the folder as soon as it is done, and so
+        are its finished batches before: the same call after a kill goes on from them.
 
     Raises:
         ValueError: something given cannot be used, a file of the run is damaged, or there is no finished run.
@@ -67,6 +74,11 @@ def judge(
     if facts.get("status") != "finished":
         raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
     config = PwoAConfig.from_yaml(folder.config)
+    if attacks is not None and protocol is not None:
+        raise ConfigError("protocol and attacks are given; give one of them")
+    how = load_protocol(protocol or "paper") if attacks is None else None
+    if eps is None and how is not None:
+        eps = how.eps
     if eps is not None:
         config.eps = eps  # type: ignore[assignment]  # checked, and 8/255 read, on assignment
     if config.eps is None:
@@ -78,16 +90,18 @@ def judge(
     if device is not None:
         config.device = device
     networks: dict[str, nn.Module] = {"pruned": _pruned(folder, config, arch)}
+    at_most = (how and how.sample) or 1000
     if dense:
         networks["dense"] = _made(folder, config, arch)
-        assert config.model is not None
-        load_checkpoint(networks["dense"], config.model.checkpoint)
+        load_weights(networks["dense"], config)
         if digest_of(networks["dense"]) != facts["model"]["sha256"]:
+            assert config.model is not None
             raise ConfigError(
                 f"model.checkpoint={config.model.checkpoint!r}: these are not the weights that {folder} was pruned from"
             )
-    data = load_test(config.data, images=images or None, at_most=None if images == 0 else 1000, seed=seed)
+    data = load_test(config.data, images=images or None, at_most=None if images == 0 else at_most, seed=seed)
     reports: dict[str, Report] = {}
+    state = folder.robustness / "state"
     for name, model in networks.items():
         if config.device in (None, "cpu"):
             model.to(memory_format=torch.channels_last)  # 1.5 times as fast there
@@ -95,16 +109,37 @@ def judge(
             model,
             data,
             eps=config.eps,
+            norm=norm,
+            protocol=how,
             attacks=attacks,
+            sample=len(data[0]),
+            state=state,
             batch_size=batch_size,
             seed=seed,
             device=config.device,
             pixel_range=config.pixel_range,
-            progress=progress,
+            progress=name if progress else False,
         )
         _keep(folder, name, reports[name])
+    shutil.rmtree(state, ignore_errors=True)
     write_report(folder)
     return reports
+
+
+def pruned_network(path: str | os.PathLike[str], *, arch: str | None = None) -> nn.Module:
+    """The network that a finished run made, its zeros where the masks have them.
+
+    Args:
+        path: of the run.
+        arch: where the run had an ``--arch`` of the user's own.
+
+    Raises:
+        ValueError: there is no finished run, or a file of it is damaged.
+    """
+    folder = RunFolder(path)
+    if folder.read_facts().get("status") != "finished":
+        raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
+    return _pruned(folder, PwoAConfig.from_yaml(folder.config), arch)
 
 
 def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
@@ -115,7 +150,7 @@ def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
     classes, channels = images.get("classes"), images.get("channels")
     if not isinstance(classes, int) or not isinstance(channels, int):
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
-    if ":" in made["arch"] and arch is None:
+    if ":" in made["arch"] and not made["arch"].startswith(PREFIX) and arch is None:
         raise ConfigError(f"arch: the run's network is your own code; give --arch {made['arch']}")
     return make_network(config, arch=arch or made["arch"], classes=classes, channels=channels)
 

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from ..pages import write_plots
 from .callbacks import read_metrics
 from .folder import RunFolder
-from .report import RunReport, to_html, to_markdown, write_plots
+from .plots import drawings
+from .report import RunReport, to_html, to_markdown
 
 __all__ = ["read_report", "write_report"]
 
@@ -65,5 +67,5 @@ def write_report(folder: RunFolder) -> RunReport:
     write_text(folder.report, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
     write_text(folder.markdown, to_markdown(report))
     write_text(folder.page, to_html(report))
-    write_plots(report, folder.plots)
+    write_plots(drawings(report), folder.plots)
     return report

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-
-import torch
 from torch import nn
 
 from ..config import ConfigError, PwoAConfig
-from ..models import load_architecture, make_model
+from ..models import load_architecture, load_checkpoint, make_model
+from ..models.robustbench import PREFIX, load_robustbench
 
-__all__ = ["digest_of", "make_network"]
+__all__ = ["load_weights", "make_network", "network_name"]
 
 
-def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a network's names and values."""
-    digest = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy() if flat.numel() else b"")
-    return digest.hexdigest()
+def network_name(config: PwoAConfig, arch: str | None = None) -> str:
+    """The architecture's name: ``arch``, the config's, or ``robustbench:NAME``, which is weights too."""
+    section = config.model
+    if section is None:
+        raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
+    return arch or section.arch or section.checkpoint
 
 
 def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels: int) -> nn.Module:
-    """The network, in eval mode, its weights still to be loaded.
+    """The network, in eval mode, its weights still to be loaded (RobustBench's have theirs).
 
     Args:
         config: with a ``model`` section.
@@ -36,10 +32,12 @@ def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels
         ConfigError: there is no ``model`` section, or it does not go with ``arch``.
         ValueError: there is no such architecture.
     """
+    name = network_name(config, arch)
     section = config.model
-    if section is None:
-        raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
-    name = arch or section.arch
+    assert section is not None
+    if name.startswith(PREFIX):
+        known = config.data.name if config.data and config.data.name in ("cifar10", "cifar100") else "imagenet"
+        return load_robustbench(name, dataset=known)
     classes = section.num_classes or classes
     if ":" not in name:
         made = make_model(name, num_classes=classes, in_channels=channels, mean=section.mean, std=section.std)
@@ -47,3 +45,13 @@ def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels
     if section.mean is not None:
         raise ConfigError("model.mean does not go with --arch of your own; normalise inside your network")
     return load_architecture(name, num_classes=classes).eval()
+
+
+def load_weights(model: nn.Module, config: PwoAConfig) -> tuple[str, ...]:
+    """Load the config's checkpoint; nothing to do for one of RobustBench's, whose weights came with it.
+
+    Returns:
+        What was undone or left out; see `load_checkpoint`.
+    """
+    assert config.model is not None
+    return () if config.model.checkpoint.startswith(PREFIX) else load_checkpoint(model, config.model.checkpoint)

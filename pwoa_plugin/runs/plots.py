@@ -1,171 +1,25 @@
-"""The plots of a run's report: as PNG files, and as SVG that takes the colours of the page it is in."""
+"""The plots of a run's report."""
 
 from __future__ import annotations
 
-import io
-import os
-import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .._files import replaced_whole
+from ..pages import Drawing, Drawn, Palette
+from ..pages.plots import LINE, axes, legend, percent_axis, short_percent, shortened
 
 if TYPE_CHECKING:
     from .report import RunReport
 
-__all__ = ["PLOTS", "Palette", "SVGPlot", "svg_plots", "write_plots"]
+__all__ = ["PLOTS", "drawings"]
 
 _MOST_BARS = 80
-_LONGEST_NAME = 26
-_LINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.6}
 
 
-@dataclass(frozen=True)
-class Palette:
-    """Colours as matplotlib takes them: of text and axes, of what is in the background, and of the series."""
-
-    ink: str
-    muted: str
-    series: tuple[str, ...]
-
-
-_PNG = Palette("#1c2024", "#8a929a", ("#1f66a8", "#c2570c", "#1b7f4b", "#7b4ab5", "#a8326e", "#6b6f12"))
-# Stand-ins that the SVG's text is searched for: the page says what they look like, light and dark.
-_PAGE = Palette("#010101", "#010102", tuple(f"#0102{i:02x}" for i in range(6)))
-_PAGE_COLOURS = {
-    _PAGE.ink: "currentColor",
-    _PAGE.muted: "var(--plot-muted)",
-    **{colour: f"var(--plot-{i + 1})" for i, colour in enumerate(_PAGE.series)},
-}
-
-
-@dataclass(frozen=True)
-class SVGPlot:
-    """A plot for an HTML page.
-
-    Attributes:
-        name: of the plot; no other on a page has it.
-        title: a few words.
-        description: what is to be seen, for who cannot see it; where there is no plot, why.
-        svg: an ``<svg>`` element, or empty.
-    """
-
-    name: str
-    title: str
-    description: str
-    svg: str
-
-
-# What a plot gives: the figure and what is to be seen on it, or no figure and why.
-Drawn = tuple[Any, str]
-
-
-def svg_plots(report: RunReport) -> dict[str, SVGPlot]:
-    """All plots by name. The same report gives the same text."""
-    plots = {}
-    for name, (title, draw) in PLOTS.items():
-        with _style(name):
-            figure, description = draw(report, _PAGE)
-            plots[name] = SVGPlot(name, title, description, _svg(figure, name) if figure is not None else "")
-    return plots
-
-
-def write_plots(report: RunReport, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write a PNG file for each plot that there is data for; files are replaced whole or not at all.
-
-    Args:
-        report: the run.
-        folder: of the files; made where it is missing.
-
-    Returns:
-        The files.
-    """
-    paths = []
-    for name, (title, draw) in PLOTS.items():
-        with _style(name):
-            figure, _ = draw(report, _PNG)
-            if figure is None:
-                continue
-            figure.suptitle(title, fontsize=12)
-            path = Path(folder) / f"{name}.png"
-            with replaced_whole(path) as scratch:
-                figure.savefig(scratch, format="png", dpi=200, facecolor="white", metadata={"Software": None})
-            paths.append(path)
-    return paths
-
-
-@contextmanager
-def _style(name: str) -> Iterator[None]:
-    import matplotlib as mpl
-
-    with mpl.rc_context():
-        mpl.rcdefaults()  # what a user has set is not what the page was looked at with
-        mpl.rcParams.update(
-            {
-                "svg.hashsalt": name,
-                "svg.fonttype": "none",
-                "font.size": 10.5,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-                "legend.frameon": False,
-                "text.parse_math": False,
-                "axes.unicode_minus": True,
-            }
-        )
-        yield
-
-
-def _svg(figure: Any, name: str) -> str:
-    buffer = io.StringIO()
-    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)  # the page has it, for plots only
-    text = re.sub(r"<defs>\s*</defs>", "", text)
-    text = re.sub(r'\b(id|xlink:href|clip-path)="(url\(#|#)?', rf'\1="\2{name}-', text)
-    text = text.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    text = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
-    text = re.sub(r"(font: [0-9.]+px|font-family:) [^;\"]*", _font, text)
-    for colour, css in _PAGE_COLOURS.items():
-        text = text.replace(colour, css)
-    return text.strip()
-
-
-def _font(found: re.Match[str]) -> str:
-    return f"{found[1]} var(--plot-font, sans-serif)"
-
-
-def _axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure, made without pyplot, so that nothing global knows of it; and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.4, height), layout="constrained")
-    axes = figure.subplots(rows, **options)
-    for ax in [axes] if rows == 1 else axes:
-        ax.tick_params(colors=palette.ink, which="both")
-        ax.set_facecolor("none")
-        for spine in ax.spines.values():
-            spine.set_color(palette.muted)
-        ax.xaxis.label.set_color(palette.ink)
-        ax.yaxis.label.set_color(palette.ink)
-    return figure, axes
-
-
-def _legend(ax: Any, palette: Palette) -> None:
-    longest = max(len(label) for label in ax.get_legend_handles_labels()[1])
-    ax.legend(
-        loc="lower left",
-        bbox_to_anchor=(0, 1.12),  # above the names of the phases
-        ncols=max(1, min(4, 70 // (longest + 5))),  # as many as fit beside each other
-        borderaxespad=0,
-        labelcolor=palette.ink,
-        handlelength=1.6,
-        columnspacing=1.2,
-    )
+def drawings(report: RunReport) -> dict[str, Drawing]:
+    """The plots of a run, by name."""
+    return {name: (title, partial(draw, report)) for name, (title, draw) in PLOTS.items()}
 
 
 def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) -> None:
@@ -185,12 +39,6 @@ def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) 
             ax.annotate("fine-tuning", xytext=(5, 1), ha="left", **place, **style)
 
 
-def _percent_axis(axis: Any) -> None:
-    from matplotlib.ticker import PercentFormatter
-
-    axis.set_major_formatter(PercentFormatter(1, decimals=None))
-
-
 _NO_EPOCH = "No epoch has ended yet."
 
 
@@ -199,7 +47,7 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
 
     if not report.epochs:
         return None, _NO_EPOCH
-    figure, ax = _axes(palette)
+    figure, ax = axes(palette)
     names = list(dict.fromkeys(name for epoch in report.epochs for name in epoch.terms)) or ["loss"]
     said = []
     for i, name in enumerate(names):
@@ -214,8 +62,8 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
             color=palette.series[i % len(palette.series)],
             marker="os^Dv<"[i % 6],
             linestyle="--" if negative else "-",
-            **_LINE,
-            label=_shortened(f"-{name}" if negative else name),
+            **LINE,
+            label=shortened(f"-{name}" if negative else name),
         )
         said.append(f"{name} from {known[0][1]:.3g} in epoch {known[0][0]} to {known[-1][1]:.3g} in {known[-1][0]}")
     ax.set_yscale("log")
@@ -224,7 +72,7 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
     ax.set_ylabel("size of the term (log)")
     ax.set_xlabel("epoch")
     _by_epoch(ax, report, palette)
-    _legend(ax, palette)
+    legend(ax, palette)
     return figure, f"Terms of the loss by epoch, on a logarithmic scale: {'; '.join(said)}."
 
 
@@ -232,19 +80,19 @@ def _admm(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
     residuals = [(epoch.epoch, epoch.residual) for epoch in report.epochs if epoch.residual is not None]
-    figure, axes = _axes(palette, height=3.2, rows=2 if residuals else 1, **({"sharex": True} if residuals else {}))
-    above, below = axes if residuals else (None, axes)
+    figure, made = axes(palette, height=3.2, rows=2 if residuals else 1, **({"sharex": True} if residuals else {}))
+    above, below = made if residuals else (None, made)
     said = ""
     if above is not None:
-        above.plot(*zip(*residuals, strict=True), color=palette.series[1], marker="s", **_LINE)
+        above.plot(*zip(*residuals, strict=True), color=palette.series[1], marker="s", **LINE)
         above.set_ylim(0, 1.15 * max(value for _, value in residuals) or 1)
         above.set_ylabel("residual")
         _by_epoch(above, report, palette)
         said = f"ADMM residual from {residuals[0][1]:.3g} to {residuals[-1][1]:.3g}; "
     sparsity = [epoch.sparsity for epoch in report.epochs]
-    below.plot([epoch.epoch for epoch in report.epochs], sparsity, color=palette.series[0], marker="o", **_LINE)
+    below.plot([epoch.epoch for epoch in report.epochs], sparsity, color=palette.series[0], marker="o", **LINE)
     below.set_ylim(-0.03, 1.03)
-    _percent_axis(below.yaxis)
+    percent_axis(below.yaxis)
     below.set_ylabel("sparsity")
     below.set_xlabel("epoch")
     _by_epoch(below, report, palette, named=above is None)
@@ -258,11 +106,11 @@ def _validation(report: RunReport, palette: Palette) -> Drawn:
     }
     if not any(series.values()):
         return None, "No epoch was validated: the config's data.validation is 0, or no epoch has ended."
-    figure, ax = _axes(palette)
+    figure, ax = axes(palette)
     said = []
     for i, (name, points) in enumerate(series.items()):
         if points:
-            ax.plot(*zip(*points, strict=True), color=palette.series[i], marker="os"[i], label=name, **_LINE)
+            ax.plot(*zip(*points, strict=True), color=palette.series[i], marker="os"[i], label=name, **LINE)
             said.append(f"{name} from {points[0][1]:.2%} to {points[-1][1]:.2%}")
     if report.validation:
         ax.axhline(
@@ -275,9 +123,9 @@ def _validation(report: RunReport, palette: Palette) -> Drawn:
         said.append(f"epoch {report.best.epoch} was kept")
     low, high = ax.get_ylim()
     ax.set_ylim(max(0.0, low - 0.02), min(1.02, high + 0.02))
-    _percent_axis(ax.yaxis)
+    percent_axis(ax.yaxis)
     ax.set_xlabel("epoch")
-    _legend(ax, palette)
+    legend(ax, palette)
     return figure, f"On validation images, by epoch: {'; '.join(said)}."
 
 
@@ -286,7 +134,7 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
         return None, "No layer was to be pruned."
     largest = sorted(range(len(report.layers)), key=lambda i: -report.layers[i].weights)[:_MOST_BARS]
     layers = [report.layers[i] for i in sorted(largest)]
-    figure, ax = _axes(palette, height=0.8 + 0.23 * len(layers))
+    figure, ax = axes(palette, height=0.8 + 0.23 * len(layers))
     places = range(len(layers))
     bars = ax.barh(
         places,
@@ -294,15 +142,15 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
         height=0.68,
         color=[palette.muted if layer.dense_because else palette.series[0] for layer in layers],
     )
-    ax.bar_label(bars, [_short_percent(layer.density) for layer in layers], padding=3, color=palette.ink, fontsize=9.5)
-    ax.set_yticks(places, [_shortened(layer.name) for layer in layers])
+    ax.bar_label(bars, [short_percent(layer.density) for layer in layers], padding=3, color=palette.ink, fontsize=9.5)
+    ax.set_yticks(places, [shortened(layer.name) for layer in layers])
     ax.set_ylim(len(layers) - 0.4, -0.6)
     ax.set_xlim(0, 1.12 * max(layer.density for layer in layers) or 1)
     ax.tick_params(axis="y", length=0)
-    _percent_axis(ax.xaxis)
+    percent_axis(ax.xaxis)
     ax.set_xlabel("weights kept")
     few = "" if len(layers) == len(report.layers) else f" of the {len(layers)} largest layers"
-    said = "; ".join(f"{layer.name} {_short_percent(layer.density)}" for layer in layers[:12])
+    said = "; ".join(f"{layer.name} {short_percent(layer.density)}" for layer in layers[:12])
     more = "; the table below has all" if len(layers) > 12 or few else ""
     return figure, f"Weights kept by layer{few}: {said}{more}."
 
@@ -310,51 +158,9 @@ def _density(report: RunReport, palette: Palette) -> Drawn:
 def _robustness(report: RunReport, palette: Palette) -> Drawn:
     if not report.judged:
         return None, report.not_judged
-    names = list(dict.fromkeys(name for judged in report.judged.values() for name in judged.attacks))
-    names = ["clean", *names, "worst case"]
-    networks = [name for name in ("dense", "pruned") if name in report.judged]
-    figure, ax = _axes(palette, height=0.95 + 0.36 * len(names))
-    height = 0.8 / len(networks)
-    said = []
-    for i, network in enumerate(networks):
-        judged = report.judged[network]
-        columns = {"clean": (judged.clean, *judged.clean_interval)}
-        columns |= {name: (column.accuracy, column.low, column.high) for name, column in judged.attacks.items()}
-        worst = judged.worst_case
-        columns["worst case"] = (worst.accuracy, worst.low, worst.high)
-        places = [at for at, name in enumerate(names) if name in columns]
-        values = [columns[names[at]] for at in places]
-        ax.barh(
-            [at + (i - (len(networks) - 1) / 2) * height for at in places],
-            [value for value, _, _ in values],
-            height=0.9 * height,
-            color=palette.muted if network == "dense" else palette.series[0],
-            xerr=[
-                [max(0.0, value - low) for value, low, _ in values],
-                [max(0.0, high - value) for value, _, high in values],
-            ],
-            error_kw={"elinewidth": 1.2, "capsize": 2.5, "ecolor": palette.ink},
-            label=network,
-        )
-        said.append(f"{network} {worst.accuracy:.2%} in the worst case ({worst.low:.2%} to {worst.high:.2%})")
-    ax.set_yticks(range(len(names)), [_shortened(name) for name in names])
-    ax.set_ylim(len(names) - 0.4, -0.6)
-    ax.set_xlim(0, 1.02)
-    ax.tick_params(axis="y", length=0)
-    _percent_axis(ax.xaxis)
-    ax.set_xlabel("accuracy, with 95 % intervals")
-    _legend(ax, palette)
-    return figure, f"Accuracy under each attack, with 95 % intervals: {'; '.join(said)}."
+    from ..robustness.plots import accuracy_bars  # not at the top: brings ART
 
-
-def _short_percent(share: float) -> str:
-    return f"{100 * share:.3g}%"
-
-
-def _shortened(name: str) -> str:
-    """Its two ends, which tell layers apart."""
-    name = "".join(c if c.isprintable() else " " for c in name)
-    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2 - 1]}…{name[-_LONGEST_NAME // 2 :]}"
+    return accuracy_bars({name: report.judged[name] for name in ("dense", "pruned") if name in report.judged}, palette)
 
 
 PLOTS: dict[str, tuple[str, Callable[[RunReport, Palette], Drawn]]] = {

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._digest import digest_of
 from .._random import seeded
 from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
@@ -25,13 +26,12 @@ from ..method.callback import Callback, Status
 from ..method.compression import Compression, TrainingError
 from ..method.sparsity import STRUCTURED
 from ..method.state import State
-from ..models import load_checkpoint
 from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
 from .cost import cost_report
 from .files import write_report
 from .folder import RunError, RunFolder
-from .network import digest_of, make_network
+from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
 from .weights import read_weights, write_weights
@@ -105,9 +105,8 @@ def prune(
         raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
     if model is None:
         model = make_network(config, arch=arch, classes=classes, channels=channels)
-        assert config.model is not None
-        name = arch or config.model.arch
-        notes = load_checkpoint(model, config.model.checkpoint)
+        name = network_name(config, arch)
+        notes = load_weights(model, config)
         made = {"classes": classes, "channels": channels}
     run = _compression(model, config)
     digest = digest_of(model)

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import datetime
 from functools import cached_property
-from importlib import resources
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from .._checked import checked
 from .._yaml import dump_yaml
+from ..pages import render, svg_plots
+from ..pages.text import (
+    duration,
+    interval_text,
+    markdown_block,
+    markdown_code,
+    markdown_plain,
+    markdown_table,
+    number,
+    percent,
+    shape_text,
+    size_text,
+)
 from .cost import CostReport
-from .plots import svg_plots, write_plots
+from .plots import drawings
 from .size import SizeReport
 
 if TYPE_CHECKING:
@@ -32,7 +43,6 @@ __all__ = [
     "ValidationReport",
     "to_html",
     "to_markdown",
-    "write_plots",
 ]
 
 _FORMAT = 1  # of the JSON; to be raised when a reader of the old one would misread the new one
@@ -308,7 +318,19 @@ class RunReport:
         eps = self.config.get("eps")
         if isinstance(eps, (int, float)) and not math.isclose(eps, pruned.config.eps):
             said.append(f"Pruned for eps = {eps:g}, judged at eps = {pruned.config.eps:g}.")
+        for name, judged in self.judged.items():
+            said += [f"Alarm, {name} network: {alarm}" for alarm in judged.alarms or ()]
         return said + [f"{note.rstrip('.')}." for note in pruned.notes]
+
+    @property
+    def verdict(self) -> str:
+        """Whether the pruned network is less robust than the dense one; empty where that cannot be said."""
+        pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
+        if pruned is None or dense is None or not judged_alike(pruned, dense) or not pruned.config.images_sha256:
+            return ""
+        from ..robustness.comparison import verdict_text  # not at the top: brings ART
+
+        return verdict_text("The pruned network", "the dense one", dense.paired_with(pruned))
 
     @property
     def not_judged(self) -> str:
@@ -324,7 +346,8 @@ def judged_alike(one: Report, other: Report) -> bool:
 
 def _setting(report: Report) -> tuple[object, ...]:
     config = report.config
-    return config.n_images, config.eps, config.norm, config.pixel_range, config.seed, config.attacks
+    images = config.n_images, config.images_sha256
+    return *images, config.eps, config.norm, config.pixel_range, config.seed, config.attacks
 
 
 def _with_terms(epoch: Mapping[str, Any]) -> dict[str, Any]:
@@ -340,45 +363,6 @@ def _as_lists(value: Any) -> Any:
 
 
 # -- text ----------------------------------------------------------------------------------------
-
-
-def percent(share: float | None) -> str:
-    """A share as a percentage with two decimals, or two digits where that would be 0.00."""
-    if share is None:
-        return "-"
-    return f"{share:.2%}" if share == 0 or share >= 5e-4 else f"{100 * share:.2g}%"
-
-
-def number(value: float | None) -> str:
-    """Four digits."""
-    return "-" if value is None else f"{value:.4g}"
-
-
-def size_text(count: int) -> str:
-    """Bytes with a decimal unit and three digits."""
-    value, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
-    unit = next(units)
-    while value >= 999.5 and unit != "TB":
-        value, unit = value / 1000, next(units)
-    return f"{count:,} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def shape_text(shape: Iterable[int]) -> str:
-    """``32x16x5x5``"""
-    return "x".join(map(str, shape)) or "scalar"
-
-
-def interval_text(low: float, high: float) -> str:
-    """The ends of an interval, as percentages."""
-    return f"{low:.2%} to {high:.2%}"
 
 
 def robustness_header(report: RunReport) -> tuple[str, ...]:
@@ -514,38 +498,39 @@ def headline(report: RunReport) -> list[str]:
 
 def to_markdown(report: RunReport) -> str:
     """The report as Markdown (GitHub's), without plots."""
-    lines = [f"# {_plain(report.name)}", "", *headline(report), ""]
-    lines += [f"- {_plain(remark)}" for remark in report.remarks()]
+    lines = [f"# {markdown_plain(report.name)}", "", *headline(report), ""]
+    lines += [f"- {markdown_plain(remark)}" for remark in report.remarks()]
     lines += ["", "## Robustness", ""]
     if report.judged:
         lines += [judged_text(next(iter(report.judged.values()))), ""]
-        rows = [(_plain(row[0]), *row[1:]) for row in robustness_rows(report)]
-        lines += _table(robustness_header(report), rows, left=1)
+        lines += [report.verdict, ""] if report.verdict else []
+        rows = [(markdown_plain(row[0]), *row[1:]) for row in robustness_rows(report)]
+        lines += markdown_table(robustness_header(report), rows, left=1)
     else:
         lines += [report.not_judged]
     lines += ["", "## Layers", ""]
-    lines += [f"Allocation {_code(report.allocation)}, granularity {_code(report.granularity)}.", ""]
-    layers = [(_code(row[0]), *row[1:-1], _plain(row[-1])) for row in layer_rows(report)]
-    lines += _table(LAYER_HEADER, layers, left=2, last=True)
+    lines += [f"Allocation {markdown_code(report.allocation)}, granularity {markdown_code(report.granularity)}.", ""]
+    layers = [(markdown_code(row[0]), *row[1:-1], markdown_plain(row[-1])) for row in layer_rows(report)]
+    lines += markdown_table(LAYER_HEADER, layers, left=2, last=True)
     lines += ["", "## Training", ""]
     if report.epochs:
         lines += [best_text(report), ""] if report.best else []
-        lines += _table([_plain(cell) for cell in epoch_header(report)], epoch_rows(report), left=0)
+        lines += markdown_table([markdown_plain(cell) for cell in epoch_header(report)], epoch_rows(report), left=0)
     else:
         lines += ["No epoch has ended yet."]
     if report.cost:
-        lines += ["", "## Before and after", "", *_table(COST_HEADER, cost_rows(report), left=1), ""]
+        lines += ["", "## Before and after", "", *markdown_table(COST_HEADER, cost_rows(report), left=1), ""]
         lines += [cost_note(report.cost)]
     lines += ["", "## Size", ""]
     if report.size:
         *own, totals = size_rows(report.size)
-        sizes = [*((_code(row[0]), *row[1:-1], _plain(row[-1])) for row in own), totals]
-        lines += [*_table(SIZE_HEADER, sizes, left=1, last=True), "", size_note(report.size)]
+        sizes = [*((markdown_code(row[0]), *row[1:-1], markdown_plain(row[-1])) for row in own), totals]
+        lines += [*markdown_table(SIZE_HEADER, sizes, left=1, last=True), "", size_note(report.size)]
     else:
         lines += ["Not known before the hard prune."]
-    lines += ["", "## How it was made", "", *_block(shlex.join(report.command)), ""]
-    lines += [f"- {_plain(name)}: {_plain(text)}" for name, text in made_rows(report)]
-    return "\n".join([*lines, "", *_block(dump_yaml(report.config).rstrip(), "yaml")]) + "\n"
+    lines += ["", "## How it was made", "", *markdown_block(shlex.join(report.command)), ""]
+    lines += [f"- {markdown_plain(name)}: {markdown_plain(text)}" for name, text in made_rows(report)]
+    return "\n".join([*lines, "", *markdown_block(dump_yaml(report.config).rstrip(), "yaml")]) + "\n"
 
 
 def term_names(report: RunReport) -> list[str]:
@@ -624,49 +609,16 @@ def size_note(size: SizeReport) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int, last: bool = False) -> list[str]:
-    """A Markdown table; the first ``left`` columns, and the last where asked, are aligned left."""
-    sides = ["---" if i < left or (last and i == len(header) - 1) else "---:" for i in range(len(header))]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in (header, sides, *rows)]
-
-
-def _block(text: str, language: str = "") -> list[str]:
-    """Text as it is, in a fence longer than any in it."""
-    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
-    return [fence + language, text, fence]
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _code(text: str) -> str:
-    """As code, in which Markdown and HTML are text."""
-    return f"`{' '.join(text.replace('`', chr(39)).split())}`" if text.strip() else ""
-
-
-def _plain(text: str) -> str:
-    """Text in which nothing is Markdown or HTML."""
-    for mark in "\\`*_[]<>#":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
-
-
 # -- HTML ----------------------------------------------------------------------------------------
 
 
 def to_html(report: RunReport) -> str:
     """The report as one HTML page that needs no other file, no script and no network."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"percent": percent, "size": size_text, "duration": duration}
-    source = resources.files(__package__).joinpath("report.html.j2").read_text(encoding="utf-8")
     size, any_dense = report.size, any(layer.dense_because for layer in report.layers)
     cut = len(LAYER_HEADER) if any_dense else -1
-    return environment.from_string(source).render(
+    return render(
+        __package__,
+        "report.html.j2",
         report=report,
         size=size,
         pruned=report.judged.get("pruned"),
@@ -692,5 +644,5 @@ def to_html(report: RunReport) -> str:
         command=shlex.join(report.command),
         config=dump_yaml(report.config),
         attacks=dump_yaml({name: judged.config.attacks for name, judged in report.judged.items()}),
-        plots=svg_plots(report),
+        plots=svg_plots(drawings(report)),
     )

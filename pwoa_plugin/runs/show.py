@@ -11,6 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from ..pages.text import duration, interval_text, number, percent
 from .report import (
     COST_HEADER,
     LAYER_HEADER,
@@ -19,13 +20,9 @@ from .report import (
     best_text,
     cost_note,
     cost_rows,
-    duration,
     headline,
-    interval_text,
     judged_text,
     layer_rows,
-    number,
-    percent,
     size_note,
     size_rows,
     term_names,
@@ -126,3 +123,5 @@ def show(report: RunReport, console: Console) -> None:
             rows.append((name, percent(column.accuracy), interval_text(*column.interval), f"{column.seconds:.1f}"))
         table(f"Robustness, {which}", ("attack", "accuracy", "95 % interval", "seconds"), rows)
     say(judged_text(next(iter(report.judged.values()))))
+    if report.verdict:
+        say(report.verdict)

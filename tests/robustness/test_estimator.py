@@ -81,8 +81,9 @@ def test_undisturbed_gives_modes_and_gradients_back(model: nn.Module, fails: boo
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ((torch.zeros(3, 2),), "model returns a tuple; wrap it so that it returns logits"),
-        ({"logits": torch.zeros(3, 2)}, "model returns a dict; wrap it so that it returns logits"),
+        ((torch.zeros(2, 2), torch.zeros(3)), "model returns a tuple; wrap it so that it returns logits"),
+        ({"scores": torch.zeros(3, 2)}, "model returns a dict; wrap it so that it returns logits"),
+        ({"logits": torch.zeros(3)}, r"model returns a tensor \(3,\) for 3 images"),
         (torch.zeros(3), r"model returns a tensor \(3,\) for 3 images"),
         (torch.zeros(2, 5), r"model returns a tensor \(2, 5\) for 3 images"),
         (torch.zeros(3, 5, 1, 1), r"model returns a tensor \(3, 5, 1, 1\)"),

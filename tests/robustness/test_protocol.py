@@ -1,324 +1,117 @@
 from __future__ import annotations
 
-import copy
-import random
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-from art.attacks.attack import EvasionAttack
-from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, evaluate
+from pwoa_plugin.robustness import ATTACKS, PROTOCOLS, AttackSettings, evaluate, load_protocol
+from pwoa_plugin.robustness.protocol import Protocol
 
-Pair = tuple[Tensor, Tensor]
-
-
-class Recorded(Attack):
-    """A user's own attack, with no ART in it: applies ``change`` and keeps what it was given."""
-
-    def __init__(self, change: Callable[[Tensor], Tensor] = lambda x: x, *, name: str = "recorded") -> None:
-        super().__init__(name=name)
-        self.change = change
-        self.given: list[Pair] = []
-
-    def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        return {}
-
-    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
-        raise NotImplementedError
-
-    def run(
-        self,
-        estimator: PyTorchClassifier,
-        images: Tensor,
-        labels: Tensor,
-        settings: AttackSettings,
-        on_progress: Any = None,
-    ) -> AttackRun:
-        self.given.append((images, labels))
-        return AttackRun(self.change(images), ("a note",))
+SETTINGS = AttackSettings(eps=0.1, n_classes=10)
 
 
-class Constant(nn.Module):
-    """Returns ``output`` for a batch of whatever size."""
-
-    def __init__(self, output: Callable[[int], Any]) -> None:
-        super().__init__()
-        self.output = output
-
-    def forward(self, x: Tensor) -> Any:
-        return self.output(len(x))
+def names(protocol: Protocol) -> list[str]:
+    return [attack.name for attack in protocol.attacks]
 
 
-def test_accuracies_against_an_independent_count(model: nn.Module, held_out: Pair, eps: float) -> None:
-    images, labels = held_out
-    report = evaluate(model, held_out, eps=eps, attacks="FGSM", progress=False)
-    model.eval()
-    x = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
-    attacked = (images + eps * gradient.sign()).clamp(0, 1)
-    n_clean = n_robust = 0
-    for i in range(len(images)):
-        right = model(images[i : i + 1]).argmax().item() == labels[i].item()
-        withstands = model(attacked[i : i + 1]).argmax().item() == labels[i].item()
-        n_clean += right
-        n_robust += right and withstands
-    assert report.clean == n_clean / 200
-    assert report.attacks["FGSM"].accuracy == n_robust / 200
-    assert 20 < n_robust < n_clean - 20
+def test_the_protocols_of_the_package() -> None:
+    assert PROTOCOLS == ("paper", "quick", "standard")
+    assert names(load_protocol("paper")) == ["FGSM", "PGD-10", "PGD-20", "CW", "AutoAttack"]
+    assert "AutoAttack" in names(load_protocol("standard"))
+    assert "AutoAttack" not in names(load_protocol("quick"))
+    for name in PROTOCOLS:
+        protocol = load_protocol(name)
+        assert (protocol.name, protocol.version >= 1) == (name, True)
+        assert set(names(protocol)) <= set(ATTACKS)
 
 
-def test_attacks_go_at_the_clean_correct_images_and_wrong_ones_are_not_robust(
-    model: nn.Module, held_out: Pair, eps: float
+MINE = """
+name: mine
+version: 3
+extends: quick
+norm: L2
+eps: 51/255
+sample: 40
+attacks:
+  - CW-5
+  - {attack: PGD, steps: 7, restarts: 2, name: twice}
+  - {attack: AutoAttack, name: few queries, parts: [square], queries: 20}
+"""
+
+
+def test_a_file_extends_a_protocol_and_the_report_says_so(
+    tmp_path: Path, model: nn.Module, held_out: tuple[Tensor, Tensor]
 ) -> None:
-    images, labels = held_out
-    attack = Recorded()
-    report = evaluate(model, held_out, eps=eps, attacks=attack, progress=False)
-    correct = report.clean_correct
-    assert 0 < correct.sum() < len(images)
-    assert len(attack.given) == 1
-    assert torch.equal(attack.given[0][0], images[correct])
-    assert torch.equal(attack.given[0][1], labels[correct])
-    assert torch.equal(report.attacks["recorded"].robust, correct)
-    assert report.notes == ("a note",)
-
-
-def test_worst_case_is_below_every_column(model: nn.Module, held_out: Pair, eps: float) -> None:
-    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False)
-    columns = [column.robust for column in report.attacks.values()]
-    expected = [all(column[i] for column in columns) for i in range(200)]
-    assert report.worst_case.robust.tolist() == expected
-    assert report.worst_case.n_robust < min(int(column.sum()) for column in columns) or any(
-        column.tolist() == expected for column in columns
-    )
-    assert report.worst_case.seconds == pytest.approx(sum(c.seconds for c in report.attacks.values()))
-
-
-def test_a_loader_a_pair_and_arrays_give_the_same_verdicts(model: nn.Module, held_out: Pair, eps: float) -> None:
-    images, labels = held_out
-    kinds: list[Any] = [
-        held_out,
-        DataLoader(TensorDataset(images, labels), batch_size=37),
-        [(images[:90], labels[:90].int()), (images[90:], labels[90:].int())],
-        (images.double().numpy(), labels.numpy()),
-    ]
-    reports = [evaluate(model, data, eps=eps, attacks="PGD-10", progress=False) for data in kinds]
-    for report in reports[1:]:
-        assert torch.equal(report.attacks["PGD-10"].robust, reports[0].attacks["PGD-10"].robust)
-    assert reports[0].config.n_images == 200
-
-
-def test_a_column_does_not_depend_on_the_others(model: nn.Module, held_out: Pair, eps: float) -> None:
-    alone = evaluate(model, held_out, eps=eps, attacks=["PGD-10"], progress=False)
-    among = evaluate(model, held_out, eps=eps, attacks=["CW", "PGD-10"], progress=False)
-    assert torch.equal(alone.attacks["PGD-10"].robust, among.attacks["PGD-10"].robust)
-
-
-@pytest.mark.parametrize("fails", [False, True])
-def test_model_and_random_states_come_back(model: nn.Module, held_out: Pair, eps: float, fails: bool) -> None:
-    def change(x: Tensor) -> Tensor:
-        torch.rand(1), np.random.rand(), random.random()
-        if fails:
-            raise KeyError
-        return x
-
-    first = next(model.parameters())
-    first.grad = torch.ones_like(first)
-    state = copy.deepcopy(model.state_dict())
-    modes = [module.training for module in model.modules()]
-    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
-    data = DataLoader(TensorDataset(*held_out), batch_size=64, shuffle=True)
-    try:
-        evaluate(model, data, eps=eps, attacks=["PGD-10", Recorded(change)], progress=False)
-        assert not fails
-    except KeyError:
-        assert fails
-    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:]
-    assert [module.training for module in model.modules()] == modes
-    assert torch.equal(first.grad, torch.ones_like(first))
-    assert all(p.grad is None for p in list(model.parameters())[1:])
-    assert all(p.requires_grad for p in model.parameters())
-    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
-
-
-@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
-def test_it_runs_where_the_caller_has_gradients_off(model: nn.Module, held_out: Pair, eps: float, around: Any) -> None:
-    expected = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False)
-    with around():
-        images = held_out[0].clone()
-        report = evaluate(model, (images, held_out[1]), eps=eps, attacks=["FGSM", "CW"], progress=False)
-    for name in ("FGSM", "CW"):
-        assert torch.equal(report.attacks[name].robust, expected.attacks[name].robust)
-
-
-def test_a_bf16_model_is_judged_as_it_is(model: nn.Module, held_out: Pair, eps: float) -> None:
-    images, labels = held_out
-    model.bfloat16()
-    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False)
-    model.eval()
-    assert torch.equal(report.clean_correct, model(images.bfloat16()).argmax(1) == labels)
-    assert all(column.accuracy < report.clean - 0.1 for column in report.attacks.values())
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x: x + 0.2, "moved a pixel by 0.2"),
-        (lambda x: x - 0.09, r"outside \(0.0, 1.0\)"),
-        (lambda x: x * torch.nan, "images with NaN pixels"),
-        (lambda x: x[:-1], "returned images"),
-    ],
-)
-def test_an_attack_that_breaks_its_terms_is_named(
-    model: nn.Module, held_out: Pair, change: Callable[[Tensor], Tensor], message: str
-) -> None:
-    with pytest.raises(RuntimeError, match=f"^escapee .*{message}"):
-        evaluate(model, held_out, eps=0.1, attacks=Recorded(change, name="escapee"), progress=False)
-
-
-def test_rounding_at_the_edge_of_the_ball_is_no_breach(model: nn.Module, held_out: Pair) -> None:
-    attack = Recorded(lambda x: (x + 0.1 + 5e-6).clamp(0, 1))
-    report = evaluate(model, held_out, eps=0.1, attacks=attack, progress=False)
-    assert report.attacks["recorded"].n_robust > 0
-
-
-def test_a_model_that_is_right_about_nothing_is_attacked_nowhere(held_out: Pair) -> None:
-    images, labels = held_out
-    attack = Recorded()
-    model = Constant(lambda n: F.one_hot(torch.full((n,), 9), 10).float())
-    report = evaluate(model, (images[labels < 9], labels[labels < 9]), eps=0.1, attacks=attack, progress=False)
-    assert attack.given == []
-    assert (report.clean, report.worst_case.accuracy, report.worst_case.low) == (0, 0, 0)
-
-
-def test_a_model_that_an_attack_drives_to_nan_is_not_robust(held_out: Pair) -> None:
-    class Fragile(nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            logits = F.one_hot(torch.zeros(len(x), dtype=torch.int64), 10).float()
-            logits[(x == 0.5).flatten(1).all(1), 0] = torch.nan
-            return logits
-
-    images = torch.full((4, 1, 2, 2), 0.45)
-    attack = Recorded(lambda x: torch.where(torch.arange(4).view(4, 1, 1, 1) < 1, 0.5, x))
-    report = evaluate(Fragile(), (images, torch.zeros(4, dtype=torch.int64)), eps=0.1, attacks=attack, progress=False)
-    assert report.attacks["recorded"].robust.tolist() == [False, True, True, True]
-
-
-def test_progress_is_on_stderr_or_nowhere(
-    model: nn.Module, held_out: Pair, eps: float, capfd: pytest.CaptureFixture[str]
-) -> None:
-    evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10"])
-    shown = capfd.readouterr()
-    assert shown.out == ""
-    assert "PGD-10" in shown.err
-    evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10"], progress=False)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_the_report_states_what_was_run(model: nn.Module, held_out: Pair) -> None:
-    report = evaluate(
-        model, held_out, eps=0.1, attacks=["PGD-10"], step_size=0.03, batch_size=50, seed=9, progress=False
-    )
-    content = report.to_dict()["config"]
-    assert content == {
-        "eps": 0.1,
-        "norm": "Linf",
-        "pixel_range": [0.0, 1.0],
-        "attacks": {"PGD-10": {"steps": 10, "step_size": 0.03, "restarts": 1, "loss": "cross-entropy"}},
-        "seed": 9,
-        "n_images": 200,
-        "n_classes": 10,
-        "batch_size": 50,
-        "device": "cpu",
+    path = tmp_path / "mine.yaml"
+    path.write_text(MINE)
+    protocol = load_protocol(path)
+    assert names(protocol) == ["FGSM", "PGD-10", "CW-5", "twice", "few queries"]
+    assert protocol.attacks[3].parameters(SETTINGS) | {"step_size": 0} == {
+        "steps": 7,
+        "step_size": 0,
+        "restarts": 2,
+        "loss": "cross-entropy",
     }
+    assert protocol.attacks[4].parameters(SETTINGS) == {"version": "custom", "attacks": ["square"], "queries": 20}
+    report = evaluate(model, held_out, protocol=path, progress=False, alarms=False)
+    config = report.config
+    assert (config.protocol, config.protocol_version, config.norm, config.n_images) == ("mine", 3, "L2", 40)
+    assert config.eps == pytest.approx(0.2)
+    other = evaluate(model, held_out, protocol=path, norm="Linf", eps=0.05, sample=30, progress=False, alarms=False)
+    assert (other.config.norm, other.config.eps, other.config.n_images) == ("Linf", 0.05, 30)
 
 
-ONES = torch.ones(4, dtype=torch.int64)
-GREY = torch.full((4, 1, 8, 8), 0.5)
+def test_the_sample_keeps_the_shares_of_the_classes(model: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+    arguments = {"eps": 0.1, "attacks": "FGSM", "sample": 50, "progress": False, "alarms": False}
+    reports = [evaluate(model, held_out, seed=seed, **arguments) for seed in (0, 0, 1)]
+    assert reports[0].labels.tolist() == reports[1].labels.tolist() != reports[2].labels.tolist()
+    for label in range(10):
+        share = float((held_out[1] == label).double().mean()) * 50
+        assert abs(int((reports[0].labels == label).sum()) - share) <= 1
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("text", "said"),
     [
-        ({"eps": 0}, "eps=0 "),
-        ({"eps": -0.1}, "eps=-0.1 "),
-        ({"eps": float("nan")}, "eps=nan "),
-        ({"eps": "8/255"}, "eps='8/255' "),
-        ({"eps": 8}, r"eps=8 .*did you mean 8/255\?"),
-        ({"eps": 300, "pixel_range": (0, 255)}, r"eps=300 is wider than pixel_range=\(0.0, 255.0\)"),
-        ({"pixel_range": (1.0, 0.0)}, r"pixel_range=\(1.0, 0.0\)"),
-        ({"pixel_range": 1.0}, "pixel_range=1.0"),
-        ({"step_size": 0.0}, "step_size=0.0"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"batch_size": 2.5}, "batch_size=2.5"),
-        ({"seed": -1}, "seed=-1"),
-        ({"device": "nonsense"}, "device='nonsense'"),
-        ({"device": "cuda:77"}, "device='cuda:77'"),
-        ({"attacks": []}, "attacks is empty"),
-        ({"attacks": ["PGD-20", "PGD20"]}, "attacks: 'PGD20' is no known attack; did you mean PGD-20"),
-        ({"attacks": ["FGSM", "FGSM"]}, "attacks: 'FGSM' comes twice"),
-        ({"attacks": [3]}, "attacks: 3 is no attack"),
-        ({"model": "lenet"}, "model is a str"),
-        ({"model": Constant(lambda n: (torch.zeros(n, 10),))}, "model returns a tuple; wrap it"),
-        ({"model": Constant(lambda n: {"logits": torch.zeros(n, 10)})}, "model returns a dict; wrap it"),
-        ({"model": Constant(lambda n: torch.full((n, 10), torch.nan))}, "model returns NaN for 4 of 4"),
-        ({"data": 7}, "data is a int"),
-        ({"data": []}, "data holds no images"),
-        ({"data": (GREY[:0], ONES[:0])}, "data holds no images"),
-        ({"data": [GREY]}, "data: a batch is a Tensor"),
-        ({"data": TensorDataset(GREY, ONES)}, "data is a TensorDataset; give a DataLoader"),
-        ({"data": [(GREY[0], ONES[:1])]}, r"data: images have shape \(1, 8, 8\).*DataLoader"),
-        ({"data": (GREY.flatten(1), ONES)}, r"data: images have shape \(4, 64\)"),
-        ({"data": ((GREY * 255).byte(), ONES)}, "data: images are torch.uint8"),
-        ({"data": (GREY * 3, ONES)}, r"data: images span \[1.5, 1.5\], outside pixel_range=\(0.0, 1.0\)"),
-        ({"data": (GREY - 0.51, ONES)}, r"data: images span \[-0.01, -0.01\]"),
-        ({"data": (GREY * torch.nan, ONES)}, "data: images hold NaN"),
-        ({"data": [(GREY, ONES), (GREY[..., :7], ONES)]}, "data: images have shapes"),
-        ({"data": (GREY, ONES.float())}, "data: labels are torch.float32"),
-        ({"data": (GREY, ONES.bool())}, "data: labels are torch.bool"),
-        ({"data": (GREY, F.one_hot(ONES, 10))}, r"data: labels have shape \(4, 10\).*argmax\(1\)"),
-        ({"data": (GREY, ONES[:, None])}, r"data: labels have shape \(4, 1\).*squeeze\(1\)"),
-        ({"data": (GREY, ONES[:3])}, "data: 4 images come with 3 labels"),
-        ({"data": (GREY, ONES * 10)}, r"data: labels span 10..10, the model has classes 0..9"),
-        ({"data": (GREY, -ONES)}, "data: labels span -1..-1"),
+        ("name: a", "attacks is empty"),
+        ("[1]", "is no mapping"),
+        ("name: a\nattack: [FGSM]", "attack: unknown key; did you mean attacks?"),
+        ("attacks: [FGSM]", "name=None names no protocol"),
+        ("name: paper\nattacks: [FGSM]", "name='paper' is a protocol of the package's own"),
+        ("name: a\nversion: 0\nattacks: [FGSM]", "version=0"),
+        ("name: a\nextends: papers\nattacks: [FGSM]", "extends='papers' is unknown"),
+        ("name: a\nattacks: FGSM", "attacks='FGSM' is no list"),
+        ("name: a\nattacks: [PGD20]", "'PGD20' is no known attack; did you mean PGD-20"),
+        ("name: a\nattacks: [{attack: DeepFool}]", "attacks.0={'attack': 'DeepFool'}: give a name"),
+        ("name: a\nattacks: [{attack: PGD, stepps: 3}]", "attacks.0: PGD got an unexpected keyword argument 'stepps'"),
+        ("name: a\nattacks: [{attack: PGD, steps: -1}]", "attacks.0: steps=-1 is no count"),
+        ("name: a\nattacks: [{attack: AutoAttack, parts: [sqare]}]", "AutoAttack has apgd-ce, .* and not sqare"),
+        ("name: a\nattacks: [FGSM]\nnorm: L1", "norm='L1' is unknown"),
+        ("name: a\nattacks: [FGSM]\neps: -1", "eps=-1 is no radius"),
+        ("name: a\nattacks: [FGSM]\neps: 8/0", "eps='8/0' is no radius"),
+        ("name: a\nattacks: [FGSM]\nsample: 0", "sample=0 is no count"),
+        ("name: [", "line 1"),
+        ("name: !!python/object:os.system {}", "line 1"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_bad_input_is_refused_in_one_line_before_any_attack(
-    model: nn.Module, arguments: dict[str, Any], message: str
-) -> None:
-    attack = Recorded()
-    modes = [module.training for module in model.modules()]
-    whole: dict[str, Any] = {"model": model, "data": (GREY, ONES), "eps": 0.1, "attacks": [attack]}
-    with pytest.raises(ValueError, match=f"^{message}") as caught:
-        evaluate(**{**whole, **arguments}, progress=False)
-    assert "\n" not in str(caught.value)
-    assert attack.given == []
-    assert [module.training for module in model.modules()] == modes
+def test_a_malformed_file_is_refused_in_one_line(tmp_path: Path, text: str, said: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=rf"^protocol='.*mine\.yaml': .*{said}") as refused:
+        load_protocol(path)
+    assert "\n" not in str(refused.value)
 
 
-def test_images_channels_last() -> None:
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
-    x = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
-    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=["AutoAttack"], progress=False)
-    assert report.clean == 1
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_the_model_is_lent_to_the_gpu_and_comes_home(model: nn.Module, held_out: Pair, eps: float) -> None:
-    on_cpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False)
-    on_gpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], device="cuda", progress=False)
-    assert on_gpu.config.device == "cuda:0"
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
-    for name in ("FGSM", "CW"):
-        assert abs(on_cpu.attacks[name].n_robust - on_gpu.attacks[name].n_robust) <= 2
+@pytest.mark.parametrize(
+    ("protocol", "said"),
+    [
+        ("standart", "protocol='standart' is unknown; did you mean standard"),
+        ("zzz", "use paper, quick, standard or a .yaml file"),
+        ("missing.yaml", r"protocol='missing.yaml' cannot be read \(No such file"),
+        (3, "protocol=3 is no protocol"),
+    ],
+)
+def test_an_unknown_protocol_is_refused(protocol: object, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        load_protocol(protocol)  # type: ignore[arg-type]

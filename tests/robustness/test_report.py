@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from pwoa_plugin.robustness import AttackReport, Config, Report
-from pwoa_plugin.robustness.report import wilson_interval
+from pwoa_plugin.robustness import Alarm, AttackReport, Config, Report
+from pwoa_plugin.robustness.statistics import wilson_interval
 
 
 def flags(bits: str) -> torch.Tensor:
@@ -29,27 +27,19 @@ def report() -> Report:
         n_classes=3,
         batch_size=4,
         device="cpu",
+        images_sha256="of these",
     )
     return Report(
         config=config,
         clean_correct=flags("11111110"),
         attacks={
-            "FGSM": AttackReport(robust=flags("11110000"), seconds=1.25),
+            "FGSM": AttackReport(robust=flags("11110000"), seconds=1.25, forwards=1234, felled={"a": 3}),
             "a|b": AttackReport(robust=flags("01111100"), seconds=2.5),
         },
+        alarms=(Alarm(name="zero-gradients", saw="On 3 of 8 images", do="Look"),),
+        labels=torch.tensor([0, 1, 2, 0, 1, 2, 0, 1]),
         notes=("one attack was left out",),
     )
-
-
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_interval_is_wilsons(counts: tuple[int, int]) -> None:
-    k, n = counts
-    p, z = k / n, 1.959963984540054
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    low, high = wilson_interval(k, n)
-    assert low == pytest.approx(max(0.0, centre - half), abs=1e-9)
-    assert high == pytest.approx(min(1.0, centre + half), abs=1e-9)
 
 
 def test_accuracies_count_all_images(report: Report) -> None:
@@ -74,6 +64,36 @@ def test_json_round_trip(report: Report, tmp_path: Path) -> None:
     assert back.config == report.config
     assert torch.equal(back.attacks["FGSM"].robust, report.attacks["FGSM"].robust)
     assert str(back) == str(report)
+    assert back.alarms == report.alarms
+    assert torch.equal(back.labels, report.labels)
+
+
+def test_a_report_of_the_format_before_is_read(report: Report) -> None:
+    content = report.to_dict()
+    content["format"] = 1
+    for key in ("alarms", "labels"):
+        del content[key]
+    for key in ("protocol", "protocol_version", "mean", "std", "images_sha256"):
+        del content["config"][key]
+    for column in content["attacks"].values():
+        del column["forwards"], column["felled"]
+    back = Report.from_dict(content)
+    assert back.alarms is None
+    assert torch.equal(back.worst_case.robust, report.worst_case.robust)
+
+
+def test_two_reports_are_paired_image_by_image(report: Report) -> None:
+    other = Report.from_dict(report.to_dict() | {"attacks": {"FGSM": {"robust": "11100001", "seconds": 1.0}}})
+    pair = report.paired_with(other, "FGSM")
+    assert (pair.n, pair.both, pair.first_only, pair.second_only) == (8, 3, 1, 1)
+    assert report.paired_with(other).second_only == 1  # the worst case: 01110000 and 11100000
+    assert report.paired_with(other, "clean").difference == 0
+    with pytest.raises(ValueError, match="column='CW': the report has FGSM"):
+        report.paired_with(other, "CW")
+    content = report.to_dict()
+    content["config"]["images_sha256"] = "another"
+    with pytest.raises(ValueError, match="not known to be of the same images"):
+        report.paired_with(Report.from_dict(content))
 
 
 def test_versions_name_what_a_verdict_depends_on(report: Report) -> None:
@@ -110,7 +130,7 @@ def without(key: str) -> Any:
     ("change", "message"),
     [
         (without("format"), "no field 'format'"),
-        (lambda c: c.update(format=2), "format=2, this version reads 1"),
+        (lambda c: c.update(format=3), "format=3, this version reads up to 2"),
         (without("config"), "incomplete or malformed.*config"),
         (lambda c: c["config"].update(unknown=1), "incomplete or malformed.*unknown"),
         (lambda c: c["attacks"]["FGSM"].update(robust="102"), "incomplete or malformed.*'102'"),
@@ -141,15 +161,16 @@ def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
 def test_markdown_has_a_row_for_each_column_and_the_notes(report: Report) -> None:
     text = report.to_markdown()
     assert text.startswith("8 images, Linf eps = 8/255, seed 5, cpu\n")
-    assert "| clean | 87.50% | 52.91% to 97.76% |  |" in text
-    assert "| FGSM | 50.00% | 21.52% to 78.48% | 1.2 |" in text
+    assert "| clean | 87.50% | 52.91% to 97.76% |  |  |" in text
+    assert "| FGSM | 50.00% | 21.52% to 78.48% | 1,234 | 1.2 |" in text
     assert "| a\\|b | 62.50% |" in text
     assert "| worst case | 37.50% |" in text
     assert "- one attack was left out" in text
 
 
 def test_text_lines_up_and_has_the_notes(report: Report) -> None:
-    _, header, *rows, note = str(report).splitlines()
+    _, header, *rows, alarm, note = str(report).splitlines()
+    assert alarm == "ALARM: On 3 of 8 images. Look."
     assert [row.split("  ")[0] for row in rows] == ["clean", "FGSM", "a|b", "worst case"]
     end = header.index("accuracy") + len("accuracy")
     assert all(row[end - 1] == "%" for row in rows)

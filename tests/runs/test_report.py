@@ -16,7 +16,10 @@ from PIL import Image
 from scipy.stats import binomtest
 
 from pwoa_plugin._yaml import parse_yaml
-from pwoa_plugin.runs.report import RunReport, duration, percent, size_text, to_html, to_markdown, write_plots
+from pwoa_plugin.pages import write_plots
+from pwoa_plugin.pages.text import duration, percent, size_text
+from pwoa_plugin.runs.plots import drawings
+from pwoa_plugin.runs.report import RunReport, to_html, to_markdown
 
 from .a_run import content, unfinished
 
@@ -199,7 +202,7 @@ def test_names_are_text_in_the_page(tmp_path: Path) -> None:
     assert "<script" not in text
     assert page.text("h1") == NASTY
     assert page.text("pre").count("<script>") >= 2
-    assert len(write_plots(report, tmp_path)) == 5
+    assert len(write_plots(drawings(report), tmp_path)) == 5
 
 
 def test_names_are_text_in_markdown() -> None:
@@ -222,7 +225,7 @@ def test_what_there_is_no_data_for_is_left_out_and_says_why(tmp_path: Path) -> N
         assert "No epoch has ended yet." in said
         assert "Not known before the hard prune." in said
         assert "interrupted" in said
-    assert [path.name for path in write_plots(report, tmp_path / "new")] == ["density.png"]
+    assert [path.name for path in write_plots(drawings(report), tmp_path / "new")] == ["density.png"]
 
 
 def test_a_run_with_only_the_dense_network_judged() -> None:
@@ -276,6 +279,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
     made = content()
     for report in made["robustness"].values():
         report["config"]["n_images"] = 5000
+        report["labels"] *= 100
         report["clean"]["correct"] *= 100
         for column in report["attacks"].values():
             column["robust"] *= 100
@@ -287,7 +291,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
 
 
 def test_plots_are_png_files_of_readable_size(tmp_path: Path) -> None:
-    paths = write_plots(RunReport.from_dict(content()), tmp_path)
+    paths = write_plots(drawings(RunReport.from_dict(content())), tmp_path)
     assert [path.stem for path in paths] == ["robustness", "density", "loss", "admm", "validation"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
     for path in paths:
@@ -300,7 +304,7 @@ def test_plots_are_png_files_of_readable_size(tmp_path: Path) -> None:
 def test_one_epoch_can_be_drawn(tmp_path: Path) -> None:
     made = content() | {"best": None}
     made["epochs"] = made["epochs"][:1]
-    assert len(write_plots(RunReport.from_dict(made), tmp_path)) == 5
+    assert len(write_plots(drawings(RunReport.from_dict(made)), tmp_path)) == 5
 
 
 def test_of_many_layers_the_largest_are_drawn() -> None:
@@ -421,3 +425,23 @@ def test_what_is_no_report_is_refused(value: Any) -> None:
 )
 def test_numbers_as_people_read_them(text: str, expected: str) -> None:
     assert text == expected
+
+
+def test_whether_pruning_cost_robustness_is_said_everywhere() -> None:
+    made = content()
+    report = RunReport.from_dict(made)
+    pair = report.judged["dense"].paired_with(report.judged["pruned"])
+    assert f"{pair.first_only} images lost, {pair.second_only} won, of 50" in report.verdict
+    assert report.verdict.startswith("The pruned network is ")
+    assert report.verdict in to_markdown(report).replace("\\", "")
+    assert report.verdict in Page(to_html(report)).text("p")
+    made["robustness"]["dense"]["config"]["images_sha256"] = "others"
+    other = RunReport.from_dict(made)
+    assert other.verdict == ""
+    assert any("not judged alike" in remark for remark in other.remarks())
+
+
+def test_alarms_are_among_the_remarks() -> None:
+    made = content()
+    made["robustness"]["pruned"]["alarms"] = [{"name": "zero-gradients", "saw": "On 9 of 9 images", "do": "Look"}]
+    assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import AutoAttack as ARTEnsemble
 from art.attacks.evasion import AutoProjectedGradientDescent, DeepFool, SquareAttack
 from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
 
-from .base import Attack, AttackSettings, OnProgress
+from .base import Attack, AttackSettings, project
 
 __all__ = ["ARTAutoAttack"]
 
@@ -56,7 +58,7 @@ class ARTAutoAttack(Attack):
         }
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
-        common: dict[str, Any] = {"norm": np.inf, "eps": settings.eps}
+        common: dict[str, Any] = {"norm": settings.art_norm, "eps": settings.eps}
         quiet: dict[str, Any] = {"batch_size": settings.batch_size, "verbose": False}
         step_size = self._step_size(settings)
         losses = self._losses(settings)
@@ -84,15 +86,7 @@ class ARTAutoAttack(Attack):
             )
         return ensemble
 
-    def _generate(
-        self,
-        attack: EvasionAttack,
-        images: np.ndarray,
-        labels: np.ndarray,
-        settings: AttackSettings,
-        on_progress: OnProgress,
-    ) -> np.ndarray:
-        adversarial = super()._generate(attack, images, labels, settings, on_progress)
-        # ART accepts DeepFool's images up to 1.0001 * eps away.
-        projected: np.ndarray = np.clip(adversarial, images - settings.eps, images + settings.eps)
-        return projected
+    def _batch(self, attack: EvasionAttack, images: np.ndarray, labels: np.ndarray) -> Tensor:
+        found = super()._batch(attack, images, labels)
+        # ART accepts images of its members up to 1.0001 * eps away.
+        return project(found, torch.from_numpy(images), norm=attack.norm, eps=attack.eps)

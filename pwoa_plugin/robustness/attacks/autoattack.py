@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -21,12 +21,14 @@ from torch import Tensor
 
 from ..._random import seeded
 from ..estimator import undisturbed
-from .base import Attack, AttackSettings, OnProgress
+from ..journal import Journal
+from .base import Attack, AttackSettings, OnProgress, positive_int, project
 
-__all__ = ["AutoAttack", "StandardAutoAttack", "applicable_attacks"]
+__all__ = ["STANDARD", "AutoAttack", "StandardAutoAttack", "applicable_attacks"]
 
-_STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGET_CLASSES = 9  # of the standard version, which assumes ten classes or more
+_QUERIES = 5000  # of Square in the standard version
 _TARGETED_DLR_CLASSES = 4  # its denominator takes the largest, third and fourth largest logit
 
 
@@ -40,12 +42,12 @@ def applicable_attacks(n_classes: int) -> tuple[tuple[str, ...], tuple[str, ...]
         Names as pyautoattack has them, in its order; one note for each attack left out.
     """
     if n_classes >= _TARGETED_DLR_CLASSES:
-        return _STANDARD, ()
+        return STANDARD, ()
     note = (
         f"AutoAttack: apgd-t left out, since its targeted DLR loss needs {_TARGETED_DLR_CLASSES} classes "
         f"and the model has {n_classes}; the other attacks of the standard version ran"
     )
-    return tuple(name for name in _STANDARD if name != "apgd-t"), (note,)
+    return tuple(name for name in STANDARD if name != "apgd-t"), (note,)
 
 
 def _as_note(message: str) -> str:
@@ -90,7 +92,7 @@ def _dynamic_check_contained() -> Iterator[None]:
 
 
 class StandardAutoAttack(EvasionAttack):
-    """The standard version of AutoAttack for Linf, as an ART attack on a `PyTorchClassifier`.
+    """The standard version of AutoAttack for Linf and L2, as an ART attack on a `PyTorchClassifier`.
 
     Four attacks in turn, each on the images that the ones before have not felled: APGD on the
     cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square with 5000 queries. With fewer
@@ -101,34 +103,62 @@ class StandardAutoAttack(EvasionAttack):
     Args:
         estimator: classifier under attack; its clip values are the pixel range, [0, 1] where it has none.
         eps: radius of the ball, in pixel units (those of the images).
+        norm: of the ball, ``np.inf`` or 2.
         batch_size: images per batch.
         seed: seed of the random draws.
+        parts: those of the four to run; all, unless given.
+        queries: of Square, for each image.
 
     Attributes:
         notes: after `generate`, what was left out and what pyautoattack warned of.
+        felled: after `generate`, how many images each of the four felled, of those it was given.
 
     Raises:
-        ValueError: ``eps`` is not positive, ``batch_size`` is below 1, or the estimator has fewer than two
-            classes or preprocessing that torch cannot differentiate.
+        ValueError: ``eps`` is not positive, ``norm`` is another, ``batch_size`` is below 1, or the estimator has fewer
+            than two classes or preprocessing that torch cannot differentiate.
         art.exceptions.EstimatorError: the estimator is no `PyTorchClassifier`.
     """
 
-    attack_params: ClassVar[list[str]] = [*EvasionAttack.attack_params, "eps", "batch_size", "seed"]
+    attack_params: ClassVar[list[str]] = [
+        *EvasionAttack.attack_params,
+        "eps",
+        "norm",
+        "batch_size",
+        "seed",
+        "parts",
+        "queries",
+    ]
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
-        self, estimator: PyTorchClassifier, *, eps: float = 8 / 255, batch_size: int = 250, seed: int = 0
+        self,
+        estimator: PyTorchClassifier,
+        *,
+        eps: float = 8 / 255,
+        norm: float = np.inf,
+        batch_size: int = 250,
+        seed: int = 0,
+        parts: tuple[str, ...] = STANDARD,
+        queries: int = _QUERIES,
     ) -> None:
         super().__init__(estimator=estimator)
         self.eps = eps
+        self.norm = norm
         self.batch_size = batch_size
         self.seed = seed
+        self.parts = parts
+        self.queries = queries
         self.notes: tuple[str, ...] = ()
+        self.felled: dict[str, int] = {}
         self._check_params()
 
     def _check_params(self) -> None:
         if not 0 < self.eps < float("inf"):
             raise ValueError(f"eps={self.eps!r} is no radius; give a positive number of pixel units")
+        if self.norm not in (np.inf, 2):
+            raise ValueError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
+        if not self.parts or set(self.parts) - set(STANDARD):
+            raise ValueError(f"parts={self.parts!r}: AutoAttack has {', '.join(STANDARD)}; give some of them")
         if self.batch_size < 1:
             raise ValueError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
         if self.estimator.nb_classes < 2:
@@ -142,7 +172,8 @@ class StandardAutoAttack(EvasionAttack):
         Args:
             x: images ``(N, C, H, W)``, within the estimator's clip values.
             y: labels, ``(N,)`` integers or ``(N, classes)`` one-hot; the estimator's predictions if None.
-            kwargs: ``on_progress``, a callable that is told the number of images done.
+            kwargs: ``on_progress``, a callable that is told the number of images done; ``journal``, a `Journal` that
+                keeps each batch of each of the four.
 
         Returns:
             Images shaped as ``x``, float32.
@@ -151,12 +182,14 @@ class StandardAutoAttack(EvasionAttack):
             ValueError: another keyword is given, ``mask`` among them.
         """
         on_progress: OnProgress = kwargs.pop("on_progress", None) or (lambda done: None)
+        journal: Journal = kwargs.pop("journal", None) or Journal()
         if kwargs:
             raise ValueError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
         images = torch.from_numpy(np.array(x, dtype=np.float32))
         low, high = (0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values
         to_unit = _Affine(low, high)
-        names, left_out = applicable_attacks(self.estimator.nb_classes)
+        applicable, left_out = applicable_attacks(self.estimator.nb_classes)
+        names = tuple(name for name in applicable if name in self.parts)
         notes: list[str] = []
         with (
             undisturbed(self.estimator._model),
@@ -166,10 +199,12 @@ class StandardAutoAttack(EvasionAttack):
         ):
             labels = self._labels(x, y)
             runner = self._runner(to_unit, names)
-            _report_progress(runner, len(images), on_progress)
-            found, _ = runner.run_standard_evaluation(to_unit(images), labels, batch_size=int(self.batch_size))
-        self.notes = (*left_out, *notes)
-        adversarial = to_unit.inverse(found.cpu(), images, self.eps)
+            given = _watch(runner, len(images), on_progress, journal, notes)
+            found, answers = runner.run_standard_evaluation(to_unit(images), labels, batch_size=int(self.batch_size))
+        self.notes = (*(left_out if "apgd-t" in self.parts else ()), *notes)
+        counts = [*(given.get(name, 0) for name in names), int((answers == labels).sum())]
+        self.felled = {name: max(0, counts[i] - counts[i + 1]) for i, name in enumerate(names)}
+        adversarial = to_unit.inverse(found.cpu(), images, norm=self.norm, eps=self.eps)
         result: np.ndarray = adversarial.numpy()
         return result
 
@@ -193,13 +228,14 @@ class StandardAutoAttack(EvasionAttack):
 
         runner = pyautoattack.AutoAttack(
             logits,
-            norm="Linf",
+            norm="Linf" if self.norm == np.inf else "L2",
             eps=float(self.eps) / to_unit.span,
             version="standard",
             seed=int(self.seed),
             device=estimator.device,
         )
         runner.attacks_to_run = list(names)
+        runner.square.n_queries = int(self.queries)
         n_targets = min(_TARGET_CLASSES, estimator.nb_classes - 1)
         runner.apgd_targeted.n_target_classes = n_targets
         runner.fab.n_target_classes = n_targets
@@ -220,20 +256,24 @@ class _Affine:
     def undo(self, images: Tensor) -> Tensor:
         return images if self._identity else images * self.span + self.low
 
-    def inverse(self, unit: Tensor, images: Tensor, eps: float) -> Tensor:
+    def inverse(self, unit: Tensor, images: Tensor, *, norm: float, eps: float) -> Tensor:
         """`undo`, without the rounding: inside ball and range, and exact where nothing was changed."""
         if self._identity:
             return unit
         changed = (unit != self(images)).flatten(1).any(1).view(-1, *[1] * (images.dim() - 1))
-        moved = torch.minimum(torch.maximum(self.undo(unit), images - eps), images + eps)
+        moved = project(self.undo(unit), images, norm=norm, eps=eps)
         return torch.where(changed, moved.clamp(self.low, self.high), images)
 
 
-def _report_progress(runner: Any, n_images: int, on_progress: OnProgress) -> None:
-    """Have the four attacks tell of each batch they finish.
+def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal, notes: list[str]) -> dict[str, int]:
+    """Have the four attacks tell of each batch they finish, and keep it.
 
     Each attack goes over all the images that are left, so each stands for a quarter of them. Batches are
-    not cut here: pyautoattack packs the survivors anew for each attack, and that saves much of the time.
+    not cut here: pyautoattack packs the survivors anew for each attack, and that saves much of the time. It also
+    seeds each batch anew, so that those which are read from the journal leave the others as they were.
+
+    Returns:
+        How many images each attack was given; it grows while they run.
     """
     attacks = {
         "apgd-ce": runner.apgd,
@@ -242,45 +282,73 @@ def _report_progress(runner: Any, n_images: int, on_progress: OnProgress) -> Non
         "square": runner.square,
     }
     n_stages = len(runner.attacks_to_run)
+    given: dict[str, int] = {}
 
-    def counted(perturb: Callable[[Tensor, Tensor], Tensor], stage: int) -> Callable[[Tensor, Tensor], Tensor]:
-        seen = 0
-
+    def counted(name: str, perturb: Callable[[Tensor, Tensor], Tensor], stage: int) -> Callable[..., Tensor]:
         def perturb_and_tell(x: Tensor, y: Tensor) -> Tensor:
-            nonlocal seen
-            found = perturb(x, y)
-            seen += len(x)
-            on_progress((stage * n_images + seen) / n_stages)
+            seen = given.setdefault(name, 0)
+            found = journal.step(f"{stage}-{name}-{seen:08d}", lambda: perturb(x, y), notes).to(x.device)
+            given[name] += len(x)
+            on_progress((stage * n_images + given[name]) / n_stages)
             return found
 
         return perturb_and_tell
 
     for stage, name in enumerate(runner.attacks_to_run):
-        attacks[name].perturb = counted(attacks[name].perturb, stage)
+        attacks[name].perturb = counted(name, attacks[name].perturb, stage)
+    return given
 
 
 class AutoAttack(Attack):
-    """The standard AutoAttack, from pyautoattack: see `StandardAutoAttack`.
+    """The standard AutoAttack, from pyautoattack, or one of its four: see `StandardAutoAttack`.
 
     Args:
         name: name of its column in the report.
+        parts: those of ``apgd-ce``, ``apgd-t``, ``fab-t`` and ``square`` to run; all, unless given.
+        queries: of Square, for each image.
+
+    Raises:
+        ValueError: ``parts`` has another name or none, or ``queries`` is no integer of 1 or more.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("pyautoattack",)
 
-    def __init__(self, *, name: str = "AutoAttack") -> None:
+    def __init__(self, *, name: str = "AutoAttack", parts: Sequence[str] = STANDARD, queries: int = _QUERIES) -> None:
         super().__init__(name=name)
+        if not parts or isinstance(parts, str) or (unknown := set(parts) - set(STANDARD)):
+            said = ", ".join(sorted(unknown)) if parts and not isinstance(parts, str) else repr(parts)
+            raise ValueError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+        self.parts = tuple(part for part in STANDARD if part in parts)
+        self.queries = positive_int("queries", queries)
+        self.black_box = self.parts == ("square",)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         names, _ = applicable_attacks(settings.n_classes)
-        return {
-            "version": "standard",
-            "attacks": list(names),
-            "n_target_classes": min(_TARGET_CLASSES, settings.n_classes - 1),
-        }
+        parts = [name for name in names if name in self.parts]
+        if not parts:
+            raise ValueError(
+                f"attacks: {self.name} needs {_TARGETED_DLR_CLASSES} classes, and the model has {settings.n_classes}; "
+                "leave it out"
+            )
+        made: dict[str, Any] = {"version": "standard", "attacks": parts}
+        if self.parts != STANDARD:
+            made["version"] = "custom"
+        if {"apgd-t", "fab-t"} & set(parts):
+            made["n_target_classes"] = min(_TARGET_CLASSES, settings.n_classes - 1)
+        if self.queries != _QUERIES or self.black_box:
+            made["queries"] = self.queries
+        return made
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
-        return StandardAutoAttack(estimator, eps=settings.eps, batch_size=settings.batch_size, seed=settings.seed)
+        return StandardAutoAttack(
+            estimator,
+            eps=settings.eps,
+            norm=settings.art_norm,
+            batch_size=settings.batch_size,
+            seed=settings.seed,
+            parts=self.parts,
+            queries=self.queries,
+        )
 
     def _generate(
         self,
@@ -290,5 +358,5 @@ class AutoAttack(Attack):
         settings: AttackSettings,
         on_progress: OnProgress,
     ) -> np.ndarray:
-        adversarial: np.ndarray = attack.generate(x=images, y=labels, on_progress=on_progress)
+        adversarial: np.ndarray = attack.generate(x=images, y=labels, on_progress=on_progress, journal=settings.journal)
         return adversarial

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -17,8 +18,12 @@ from torch import Tensor
 
 from ..._random import seeded
 from ..estimator import undisturbed
+from ..journal import Journal
 
-__all__ = ["Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int"]
+__all__ = ["NORMS", "Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int", "project"]
+
+NORMS = {"Linf": np.inf, "L2": 2}
+"""Norms of the ball by name, as ART has them."""
 
 OnProgress = Callable[[float], None]
 """Told how many images are done; fractions are for attacks that go over the images several times."""
@@ -29,20 +34,29 @@ class AttackSettings:
     """What one evaluation asks of all its attacks.
 
     Attributes:
-        eps: radius of the Linf ball, in pixel units (those of the images).
-        pixel_range: ``(low, high)`` of a valid image.
+        eps: radius of the ball, in pixel units (those of the images).
         n_classes: number of logits of the model.
+        norm: norm of the ball, a key of ``NORMS``.
+        pixel_range: ``(low, high)`` of a valid image.
         step_size: step of the iterative attacks, in pixel units; None leaves it to each attack.
         batch_size: images per batch.
         seed: seed of the attack's random draws.
+        journal: where the attack keeps its finished batches.
     """
 
     eps: float
     n_classes: int
+    norm: str = "Linf"
     pixel_range: tuple[float, float] = (0.0, 1.0)
     step_size: float | None = None
     batch_size: int = 256
     seed: int = 0
+    journal: Journal = field(default_factory=Journal, compare=False)
+
+    @property
+    def art_norm(self) -> float:
+        """``norm`` as ART has it."""
+        return NORMS[self.norm]
 
 
 class AttackRun(NamedTuple):
@@ -51,14 +65,16 @@ class AttackRun(NamedTuple):
     Attributes:
         images: adversarial images, shaped as the images given, float32, on the CPU.
         notes: what a reader of the report should know about the run.
+        felled: of an ensemble that goes on with what is left, how many images each part felled, by its name.
     """
 
     images: Tensor
     notes: tuple[str, ...] = ()
+    felled: Mapping[str, int] = MappingProxyType({})
 
 
 class Attack(ABC):
-    """An untargeted Linf attack, as the protocol runs it.
+    """An attack in an Linf or L2 ball, as an evaluation runs it: it succeeds where the model answers another class.
 
     A subclass names itself and its parameters and builds an ART attack; running that in batches,
     seeded, is done here.
@@ -69,6 +85,8 @@ class Attack(ABC):
 
     packages: ClassVar[tuple[str, ...]] = ()
     """Packages beyond ART that the attack imports, as pip knows them."""
+    black_box: bool = False
+    """Whether it asks for the model's logits only, and for no gradient."""
 
     def __init__(self, *, name: str) -> None:
         if not isinstance(name, str) or not name.strip():
@@ -81,7 +99,13 @@ class Attack(ABC):
 
     @abstractmethod
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        """What the report states about the attack: its parameters under these settings, JSON-ready."""
+        """What the report states about the attack: its parameters under these settings, JSON-ready.
+
+        Asked of all attacks before any of them runs.
+
+        Raises:
+            ValueError: it cannot run under these settings; one line says why.
+        """
 
     def require(self) -> None:
         """Check that the attack's packages are installed.
@@ -129,7 +153,8 @@ class Attack(ABC):
             adversarial = self._generate(
                 attack, images.numpy(), labels.numpy(), settings, on_progress or (lambda done: None)
             )
-        return AttackRun(torch.from_numpy(adversarial), tuple(getattr(attack, "notes", ())))
+        felled = getattr(attack, "felled", {})
+        return AttackRun(torch.from_numpy(adversarial), tuple(getattr(attack, "notes", ())), felled)
 
     def _generate(
         self,
@@ -143,9 +168,14 @@ class Attack(ABC):
         adversarial = np.empty_like(images)
         for start in range(0, len(images), settings.batch_size):
             stop = min(start + settings.batch_size, len(images))
-            adversarial[start:stop] = attack.generate(x=images[start:stop], y=labels[start:stop])
+            x, y = images[start:stop], labels[start:stop]
+            found = settings.journal.step(f"{start:08d}", lambda x=x, y=y: self._batch(attack, x, y))  # type: ignore[misc]
+            adversarial[start:stop] = found.numpy()
             on_progress(stop)
         return adversarial
+
+    def _batch(self, attack: EvasionAttack, images: np.ndarray, labels: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.asarray(attack.generate(x=images, y=labels), dtype=np.float32))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"
@@ -160,3 +190,20 @@ def positive_int(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise ValueError(f"{name}={value!r} is no count; give an integer of 1 or more")
     return int(value)
+
+
+def project(images: Tensor, centres: Tensor, *, norm: float, eps: float) -> Tensor:
+    """The images, moved onto the ball around their centre where they are outside it.
+
+    Args:
+        images: ``(N, ...)``.
+        centres: the same shape.
+        norm: ``np.inf`` or 2.
+        eps: radius, in pixel units.
+    """
+    moved = images - centres
+    if norm == np.inf:
+        return centres + moved.clamp(-eps, eps)
+    lengths = moved.flatten(1).norm(dim=1).clamp_min(1e-12)
+    shrunk: Tensor = moved * (eps / lengths).clamp_max(1).view(-1, *[1] * (images.dim() - 1))
+    return centres + shrunk

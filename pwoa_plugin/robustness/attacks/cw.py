@@ -44,17 +44,26 @@ class CW(PGD):
         steps: number of gradient steps.
         step_size: in pixel units; by default as for `PGD`.
         restarts: random starts.
-        name: name of its column in the report; ``CW``, or ``CW-<steps>`` where steps is not 20.
+        targets: as for `PGD`; the loss is then the margin of the target.
+        name: name of its column in the report; ``CW``, ``CW-<steps>`` where steps is not 20, ``CW-<steps>-T`` where
+            targeted.
     """
 
     loss: ClassVar[str] = "Carlini-Wagner margin"
+    family: ClassVar[str] = "CW"
 
     def __init__(
-        self, *, steps: int = 20, step_size: float | None = None, restarts: int = 1, name: str | None = None
+        self,
+        *,
+        steps: int = 20,
+        step_size: float | None = None,
+        restarts: int = 1,
+        targets: int = 0,
+        name: str | None = None,
     ) -> None:
-        if name is None:
-            name = "CW" if steps == 20 else f"CW-{steps}"
-        super().__init__(steps=steps, step_size=step_size, restarts=restarts, name=name)
+        if name is None and steps == 20 and not targets:
+            name = "CW"
+        super().__init__(steps=steps, step_size=step_size, restarts=restarts, targets=targets, name=name)
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
         return super().build(with_loss(estimator, CarliniWagnerMargin()), settings)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
@@ -15,7 +14,7 @@ __all__ = ["FGSM"]
 
 
 class FGSM(Attack):
-    """One step of eps along the sign of the cross-entropy's gradient, from the image itself.
+    """One step of eps along the sign of the cross-entropy's gradient, from the image itself; in L2 along the gradient.
 
     Args:
         name: name of its column in the report.
@@ -30,7 +29,7 @@ class FGSM(Attack):
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
         return FastGradientMethod(
             estimator,
-            norm=np.inf,
+            norm=settings.art_norm,
             eps=settings.eps,
             eps_step=settings.eps,
             batch_size=settings.batch_size,

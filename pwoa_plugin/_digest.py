@@ -1,0 +1,29 @@
+"""Digests that tell networks and images apart."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+__all__ = ["digest_of", "digest_of_tensors"]
+
+
+def digest_of(model: nn.Module) -> str:
+    """SHA-256 of a network's names and values."""
+    return digest_of_tensors(**model.state_dict())
+
+
+def digest_of_tensors(**tensors: Tensor) -> str:
+    """SHA-256 of tensors' names, dtypes, shapes and values, in hexadecimal."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()

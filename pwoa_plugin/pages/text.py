@@ -1,0 +1,86 @@
+"""Numbers and tables as text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+__all__ = [
+    "duration",
+    "interval_text",
+    "markdown_block",
+    "markdown_code",
+    "markdown_plain",
+    "markdown_table",
+    "number",
+    "percent",
+    "shape_text",
+    "size_text",
+]
+
+
+def percent(share: float | None) -> str:
+    """A share as a percentage with two decimals, or two digits where that would be 0.00."""
+    if share is None:
+        return "-"
+    return f"{share:.2%}" if share == 0 or share >= 5e-4 else f"{100 * share:.2g}%"
+
+
+def number(value: float | None) -> str:
+    """Four digits."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def size_text(count: int) -> str:
+    """Bytes with a decimal unit and three digits."""
+    value, units = float(count), iter(("bytes", "kB", "MB", "GB", "TB"))
+    unit = next(units)
+    while value >= 999.5 and unit != "TB":
+        value, unit = value / 1000, next(units)
+    return f"{count:,} bytes" if unit == "bytes" else f"{value:.3g} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """``32x16x5x5``"""
+    return "x".join(map(str, shape)) or "scalar"
+
+
+def interval_text(low: float, high: float) -> str:
+    """The ends of an interval, as percentages."""
+    return f"{low:.2%} to {high:.2%}"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int, last: bool = False) -> list[str]:
+    """A Markdown table; the first ``left`` columns, and the last where asked, are aligned left."""
+    sides = ["---" if i < left or (last and i == len(header) - 1) else "---:" for i in range(len(header))]
+    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in (header, sides, *rows)]
+
+
+def markdown_block(text: str, language: str = "") -> list[str]:
+    """Text as it is, in a fence longer than any in it."""
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return [fence + language, text, fence]
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())
+
+
+def markdown_code(text: str) -> str:
+    """As code, in which Markdown and HTML are text."""
+    return f"`{' '.join(text.replace('`', chr(39)).split())}`" if text.strip() else ""
+
+
+def markdown_plain(text: str) -> str:
+    """Text in which nothing is Markdown or HTML."""
+    for mark in "\\`*_[]<>#":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())

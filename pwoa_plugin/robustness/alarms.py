@@ -1,0 +1,255 @@
+"""Alarms: what shows that robust accuracies are too high because the attacks were blinded (Carlini et al. 2019)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import torch
+from art.estimators.classification import PyTorchClassifier
+from torch import Tensor
+from torch.nn import functional as F
+
+from .._random import seeded
+from .attacks import CW, PGD, Attack, AttackSettings, AutoAttack
+from .estimator import Logits
+from .journal import Journal
+
+if TYPE_CHECKING:
+    from .report import AttackReport
+
+__all__ = ["Alarm", "find_alarms"]
+
+_PROBED = 32  # images, and as many correct ones
+_FEW_STEPS, _MANY_STEPS = 10, 40
+_QUERIES = 100  # of the black-box probe
+_SHARE = 0.05  # of the images: what chance may do
+_UNDERFLOW = 87.0  # a softmax of e^-87 is the last that float32 holds
+_STEEP = 0.15  # more felled by more steps: the fewer had not converged
+_SURVIVORS = 0.1  # of images whose every pixel may become anything
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alarm:
+    """One reason not to believe a robust accuracy.
+
+    Attributes:
+        name: of the kind of alarm.
+        saw: what was seen, with its figure.
+        do: what to do about it.
+    """
+
+    name: str
+    saw: str
+    do: str
+
+    def __str__(self) -> str:
+        return f"{self.saw}. {self.do}."
+
+
+def find_alarms(
+    estimator: PyTorchClassifier,
+    images: Tensor,
+    labels: Tensor,
+    correct: Tensor,
+    settings: AttackSettings,
+    attacks: Sequence[Attack] = (),
+    columns: Mapping[str, AttackReport] | None = None,
+) -> tuple[Alarm, ...]:
+    """What looks wrong, from a few probes of at most 32 images and from the columns of a report.
+
+    Probes are run in Linf and L2 alike at the evaluation's ``eps``; that with every pixel free is run in Linf.
+
+    Args:
+        estimator: on the model, which is in eval mode.
+        images: ``(N, C, H, W)``.
+        labels: ``(N,)``.
+        correct: bool ``(N,)``, which images the model has right when clean.
+        settings: of the evaluation.
+        attacks: that were run.
+        columns: what they found, by name.
+    """
+    settings = replace(settings, journal=Journal(), step_size=None)
+    view = estimator.model
+    with seeded(settings.seed), torch.inference_mode(False):
+        # Clones, since tensors made in inference mode are of no use to autograd.
+        found = _of_output(view, images[:_PROBED].clone(), labels[:_PROBED].clone())
+        chosen = correct.nonzero().squeeze(1)[:_PROBED]
+        blind = any(alarm.name == "no-gradients" for alarm in found)
+        if len(chosen) and not blind:
+            found += _of_attacks(estimator, images[chosen], labels[chosen], settings)
+    found += _of_columns(attacks, columns or {})
+    by_name: dict[str, Alarm] = {}
+    for alarm in found:
+        by_name.setdefault(alarm.name, alarm)
+    return tuple(by_name.values())
+
+
+def _beyond_chance(count: int, n: int) -> bool:
+    return count > max(2, _SHARE * n)
+
+
+def _of_output(view: Logits, images: Tensor, labels: Tensor) -> list[Alarm]:
+    found = []
+    with torch.no_grad():
+        logits, again = view(images).cpu(), view(images).cpu()
+    largest = float(logits[logits.isfinite()].abs().amax()) if bool(logits.isfinite().any()) else 1.0
+    moved = float((logits - again).nan_to_num().abs().amax())
+    if moved > 1e-3 * max(largest, 1e-12):
+        found.append(
+            Alarm(
+                name="stochastic-output",
+                saw=f"The same images give other logits when asked again: up to {moved:.3g} apart, of {largest:.3g}",
+                do="Switch dropout and noise off in eval mode, or attack the average over draws: "
+                "one draw at a time hides weakness",
+            )
+        )
+    low, high, sums = float(logits.min()), float(logits.max()), logits.sum(1)
+    if low > -1e-5 and high < 1 + 1e-5 and bool(((sums - 1).abs() < 1e-4).all()):
+        found.append(
+            Alarm(
+                name="probabilities",
+                saw="The outputs are probabilities, no logits: losses on them have next to no gradient",
+                do="Take the softmax off the model, or return its logarithm",
+            )
+        )
+    best = logits.topk(2).values
+    gaps = best[:, 0] - best[:, 1]
+    n_saturated = int((gaps > _UNDERFLOW).sum())
+    if n_saturated > _SHARE * len(logits):
+        found.append(
+            Alarm(
+                name="saturated-logits",
+                saw=f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {_UNDERFLOW:g} "
+                f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32",
+                do="Divide the logits by a constant, which changes no answer, and judge again",
+            )
+        )
+    x = images.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(view(x), labels.to(view.device), reduction="sum")
+        gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+    if gradient is None:
+        found.append(
+            Alarm(
+                name="no-gradients",
+                saw="The logits carry no gradient to the images at all",
+                do="Take no_grad, detach or numpy out of the forward; until then black-box attacks alone can judge",
+            )
+        )
+        return found
+    zero = gradient.flatten(1).eq(0).all(1)
+    if int(zero.sum()) > _SHARE * len(x):
+        found.append(
+            Alarm(
+                name="zero-gradients",
+                saw=f"On {int(zero.sum())} of {len(x)} images the gradient of the loss is exactly 0",
+                do="Look for rounding, thresholds or saturated logits in the model; believe black-box attacks (Square) "
+                "until gradients flow, or attack through a smooth stand-in for the step that has none (BPDA)",
+            )
+        )
+    return found
+
+
+def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, settings: AttackSettings) -> list[Alarm]:
+    n = len(images)
+    low, high = settings.pixel_range
+    span = high - low
+
+    def holds(attack: Attack, **changed: object) -> Tensor:
+        """Which images the model still has right."""
+        found = attack.run(estimator, images, labels, replace(settings, **changed)).images  # type: ignore[arg-type]
+        with torch.no_grad():
+            logits = torch.cat([estimator.model(batch).cpu() for batch in found.split(settings.batch_size)])
+        held: Tensor = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+        return held
+
+    found = []
+    anything = holds(PGD(steps=20), eps=span, norm="Linf")
+    if int(anything.sum()) > max(1, _SURVIVORS * n):
+        found.append(
+            Alarm(
+                name="survives-any-eps",
+                saw=f"With every pixel free to become anything (PGD-20, eps = {span:g}), {int(anything.sum())} of {n} "
+                "images are still right, where none can be",
+                do="PGD does not find what is there: trust none of the gradient attacks on this model",
+            )
+        )
+    widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
+    radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
+    curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
+    for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
+        if _beyond_chance(rise := int(after.sum()) - int(before.sum()), n):
+            found.append(rises_with_eps(f"PGD-{_FEW_STEPS}", less, more, rise, n))
+    few, many = curve[1], holds(PGD(steps=_MANY_STEPS))
+    lost, won = int((many & ~few).sum()), int((few & ~many).sum())
+    if _beyond_chance(lost - won, n):
+        found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost - won, n))
+    if won - lost > max(2, _STEEP * n):
+        found.append(
+            Alarm(
+                name="not-converged",
+                saw=f"PGD-{_MANY_STEPS} fells {won - lost} of {n} images more than PGD-{_FEW_STEPS}",
+                do="Use more steps, and AutoAttack, until more of them fell no more images",
+            )
+        )
+    white = few & many & holds(CW(steps=_FEW_STEPS))
+    black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
+    if _beyond_chance(missed := int((white & ~black).sum()), n):
+        found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
+    return found
+
+
+def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) -> list[Alarm]:
+    found = []
+    ran = [attack for attack in attacks if attack.name in columns]
+    for black in ran:
+        column = columns[black.name]
+        n = len(column.robust)
+        others = [columns[white.name].robust for white in ran if not white.black_box]
+        if black.black_box and others:
+            missed = int((torch.stack(others).all(0) & ~column.robust).sum())
+            if _beyond_chance(missed, n):
+                found.append(_black_box_stronger(black.name, "the white-box attacks", missed, n))
+        felled = column.felled.get("square", 0)
+        if len(column.felled) > 1 and _beyond_chance(felled, n):
+            found.append(_black_box_stronger(f"Square in {black.name}", "the white-box attacks before it", felled, n))
+    by_steps: dict[tuple[object, ...], list[PGD]] = {}
+    for attack in ran:
+        if isinstance(attack, PGD) and attack.step_size is None:
+            by_steps.setdefault((type(attack), attack.restarts, attack.targets), []).append(attack)
+    for same in by_steps.values():
+        same.sort(key=lambda attack: attack.steps)
+        for fewer, more in pairwise(same):
+            rise = columns[more.name].n_robust - columns[fewer.name].n_robust
+            if _beyond_chance(rise, n := len(columns[more.name].robust)):
+                found.append(_more_steps_weaker(fewer.name, more.name, rise, n))
+    return found
+
+
+def rises_with_eps(attack: str, less: float, more: float, rise: int, n: int) -> Alarm:
+    """The alarm that a larger ball holds fewer adversarial images than the smaller one in it."""
+    return Alarm(
+        name="rises-with-eps",
+        saw=f"Under {attack}, {rise} of {n} images more are right at eps = {more:.4g} than at {less:.4g}, which that "
+        "ball contains",
+        do="The attack loses its way: use more steps and restarts, and AutoAttack",
+    )
+
+
+def _more_steps_weaker(fewer: str, more: str, count: int, n: int) -> Alarm:
+    return Alarm(
+        name="more-steps-weaker",
+        saw=f"{more} fells {count} of {n} images fewer than {fewer}",
+        do="The loss misleads the attack: look at the gradients, and use attacks on other losses (CW, AutoAttack)",
+    )
+
+
+def _black_box_stronger(black: str, white: str, count: int, n: int) -> Alarm:
+    return Alarm(
+        name="black-box-stronger",
+        saw=f"{black}, which sees no gradient, fells {count} of {n} images that {white} left",
+        do="Gradients mislead on this model: take the black-box figure, run it with more queries and expect less still",
+    )

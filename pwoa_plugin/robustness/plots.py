@@ -1,0 +1,128 @@
+"""The plots of robustness reports: bars by attack, change by class, security curves, broken images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..pages import Drawing, Drawn, Palette
+from ..pages.plots import LINE, axes, legend, percent_axis, shortened
+
+if TYPE_CHECKING:
+    from .comparison import Comparison
+    from .report import Report
+
+__all__ = ["accuracy_bars", "drawings"]
+
+_MOST_CLASSES = 40
+
+
+def drawings(comparison: Comparison) -> dict[str, Drawing]:
+    """The plots of a comparison, by name."""
+    reports = comparison.reports
+    plots: dict[str, Drawing] = {"attacks": ("Accuracy by attack", partial(accuracy_bars, reports))}
+    if len(reports) > 1:
+        plots["classes"] = ("Change by class, worst case", partial(_classes, comparison))
+    if comparison.curves:
+        plots["curves"] = ("Security curves", partial(_curves, comparison))
+    return plots
+
+
+def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
+    """Clean, each attack and the worst case, a bar for each model, with 95 % intervals. The first model is muted."""
+    names = list(dict.fromkeys(name for report in reports.values() for name in report.attacks))
+    names = ["clean", *names, "worst case"]
+    figure, ax = axes(palette, height=1.1 + 0.14 * len(names) * (len(reports) + 1))
+    height = 0.84 / len(reports)
+    said = []
+    others = iter(range(len(reports)))
+    for i, (model, report) in enumerate(reports.items()):
+        columns = {"clean": (report.clean, *report.clean_interval)}
+        columns |= {name: (column.accuracy, column.low, column.high) for name, column in report.attacks.items()}
+        worst = report.worst_case
+        columns["worst case"] = (worst.accuracy, worst.low, worst.high)
+        places = [at for at, name in enumerate(names) if name in columns]
+        values = [columns[names[at]] for at in places]
+        muted = i == 0 and len(reports) > 1
+        ax.barh(
+            [at + (i - (len(reports) - 1) / 2) * height for at in places],
+            [value for value, _, _ in values],
+            height=0.9 * height,
+            color=palette.muted if muted else palette.series[next(others) % len(palette.series)],
+            xerr=[
+                [max(0.0, value - low) for value, low, _ in values],
+                [max(0.0, high - value) for value, _, high in values],
+            ],
+            error_kw={"elinewidth": 1.2, "capsize": 2.5, "ecolor": palette.ink},
+            label=shortened(model),
+        )
+        said.append(f"{model} {worst.accuracy:.2%} in the worst case ({worst.low:.2%} to {worst.high:.2%})")
+    ax.set_yticks(range(len(names)), [shortened(name) for name in names])
+    ax.set_ylim(len(names) - 0.4, -0.6)
+    ax.set_xlim(0, 1.02)
+    ax.tick_params(axis="y", length=0)
+    percent_axis(ax.xaxis)
+    ax.set_xlabel("accuracy, with 95 % intervals")
+    legend(ax, palette)
+    return figure, f"Accuracy under each attack, with 95 % intervals: {'; '.join(said)}."
+
+
+def _classes(comparison: Comparison, palette: Palette) -> Drawn:
+    first, *others = comparison.reports.values()
+    names = list(comparison.reports)[1:]
+    if first.labels is None:
+        return None, "The reports do not say which class each image is of."
+    classes = torch.unique(first.labels).tolist()
+    if len(classes) > _MOST_CLASSES:
+        return None, f"Not drawn: there are {len(classes)} classes; the JSON has every image's verdict."
+    figure, ax = axes(palette, height=2.9)
+    width = 0.8 / len(others)
+    said = []
+    for i, (name, report) in enumerate(zip(names, others, strict=True)):
+        changes = [
+            float((report.worst_case.robust.double() - first.worst_case.robust.double())[first.labels == label].mean())
+            for label in classes
+        ]
+        ax.bar(
+            [at + (i - (len(others) - 1) / 2) * width for at in range(len(classes))],
+            changes,
+            width=0.9 * width,
+            color=palette.series[i % len(palette.series)],
+            label=shortened(name),
+        )
+        worst = min(range(len(classes)), key=lambda at: changes[at])
+        said.append(f"{name} loses most on class {classes[worst]}, {100 * changes[worst]:+.1f} points")
+    ax.axhline(0, color=palette.muted, linewidth=1)
+    ax.set_xticks(range(len(classes)), [str(label) for label in classes])
+    ax.set_xlabel("class")
+    ax.set_ylabel(f"change from {shortened(comparison.first)}")
+    percent_axis(ax.yaxis)
+    legend(ax, palette)
+    return figure, f"Robust accuracy by class, less that of {comparison.first}: {'; '.join(said)}."
+
+
+def _curves(comparison: Comparison, palette: Palette) -> Drawn:
+    figure, ax = axes(palette, height=3.1)
+    said = []
+    others = iter(range(len(comparison.curves)))
+    for i, (name, curve) in enumerate(comparison.curves.items()):
+        muted = i == 0 and len(comparison.curves) > 1
+        colour = palette.muted if muted else palette.series[next(others) % len(palette.series)]
+        lows, highs = zip(*curve.intervals, strict=True)
+        ax.fill_between(curve.eps, lows, highs, color=colour, alpha=0.18, linewidth=0)
+        ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name), **LINE)
+        said.append(f"{name} from {curve.accuracy[0]:.1%} clean to {curve.accuracy[-1]:.1%} at {curve.eps[-1]:.4g}")
+    (curve, *_) = comparison.curves.values()
+    config = comparison.reports[comparison.first].config
+    if curve.eps[-1] >= config.eps:
+        ax.axvline(config.eps, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
+    ax.set_xlim(0, None)
+    ax.set_ylim(-0.02, 1.02)
+    percent_axis(ax.yaxis)
+    ax.set_xlabel(f"eps ({curve.norm}, pixel units)")
+    ax.set_ylabel(f"accuracy under {curve.attack}")
+    legend(ax, palette)
+    return figure, f"Accuracy under {curve.attack} by eps, with 95 % intervals: {'; '.join(said)}."

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import copy
+import csv
+import io
+import json
+import re
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pwoa_plugin import compare
+from pwoa_plugin.pages import write_plots
+from pwoa_plugin.robustness import Comparison, evaluate, security_curve
+from pwoa_plugin.robustness.comparison import count_weights
+from pwoa_plugin.robustness.plots import drawings
+
+Pair = tuple[Tensor, Tensor]
+Models = Callable[[int], nn.Module]
+
+
+def prune(model: nn.Module, share: float) -> nn.Module:
+    pruned = copy.deepcopy(model)
+    with torch.no_grad():
+        for parameter in pruned.parameters():
+            if parameter.dim() > 1:
+                smallest = parameter.abs().flatten().kthvalue(int(share * parameter.numel())).values
+                parameter[parameter.abs() <= smallest] = 0
+    return pruned
+
+
+@pytest.fixture(scope="module")
+def compared(make_model: Models, held_out: Pair, eps: float) -> Comparison:
+    model = make_model(10)
+    models = {"dense": model, "half": prune(model, 0.5), "<b>tenth": prune(model, 0.9)}
+    return compare(
+        models,
+        held_out,
+        protocol="quick",
+        eps=eps,
+        sample=120,
+        curve=[eps / 2, eps],
+        curve_attack="PGD-3",
+        progress=False,
+    )
+
+
+def test_models_are_judged_as_evaluate_judges_them(
+    compared: Comparison, make_model: Models, held_out: Pair, eps: float
+) -> None:
+    alone = evaluate(make_model(10), held_out, protocol="quick", eps=eps, sample=120, progress=False)
+    assert compared.first == "dense"
+    report = compared.reports["dense"]
+    assert report.config == alone.config
+    assert torch.equal(report.worst_case.robust, alone.worst_case.robust)
+    assert len({report.config.images_sha256 for report in compared.reports.values()}) == 1
+
+
+def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
+    assert compared.pair("<b>tenth").beyond_chance
+    assert "<b>tenth is less robust than dense beyond chance: -" in compared.verdict("<b>tenth")
+    same = Comparison(
+        reports=dict.fromkeys(("dense", "copy"), compared.reports["dense"]),
+        weights=dict.fromkeys(("dense", "copy"), compared.weights["dense"]),
+    )
+    assert "copy is not told apart from dense: +0.0 points" in same.verdict("copy")
+    dense, tenth = compared.reports["dense"].worst_case, compared.reports["<b>tenth"].worst_case
+    assert compared.pair("<b>tenth").difference == pytest.approx(tenth.accuracy - dense.accuracy)
+
+
+def test_weights_are_counted_and_their_structure_named() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 10))
+    assert (count_weights(model).total, count_weights(model).struct) == (72 + 160, "")
+    with torch.no_grad():
+        model[0].weight[:3] = 0
+        assert (count_weights(model).struct, count_weights(model).nonzero) == ("filters", 232 - 54)
+        model[0].weight.fill_(1)
+        model[3].weight[:, :12] = 0
+        assert count_weights(model).struct == "channels"
+        model[3].weight[torch.rand(10, 16) < 0.5] = 0
+        assert count_weights(model).struct == "weights"
+
+
+def test_broken_images_are_lost_by_the_model_and_not_by_the_first(compared: Comparison, eps: float) -> None:
+    assert compared.broken
+    for item in compared.broken:
+        assert compared.reports["dense"].worst_case.robust[item.index]
+        report = compared.reports[item.model]
+        assert not report.worst_case.robust[item.index]
+        assert item.answer != item.label == int(report.labels[item.index])
+        assert 0 < float((item.adversarial - item.image).abs().max()) <= eps + 1e-6
+
+
+def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
+    compared.to_json(tmp_path / "comparison.json")
+    back = Comparison.from_json(tmp_path / "comparison.json")
+    assert back.to_dict() == compared.to_dict()
+    assert back.broken == ()
+    rows = list(csv.DictReader(io.StringIO(compared.to_csv())))
+    assert [row["model"] for row in rows] == ["dense", "half", "<b>tenth"]
+    assert [row["struct"] for row in rows] == ["", "weights", "weights"]
+    assert [row["sr"] for row in rows] == ["", "", "90"]
+    assert float(rows[0]["worst case %"]) == pytest.approx(
+        100 * compared.reports["dense"].worst_case.accuracy, abs=0.01
+    )
+    assert {row["AA"] for row in rows} == {""}
+    markdown = compared.to_markdown()
+    assert "| model | sparsity | clean | FGSM | PGD-10 | worst case | against the first |" in markdown
+    assert "<b>" not in markdown.replace("\\<b\\>", "")
+    content = json.loads((tmp_path / "comparison.json").read_text())
+    assert content["paired"]["half"]["worst case"]["p_value"] == compared.pair("half").p_value
+    for broken in ({"format": 2}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
+        with pytest.raises(ValueError, match=r"^comparison"):
+            Comparison.from_dict(content | broken)
+
+
+def test_autoattack_is_the_benchmarks_aa(compared: Comparison) -> None:
+    content = json.loads(json.dumps(compared.to_dict()))
+    for report in content["reports"].values():
+        for place in (report["attacks"], report["config"]["attacks"]):
+            place["AutoAttack"] = place.pop("PGD-10")
+    row = Comparison.from_dict(content).benchmark_rows()[0]
+    report = compared.reports["dense"]
+    assert row["AA"] == round(100 * report.attacks["PGD-10"].accuracy, 2)
+    assert row["clean/AA"] == f"{100 * report.clean:.2f}/{row['AA']:.2f}"
+
+
+class Page(HTMLParser):
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in {"meta", "img", "path", "use", "line"}:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in {"meta", "img", "path", "use", "line"}:
+            assert self.open.pop() == tag
+
+
+def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
+    html = compared.to_html()
+    page = Page(html)
+    assert page.open == []
+    assert "<b>" not in html
+    addresses = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href") and value]
+    assert addresses
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in addresses)
+    assert not re.search(r"https?://(?!www\.w3\.org)", html)
+    assert sum(tag == "img" for tag, _ in page.tags) == 2 * len(compared.broken)
+    assert sum(tag == "svg" for tag, _ in page.tags) == 3
+    assert all(attrs["alt"] for tag, attrs in page.tags if tag == "img")
+    assert html == compared.to_html()
+    for name in compared.reports:
+        assert compared.reports[name].worst_case.accuracy <= 1
+    assert "AutoAttack is not among the attacks" in html
+
+
+def test_plots_are_files(compared: Comparison, tmp_path: Path) -> None:
+    paths = write_plots(drawings(compared), tmp_path)
+    assert [path.name for path in paths] == ["attacks.png", "classes.png", "curves.png"]
+
+
+def test_a_model_alone_has_a_page_too(make_model: Models, held_out: Pair) -> None:
+    arguments = {"protocol": "quick", "eps": 8 / 255, "sample": 20, "progress": False}
+    alone = compare({"net": make_model(10)}, held_out, **arguments)
+    assert "8/255" in alone.to_html()
+    assert "Is it worse?" not in alone.to_html()
+    assert alone.to_dict()["paired"] == {}
+
+
+def test_a_curve_starts_clean_falls_and_is_raw(model: nn.Module, held_out: Pair, eps: float) -> None:
+    curve = security_curve(model, held_out, eps=[eps, eps / 4, 3 * eps], attack="PGD-3", progress=False)
+    report = evaluate(model, held_out, eps=eps, attacks="PGD-3", progress=False, alarms=False)
+    assert curve.eps == (0.0, eps / 4, eps, 3 * eps)
+    assert curve.accuracy[0] == report.clean
+    assert curve.n_robust[2] == report.attacks["PGD-3"].n_robust
+    assert list(curve.accuracy) == sorted(curve.accuracy, reverse=True)
+    assert all(low <= accuracy <= high for accuracy, (low, high) in zip(curve.accuracy, curve.intervals, strict=True))
+    assert curve.alarms == ()
+
+
+def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float) -> None:
+    class Shy(nn.Module):
+        """Has no gradient once an image is far from where it was."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            far = (x - images[: len(x)]).abs().flatten(1).amax(1) > 0.15 if len(x) == len(images) else None
+            logits: Tensor = model(x)
+            return logits if far is None else torch.where(far[:, None], model(images), logits)
+
+    images, labels = held_out
+    keep = (model.eval()(images).argmax(1) == labels).nonzero().squeeze(1)[:60]
+    images, labels = images[keep], labels[keep]
+    curve = security_curve(Shy(), (images, labels), eps=[0.1, 0.3], attack="FGSM", progress=False)
+    assert curve.accuracy[2] > curve.accuracy[1]
+    (alarm,) = curve.alarms
+    assert alarm.name == "rises-with-eps"
+    assert "at eps = 0.3 than at 0.1" in str(alarm)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"models": {}}, "models is empty"),
+        ({"models": {"": nn.Identity()}}, "models: '' names no model"),
+        ({"protocol": "slow"}, "protocol='slow' is unknown"),
+        ({"curve": [2]}, "eps=2 is wider"),
+        ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
+    ],
+)
+def test_bad_input(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
+    whole = {"models": {"a": model}, "data": held_out, "eps": 0.1, "protocol": "quick", "sample": 5, "progress": False}
+    with pytest.raises(ValueError, match=said):
+        compare(**(whole | arguments))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="eps is empty"):
+        security_curve(model, held_out, eps=[])

@@ -1,0 +1,149 @@
+"""Evaluations that are killed and go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pwoa_plugin.robustness import Report, evaluate
+from pwoa_plugin.robustness.journal import Journal
+
+Pair = tuple[Tensor, Tensor]
+
+
+def test_a_step_is_computed_once_and_leaves_the_same_random_state(tmp_path: Path) -> None:
+    ends = []
+    for calls_expected in (1, 0):
+        calls: list[int] = []
+
+        def compute(calls: list[int] = calls) -> Tensor:
+            calls.append(1)
+            return torch.rand(3)
+
+        torch.manual_seed(7)
+        journal = Journal(tmp_path, lambda: 5).of("a|b")
+        notes: list[str] = [] if not calls_expected else ["said"]
+        found = journal.step("first", compute, notes)
+        ends.append((found.tolist(), torch.rand(1).item(), notes))
+        assert len(calls) == calls_expected
+        assert (journal.seconds > 0) is not bool(calls_expected)
+    assert ends[0] == ends[1]
+
+
+def test_a_damaged_step_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Journal(tmp_path).step("a", lambda: torch.ones(2))
+    (file,) = tmp_path.iterdir()
+    file.write_bytes(file.read_bytes()[:-9])
+    assert Journal(tmp_path).step("a", lambda: torch.zeros(2)).tolist() == [0, 0]
+    assert "is damaged" in caplog.text
+    assert Journal(tmp_path).step("a", lambda: torch.ones(2)).tolist() == [0, 0]
+
+
+def test_a_journal_of_nowhere_keeps_nothing() -> None:
+    journal = Journal().of("a")
+    assert [journal.step("a", lambda i=i: torch.tensor(i)).item() for i in (1, 2)] == [1, 2]
+
+
+def same(one: Report, other: Report) -> bool:
+    return (
+        one.config == other.config
+        and one.notes == other.notes
+        and one.alarms == other.alarms
+        and torch.equal(one.adversarial, other.adversarial)
+        and one.attacks.keys() == other.attacks.keys()
+        and all(
+            torch.equal(column.robust, other.attacks[name].robust)
+            and column.forwards == other.attacks[name].forwards
+            and column.felled == other.attacks[name].felled
+            for name, column in one.attacks.items()
+        )
+    )
+
+
+ATTACKS = ["PGD-10", "PGD-3-T", "AutoAttack"]
+
+
+def test_from_every_step_it_ends_with_the_same_numbers(model: nn.Module, held_out: Pair, tmp_path: Path) -> None:
+    data = held_out[0][:24], held_out[1][:24]
+    arguments = {"eps": 0.3, "attacks": ATTACKS, "batch_size": 8, "progress": False, "alarms": False}
+    whole = evaluate(model, data, **arguments)
+    kept = evaluate(model, data, **arguments, state=tmp_path)
+    assert same(whole, kept)
+    files = sorted(tmp_path.rglob("*.safetensors"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) > 8
+    for left in range(0, len(files), 3):
+        for file in files[left:]:
+            file.unlink(missing_ok=True)
+        before = {file.stat().st_mtime_ns for file in files[:left]}
+        again = evaluate(model, data, **arguments, state=tmp_path)
+        assert same(whole, again)
+        assert before <= {file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}  # not computed again
+
+
+def test_another_evaluation_leaves_the_state_alone(model: nn.Module, held_out: Pair, tmp_path: Path) -> None:
+    arguments = {"attacks": "PGD-3", "progress": False, "alarms": False, "state": tmp_path, "eps": 0.1}
+    evaluate(model, held_out, **arguments)
+    for change in ({"seed": 1}, {"eps": 0.2}, {"sample": 100}, {"batch_size": 50}, {"norm": "L2"}):
+        evaluate(model, held_out, **(arguments | change))
+    with torch.no_grad():
+        model[-1].bias[0] += 1  # type: ignore[index,operator]
+    evaluate(model, held_out, **arguments)
+    assert len(list(tmp_path.iterdir())) == 7
+
+
+SCRIPT = """
+import sys, torch
+torch.set_num_threads(1)
+from torch import nn
+from pwoa_plugin.robustness import evaluate
+torch.manual_seed(0)
+model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
+x = torch.rand(20, 1, 8, 8)
+report = evaluate(
+    model, (x, model(x).argmax(1)), eps=0.05, attacks=["PGD-10", "AutoAttack"], batch_size=5,
+    state=sys.argv[1], progress=False, alarms=False,
+)
+report.to_json(sys.argv[2])
+"""
+
+
+def test_killed_again_and_again_it_ends_with_the_same_numbers(tmp_path: Path) -> None:
+    script = tmp_path / "judge.py"
+    script.write_text(textwrap.dedent(SCRIPT))
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+
+    def start(name: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, str(script), str(tmp_path / f"{name}-state"), str(tmp_path / f"{name}.json")]
+        return subprocess.Popen(command, env=environment)
+
+    assert start("whole").wait() == 0
+    n_steps = len(list((tmp_path / "whole-state").rglob("*.safetensors")))
+    killed = 0
+    while True:
+        process = start("killed")
+        done = len(list((tmp_path / "killed-state").rglob("*.safetensors")))
+        while process.poll() is None:  # after a few more steps, in the middle of one
+            if len(list((tmp_path / "killed-state").rglob("*.safetensors"))) >= done + n_steps // 3 and killed < 2:
+                process.send_signal(signal.SIGKILL)
+                killed += 1
+                process.wait()
+            time.sleep(0.001)
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL
+    assert killed >= 2
+    whole, again = (Report.from_json(tmp_path / f"{name}.json") for name in ("whole", "killed"))
+    assert 0 < whole.worst_case.n_robust < 20
+    assert whole.config == again.config
+    for name, column in whole.attacks.items():
+        assert torch.equal(column.robust, again.attacks[name].robust)
+        assert column.forwards == again.attacks[name].forwards

@@ -1,0 +1,154 @@
+"""`pwoa compare`, and `pwoa evaluate` of what is no run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pwoa_plugin.models import robust_lenet
+from pwoa_plugin.robustness import Comparison
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder, which is the current one, with a dense checkpoint and a pruned one."""
+    monkeypatch.chdir(tmp_path)
+    state = robust_lenet().state_dict()
+    save_file(state, tmp_path / "dense.safetensors")
+    for tensor in state.values():
+        if tensor.dim() > 1:
+            tensor[tensor.abs() < tensor.abs().flatten().kthvalue(int(0.9 * tensor.numel())).values] = 0
+    torch.save({"state_dict": state}, tmp_path / "pruned.pt")
+    return tmp_path
+
+
+@pytest.fixture
+def common(mnist_root: Path) -> list[str]:
+    return ["--arch", "lenet", "--data", "mnist", "--data-root", str(mnist_root), "--eps", "0.3"]
+
+
+QUICK = ["--attacks", "PGD-3", "--quiet"]
+
+
+def test_compare_writes_a_table_and_a_page(pwoa: Run, weights: Path) -> None:
+    command = ["compare", "dense.safetensors", "tenth=pruned.pt", "--arch", "lenet", "--data", "mnist-sample"]
+    command += ["--eps", 0.3, "--protocol", "quick", "--sample", 20]
+    status, out, err = pwoa(*command, "--curve", "51/255", 0.3, "--curve-attack", "PGD-3")
+    assert status == 0
+    assert "dense: 20 images, Linf eps = 0.3, protocol quick 1, seed 0, cpu" in out
+    assert "tenth is " in out
+    assert "The page is judged/dense-tenth/comparison.html" in err
+    folder = weights / "judged" / "dense-tenth"
+    names = {path.name for path in folder.iterdir()}
+    assert names == {"asked.json", "plots"} | {f"comparison.{kind}" for kind in ("json", "csv", "md", "html")}
+    assert {path.stem for path in (folder / "plots").iterdir()} == {"attacks", "classes", "curves"}
+    comparison = Comparison.from_json(folder / "comparison.json")
+    assert comparison.weights["tenth"].sparsity == pytest.approx(0.9, abs=0.01)
+    assert comparison.curves["dense"].eps == (0.0, pytest.approx(0.2), 0.3)
+
+    before = (folder / "comparison.json").stat().st_mtime_ns
+    status, out, _ = pwoa(*command, "--curve", 0.2, 0.3, "--curve-attack", "PGD-3", "--json")
+    assert status == 0
+    assert json.loads(out)["benchmark"][1]["sr"] == 90
+    assert (folder / "comparison.json").stat().st_mtime_ns == before  # it was there already
+    status, _, err = pwoa(*command, "--seed", 1)
+    assert status == 2
+    assert "out=judged/dense-tenth: holds another comparison, with other images, seed, curve; give another --out" in err
+    assert (folder / "comparison.json").stat().st_mtime_ns == before
+
+
+def test_evaluate_takes_a_checkpoint(pwoa: Run, weights: Path, common: list[str]) -> None:
+    status, out, _ = pwoa("evaluate", "pruned.pt", *common, *QUICK, "--sample", 10, "--norm", "l2", "--out", "here")
+    assert status == 0
+    assert "pruned: 10 images, L2 eps = 0.3" in out
+    assert (weights / "here" / "comparison.html").exists()
+    status, out, _ = pwoa("evaluate", "shipped:robust_lenet_mnist", *common, "--protocol", "quick", "--json")
+    assert status == 0
+    assert json.loads(out)["first"] == "robust_lenet_mnist"
+
+
+def test_a_run_is_compared_with_its_checkpoint(pwoa: Run, weights: Path, finished: Path, common: list[str]) -> None:
+    command = ["compare", "dense=shipped:robust_lenet_mnist", f"pruned={finished}", "--arch", "lenet"]
+    status, out, err = pwoa(*command, "--attacks", "PGD-3", "--sample", 15, "--json")  # data and eps are the run's
+    assert status == 0, err
+    content = json.loads(out)
+    assert content["reports"]["pruned"]["config"]["eps"] == 0.3
+    of = content["weights"]
+    assert of["pruned"]["nonzero"] == pytest.approx(0.1 * of["dense"]["total"], rel=0.02)
+
+
+def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
+    command = ["compare", "dense.safetensors", "pruned.pt", "--arch", "lenet", "--data", "mnist-sample", "--eps", "0.3"]
+    command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-40", "PGD-41"]
+    assert pwoa(*command, "--out", "whole")[0] == 0
+    python = [sys.executable, "-m", "pwoa_plugin", *command, "--out", "killed"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(python, env=environment)
+    while len(list(Path("killed").glob("state/*/*/*.safetensors"))) < 10:  # in the midst of the second model
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not Path("killed/comparison.json").exists()
+    status, _, err = pwoa(*command, "--out", "killed", "--seed", 1)
+    assert status == 2
+    assert "holds another comparison" in err
+    assert pwoa(*command, "--out", "killed")[0] == 0
+    assert not Path("killed/state").exists()
+    whole, again = (Comparison.from_json(f"{name}/comparison.json") for name in ("whole", "killed"))
+    for name, report in whole.reports.items():
+        assert report.clean > 0.5
+        for attack, column in report.attacks.items():
+            assert torch.equal(column.robust, again.reports[name].attacks[attack].robust)
+            assert column.forwards == again.reports[name].attacks[attack].forwards
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is no checkpoint"),
+        (["compare", "dense.safetensors", "dense.safetensors", "COMMON"], "comes twice; give NAME=PATH"),
+        (["compare", "dense.safetensors", "pruned.pt", "--data", "mnist-sample"], "arch is missing; give --arch"),
+        (["compare", "dense.safetensors", "--arch", "lenet"], "data is missing; give --data, one of mnist"),
+        (["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst"], "name='mnst' is unknown"),
+        (["evaluate", "dense.safetensors", "COMMON", "--arch", "lenett"], "did you mean lenet"),
+        (["evaluate", "dense.safetensors", "COMMON", "--arch", "resnet18-cifar"], "does not fit the network"),
+        (["compare", "dense.safetensors", "COMMON", "--eps", "8"], "did you mean 8/255?"),
+        (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is no radius"),
+        (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
+        (["compare", "dense.safetensors", "COMMON", "--attacks", "PDG-20"], "did you mean PGD-20"),
+        (["compare", "dense.safetensors", "COMMON", "--attacks", "FGSM", "--protocol", "quick"], "give one of them"),
+        (["compare", "dense.safetensors", "COMMON", "--sample", "99"], "images=99: the test set of mnist has 30"),
+        (["compare", "dense.safetensors", "COMMON", "--norm", "L9"], "norm='L9' is unknown"),
+        (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
+        (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
+        (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
+        (["evaluate", "dense.safetensors", "COMMON", "--dense"], "--dense goes with a run"),
+        (["evaluate", "shipped:robust_lenet", "COMMON"], "did you mean shipped:robust_lenet_mnist"),
+        (["evaluate", "RUN", "--curve", "0.1"], "--curve does not go with a run in its own folder"),
+        (["evaluate", "RUN", "--protocol", "quick", "--attacks", "FGSM"], "protocol and attacks are given"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_folder(
+    pwoa: Run, weights: Path, finished: Path, common: list[str], arguments: list[str], said: str
+) -> None:
+    given: list[str] = []
+    for argument in arguments:
+        given += common if argument == "COMMON" else [str(finished) if argument == "RUN" else argument]
+    status, out, err = pwoa(*given)
+    assert (status, out) == (2, "")
+    assert said in err
+    assert len(err.splitlines()) == 1
+    assert not (weights / "judged").exists() or not list((weights / "judged").iterdir())
