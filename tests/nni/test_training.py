@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pwoa_plugin.config import ADMMConfig
-from pwoa_plugin.nni.training import Plan, plan_alone, plan_scheduled, take_images_and_labels
+from pwoa_plugin.nni.batch import take_images_and_labels
+from pwoa_plugin.nni.training import Plan, plan_alone, plan_scheduled
 
 
 @pytest.mark.parametrize(
