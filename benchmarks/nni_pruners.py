@@ -4,7 +4,8 @@
     python -m benchmarks.nni_pruners --table
 
 MNIST, 10,000 natural images of the training set, 12 epochs for every method, Adam 1e-3 falling to 0 by a cosine.
-Every convolution and linear layer loses 15 weights in 16, one by one (granularity [1], the same ratio in each layer).
+Every convolution and linear layer loses 15 weights in 16, one by one (granularity [1], the same ratio in each layer);
+`pwoa-lamp` has the same total, spread by LAMP.
 Judged by the standard AutoAttack on 200 test images. A method is a cell, a cell is a JSON file in --out, and one that
 is there is not run again.
 """
@@ -35,7 +36,8 @@ from .mnist import EPS, images_of
 
 PRUNED = [{"op_types": ["Conv2d", "Linear"], "target_names": ["weight"], "sparse_ratio": 0.9375, "granularity": [1]}]
 PRUNERS = ("agp-level", "movement", "agp-taylor")
-METHODS = (*PRUNERS, *(f"{pruner}+distiller" for pruner in PRUNERS), "pwoa")
+PWOA = {"pwoa": "uniform", "pwoa-lamp": "lamp"}  # allocation
+METHODS = (*PRUNERS, *(f"{pruner}+distiller" for pruner in PRUNERS), *PWOA)
 
 
 def nni_pruner(name: str, model: nn.Module, evaluator: Any, steps: int) -> Compressor:
@@ -62,8 +64,8 @@ def prune(method: str, model: nn.Module, data: TensorDataset, epochs: int, optio
         lr_scheduler=CosineAnnealingLR,
         lr_scheduler_options={"T_max": steps},
     )
-    if method == "pwoa":
-        pruner = PwoAPruner(model, PRUNED, evaluator, eps=EPS, steps_per_epoch=len(loader))
+    if method in PWOA:
+        pruner = PwoAPruner(model, PRUNED, evaluator, eps=EPS, allocation=PWOA[method])
         pruner.compress(steps, None)
         pruner.unwrap_model()
         return
@@ -126,7 +128,7 @@ def table(results: list[dict[str, Any]]) -> str:
     rows = ["| pruner | alone: clean | AutoAttack (95 %) | with PwoADistiller: clean | AutoAttack (95 %) |"]
     rows.append("| --- | --- | --- | --- | --- |")
     rows += [f"| {pruner} | {figures(pruner)} | {figures(pruner + '+distiller')} |" for pruner in PRUNERS]
-    rows.append(f"| PwoAPruner | {figures('pwoa')} | | |")
+    rows += [f"| PwoAPruner, {allocation} | {figures(name)} | | |" for name, allocation in PWOA.items()]
     return "\n".join(rows)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pwoa_plugin.nni.batch import Asked, with_images
+from pwoa_plugin.nni.batch import Asked, take_images_and_labels, with_images
 
 X, Y, NEW = torch.zeros(4, 1, 2, 2), torch.arange(4), torch.ones(3, 1, 2, 2)
 
@@ -32,3 +32,17 @@ def test_asked_is_about_a_batch() -> None:
         assert torch.equal(asked(NEW), torch.ones(3, 4) + Y[:3, None])
     with pytest.raises(RuntimeError, match="no batch"):
         asked(NEW)
+
+
+def test_images_and_labels_of_a_batch() -> None:
+    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
+    batches: list[Any] = [(x, y), [x, y, "a path"], {"pixel_values": x, "labels": y}, {"x": x, "y": y}]
+    for batch in batches:
+        images, labels = take_images_and_labels(batch)
+        assert images is x
+        assert labels is y
+    assert take_images_and_labels(x) == (x, None)
+    assert take_images_and_labels([x]) == (x, None)
+    for bad in ({"input_ids": y}, "text", []):
+        with pytest.raises(ValueError, match="pass take_batch="):
+            take_images_and_labels(bad)

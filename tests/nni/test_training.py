@@ -5,10 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from pwoa_plugin.config import ADMMConfig
-from pwoa_plugin.nni.batch import take_images_and_labels
 from pwoa_plugin.nni.training import Plan, plan_alone, plan_scheduled
 
 
@@ -33,17 +31,3 @@ def test_in_a_scheduler_the_weights_get_time_to_follow_the_last_update(steps: in
     plan = plan_scheduled(interval=10, times=5, steps=steps)
     assert plan == Plan(10, 50, prune, scheduled=True)
     assert steps is None or steps < 50 or steps - plan.prune >= plan.prune - plan.last_update
-
-
-def test_images_and_labels_of_a_batch() -> None:
-    x, y = torch.rand(2, 1, 4, 4), torch.tensor([0, 1])
-    batches: list[Any] = [(x, y), [x, y, "a path"], {"pixel_values": x, "labels": y}, {"x": x, "y": y}]
-    for batch in batches:
-        images, labels = take_images_and_labels(batch)
-        assert images is x
-        assert labels is y
-    assert take_images_and_labels(x) == (x, None)
-    assert take_images_and_labels([x]) == (x, None)
-    for bad in ({"input_ids": y}, "text", []):
-        with pytest.raises(ValueError, match="pass take_batch="):
-            take_images_and_labels(bad)
