@@ -68,7 +68,7 @@ def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(
     moments, kills, out = random.Random(0), 0, tmp_path / "killed"
     while kills < 20:
         process = start(out)
-        time.sleep(moments.uniform(0.0, length))
+        process.join(moments.uniform(0.0, length))  # or until it is done
         process.kill()
         process.join()
         if process.exitcode == 0:  # it was done before the kill: once more, elsewhere
