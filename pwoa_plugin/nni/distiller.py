@@ -22,13 +22,12 @@ from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
-from .training import check_finite
+from .training import FiniteCheck
 
 __all__ = ["PwoADistiller"]
 
 _logger = logging.getLogger(__name__)
 
-_STEPS_BETWEEN_CHECKS = 10
 _SELECTING = ("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re")
 
 
@@ -104,7 +103,7 @@ class PwoADistiller(Distiller):
         self.loss = loss
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
-        self._step = 0
+        self._step, self._finite = 0, FiniteCheck()
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
         self.config_list = config_list
@@ -259,7 +258,7 @@ class PwoADistiller(Distiller):
             factor.detach().fill_(1)
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._step = 0
+        self._step, self._finite = 0, FiniteCheck()
         self._check_trained(evaluator)
         own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
         own(self._loss)
@@ -292,13 +291,13 @@ class PwoADistiller(Distiller):
                 if isinstance(network, Asked):
                     asked.enter_context(network.about(batch, x))
             loss: Tensor = self.loss(self._student, x, y)
-        if self._step % _STEPS_BETWEEN_CHECKS == 0:
-            check_finite(loss, self._step)
+        self._finite.see(loss, self._step)
         self._step += 1
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
         return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        self._finite.check(self.bound_model, self._step)
         unmasked = [
             name
             for name, wrapper in self._wrappers().items()

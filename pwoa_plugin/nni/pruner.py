@@ -469,6 +469,8 @@ class PwoAPruner(Pruner):
             with restored_on_error(self.bound_model):
                 self._start(evaluator, max_steps, max_epochs)
                 train(max_steps, max_epochs)
+                if self._training is not None:
+                    self._training.finish()  # if training ended early; and whether it left numbers
         except BaseException:
             self._pruned, self._held, self.residual = before
             self._end()
@@ -522,7 +524,6 @@ class PwoAPruner(Pruner):
         training = self._training
         if training is None:
             return
-        training.finish()  # if training ended early
         self._hold()
         for wrapper in self._module_wrappers.values():
             release(wrapper.module)

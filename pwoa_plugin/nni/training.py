@@ -18,11 +18,12 @@ from ..method.loss import PwoALoss
 from .batch import TakeBatch
 from .config_list import Target
 
-__all__ = ["Plan", "Training", "check_finite", "plan_alone", "plan_scheduled"]
+__all__ = ["FiniteCheck", "Plan", "Training", "plan_alone", "plan_scheduled"]
 
 _logger = logging.getLogger(__name__)
 
 _STEPS_BETWEEN_CHECKS = 10
+_CURE = "the model is as it was: lower the learning rate"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ class Training:
         self.step, self.pruned = 0, pruned
         self.residual: float | None = None
         self.images: Tensor | None = None
+        self._finite = FiniteCheck()
         self._admm: ADMM | None = None
         if plan is not None and not pruned:
             masks = {name: partial(_mask_now, target, share, name) for name, target in targets.items()}
@@ -118,8 +120,7 @@ class Training:
         loss: Tensor = self._loss(self.model, x, y)
         if self.images is None:
             self.images = x[:2].detach().to(loss.device, copy=True)
-        if self.step % _STEPS_BETWEEN_CHECKS == 0:
-            check_finite(loss, self.step)
+        self._finite.see(loss, self.step)
         if self._admm is not None:
             loss = loss + self._admm.penalty()
         return others + loss
@@ -136,7 +137,12 @@ class Training:
             self._admm.dual_update()
 
     def finish(self) -> None:
-        """The hard prune, unless it is behind: the weights alone are projected, without the dual."""
+        """The hard prune, unless it is behind: the weights alone are projected, without the dual.
+
+        Raises:
+            TrainingError: the loss or a weight is no number.
+        """
+        self._finite.check(self.model, self.step)
         if self.pruned:
             return
         if self.plan is not None and self.plan.scheduled and self.step < self.plan.last_update:
@@ -157,13 +163,39 @@ def _mask_now(target: Target, share: Callable[[str], float], name: str, value: T
     return target.mask(value, share(name))
 
 
-def check_finite(loss: Tensor, step: int) -> None:
-    """Raise where there is no sense in training on.
+class FiniteCheck:
+    """Whether a training's losses and weights are numbers.
 
-    Raises:
-        TrainingError: the loss of ``step`` (from 0) is no number.
+    A flag stays where the losses are and is read every tenth step: reading one waits for an accelerator.
     """
-    if not loss.isfinite():
-        raise TrainingError(
-            f"the loss is not finite at step {step + 1}; the model is as it was: lower the learning rate"
-        )
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Take down the loss of ``step`` (from 0).
+
+        Raises:
+            TrainingError: at every tenth step, a loss up to it is no number.
+        """
+        finite = loss.detach().isfinite()
+        self._finite = finite if self._finite is None else self._finite.to(finite.device) & finite
+        if step % _STEPS_BETWEEN_CHECKS == 0:
+            self._check_losses(step + 1)
+
+    def check(self, model: nn.Module, steps: int) -> None:
+        """What ``steps`` of training have left.
+
+        Raises:
+            TrainingError: a loss was no number, or a trained parameter of the model holds one that is not.
+        """
+        self._check_losses(steps)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        finite = {name: value.detach().isfinite().all() for name, value in trained.items()}
+        if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
+            name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
+            raise TrainingError(f"{name} is not finite after step {steps}; {_CURE}")
+
+    def _check_losses(self, step: int) -> None:
+        if self._finite is not None and not self._finite:
+            raise TrainingError(f"the loss is not finite at step {step}, or shortly before; {_CURE}")
