@@ -23,6 +23,7 @@ from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
 from .training import FiniteCheck
+from .wrappers import settle
 
 __all__ = ["PwoADistiller"]
 
@@ -309,6 +310,7 @@ class PwoADistiller(Distiller):
                 "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
             )
         self._bake()
+        settle(self._wrappers().values())
 
 
 def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:

@@ -31,7 +31,7 @@ from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
 from .training import Plan, Training, plan_alone, plan_scheduled
-from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, release
+from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, settle
 
 __all__ = ["PwoAPruner"]
 
@@ -297,6 +297,7 @@ class PwoAPruner(Pruner):
                     parameter = self.bound_model.get_submodule(name).get_parameter(target)
                     parameter.data.masked_fill_(mask.to(parameter.device) == 0, 0)
         bake(self._module_wrappers.values())
+        settle(self._module_wrappers.values())
         self._pruned, self._held = True, None
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:
@@ -525,8 +526,7 @@ class PwoAPruner(Pruner):
         if training is None:
             return
         self._hold()
-        for wrapper in self._module_wrappers.values():
-            release(wrapper.module)
+        settle(self._module_wrappers.values())
         self.radius = self._loss.radius
         if training.residual is not None:
             self.residual = training.residual

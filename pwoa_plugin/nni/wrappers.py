@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from ..method.distillation import frozen_copy
 
-__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release"]
+__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release", "settle"]
 
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
@@ -81,6 +81,22 @@ def release(module: nn.Module) -> None:
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.grad_fn is not None:
             module._buffers[name] = buffer.detach()
+
+
+def settle(wrappers: Iterable[ModuleWrapper]) -> None:
+    """Have wrapped modules hold their wrappers' own parameters, as they are now, masked.
+
+    NNI leaves there what the last forward used: an optimizer step older, without masks made since. A quantized parameter
+    stays as it was rounded.
+    """
+    for wrapper in wrappers:
+        if not is_on(wrapper):
+            continue
+        release(wrapper.module)
+        for target, space in wrapper.pruning_target_spaces.items():
+            is_plain = space.type is TargetType.PARAMETER and space.apply_method not in _NOT_ZEROS
+            if is_plain and space.target is not None and target not in wrapper.quantization_target_spaces:
+                wrapper.module._buffers[target] = space.target.detach().clone()
 
 
 def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:

@@ -109,7 +109,9 @@ def test_each_nni_pruner_meets_its_sparsity_in_the_plain_model(
     assert distiller.compress(max_steps=STEPS) is trained
     assert set(distiller.terms) == {"distillation", "features", "hsic_x", "hsic_y"}
     assert distiller.hidden_layers == ["fc1", "fc2"]
-    masks = distiller.get_masks()
+    masks, state = distiller.get_masks(), trained.state_dict()
+    for layer in masks:
+        assert torch.equal(state[f"{layer}.weight"], state[f"{layer}._nni_wrapper.weight"])
     wrapped = trained(images[0])
     distiller.unwrap_model()
     distiller.unwrap_model()

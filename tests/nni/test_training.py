@@ -56,7 +56,7 @@ def test_weights_that_are_no_numbers_are_never_returned(
         else PwoADistiller(trained, [], evaluator, teacher, eps=0.1, origin_loss_lambda=1e3)
     )
     before = copy.deepcopy(trained.state_dict())
-    with pytest.raises(TrainingError, match="not finite.*lower the learning rate"):
+    with pytest.raises(TrainingError, match=r"not finite.*lower the learning rate"):
         compressor.compress(steps)
     assert evaluator.model is None
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
