@@ -15,6 +15,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from schema import SchemaError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..method.compression import restored_on_error
@@ -23,7 +24,7 @@ from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
 from .training import FiniteCheck
-from .wrappers import settle
+from .wrappers import hook, is_on, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
 
@@ -105,6 +106,7 @@ class PwoADistiller(Distiller):
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
         self._step, self._finite = 0, FiniteCheck()
+        self._hooks: list[RemovableHandle] = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
         self.config_list = config_list
@@ -165,10 +167,24 @@ class PwoADistiller(Distiller):
 
     # -- masks -----------------------------------------------------------------------------------
 
+    def wrap_model(self) -> None:
+        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
+        if self._is_wrapped:
+            return
+        read_parameters(self._module_wrappers.values())
+        self._bake()
+        super().wrap_model()
+        self._hooks = hook(self._module_wrappers.values())
+
     def unwrap_model(self) -> None:
         """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
         if not self._is_wrapped:
+            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
         self._bake()
         super().unwrap_model()
 
@@ -230,6 +246,8 @@ class PwoADistiller(Distiller):
         """
         if (max_steps is None) == (max_epochs is None):
             raise ValueError("compress: give max_steps or max_epochs, one of them")
+        refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
+        self.wrap_model()
         model: nn.Module = super().compress(max_steps, max_epochs)
         return model
 

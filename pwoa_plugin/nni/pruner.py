@@ -31,7 +31,7 @@ from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
 from .training import Plan, Training, plan_alone, plan_scheduled
-from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, settle
+from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
 
@@ -389,8 +389,7 @@ class PwoAPruner(Pruner):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
-        if not self._is_wrapped and any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
-            raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
+        refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
         if self._run is not None:
             if max_steps is not None or max_epochs is not None:
                 raise ValueError(

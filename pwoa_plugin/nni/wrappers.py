@@ -17,7 +17,17 @@ from torch.utils.hooks import RemovableHandle
 
 from ..method.distillation import frozen_copy
 
-__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release", "settle"]
+__all__ = [
+    "bake",
+    "hook",
+    "is_on",
+    "live_parameter",
+    "masked_copy",
+    "read_parameters",
+    "refuse_taken_over",
+    "release",
+    "settle",
+]
 
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
@@ -25,6 +35,20 @@ _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not
 def is_on(wrapper: ModuleWrapper) -> bool:
     """Whether the wrapper is in its module's place now, whichever compressor put it there."""
     return getattr(wrapper.module, "_nni_wrapper", None) is wrapper
+
+
+def refuse_taken_over(is_wrapped: bool, wrappers: Iterable[ModuleWrapper]) -> None:
+    """Whether a compressor may wrap the model and train it.
+
+    Args:
+        is_wrapped: by this very compressor.
+        wrappers: the compressor's.
+
+    Raises:
+        ValueError: a later compressor has put them on.
+    """
+    if not is_wrapped and any(is_on(wrapper) for wrapper in wrappers):
+        raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
 
 
 def live_parameter(model: nn.Module, name: str) -> nn.Parameter:

@@ -200,6 +200,43 @@ def test_under_masks_made_before(trained: TinyNet, teacher: TinyNet, images: Pai
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.parametrize("name", ["AGP + Level", "Movement", "Slim"])
+def test_the_model_between_wrapping_and_unwrapping(
+    trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator, name: str
+) -> None:
+    make = NNI_PRUNERS[name][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(make, [], teacher_model=teacher, eps=0.1)
+    distiller.compress(STEPS)
+    copy.deepcopy(trained)  # straight after training
+    masks = {layer: targets["weight"] for layer, targets in distiller.get_masks().items()}
+    distiller.unwrap_model()
+    with torch.no_grad():
+        trained.fc2.weight.copy_(torch.full_like(trained.fc2.weight, 5))  # an edit of the plain model
+    distiller.wrap_model()
+    distiller.unwrap_model()
+    assert torch.equal(trained.fc2.weight, 5 * masks["fc2"])
+    distiller.wrap_model()
+    plain = teacher.state_dict()
+    trained.load_state_dict(plain, strict=False)
+    distiller.unwrap_model()
+    for layer, mask in masks.items():
+        assert torch.equal(trained.get_submodule(layer).weight, plain[f"{layer}.weight"] * mask)
+
+
+def test_a_compress_after_unwrapping_wraps_again(trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator) -> None:
+    level = LevelPruner(trained, pruned())
+    level.compress()
+    distiller = PwoADistiller.from_compressor(level, [], teacher_model=teacher, evaluator=evaluator, eps=0.1)
+    distiller.unwrap_model()
+    distiller.compress(6)
+    distiller.unwrap_model()
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+    later = LevelPruner.from_compressor(distiller, [])
+    with pytest.raises(ValueError, match="a later compressor wraps the model"):
+        distiller.compress(6)
+    later.unwrap_model()
+
+
 # -- other compressors' losses -------------------------------------------------------------------
 
 
