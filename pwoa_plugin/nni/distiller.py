@@ -23,7 +23,7 @@ from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
-from .training import FiniteCheck
+from .training import FiniteCheck, check_length
 from .wrappers import hook, is_on, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
@@ -244,8 +244,7 @@ class PwoADistiller(Distiller):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
-        if (max_steps is None) == (max_epochs is None):
-            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        check_length(max_steps, max_epochs)
         refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
         self.wrap_model()
         model: nn.Module = super().compress(max_steps, max_epochs)

@@ -30,7 +30,7 @@ from ..method.sparsity import Filter
 from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
-from .training import Plan, Training, plan_alone, plan_scheduled
+from .training import Plan, Training, check_length, plan_alone, plan_scheduled
 from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
@@ -397,8 +397,7 @@ class PwoAPruner(Pruner):
                 )
             self._compress_by_config(self._run)
             return self.bound_model, self.get_masks()
-        if (max_steps is None) == (max_epochs is None):
-            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        check_length(max_steps, max_epochs)
         self.wrap_model()
         self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
         self._plan(max_steps, max_epochs)

@@ -18,7 +18,7 @@ from ..method.loss import PwoALoss
 from .batch import TakeBatch
 from .config_list import Target
 
-__all__ = ["FiniteCheck", "Plan", "Training", "plan_alone", "plan_scheduled"]
+__all__ = ["FiniteCheck", "Plan", "Training", "check_count", "check_length", "plan_alone", "plan_scheduled"]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,6 +41,25 @@ class Plan:
     last_update: int
     prune: int
     scheduled: bool = False
+
+
+def check_length(max_steps: object, max_epochs: object) -> None:
+    """What a ``compress`` is told of its length.
+
+    Raises:
+        ValueError: not one of the two is given, or it is no int of at least 1.
+    """
+    if (max_steps is None) == (max_epochs is None):
+        raise ValueError("compress: give max_steps or max_epochs, one of them")
+    for name, value in (("max_steps", max_steps), ("max_epochs", max_epochs)):
+        if value is not None:
+            check_count(f"compress: {name}", value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError where ``value`` is no int of at least 1; ``name`` is what it goes by."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}; give an int of at least 1")
 
 
 def plan_alone(config: ADMMConfig, steps: int, per_epoch: int | None) -> Plan | None:
