@@ -23,7 +23,7 @@ from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
-from .training import FiniteCheck, check_length
+from .training import FiniteCheck, check_length, check_weight
 from .wrappers import hook, is_on, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
@@ -93,6 +93,11 @@ class PwoADistiller(Distiller):
             raise ValueError("evaluator is missing; make_evaluator(model, train_loader) makes one")
         if not isinstance(teacher_model, nn.Module):
             raise ValueError("teacher_model is missing; give the robust network")
+        if teacher_predict is not None and not callable(teacher_predict):
+            raise ValueError(
+                f"teacher_predict is a {type(teacher_predict).__name__}; give a function (batch, network) to logits"
+            )
+        check_weight("origin_loss_lambda", origin_loss_lambda)
         layers = _selected(model, config_list)
         asked = teacher_model if teacher_predict is None else Asked(teacher_model, teacher_predict)
         loss = PwoALoss(

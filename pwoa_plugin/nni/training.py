@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,7 +19,16 @@ from ..method.loss import PwoALoss
 from .batch import TakeBatch
 from .config_list import Target
 
-__all__ = ["FiniteCheck", "Plan", "Training", "check_count", "check_length", "plan_alone", "plan_scheduled"]
+__all__ = [
+    "FiniteCheck",
+    "Plan",
+    "Training",
+    "check_count",
+    "check_length",
+    "check_weight",
+    "plan_alone",
+    "plan_scheduled",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -60,6 +70,12 @@ def check_count(name: str, value: object) -> None:
     """Raise ValueError where ``value`` is no int of at least 1; ``name`` is what it goes by."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r}; give an int of at least 1")
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise ValueError where ``value`` is no finite number of at least 0; ``name`` is what it goes by."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}; give a number of at least 0")
 
 
 def plan_alone(config: ADMMConfig, steps: int, per_epoch: int | None) -> Plan | None:

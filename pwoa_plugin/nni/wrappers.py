@@ -110,8 +110,8 @@ def release(module: nn.Module) -> None:
 def settle(wrappers: Iterable[ModuleWrapper]) -> None:
     """Have wrapped modules hold their wrappers' own parameters, as they are now, masked.
 
-    NNI leaves there what the last forward used: an optimizer step older, without masks made since. A quantized parameter
-    stays as it was rounded.
+    NNI leaves there what the last forward used: an optimizer step older, without masks made since. A quantized
+    parameter stays as it was rounded.
     """
     for wrapper in wrappers:
         if not is_on(wrapper):

@@ -456,6 +456,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     refusals = {
         "evaluator is missing": lambda: alone(evaluator=None),
         "teacher_model is missing": lambda: alone(teacher_model=None),
+        "teacher_predict is a int": lambda: alone(teacher_predict=3),
+        "origin_loss_lambda=-1; give a number of at least 0": lambda: alone(origin_loss_lambda=-1),
+        "origin_loss_lambda='1'; give": lambda: alone(origin_loss_lambda="1"),
         "config_list is a dict": lambda: alone({}),
         "config_list: .*Wrong key 'nonsense'": lambda: alone([{"op_types": ["Linear"], "nonsense": 1}]),
         "selects no module": lambda: alone([{"op_types": ["Conv3d"]}]),
