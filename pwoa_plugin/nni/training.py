@@ -180,12 +180,14 @@ class Training:
         self._finite.check(self.model, self.step)
         if self.pruned:
             return
-        if self.plan is not None and self.plan.scheduled and self.step < self.plan.last_update:
-            _logger.warning(
-                "training ended at step %d, before the scheduler's last update at %d; pruned to the whole ratio",
-                self.step,
-                self.plan.last_update,
-            )
+        if (plan := self.plan) is not None:
+            due, what = plan.prune, "the end of ADMM"
+            if plan.scheduled:
+                due, what = plan.last_update, "the scheduler's last update"
+            if self.step < due:
+                _logger.warning(
+                    "training ended at step %d, before %s at %d; pruned to the whole ratio", self.step, what, due
+                )
         if self._admm is not None:
             self.residual = self._admm.residual()
             _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)

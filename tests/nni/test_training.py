@@ -94,3 +94,18 @@ def test_lengths_that_are_none(trained: nn.Module, images: tuple[Tensor, Tensor]
     with pytest.raises(ValueError, match="give max_steps or max_epochs"):
         compressor.compress(3, 3)
     assert not compressor._is_wrapped
+
+
+@pytest.mark.parametrize(("length", "told"), [(40, True), (10, False)])
+def test_a_training_that_ends_before_its_plan_is_told(
+    trained: nn.Module, images: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture, length: int, told: bool
+) -> None:
+    evaluator = make_evaluator(trained, DataLoader(TensorDataset(*images), batch_size=32))
+    train = evaluator.training_func
+    # One that stops when it likes.
+    evaluator.training_func = lambda *args: train(*args[:4], 4, None)
+    pruner = PwoAPruner(trained, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator, eps=0.1)
+    _, masks = pruner.compress(length)
+    said = "training ended at step 4, before the end of ADMM at 10; pruned to the whole ratio"
+    assert (said in caplog.text) == told
+    assert masks["fc1"]["weight"].mean() == pytest.approx(0.5, abs=0.01)
