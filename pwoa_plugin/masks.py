@@ -49,8 +49,7 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
             if mask is None:
                 continue
             key = _key(module, target)
-            if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
-                raise ValueError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
+            _check_mask(key, mask)
             if key in tensors:
                 raise ValueError(f"masks: two masks have the name {key}; rename a module")
             tensors[key] = mask != 0
@@ -108,6 +107,11 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     return [(module, target) for module, target in pairs]
 
 
+def _check_mask(key: str, mask: object) -> None:
+    if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
+
+
 def _mask(key: str, stored: Tensor) -> Tensor:
     # As bytes: a bool of a damaged file may hold more than 0 and 1.
     if stored.dtype not in (torch.bool, torch.uint8) or (stored.view(torch.uint8) > 1).any():
@@ -116,9 +120,9 @@ def _mask(key: str, stored: Tensor) -> Tensor:
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor | None]]) -> None:
-    """Whether masks belong to a model: each names a parameter of it and has its shape.
+    """Whether masks belong to a model: each names a parameter of it, has its shape, and holds zeros and ones.
 
-    NNI's masks of inputs and outputs (``_input_0``...) are checked by their module's name alone.
+    NNI's masks of inputs and outputs (``_input_0``...) are not compared with a shape.
 
     Raises:
         ValueError: one line that names the first that does not.
@@ -130,7 +134,10 @@ def check_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor | None
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise ValueError(f"masks are of another model: it has no module {name!r}{hint}")
         for target, mask in targets.items():
-            if mask is None or target.startswith(_ACTIVATIONS):
+            if mask is None:
+                continue
+            _check_mask(_key(name, target), mask)
+            if target.startswith(_ACTIVATIONS):
                 continue
             tensor = getattr(modules[name], target, None)
             if not isinstance(tensor, Tensor):

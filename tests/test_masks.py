@@ -135,3 +135,16 @@ def test_masks_of_another_model(trained: nn.Module) -> None:
         check_masks(trained, {"conv": {"gain": torch.ones(2)}})
     with pytest.raises(ValueError, match=r"conv\.weight is \(6, 1, 3, 3\), its mask \(6,\)"):
         check_masks(trained, {"conv": {"weight": torch.ones(6)}})
+
+
+@pytest.mark.parametrize("bad", [0.5, 2.0, -1.0, float("nan")])
+@pytest.mark.parametrize("target", ["weight", "_input_0"])
+def test_masks_of_other_values_are_of_no_model(trained: nn.Module, target: str, bad: float) -> None:
+    mask = torch.ones_like(trained.fc1.weight)
+    check_masks(trained, {"fc1": {target: mask}})
+    check_masks(trained, {"fc1": {target: mask.bool()}})
+    mask[0, 0] = bad
+    with pytest.raises(ValueError, match=rf"masks: fc1\.{target} is no tensor of zeros and ones"):
+        check_masks(trained, {"fc1": {target: mask}})
+    with pytest.raises(ValueError, match="no tensor of zeros and ones"):
+        check_masks(trained, {"fc1": {target: [1.0]}})  # type: ignore[dict-item]

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 
 from .._random import check_seed
-from ..config import DistillationConfig, HSICConfig, PerturbationConfig
+from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
 from .hidden import check_names, unwrapped
 from .objective import PwoAObjective
 
-__all__ = ["PwoALoss"]
+__all__ = ["PwoALoss", "section"]
 
 _logger = logging.getLogger(__name__)
 
 _CHECKED_CALLS = 100  # the first batches are looked at; later ones of the same loader are like them
 
-Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig)
+Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig, ADMMConfig)
 
 
 class PwoALoss(nn.Module):
@@ -73,9 +73,9 @@ class PwoALoss(nn.Module):
             raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
         if eps is not None and not 0 < eps < high - low:
             raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
-        self.distillation = _section(DistillationConfig, distillation, "distillation")
-        self.perturbation = _section(PerturbationConfig, perturbation, "perturbation")
-        self.hsic = _section(HSICConfig, hsic, "hsic")
+        self.distillation = section(DistillationConfig, distillation, "distillation")
+        self.perturbation = section(PerturbationConfig, perturbation, "perturbation")
+        self.hsic = section(HSICConfig, hsic, "hsic")
         self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
         if self.hsic.layers != "auto":
             check_names(teacher, self.hsic.layers)
@@ -177,7 +177,12 @@ class PwoALoss(nn.Module):
                 )
 
 
-def _section(kind: type[Section], given: Section | Mapping[str, Any] | None, name: str) -> Section:
+def section(kind: type[Section], given: Section | Mapping[str, Any] | None, name: str) -> Section:
+    """A section of `PwoAConfig`, given as such, as a dict, or left out.
+
+    Raises:
+        ValueError: it is something else, or has a field that cannot be used; one line names it after ``name``.
+    """
     if given is None:
         return kind()
     if isinstance(given, Mapping):

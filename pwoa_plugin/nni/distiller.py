@@ -15,6 +15,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from schema import SchemaError
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..method.compression import restored_on_error
@@ -22,13 +23,13 @@ from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
-from .training import check_finite
+from .training import FiniteCheck, check_length, check_weight
+from .wrappers import hook, is_on, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
 
 _logger = logging.getLogger(__name__)
 
-_STEPS_BETWEEN_CHECKS = 10
 _SELECTING = ("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re")
 
 
@@ -92,6 +93,11 @@ class PwoADistiller(Distiller):
             raise ValueError("evaluator is missing; make_evaluator(model, train_loader) makes one")
         if not isinstance(teacher_model, nn.Module):
             raise ValueError("teacher_model is missing; give the robust network")
+        if teacher_predict is not None and not callable(teacher_predict):
+            raise ValueError(
+                f"teacher_predict is a {type(teacher_predict).__name__}; give a function (batch, network) to logits"
+            )
+        check_weight("origin_loss_lambda", origin_loss_lambda)
         layers = _selected(model, config_list)
         asked = teacher_model if teacher_predict is None else Asked(teacher_model, teacher_predict)
         loss = PwoALoss(
@@ -104,7 +110,8 @@ class PwoADistiller(Distiller):
         self.loss = loss
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
-        self._step = 0
+        self._step, self._finite = 0, FiniteCheck()
+        self._hooks: list[RemovableHandle] = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
         self.config_list = config_list
@@ -165,10 +172,24 @@ class PwoADistiller(Distiller):
 
     # -- masks -----------------------------------------------------------------------------------
 
+    def wrap_model(self) -> None:
+        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
+        if self._is_wrapped:
+            return
+        read_parameters(self._module_wrappers.values())
+        self._bake()
+        super().wrap_model()
+        self._hooks = hook(self._module_wrappers.values())
+
     def unwrap_model(self) -> None:
         """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
         if not self._is_wrapped:
+            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
         self._bake()
         super().unwrap_model()
 
@@ -228,8 +249,9 @@ class PwoADistiller(Distiller):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
-        if (max_steps is None) == (max_epochs is None):
-            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        check_length(max_steps, max_epochs)
+        refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
+        self.wrap_model()
         model: nn.Module = super().compress(max_steps, max_epochs)
         return model
 
@@ -259,7 +281,7 @@ class PwoADistiller(Distiller):
             factor.detach().fill_(1)
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._step = 0
+        self._step, self._finite = 0, FiniteCheck()
         self._check_trained(evaluator)
         own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
         own(self._loss)
@@ -292,13 +314,13 @@ class PwoADistiller(Distiller):
                 if isinstance(network, Asked):
                     asked.enter_context(network.about(batch, x))
             loss: Tensor = self.loss(self._student, x, y)
-        if self._step % _STEPS_BETWEEN_CHECKS == 0:
-            check_finite(loss, self._step)
+        self._finite.see(loss, self._step)
         self._step += 1
         # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
         return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
+        self._finite.check(self.bound_model, self._step)
         unmasked = [
             name
             for name, wrapper in self._wrappers().items()
@@ -310,6 +332,7 @@ class PwoADistiller(Distiller):
                 "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
             )
         self._bake()
+        settle(self._wrappers().values())
 
 
 def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:

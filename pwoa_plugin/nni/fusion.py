@@ -73,10 +73,10 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str]) -> None:
 
     Args:
         evaluator: one that has seen the model.
-        wanted: names of parameters that should be trained; of those that are not, the log tells.
+        wanted: names of parameters that should be trained; of some that are not, the log tells.
 
     Raises:
-        ValueError: a parameter group holds no parameter of the model.
+        ValueError: a parameter group holds no parameter of the model, or none of the wanted is trained.
     """
     helpers = getattr(evaluator, "_optimizer_helpers", None) or [getattr(evaluator, "_optimizer_helper", None)]
     trained: set[str] = set()
@@ -90,7 +90,14 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str]) -> None:
                 "make it with model.parameters() of the very model (not named_parameters())"
             )
         trained.update(*(group["params"] for group in groups))
-    if missing := [name for name in wanted if name not in trained]:
+    wanted = list(wanted)
+    missing = [name for name in wanted if name not in trained]
+    if wanted and missing == wanted:
+        raise ValueError(
+            f"the evaluator's optimizer trains none of the weights to prune ({wanted[0]}...); make it with "
+            "model.parameters(), before another compressor wraps the model"
+        )
+    if missing:
         _logger.warning("the evaluator's optimizer does not train %s; pruned all the same", ", ".join(missing))
 
 

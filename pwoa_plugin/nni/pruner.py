@@ -24,14 +24,14 @@ from ..method.compression import Compression, restored_on_error
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.layers import is_weighted
-from ..method.loss import PwoALoss
+from ..method.loss import PwoALoss, section
 from ..method.pruning import Masking
 from ..method.sparsity import Filter
 from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
-from .training import Plan, Training, plan_alone, plan_scheduled
-from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, release
+from .training import Plan, Training, check_count, check_length, check_weight, plan_alone, plan_scheduled
+from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
 
@@ -106,7 +106,7 @@ class PwoAPruner(Pruner):
         distillation: DistillationConfig | Mapping[str, Any] | None = None,
         perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
         hsic: HSICConfig | Mapping[str, Any] | None = None,
-        admm: ADMMConfig | None = None,
+        admm: ADMMConfig | Mapping[str, Any] | None = None,
         eps: float | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
@@ -121,6 +121,7 @@ class PwoAPruner(Pruner):
                 "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
                 "unwrap_model()"
             )
+        check_weight("origin_loss_lambda", origin_loss_lambda)
         self.config = config_list if isinstance(config_list, PwoAConfig) else None
         self.callbacks = list(callbacks)
         self.origin_loss_lambda, self.steps_per_epoch = origin_loss_lambda, steps_per_epoch
@@ -155,10 +156,11 @@ class PwoAPruner(Pruner):
             if not isinstance(evaluator, Evaluator):
                 what = "missing" if evaluator is None else f"a {type(evaluator).__name__}, not NNI's"
                 raise ValueError(f"evaluator is {what}; NNI's config_list needs one (a PwoAConfig does not)")
+            _check_steps_per_epoch(steps_per_epoch, evaluator)
+            teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
             if not evaluator._initialization_complete:
                 evaluator._init_optimizer_helpers(model)
             check_optimizers(evaluator, [f"{x.module}.{x.name}" for x in self._targets.values()])
-            teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
             self._loss = PwoALoss(
                 teacher,
                 distillation=distillation,
@@ -167,7 +169,7 @@ class PwoAPruner(Pruner):
                 eps=eps,
                 pixel_range=pixel_range,
             )
-            self._admm, self._take_batch = admm or ADMMConfig(), take_batch
+            self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
         super().__init__(model, entries, evaluator, existed_wrappers)
@@ -297,6 +299,7 @@ class PwoAPruner(Pruner):
                     parameter = self.bound_model.get_submodule(name).get_parameter(target)
                     parameter.data.masked_fill_(mask.to(parameter.device) == 0, 0)
         bake(self._module_wrappers.values())
+        settle(self._module_wrappers.values())
         self._pruned, self._held = True, None
 
     def _collect_data(self) -> dict[str, dict[str, Tensor]]:
@@ -388,8 +391,7 @@ class PwoAPruner(Pruner):
             ValueError: arguments, data or model cannot be used.
             TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
         """
-        if not self._is_wrapped and any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
-            raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
+        refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
         if self._run is not None:
             if max_steps is not None or max_epochs is not None:
                 raise ValueError(
@@ -397,8 +399,7 @@ class PwoAPruner(Pruner):
                 )
             self._compress_by_config(self._run)
             return self.bound_model, self.get_masks()
-        if (max_steps is None) == (max_epochs is None):
-            raise ValueError("compress: give max_steps or max_epochs, one of them")
+        check_length(max_steps, max_epochs)
         self.wrap_model()
         self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
         self._plan(max_steps, max_epochs)
@@ -469,6 +470,8 @@ class PwoAPruner(Pruner):
             with restored_on_error(self.bound_model):
                 self._start(evaluator, max_steps, max_epochs)
                 train(max_steps, max_epochs)
+                if self._training is not None:
+                    self._training.finish()  # if training ended early; and whether it left numbers
         except BaseException:
             self._pruned, self._held, self.residual = before
             self._end()
@@ -522,19 +525,28 @@ class PwoAPruner(Pruner):
         training = self._training
         if training is None:
             return
-        training.finish()  # if training ended early
         self._hold()
-        for wrapper in self._module_wrappers.values():
-            release(wrapper.module)
+        settle(self._module_wrappers.values())
         self.radius = self._loss.radius
         if training.residual is not None:
             self.residual = training.residual
         self._end()
 
 
+def _check_steps_per_epoch(given: int | None, evaluator: Evaluator) -> None:
+    if given is None:
+        return
+    check_count("steps_per_epoch", given)
+    known: int | None = getattr(evaluator, "steps_per_epoch", None)
+    if known is not None and known != given:
+        raise ValueError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
+
+
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: dict[str, ModuleWrapper]) -> nn.Module:
     if given is None:
         return masked_copy(model, wrappers)
+    if not isinstance(given, nn.Module):
+        raise ValueError(f"teacher_model is a {type(given).__name__}; give a torch.nn.Module, or leave it out")
     mine = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if {name: tuple(parameter.shape) for name, parameter in given.named_parameters()} != mine:
         raise ValueError("teacher_model is not of the model's architecture: names or shapes of parameters differ")

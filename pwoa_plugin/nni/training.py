@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,11 +19,21 @@ from ..method.loss import PwoALoss
 from .batch import TakeBatch
 from .config_list import Target
 
-__all__ = ["Plan", "Training", "check_finite", "plan_alone", "plan_scheduled"]
+__all__ = [
+    "FiniteCheck",
+    "Plan",
+    "Training",
+    "check_count",
+    "check_length",
+    "check_weight",
+    "plan_alone",
+    "plan_scheduled",
+]
 
 _logger = logging.getLogger(__name__)
 
 _STEPS_BETWEEN_CHECKS = 10
+_CURE = "the model is as it was: lower the learning rate"
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,31 @@ class Plan:
     last_update: int
     prune: int
     scheduled: bool = False
+
+
+def check_length(max_steps: object, max_epochs: object) -> None:
+    """What a ``compress`` is told of its length.
+
+    Raises:
+        ValueError: not one of the two is given, or it is no int of at least 1.
+    """
+    if (max_steps is None) == (max_epochs is None):
+        raise ValueError("compress: give max_steps or max_epochs, one of them")
+    for name, value in (("max_steps", max_steps), ("max_epochs", max_epochs)):
+        if value is not None:
+            check_count(f"compress: {name}", value)
+
+
+def check_count(name: str, value: object) -> None:
+    """Raise ValueError where ``value`` is no int of at least 1; ``name`` is what it goes by."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{name}={value!r}; give an int of at least 1")
+
+
+def check_weight(name: str, value: object) -> None:
+    """Raise ValueError where ``value`` is no finite number of at least 0; ``name`` is what it goes by."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise ValueError(f"{name}={value!r}; give a number of at least 0")
 
 
 def plan_alone(config: ADMMConfig, steps: int, per_epoch: int | None) -> Plan | None:
@@ -103,6 +139,7 @@ class Training:
         self.step, self.pruned = 0, pruned
         self.residual: float | None = None
         self.images: Tensor | None = None
+        self._finite = FiniteCheck()
         self._admm: ADMM | None = None
         if plan is not None and not pruned:
             masks = {name: partial(_mask_now, target, share, name) for name, target in targets.items()}
@@ -118,8 +155,7 @@ class Training:
         loss: Tensor = self._loss(self.model, x, y)
         if self.images is None:
             self.images = x[:2].detach().to(loss.device, copy=True)
-        if self.step % _STEPS_BETWEEN_CHECKS == 0:
-            check_finite(loss, self.step)
+        self._finite.see(loss, self.step)
         if self._admm is not None:
             loss = loss + self._admm.penalty()
         return others + loss
@@ -136,15 +172,22 @@ class Training:
             self._admm.dual_update()
 
     def finish(self) -> None:
-        """The hard prune, unless it is behind: the weights alone are projected, without the dual."""
+        """The hard prune, unless it is behind: the weights alone are projected, without the dual.
+
+        Raises:
+            TrainingError: the loss or a weight is no number.
+        """
+        self._finite.check(self.model, self.step)
         if self.pruned:
             return
-        if self.plan is not None and self.plan.scheduled and self.step < self.plan.last_update:
-            _logger.warning(
-                "training ended at step %d, before the scheduler's last update at %d; pruned to the whole ratio",
-                self.step,
-                self.plan.last_update,
-            )
+        if (plan := self.plan) is not None:
+            due, what = plan.prune, "the end of ADMM"
+            if plan.scheduled:
+                due, what = plan.last_update, "the scheduler's last update"
+            if self.step < due:
+                _logger.warning(
+                    "training ended at step %d, before %s at %d; pruned to the whole ratio", self.step, what, due
+                )
         if self._admm is not None:
             self.residual = self._admm.residual()
             _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
@@ -157,13 +200,39 @@ def _mask_now(target: Target, share: Callable[[str], float], name: str, value: T
     return target.mask(value, share(name))
 
 
-def check_finite(loss: Tensor, step: int) -> None:
-    """Raise where there is no sense in training on.
+class FiniteCheck:
+    """Whether a training's losses and weights are numbers.
 
-    Raises:
-        TrainingError: the loss of ``step`` (from 0) is no number.
+    A flag stays where the losses are and is read every tenth step: reading one waits for an accelerator.
     """
-    if not loss.isfinite():
-        raise TrainingError(
-            f"the loss is not finite at step {step + 1}; the model is as it was: lower the learning rate"
-        )
+
+    def __init__(self) -> None:
+        self._finite: Tensor | None = None
+
+    def see(self, loss: Tensor, step: int) -> None:
+        """Take down the loss of ``step`` (from 0).
+
+        Raises:
+            TrainingError: at every tenth step, a loss up to it is no number.
+        """
+        finite = loss.detach().isfinite()
+        self._finite = finite if self._finite is None else self._finite.to(finite.device) & finite
+        if step % _STEPS_BETWEEN_CHECKS == 0:
+            self._check_losses(step + 1)
+
+    def check(self, model: nn.Module, steps: int) -> None:
+        """What ``steps`` of training have left.
+
+        Raises:
+            TrainingError: a loss was no number, or a trained parameter of the model holds one that is not.
+        """
+        self._check_losses(steps)
+        trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
+        finite = {name: value.detach().isfinite().all() for name, value in trained.items()}
+        if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
+            name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
+            raise TrainingError(f"{name} is not finite after step {steps}; {_CURE}")
+
+    def _check_losses(self, step: int) -> None:
+        if self._finite is not None and not self._finite:
+            raise TrainingError(f"the loss is not finite at step {step}, or shortly before; {_CURE}")

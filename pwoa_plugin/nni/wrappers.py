@@ -17,7 +17,17 @@ from torch.utils.hooks import RemovableHandle
 
 from ..method.distillation import frozen_copy
 
-__all__ = ["bake", "hook", "is_on", "live_parameter", "masked_copy", "read_parameters", "release"]
+__all__ = [
+    "bake",
+    "hook",
+    "is_on",
+    "live_parameter",
+    "masked_copy",
+    "read_parameters",
+    "refuse_taken_over",
+    "release",
+    "settle",
+]
 
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
@@ -25,6 +35,20 @@ _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not
 def is_on(wrapper: ModuleWrapper) -> bool:
     """Whether the wrapper is in its module's place now, whichever compressor put it there."""
     return getattr(wrapper.module, "_nni_wrapper", None) is wrapper
+
+
+def refuse_taken_over(is_wrapped: bool, wrappers: Iterable[ModuleWrapper]) -> None:
+    """Whether a compressor may wrap the model and train it.
+
+    Args:
+        is_wrapped: by this very compressor.
+        wrappers: the compressor's.
+
+    Raises:
+        ValueError: a later compressor has put them on.
+    """
+    if not is_wrapped and any(is_on(wrapper) for wrapper in wrappers):
+        raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
 
 
 def live_parameter(model: nn.Module, name: str) -> nn.Parameter:
@@ -81,6 +105,22 @@ def release(module: nn.Module) -> None:
     for name, buffer in module._buffers.items():
         if buffer is not None and buffer.grad_fn is not None:
             module._buffers[name] = buffer.detach()
+
+
+def settle(wrappers: Iterable[ModuleWrapper]) -> None:
+    """Have wrapped modules hold their wrappers' own parameters, as they are now, masked.
+
+    NNI leaves there what the last forward used: an optimizer step older, without masks made since. A quantized
+    parameter stays as it was rounded.
+    """
+    for wrapper in wrappers:
+        if not is_on(wrapper):
+            continue
+        release(wrapper.module)
+        for target, space in wrapper.pruning_target_spaces.items():
+            is_plain = space.type is TargetType.PARAMETER and space.apply_method not in _NOT_ZEROS
+            if is_plain and space.target is not None and target not in wrapper.quantization_target_spaces:
+                wrapper.module._buffers[target] = space.target.detach().clone()
 
 
 def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:

@@ -109,7 +109,9 @@ def test_each_nni_pruner_meets_its_sparsity_in_the_plain_model(
     assert distiller.compress(max_steps=STEPS) is trained
     assert set(distiller.terms) == {"distillation", "features", "hsic_x", "hsic_y"}
     assert distiller.hidden_layers == ["fc1", "fc2"]
-    masks = distiller.get_masks()
+    masks, state = distiller.get_masks(), trained.state_dict()
+    for layer in masks:
+        assert torch.equal(state[f"{layer}.weight"], state[f"{layer}._nni_wrapper.weight"])
     wrapped = trained(images[0])
     distiller.unwrap_model()
     distiller.unwrap_model()
@@ -196,6 +198,43 @@ def test_under_masks_made_before(trained: TinyNet, teacher: TinyNet, images: Pai
     distiller.compress(12)
     distiller.unwrap_model()
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("name", ["AGP + Level", "Movement", "Slim"])
+def test_the_model_between_wrapping_and_unwrapping(
+    trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator, name: str
+) -> None:
+    make = NNI_PRUNERS[name][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(make, [], teacher_model=teacher, eps=0.1)
+    distiller.compress(STEPS)
+    copy.deepcopy(trained)  # straight after training
+    masks = {layer: targets["weight"] for layer, targets in distiller.get_masks().items()}
+    distiller.unwrap_model()
+    with torch.no_grad():
+        trained.fc2.weight.copy_(torch.full_like(trained.fc2.weight, 5))  # an edit of the plain model
+    distiller.wrap_model()
+    distiller.unwrap_model()
+    assert torch.equal(trained.fc2.weight, 5 * masks["fc2"])
+    distiller.wrap_model()
+    plain = teacher.state_dict()
+    trained.load_state_dict(plain, strict=False)
+    distiller.unwrap_model()
+    for layer, mask in masks.items():
+        assert torch.equal(trained.get_submodule(layer).weight, plain[f"{layer}.weight"] * mask)
+
+
+def test_a_compress_after_unwrapping_wraps_again(trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator) -> None:
+    level = LevelPruner(trained, pruned())
+    level.compress()
+    distiller = PwoADistiller.from_compressor(level, [], teacher_model=teacher, evaluator=evaluator, eps=0.1)
+    distiller.unwrap_model()
+    distiller.compress(6)
+    distiller.unwrap_model()
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+    later = LevelPruner.from_compressor(distiller, [])
+    with pytest.raises(ValueError, match="a later compressor wraps the model"):
+        distiller.compress(6)
+    later.unwrap_model()
 
 
 # -- other compressors' losses -------------------------------------------------------------------
@@ -417,6 +456,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     refusals = {
         "evaluator is missing": lambda: alone(evaluator=None),
         "teacher_model is missing": lambda: alone(teacher_model=None),
+        "teacher_predict is a int": lambda: alone(teacher_predict=3),
+        "origin_loss_lambda=-1; give a number of at least 0": lambda: alone(origin_loss_lambda=-1),
+        "origin_loss_lambda='1'; give": lambda: alone(origin_loss_lambda="1"),
         "config_list is a dict": lambda: alone({}),
         "config_list: .*Wrong key 'nonsense'": lambda: alone([{"op_types": ["Linear"], "nonsense": 1}]),
         "selects no module": lambda: alone([{"op_types": ["Conv3d"]}]),

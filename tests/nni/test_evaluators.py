@@ -159,6 +159,8 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
     refusals = {
         "model is a function": lambda: make_evaluator(lambda x: x, loader),  # type: ignore[arg-type]
         "model is wrapped by a compressor": lambda: make_evaluator(wrapped, loader),
+        "train_loader is missing": lambda: make_evaluator(trained, None),  # type: ignore[arg-type]
+        "train_loader is a int": lambda: make_evaluator(trained, 3),  # type: ignore[arg-type]
         "train_loader is empty": lambda: make_evaluator(trained, []),
         "this SGD is not traced": lambda: make(optimizer=optimizer),
         r"this SGD was built from named_parameters\(\)": lambda: make(

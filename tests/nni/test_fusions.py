@@ -321,6 +321,16 @@ def test_weights_that_the_optimizer_leaves_alone_are_told(
     assert sparsity(trained) == pytest.approx(dict.fromkeys(LAYERS, 0.75), abs=0.02)
 
 
+def test_an_optimizer_that_trains_no_weight_to_prune(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator
+) -> None:
+    optimizer = nni.trace(torch.optim.Adam)([trained.fc1.bias, *trained.fc2.parameters()], lr=1e-3)
+    entry = {"op_names": ["conv", "fc1"], "sparse_ratio": 0.5, "target_names": ["weight"]}
+    with pytest.raises(ValueError, match=r"trains none of the weights to prune \(conv\.weight"):
+        PwoAPruner(trained, [entry], evaluator(trained, images, optimizer=optimizer))
+    assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
+
+
 @pytest.mark.parametrize("how", ["named_parameters", "another model's"])
 def test_an_optimizer_that_would_train_nothing(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, how: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -127,6 +128,28 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
     for name, module in trained.named_modules():
         assert module.forward == forwards[name]
         assert not hasattr(module, "_nni_wrapper")
+
+
+def test_options_of_a_list_that_cannot_be_used(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    knows = evaluator(trained, images)
+    knows.steps_per_epoch = 6
+    refusals: dict[str, dict[str, Any]] = {
+        "admm is a int; give a ADMMConfig or a dict": {"admm": 3},
+        "admm.rhoo: unknown key": {"admm": {"rhoo": 1}},
+        "teacher_model is a dict; give a torch.nn.Module": {"teacher_model": {}},
+        "origin_loss_lambda=-1; give a number of at least 0": {"origin_loss_lambda": -1},
+        "origin_loss_lambda=nan": {"origin_loss_lambda": float("nan")},
+        "origin_loss_lambda=True": {"origin_loss_lambda": True},
+        "origin_loss_lambda='1'": {"origin_loss_lambda": "1"},
+        "steps_per_epoch=0; give an int of at least 1": {"steps_per_epoch": 0},
+        "steps_per_epoch=1.5": {"steps_per_epoch": 1.5},
+        "steps_per_epoch=7 contradicts the evaluator's own, which is 6": {"steps_per_epoch": 7},
+    }
+    for said, options in refusals.items():
+        with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
+            PwoAPruner(trained, EVERY, knows, **options)
+        assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
+    PwoAPruner(trained, EVERY, knows, admm={"epochs": 2}, steps_per_epoch=6).unwrap_model()
 
 
 def test_nan_loss_leaves_the_model_as_it_was(trained: nn.Module, images: Pair) -> None:

@@ -63,6 +63,8 @@ def test_state_dict_and_deepcopy_of_the_wrapped_model(
     _, masks = pruned
     state = trained.state_dict()
     for name, targets in masks.items():
+        assert torch.equal(state[f"{name}.weight"], state[f"{name}._nni_wrapper.weight"])
+        assert torch.equal(state[f"{name}.bias"], state[f"{name}._nni_wrapper.bias"])
         assert torch.equal(state[f"{name}._nni_wrapper.weight"] != 0, targets["weight"].bool())
         assert torch.equal(state[f"{name}._nni_wrapper.weight_mask"], targets["weight"])
     copy.deepcopy(trained)  # straight after training
@@ -160,6 +162,8 @@ def test_masks_in_a_file_and_back(
         if not is_wrapped:
             pruner.unwrap_model()
         pruner.update_masks(loaded)
+        if is_wrapped:
+            assert torch.equal(other.fc1.weight != 0, loaded["fc1"]["weight"].bool())
         pruner.unwrap_model()
         assert_masked(other, masks)
     del loaded["fc2"]

@@ -69,6 +69,9 @@ def make_evaluator(
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise ValueError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
+    if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
+        what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
+        raise ValueError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
     if _length(train_loader) == 0:
         raise ValueError("train_loader is empty; give at least one batch of images")
     if lr_scheduler_interval not in ("step", "epoch"):
