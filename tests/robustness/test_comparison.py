@@ -211,6 +211,25 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
     assert "at eps = 0.3 than at 0.1" in str(alarm)
 
 
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
+        (nn.Identity, "later: model returns a tensor"),
+        (lambda: 3, "later: model is a int"),
+    ],
+)
+def test_a_fault_of_a_later_model_is_said_before_the_first_is_attacked(
+    model: nn.Module, held_out: Pair, make: Callable[[], nn.Module], said: str
+) -> None:
+    asked: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    with pytest.raises(ValueError, match=f"^{said}"):
+        compare({"first": model, "later": make()}, held_out, eps=0.1, protocol="quick", progress=False)
+    assert sum(asked) == 8
+
+
 @pytest.mark.parametrize("bad", [{"curve": [0.1, 2]}, {"curve_attack": "PDG-20"}])
 def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
     model: nn.Module, held_out: Pair, bad: dict[str, object]
