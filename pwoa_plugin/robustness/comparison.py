@@ -6,7 +6,8 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,8 @@ from .._checked import checked
 from .._files import write_text
 from ..pages.text import interval_text, markdown_plain, markdown_table, percent
 from .curve import Curve, security_curve
-from .evaluation import draw, evaluate
-from .inputs import check_pixel_range, collect
+from .evaluation import check_model, draw, evaluate
+from .inputs import as_attacks, check_eps, check_norm, check_pixel_range, collect
 from .protocol import Protocol, load_protocol
 from .report import Report, eps_text
 from .statistics import Paired
@@ -341,15 +342,21 @@ def compare(
     pair = (drawn.images, drawn.labels)
     if drawn.width is not None:  # one-hot they came, one-hot they go on, so that their width is checked
         pair = (drawn.images, nn.functional.one_hot(drawn.labels, drawn.width))
+    _check_curve(curve, curve_attack, pixel_range, check_norm(norm or how.norm or "Linf"), drawn.images[0].numel())
+    setting = {key: arguments[key] for key in ("device", "mean", "std") if key in arguments}
+    for name, model in models.items():  # all of them, before hours go into the first
+        with _said_of(name):
+            check_model(model, drawn, **setting)
     common: dict[str, Any] = {"seed": seed, "pixel_range": pixel_range, "state": state, **arguments}
     reports: dict[str, Report] = {}
     curves: dict[str, Curve] = {}
     broken: list[Broken] = []
     for name, model in models.items():
         shown = name if progress else False
-        reports[name] = evaluate(
-            model, pair, protocol=how, norm=norm, eps=eps, sample=len(drawn.images), progress=shown, **common
-        )
+        with _said_of(name):
+            reports[name] = evaluate(
+                model, pair, protocol=how, norm=norm, eps=eps, sample=len(drawn.images), progress=shown, **common
+            )
         if curve:
             wanted = reports[name].config.norm
             curves[name] = security_curve(
@@ -359,6 +366,40 @@ def compare(
             broken += _broken(name, reports[name], next(iter(reports.values())), drawn.images)
     weights = {name: count_weights(model) for name, model in models.items()}
     return Comparison(reports=reports, weights=weights, curves=curves, broken=tuple(broken))
+
+
+@contextmanager
+def _said_of(name: str) -> Iterator[None]:
+    """Put a model's name before what is said of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def check_curve_attack(name: str) -> None:
+    """Check that a security curve can be drawn with an attack.
+
+    Raises:
+        ValueError: it is not the name of one.
+        ModuleNotFoundError: its package is missing.
+    """
+    try:
+        as_attacks(name)
+    except ValueError as error:
+        raise ValueError(f"curve_attack={name!r}: {error}") from error
+
+
+def _check_curve(
+    curve: Sequence[float], attack: str, pixel_range: tuple[float, float], norm: str, n_pixels: int
+) -> None:
+    """Refuse a curve that cannot be drawn, before hours of attacks and not after them."""
+    check_curve_attack(attack)
+    for radius in curve:
+        try:
+            check_eps(radius, pixel_range, norm, n_pixels)
+        except ValueError as error:
+            raise ValueError(f"curve: {error}") from error
 
 
 def _broken(name: str, report: Report, first: Report, images: Tensor) -> list[Broken]:

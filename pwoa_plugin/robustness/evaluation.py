@@ -43,13 +43,14 @@ from .journal import Journal
 from .protocol import Protocol, load_protocol
 from .report import AttackReport, Config, Report
 
-__all__ = ["DEFAULT_ATTACKS", "audit", "draw", "evaluate"]
+__all__ = ["DEFAULT_ATTACKS", "audit", "check_model", "draw", "evaluate"]
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_ATTACKS = tuple(attack.name for attack in load_protocol("paper").attacks)
 
 _ANY = 1 << 40  # values of an image whose shape is not known yet
+_LOOKED_AT = 8  # images, before models are compared
 _SLACK = 1e-5  # of the pixel range: far above float32 rounding, far below a grey level
 
 
@@ -132,9 +133,7 @@ def evaluate(
         check_eps(given, pixel_range, norm, n_pixels=images[0].numel())
         normalisation = check_normalisation(mean, std, images.shape[1], model)
         view = Logits(model, normalisation)
-        logits = _predict(view, images, batch_size)
-        if n_nan := int(logits.isnan().any(1).sum()):
-            raise ValueError(f"model returns NaN for {n_nan} of {len(images)} clean images; mend its weights")
+        logits = _clean_logits(view, images, batch_size)
         n_classes = logits.shape[1]
         check_labels(labels, n_classes, width)
         clean_correct = logits.argmax(1) == labels
@@ -335,6 +334,44 @@ def _predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Logits ``(N, classes)``, float32, on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
+
+
+def _clean_logits(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Logits of clean images, once it is known that the model takes these and answers with numbers."""
+    try:
+        logits = _predict(view, images, batch_size)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise ValueError(
+            f"model does not take images {tuple(images.shape[1:])}: {said}; give images of the shape it was made for"
+        ) from error
+    if n_nan := int(logits.isnan().any(1).sum()):
+        raise ValueError(f"model returns NaN for {n_nan} of {len(images)} clean images; mend its weights")
+    return logits
+
+
+def check_model(
+    model: nn.Module,
+    data: Images,
+    *,
+    device: str | torch.device | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> None:
+    """Ask a model for the logits of a few images, as `evaluate` would before its attacks.
+
+    Raises:
+        ValueError: it is no model, does not take the images, or returns no logits, NaN or too few classes.
+    """
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+    place = as_device(device, model_device(model))
+    images = data.images[:_LOOKED_AT]
+    with seeded(0), undisturbed(model), _placed(model, place), _deterministic_cudnn():
+        view = Logits(model, check_normalisation(mean, std, images.shape[1], model))
+        check_labels(data.labels, _clean_logits(view, images, _LOOKED_AT).shape[1], data.width)
 
 
 @contextmanager

@@ -460,6 +460,12 @@ def test_an_attack_out_of_the_l2_ball_is_an_error(model: nn.Module, held_out: Pa
         evaluate(model, held_out, norm="L2", eps=0.4, attacks=within, progress=False, alarms=False)
 
 
+def test_images_that_the_model_does_not_take_are_refused_in_one_line(model: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^model does not take images \(3, 28, 28\): .*; give images") as refused:
+        evaluate(model, (torch.rand(8, 3, 28, 28), torch.arange(8)), eps=0.1, attacks="FGSM", progress=False)
+    assert "\n" not in str(refused.value)
+
+
 def test_images_channels_last() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
