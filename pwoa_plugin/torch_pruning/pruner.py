@@ -22,7 +22,17 @@ from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
 from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
 from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
-from .graph import Adapt, Removal, Tracing, adapt_sizes, check_forward, kept_as_before, replay
+from .graph import (
+    Adapt,
+    Removal,
+    Tracing,
+    adapt_sizes,
+    check_forward,
+    keep_history,
+    kept_as_before,
+    removed_from,
+    replay,
+)
 from .importance import PwoAImportance, normalised
 from .run import ChannelRemoval, images_of, settings_of
 from .selection import Candidates, Rounding, keep
@@ -89,7 +99,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         run: the `Compression` of `compress`; None without a config.
         untouched: names of the layers that make the model's output.
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
-        removals: what was removed so far.
+        removals: all that was removed from the model so far, by pruners before this one too.
+        own_removals: what this one removed.
         inputs_left: of the layers that lost inputs at the last `step`, the dimension of their input and the indices
             along it that are left.
 
@@ -149,7 +160,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             self.allocation = ALLOCATIONS[
                 "global" if config is None or config.allocation == "uniform" else config.allocation
             ]
-        self.removals: list[Removal] = []
+        self._removed_before = removed_from(model)
         self.inputs_left: dict[str, tuple[int, Tensor]] = {}
         self.residual: float | None = None
         self._admm: ADMM | None = None
@@ -237,6 +248,14 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self.residual = self.run.residual
         model: nn.Module = self.model
         return model
+
+    @property
+    def removals(self) -> list[Removal]:
+        return removed_from(self.model)
+
+    @property
+    def own_removals(self) -> list[Removal]:
+        return self.removals[len(self._removed_before) :]
 
     # -- groups ----------------------------------------------------------------------------------
 
@@ -479,10 +498,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             function = coupling.group[0].dep.handler
             # Anew, since groups before may have shifted what it is coupled with.
             yield self.DG.get_pruning_group(coupling.module, function, list(removal.channels))
-        self.removals += [
+        removals = [
             Removal(name, bool(out), tuple(map(int, channels)))
             for name, out, channels in self.DG.pruning_history()[done:]
         ]
+        keep_history(self.model, self.removals + removals)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(asked[name])
         for layer, heads in plan.heads_left(self.num_heads).items():
@@ -519,13 +539,15 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         except (AttributeError, KeyError, IndexError) as error:
             raise ValueError(f"the model has no such channels ({one_line(error)})") from error
         replay(self.model, self.DG, removals, self.adapt)
-        self.removals, self.current_step, self._structure = list(removals), self.iterative_steps, None
+        keep_history(self.model, [*self._removed_before, *removals])
+        self.current_step, self._structure = self.iterative_steps, None
         self.use(None)
 
     def begin_anew(self) -> None:
         """Forget all removals, once the model has its channels again."""
         self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
-        self.removals, self.current_step, self._structure, self.inputs_left = [], 0, None, {}
+        keep_history(self.model, self._removed_before)
+        self.current_step, self._structure, self.inputs_left = 0, None, {}
         self.num_heads |= self.init_num_heads
         self.out_channel_groups |= self.init_num_heads
         self.use(None)
