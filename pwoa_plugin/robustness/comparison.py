@@ -19,7 +19,7 @@ from .._files import write_text
 from ..pages.text import interval_text, markdown_plain, markdown_table, percent
 from .curve import Curve, security_curve
 from .evaluation import draw, evaluate
-from .inputs import check_pixel_range, collect
+from .inputs import as_attacks, check_eps, check_norm, check_pixel_range, collect
 from .protocol import Protocol, load_protocol
 from .report import Report, eps_text
 from .statistics import Paired
@@ -341,6 +341,7 @@ def compare(
     pair = (drawn.images, drawn.labels)
     if drawn.width is not None:  # one-hot they came, one-hot they go on, so that their width is checked
         pair = (drawn.images, nn.functional.one_hot(drawn.labels, drawn.width))
+    _check_curve(curve, curve_attack, pixel_range, check_norm(norm or how.norm or "Linf"), drawn.images[0].numel())
     common: dict[str, Any] = {"seed": seed, "pixel_range": pixel_range, "state": state, **arguments}
     reports: dict[str, Report] = {}
     curves: dict[str, Curve] = {}
@@ -359,6 +360,31 @@ def compare(
             broken += _broken(name, reports[name], next(iter(reports.values())), drawn.images)
     weights = {name: count_weights(model) for name, model in models.items()}
     return Comparison(reports=reports, weights=weights, curves=curves, broken=tuple(broken))
+
+
+def check_curve_attack(name: str) -> None:
+    """Check that a security curve can be drawn with an attack.
+
+    Raises:
+        ValueError: it is not the name of one.
+        ModuleNotFoundError: its package is missing.
+    """
+    try:
+        as_attacks(name)
+    except ValueError as error:
+        raise ValueError(f"curve_attack={name!r}: {error}") from error
+
+
+def _check_curve(
+    curve: Sequence[float], attack: str, pixel_range: tuple[float, float], norm: str, n_pixels: int
+) -> None:
+    """Refuse a curve that cannot be drawn, before hours of attacks and not after them."""
+    check_curve_attack(attack)
+    for radius in curve:
+        try:
+            check_eps(radius, pixel_range, norm, n_pixels)
+        except ValueError as error:
+            raise ValueError(f"curve: {error}") from error
 
 
 def _broken(name: str, report: Report, first: Report, images: Tensor) -> list[Broken]:

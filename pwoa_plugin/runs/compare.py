@@ -26,6 +26,7 @@ from ..models.robustbench import PREFIX, load_robustbench
 from ..pages import write_plots
 from ..robustness import Comparison, Protocol, compare, load_protocol, make_attack
 from ..robustness.attacks import AttackSettings
+from ..robustness.comparison import check_curve_attack
 from ..robustness.inputs import check_norm
 from ..robustness.plots import drawings
 from ..robustness.protocol import parse_radius
@@ -82,8 +83,10 @@ class ComparisonFolder:
             before = json.loads(self.asked.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             before = None
-        if not isinstance(before, dict) or before != asked:
-            names = [key for key in asked if not isinstance(before, dict) or before.get(key) != asked[key]]
+        before = before if isinstance(before, dict) else None
+        free = set() if self.json.exists() else {"curve"}  # drawn last, so that a begun comparison may change it
+        names = [key for key in asked if key not in free and (before or {}).get(key) != asked[key]]
+        if before is None or before.keys() != asked.keys() or names:
             raise ConfigError(
                 f"out={self}: holds another comparison, with other {', '.join(names[:3])}; give another --out"
             )
@@ -168,6 +171,7 @@ def judge_networks(
         eps = how.eps or next((config.eps for config in configs if config.eps), None)
     radius = None if eps is None else parse_radius(eps)
     radii = [parse_radius(value) for value in curve]
+    check_curve_attack(curve_attack)
     images = _data_config(configs, data, data_root, download, image_size, channels)
     classes, shape = DATASETS[images.name].describe(images)
     models = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}

@@ -211,13 +211,27 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
     assert "at eps = 0.3 than at 0.1" in str(alarm)
 
 
+@pytest.mark.parametrize("bad", [{"curve": [0.1, 2]}, {"curve_attack": "PDG-20"}])
+def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
+    model: nn.Module, held_out: Pair, bad: dict[str, object]
+) -> None:
+    asked: list[int] = []
+    model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    whole = {"eps": 0.1, "protocol": "quick", "sample": 5, "curve": [0.1], "progress": False}
+    with pytest.raises(ValueError, match="curve"):
+        compare({"a": model}, held_out, **(whole | bad))  # type: ignore[arg-type]
+    assert asked == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ({"models": {}}, "models is empty"),
         ({"models": {"": nn.Identity()}}, "models: '' names no model"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
-        ({"curve": [2]}, "eps=2 is wider"),
+        ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
+        ({"curve": [0.1, -1]}, "curve: eps=-1 is no radius"),
+        ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
     ],
 )

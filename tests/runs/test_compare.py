@@ -105,7 +105,16 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     status, _, err = pwoa(*command, "--out", "killed", "--seed", 1)
     assert status == 2
     assert "holds another comparison" in err
-    assert pwoa(*command, "--out", "killed")[0] == 0
+    kept = sorted(Path("killed/state").rglob("*.safetensors"))
+    status, _, err = pwoa(*command, "--out", "killed", "--curve", "0.1", "--curve-attack", "PDG-3")
+    assert (status, sorted(Path("killed/state").rglob("*.safetensors"))) == (2, kept)
+    assert "curve_attack='PDG-3'" in err
+    assert pwoa(*command, "--out", "killed", "--curve", "7")[0] == 2
+    assert pwoa(*command, "--out", "killed", "--curve", "0.1", "--curve-attack", "PGD-3")[0] == 0
+    assert Comparison.from_json("killed/comparison.json").curves["dense"].eps == (0.0, 0.1)
+    status, _, err = pwoa(*command, "--out", "killed")
+    assert status == 2
+    assert "holds another comparison, with other curve;" in err
     assert not Path("killed/state").exists()
     whole, again = (Comparison.from_json(f"{name}/comparison.json") for name in ("whole", "killed"))
     for name, report in whole.reports.items():
@@ -132,6 +141,8 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--attacks", "FGSM", "--protocol", "quick"], "give one of them"),
         (["compare", "dense.safetensors", "COMMON", "--sample", "99"], "images=99: the test set of mnist has 30"),
         (["compare", "dense.safetensors", "COMMON", "--norm", "L9"], "norm='L9' is unknown"),
+        (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9.0 is wider"),
+        (["compare", "dense.safetensors", "COMMON", "--curve-attack", "PDG-3"], "curve_attack='PDG-3': attacks: "),
         (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
         (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
         (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
