@@ -46,6 +46,7 @@ _TRACING = ("forward_fn", "output_transform", "unwrapped_parameters", "customize
 _FRESH = ("in_channel_groups", "out_channel_groups", "num_heads", "head_pruning_ratio_dict", "pruning_ratio_dict")
 _ROOTS = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)
 _UPDATES = 4  # of the dual, in which rho comes to its cap
+_LARGEST_RESIDUAL = 0.3  # at removal, without a warning
 _LARGEST_DIFFERENCE = 1e-4  # of the output, where what is removed was 0 before
 
 
@@ -86,8 +87,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes that stay whole, with all
             that is coupled to them.
         admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``. Where ``growth`` is None, rho
-            comes to its cap at the last of ``epochs`` calls of `update_regularizer`, or after 4 dual updates where
-            ``epochs`` is None too.
+            comes to its cap at the last of ``epochs`` calls of `update_regularizer` before each `step`, or after 4
+            dual updates where ``epochs`` is None too.
         adapt: a function that mends sizes which the model's own code holds (attributes such as ``num_heads``), called
             on the model once channels are gone.
         **options: Torch-Pruning's own: ``global_pruning``, ``isomorphic``, ``iterative_steps``,
@@ -457,6 +458,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Remove channels from the model: exactly those that the projection of W + U has at 0.
 
+        A warning is logged where ADMM has not drawn them to 0 yet.
+
         The removal is tried on a copy first, whose every tensor is compared with what the projection keeps, and which
         is run on the example inputs.
 
@@ -479,6 +482,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if self._admm is not None:
             self.residual = self._admm.residual()
             _logger.info("primal residual |W - Z| / |W| at removal: %.4f", self.residual)
+            self._warn_of_undrawn(plan, self._admm, self.residual)
         self.current_step += 1
         self.inputs_left = self._inputs_left([removal for removal, _ in plan.removals()])
         groups = self._removing(plan)
@@ -510,6 +514,27 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         adapt_sizes(self.model, self.adapt)
         self._structure = None
         self.use(None)
+
+    @torch.no_grad()
+    def _warn_of_undrawn(self, plan: _Plan, admm: ADMM, residual: float) -> None:
+        """Log where ADMM has not converged: what goes is the projection of W + U now, Z that of its last update."""
+        z = {parameter: admm.z[name] for name, parameter in admm.weights.items()}
+        undrawn = removed = 0
+        for coupling, kept in zip(plan.couplings, plan.kept, strict=True):
+            gone = coupling.removed(kept)
+            left = channel_scores(coupling.parts, coupling.channels, z)
+            removed += int(gone.sum())
+            undrawn += int((left.cpu()[gone.cpu()] > 0).sum())
+        if undrawn or residual > _LARGEST_RESIDUAL or admm.rho < admm.rho_max * (1 - 1e-6):
+            _logger.warning(
+                "%d of %d channels removed were not drawn to 0 (residual %.2f, rho %.3g of %.3g): train ADMM longer "
+                "(admm=ADMMConfig(epochs=N)) or raise admm.rho",
+                undrawn,
+                removed,
+                residual,
+                admm.rho,
+                admm.rho_max,
+            )
 
     def _inputs_left(self, removals: Sequence[Removal]) -> dict[str, tuple[int, Tensor]]:
         names = {module: name for name, module in self.model.named_modules()}
