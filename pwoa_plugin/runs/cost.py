@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import statistics
 import time
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 __all__ = ["CostReport", "NetworkCost", "cost_report"]
+
+_logger = logging.getLogger(__name__)
 
 _BATCHES = (1, 128)
 _LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
@@ -27,7 +30,7 @@ class NetworkCost:
         parameters: their number.
         macs: multiplications and additions of one image, as Torch-Pruning counts them.
         file_bytes: of its tensors as safetensors.
-        latency_ms: of a batch, by its number of images: the median.
+        latency_ms: of a batch, by its number of images: the median; None where it could not be run.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -35,7 +38,7 @@ class NetworkCost:
     parameters: NonNegativeInt
     macs: NonNegativeInt
     file_bytes: NonNegativeInt
-    latency_ms: dict[str, NonNegativeFloat]
+    latency_ms: dict[str, NonNegativeFloat | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ class CostReport:
 
     Attributes:
         dense, pruned: the networks.
-        speedup: of a batch, by its number of images: the median of the ratios of paired runs.
+        speedup: of a batch, by its number of images: the median of the ratios of paired runs; None where
+            they could not be run.
         device, threads: where latency was taken.
     """
 
@@ -52,7 +56,7 @@ class CostReport:
 
     dense: NetworkCost
     pruned: NetworkCost
-    speedup: dict[str, NonNegativeFloat]
+    speedup: dict[str, NonNegativeFloat | None]
     device: str
     threads: PositiveInt
 
@@ -60,7 +64,8 @@ class CostReport:
 def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostReport:
     """What two networks cost.
 
-    Latency is of pairs, one run of each after the other, so that a machine's moods meet both.
+    Latency is of pairs, one run of each after the other, so that a machine's moods meet both. A batch that cannot be
+    run (out of memory, say) is logged, and has none.
 
     Args:
         dense, pruned: on one device; copies of them run, in eval mode and with weights in torch's own order.
@@ -69,9 +74,7 @@ def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostRepor
     import torch_pruning as tp  # not at the top: a report is read without it
 
     dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
-    latency: dict[str, tuple[float, float, float]] = {
-        str(batch): _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1))) for batch in _BATCHES
-    }
+    latency = {str(batch): _latency_or_none(dense, pruned, image, batch) for batch in _BATCHES}
     costs = [
         NetworkCost(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -90,8 +93,20 @@ def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostRepor
     )
 
 
+_Times = tuple[float, float, float]
+
+
+def _latency_or_none(dense: nn.Module, pruned: nn.Module, image: Tensor, batch: int) -> _Times | tuple[None, ...]:
+    """`_latency`; None thrice where the batch cannot be run: a trained network is not lost for want of a clock."""
+    try:
+        return _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1)))
+    except (RuntimeError, MemoryError) as error:
+        _logger.warning("latency of batch %d is left out: %s", batch, " ".join(str(error).split())[:200] or "no memory")
+        return None, None, None
+
+
 @torch.no_grad()
-def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> tuple[float, float, float]:
+def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> _Times:
     """Medians in ms of both, and of the ratio of pairs."""
 
     def run(model: nn.Module) -> float:

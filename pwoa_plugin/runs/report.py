@@ -439,9 +439,9 @@ def cost_rows(report: RunReport) -> list[tuple[str, ...]]:
     files = dense.file_bytes, pruned.file_bytes
     rows.append(row("file", *files, *map(size_text, files)))
     for batch, before in dense.latency_ms.items():
-        after = pruned.latency_ms.get(batch, 0.0)
-        times = f"{before:.3g} ms", f"{after:.3g} ms", f"{cost.speedup.get(batch, 0.0):.2f}x"
-        rows.append((f"latency, batch {batch}", *times))
+        after, ratio = pruned.latency_ms.get(batch), cost.speedup.get(batch)
+        times = ["-" if ms is None else f"{ms:.3g} ms" for ms in (before, after)]
+        rows.append((f"latency, batch {batch}", *times, "-" if ratio is None else f"{ratio:.2f}x"))
     if len(report.judged) == 2 and judged_alike(report.judged["pruned"], report.judged["dense"]):
         robust = [report.judged[name].worst_case.accuracy for name in ("dense", "pruned")]
         share = f"{robust[1] / robust[0]:.1%} left" if robust[0] else "-"

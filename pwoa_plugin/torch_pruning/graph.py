@@ -22,9 +22,11 @@ __all__ = [
     "Tracing",
     "adapt_sizes",
     "check_forward",
+    "keep_history",
     "kept_as_before",
     "removals_from_json",
     "removals_to_json",
+    "removed_from",
     "replay",
 ]
 
@@ -65,6 +67,23 @@ def removals_from_json(entries: Any) -> list[Removal]:
         return [Removal(layer, out, tuple(channels)) for layer, out, channels in entries]
     except (TypeError, ValueError) as error:
         raise ValueError(f"these are no removals ({error})") from None
+
+
+#: An attribute of a model that lost channels: it goes along with copies. Plain lists, which need no class of ours.
+_HISTORY = "_pwoa_removals"
+
+
+def removed_from(model: nn.Module) -> list[Removal]:
+    """All that was removed from a model, by any pruner of ours and by `load_pruned`, in order."""
+    return removals_from_json(getattr(model, _HISTORY, []))
+
+
+def keep_history(model: nn.Module, removals: Sequence[Removal]) -> None:
+    """Let `removed_from` answer this of the model."""
+    if removals:
+        setattr(model, _HISTORY, removals_to_json(removals))
+    else:
+        vars(model).pop(_HISTORY, None)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,17 @@ from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
 from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
 from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
-from .graph import Adapt, Removal, Tracing, adapt_sizes, check_forward, kept_as_before, replay
+from .graph import (
+    Adapt,
+    Removal,
+    Tracing,
+    adapt_sizes,
+    check_forward,
+    keep_history,
+    kept_as_before,
+    removed_from,
+    replay,
+)
 from .importance import PwoAImportance, normalised
 from .run import ChannelRemoval, images_of, settings_of
 from .selection import Candidates, Rounding, keep
@@ -36,6 +46,7 @@ _TRACING = ("forward_fn", "output_transform", "unwrapped_parameters", "customize
 _FRESH = ("in_channel_groups", "out_channel_groups", "num_heads", "head_pruning_ratio_dict", "pruning_ratio_dict")
 _ROOTS = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)
 _UPDATES = 4  # of the dual, in which rho comes to its cap
+_LARGEST_RESIDUAL = 0.3  # at removal, without a warning
 _LARGEST_DIFFERENCE = 1e-4  # of the output, where what is removed was 0 before
 
 
@@ -76,8 +87,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes that stay whole, with all
             that is coupled to them.
         admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``. Where ``growth`` is None, rho
-            comes to its cap at the last of ``epochs`` calls of `update_regularizer`, or after 4 dual updates where
-            ``epochs`` is None too.
+            comes to its cap at the last of ``epochs`` calls of `update_regularizer` before each `step`, or after 4
+            dual updates where ``epochs`` is None too.
         adapt: a function that mends sizes which the model's own code holds (attributes such as ``num_heads``), called
             on the model once channels are gone.
         **options: Torch-Pruning's own: ``global_pruning``, ``isomorphic``, ``iterative_steps``,
@@ -89,7 +100,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         run: the `Compression` of `compress`; None without a config.
         untouched: names of the layers that make the model's output.
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
-        removals: what was removed so far.
+        removals: all that was removed from the model so far, by pruners before this one too.
+        own_removals: what this one removed.
         inputs_left: of the layers that lost inputs at the last `step`, the dimension of their input and the indices
             along it that are left.
 
@@ -149,7 +161,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             self.allocation = ALLOCATIONS[
                 "global" if config is None or config.allocation == "uniform" else config.allocation
             ]
-        self.removals: list[Removal] = []
+        self._removed_before = removed_from(model)
         self.inputs_left: dict[str, tuple[int, Tensor]] = {}
         self.residual: float | None = None
         self._admm: ADMM | None = None
@@ -237,6 +249,14 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self.residual = self.run.residual
         model: nn.Module = self.model
         return model
+
+    @property
+    def removals(self) -> list[Removal]:
+        return removed_from(self.model)
+
+    @property
+    def own_removals(self) -> list[Removal]:
+        return self.removals[len(self._removed_before) :]
 
     # -- groups ----------------------------------------------------------------------------------
 
@@ -438,6 +458,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Remove channels from the model: exactly those that the projection of W + U has at 0.
 
+        A warning is logged where ADMM has not drawn them to 0 yet.
+
         The removal is tried on a copy first, whose every tensor is compared with what the projection keeps, and which
         is run on the example inputs.
 
@@ -460,6 +482,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if self._admm is not None:
             self.residual = self._admm.residual()
             _logger.info("primal residual |W - Z| / |W| at removal: %.4f", self.residual)
+            self._warn_of_undrawn(plan, self._admm, self.residual)
         self.current_step += 1
         self.inputs_left = self._inputs_left([removal for removal, _ in plan.removals()])
         groups = self._removing(plan)
@@ -479,10 +502,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             function = coupling.group[0].dep.handler
             # Anew, since groups before may have shifted what it is coupled with.
             yield self.DG.get_pruning_group(coupling.module, function, list(removal.channels))
-        self.removals += [
+        removals = [
             Removal(name, bool(out), tuple(map(int, channels)))
             for name, out, channels in self.DG.pruning_history()[done:]
         ]
+        keep_history(self.model, self.removals + removals)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(asked[name])
         for layer, heads in plan.heads_left(self.num_heads).items():
@@ -490,6 +514,27 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         adapt_sizes(self.model, self.adapt)
         self._structure = None
         self.use(None)
+
+    @torch.no_grad()
+    def _warn_of_undrawn(self, plan: _Plan, admm: ADMM, residual: float) -> None:
+        """Log where ADMM has not converged: what goes is the projection of W + U now, Z that of its last update."""
+        z = {parameter: admm.z[name] for name, parameter in admm.weights.items()}
+        undrawn = removed = 0
+        for coupling, kept in zip(plan.couplings, plan.kept, strict=True):
+            gone = coupling.removed(kept)
+            left = channel_scores(coupling.parts, coupling.channels, z)
+            removed += int(gone.sum())
+            undrawn += int((left.cpu()[gone.cpu()] > 0).sum())
+        if undrawn or residual > _LARGEST_RESIDUAL or admm.rho < admm.rho_max * (1 - 1e-6):
+            _logger.warning(
+                "%d of %d channels removed were not drawn to 0 (residual %.2f, rho %.3g of %.3g): train ADMM longer "
+                "(admm=ADMMConfig(epochs=N)) or raise admm.rho",
+                undrawn,
+                removed,
+                residual,
+                admm.rho,
+                admm.rho_max,
+            )
 
     def _inputs_left(self, removals: Sequence[Removal]) -> dict[str, tuple[int, Tensor]]:
         names = {module: name for name, module in self.model.named_modules()}
@@ -519,13 +564,15 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         except (AttributeError, KeyError, IndexError) as error:
             raise ValueError(f"the model has no such channels ({one_line(error)})") from error
         replay(self.model, self.DG, removals, self.adapt)
-        self.removals, self.current_step, self._structure = list(removals), self.iterative_steps, None
+        keep_history(self.model, [*self._removed_before, *removals])
+        self.current_step, self._structure = self.iterative_steps, None
         self.use(None)
 
     def begin_anew(self) -> None:
         """Forget all removals, once the model has its channels again."""
         self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
-        self.removals, self.current_step, self._structure, self.inputs_left = [], 0, None, {}
+        keep_history(self.model, self._removed_before)
+        self.current_step, self._structure, self.inputs_left = 0, None, {}
         self.num_heads |= self.init_num_heads
         self.out_channel_groups |= self.init_num_heads
         self.use(None)

@@ -95,7 +95,7 @@ class ChannelRemoval(Pruning):
     @property
     def done(self) -> bool:
         """Whether channels are removed."""
-        return bool(self.pruner.removals)
+        return bool(self.pruner.own_removals)
 
     def begin(self) -> None:
         self._structure = []
@@ -118,7 +118,7 @@ class ChannelRemoval(Pruning):
         """Nothing: what is pruned is gone."""
 
     def save(self, state: State) -> None:
-        state.facts["removals"] = removals_to_json(self.pruner.removals)
+        state.facts["removals"] = removals_to_json(self.pruner.own_removals)
 
     def resume(self, state: State) -> None:
         try:

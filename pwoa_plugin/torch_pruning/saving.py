@@ -18,7 +18,15 @@ from torch import Tensor, nn
 
 from .._files import write_tensors
 from ..removal.inputs import check_model
-from .graph import Adapt, Removal, Tracing, removals_from_json, removals_to_json, replay
+from .graph import (
+    Adapt,
+    Removal,
+    Tracing,
+    keep_history,
+    removals_from_json,
+    removals_to_json,
+    replay,
+)
 from .twin import twin_of
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ _FORMAT, _VERSION = "pwoa-pruned", "1"
 
 def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
     """Write a pruner's network as it is now; a file of that name is replaced whole or not at all.
+
+    The file tells all that was removed since the network was whole, by this pruner and by those before it.
 
     Args:
         pruner: that removed the channels; its ``model`` may have been trained since.
@@ -113,6 +123,7 @@ def load_pruned(
     try:
         replay(small, tracing.graph(small), removals, adapt)
         _load(small, tensors)
+        keep_history(small, removals)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise ValueError(

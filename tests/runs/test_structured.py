@@ -16,7 +16,8 @@ from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.models import LeNet, robust_lenet
 from pwoa_plugin.runs.callbacks import read_metrics
 from pwoa_plugin.runs.cost import CostReport, cost_report
-from pwoa_plugin.runs.files import read_report
+from pwoa_plugin.runs.files import read_report, write_report
+from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 from pwoa_plugin.torch_pruning import load_pruned
 
@@ -122,3 +123,49 @@ def test_cost_is_of_both_networks_and_changes_neither() -> None:
     assert dense.training
     assert not pruned.training
     assert pruned.conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class SmallBatchesOnly(nn.Module):
+    """Runs out of memory, as a large network does at batch 128."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.fc, self.error = nn.Linear(4, 2), error
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if len(x) > 1:
+            raise self.error("out of memory")
+        return self.fc(x)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, MemoryError])
+def test_a_batch_that_does_not_fit_has_no_latency(error: type[Exception], caplog: pytest.LogCaptureFixture) -> None:
+    found = cost_report(SmallBatchesOnly(error), nn.Linear(4, 2), torch.rand(1, 4))
+    assert found.dense.latency_ms["128"] is found.pruned.latency_ms["128"] is found.speedup["128"] is None
+    assert found.dense.latency_ms["1"] is not None
+    assert found.dense.macs > 0
+    assert "latency of batch 128 is left out: out of memory" in caplog.text
+
+
+def test_a_report_without_a_latency(structured: PwoAConfig, tmp_path: Path, pwoa: Any) -> None:
+    out = tmp_path / "run"
+    prune(structured, out, callbacks=[])
+    facts = json.loads((out / "run.json").read_text())
+    for times in (
+        facts["cost"]["dense"]["latency_ms"],
+        facts["cost"]["pruned"]["latency_ms"],
+        facts["cost"]["speedup"],
+    ):
+        times["128"] = None
+    (out / "run.json").write_text(json.dumps(facts))
+    write_report(RunFolder(out))
+    status, shown, _ = pwoa("show", out)
+    assert status == 0
+    row = next(line for line in shown.splitlines() if "latency, batch 128" in line)
+    assert row.count("-") >= 3
+    assert "ms" not in row
+    cost = read_report(out).cost
+    assert cost is not None
+    assert cost.speedup["128"] is None
+    for file in ("report.md", "report.html"):
+        assert "latency, batch 128" in (out / file).read_text()

@@ -267,6 +267,27 @@ class TestADMM:
             found.append(pruner._admm.rho)
         assert found == pytest.approx([0.1, 1.0, 10.0])
 
+    @pytest.mark.parametrize("epochs", [6, 1])
+    def test_it_warns_where_channels_were_not_drawn_to_zero(
+        self, small: nn.Module, x: Tensor, epochs: int, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, admm=ADMMConfig(epochs=6, rho=1.0))
+        train(small, pruner, x, epochs=epochs)
+        undrawn = 0
+        if epochs == 1:  # the order of conv3's filters changes after the last projection
+            dead = ~pruner._admm.z["conv3.weight"].flatten(1).any(1)
+            with torch.no_grad():
+                small.conv3.bias[dead] += 10.0
+            undrawn = 6
+        pruner.step()
+        said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        if epochs == 6:
+            assert not said
+        else:
+            assert len(said) == 1
+            assert f"{undrawn} of 18 channels removed were not drawn to 0 (residual " in said[0]
+            assert "train ADMM longer (admm=ADMMConfig(epochs=N)) or raise admm.rho" in said[0]
+
     def test_torch_prunings_order_of_calls(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=2)
         with pytest.raises(RuntimeError, match="call update_regularizer"):

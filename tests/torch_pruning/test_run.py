@@ -115,6 +115,30 @@ def test_layers_can_be_left_alone(small: nn.Module) -> None:
     assert (small.conv3.out_channels, small.conv1.out_channels, small.fc1.out_features) == (12, 4, 8)
 
 
+def test_on_a_pruned_model_it_tells_all_removals_and_takes_its_own_back(
+    small: nn.Module, x: Tensor, tmp_path: Path
+) -> None:
+    PwoAGroupPruner(small, x, pruning_ratio=0.25).step()
+    fields = {"epochs": 2, "admm": {"epochs": 1}}
+    pruned = copy.deepcopy(small)
+    stopped = PwoAGroupPruner(pruned, config=config(**fields), callbacks=[Stop(5)])
+    earlier = stopped.removals
+    with pytest.raises(KeyboardInterrupt):
+        stopped.compress()
+    assert stopped.removals == earlier
+
+    twin = copy.deepcopy(small)
+    pruner, keep = compressed(small, **fields)
+    save_pruned(pruner, tmp_path / "small.safetensors")
+    assert torch.equal(load_pruned(type(small)().eval(), tmp_path / "small.safetensors")(x), small.eval()(x))
+    again = PwoAGroupPruner(twin, config=config(**fields))
+    assert again.run is not None
+    with seeded(0):
+        again.run.run(resume=keep.states[5])
+    assert again.removals == pruner.removals
+    assert torch.equal(twin.eval()(x), small(x))
+
+
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 11])
 def test_it_resumes_to_the_same_bits(small: nn.Module, tmp_path: Path, step: int) -> None:
     fresh = copy.deepcopy(small)

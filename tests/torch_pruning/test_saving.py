@@ -97,6 +97,36 @@ def test_inputs_by_keyword(tmp_path: Path) -> None:
     assert torch.equal(loaded(**inputs), model(**inputs))
 
 
+class TestPrunersOneAfterTheOther:
+    """The file tells what all of them removed."""
+
+    @staticmethod
+    def assert_loads(model: nn.Module, path: Path, x: Tensor) -> None:
+        loaded = load_pruned(type(model)().eval(), path)
+        assert torch.equal(loaded(x), model.eval()(x))
+
+    def test_of_one_model(self, small: nn.Module, x: Tensor, tmp_path: Path) -> None:
+        first = PwoAGroupPruner(small, x, pruning_ratio=0.25)
+        first.step()
+        second = PwoAGroupPruner(small, x, pruning_ratio=0.5)
+        second.step()
+        assert small.conv3.out_channels < 9
+        assert second.removals[: -len(second.own_removals)]
+        for pruner in (first, second):
+            save_pruned(pruner, tmp_path / "small.safetensors")
+            self.assert_loads(small, tmp_path / "small.safetensors", x)
+
+    @pytest.mark.parametrize("copied", [False, True])
+    def test_of_a_model_that_was_loaded(self, small: nn.Module, saved: Path, x: Tensor, copied: bool) -> None:
+        loaded = load_pruned(type(small)().eval(), saved)
+        loaded = copy.deepcopy(loaded) if copied else loaded
+        pruner = PwoAGroupPruner(loaded, x, pruning_ratio=0.5)
+        pruner.step()
+        assert loaded.conv1.out_channels == 2
+        save_pruned(pruner, saved)
+        self.assert_loads(loaded, saved, x)
+
+
 class TestRefused:
     def test_no_file(self, small: nn.Module, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
