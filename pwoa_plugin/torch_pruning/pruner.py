@@ -518,7 +518,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     @torch.no_grad()
     def _warn_of_undrawn(self, plan: _Plan, admm: ADMM, residual: float) -> None:
         """Log where ADMM has not converged: what goes is the projection of W + U now, Z that of its last update."""
-        z = {parameter: admm.z[name] for name, parameter in admm.weights.items()}
+        z = {self.model.get_parameter(name): drawn for name, drawn in admm.z.items()}
         undrawn = removed = 0
         for coupling, kept in zip(plan.couplings, plan.kept, strict=True):
             gone = coupling.removed(kept)
