@@ -211,7 +211,7 @@ def load_test(
     source = DATASETS[config.name](config, train=False)
     there = len(source.labels)
     if images is not None and not 1 <= images <= there:
-        raise DataError(f"images={images}: the test set of {config.name} has {there}; give 1 to {there}")
+        raise DataError(f"images={images} (--sample): the test set of {config.name} has {there}; give 1 to {there}")
     if images is None and at_most is not None and at_most < there:
         images = at_most
     index = torch.arange(there) if images is None else stratified_order(source.labels, seed)[:images]

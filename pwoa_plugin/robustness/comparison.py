@@ -140,7 +140,7 @@ class Comparison:
                 f"Only {report.config.n_images:,} images were judged: the 95 % interval of {self.first} is "
                 f"{100 * width:.1f} points wide. Judge more to narrow it."
             )
-        if "AutoAttack" not in report.attacks:
+        if report.autoattack is None:
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
         notes = [note for report in self.reports.values() for note in report.notes]
         return said + [f"{note.rstrip('.')}." for note in dict.fromkeys(notes)]
@@ -241,7 +241,7 @@ class Comparison:
         for name, report in self.reports.items():
             weights = self.weights[name]
             known = _BENCHMARK.get(weights.struct, ())
-            attacked = report.attacks.get("AutoAttack")
+            attacked = report.autoattack
             clean, robust = round(100 * report.clean, 2), attacked and round(100 * attacked.accuracy, 2)
             rows.append(
                 {

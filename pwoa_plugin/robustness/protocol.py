@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .._yaml import YAMLError, parse_yaml
-from .attacks import FAMILIES, NORMS, Attack, make_attack
+from .attacks import FAMILIES, NORMS, Attack, AutoAttack, make_attack
 
 __all__ = ["PROTOCOLS", "Protocol", "load_protocol", "parse_radius"]
 
@@ -150,9 +150,12 @@ def _attack(item: Any, field: str) -> Attack:
         raise ValueError(f"{field}={item!r}: give a name, or {{attack: NAME, ...}} with {', '.join(FAMILIES)}")
     arguments = {str(key): value for key, value in item.items() if key != "attack"}
     try:
-        return FAMILIES[item["attack"]](**arguments)
+        attack = FAMILIES[item["attack"]](**arguments)
     except TypeError as error:
         said = str(error).split("() ", 1)[-1].replace("__init__", item["attack"])
         raise ValueError(f"{field}: {item['attack']} {said}") from None
     except ValueError as error:
         raise ValueError(f"{field}: {error}") from None
+    if attack.name == "AutoAttack" and not (isinstance(attack, AutoAttack) and attack.is_standard):
+        raise ValueError(f"{field}: name='AutoAttack' is the standard one's, whole; give this attack another name")
+    return attack

@@ -159,6 +159,15 @@ class Report:
             forwards=sum(column.forwards for column in columns),
         )
 
+    @property
+    def autoattack(self) -> AttackReport | None:
+        """Column of the standard AutoAttack, whatever its name; None where it was not run whole."""
+        for name, column in self.attacks.items():
+            asked = self.config.attacks.get(name, {})
+            if asked.get("version") == "standard" and "queries" not in asked:
+                return column
+        return None
+
     def paired_with(self, other: Report, column: str = "worst case") -> Paired:
         """This model against another on the same images; this one comes first.
 

@@ -309,7 +309,7 @@ class RunReport:
                 f"Only {pruned.config.n_images:,} images were judged: the 95 % interval of the worst case is "
                 f"{100 * (worst.high - worst.low):.1f} percentage points wide. Judge more to narrow it."
             )
-        if "AutoAttack" not in pruned.attacks:
+        if pruned.autoattack is None:
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
         if dense is None:
             said.append("The dense network was not judged: what pruning cost in robustness is not known.")

@@ -174,7 +174,7 @@ def test_test_images_are_drawn_by_class(config: Callable[..., DataConfig]) -> No
     assert torch.equal(few, load_test(config(), images=2 * classes, seed=1)[0])
     assert not torch.equal(few, load_test(config(), images=2 * classes, seed=2)[0])
     for images in (0, len(x) + 1):
-        with pytest.raises(DataError, match=f"images={images}: the test set of .* has {len(x)}"):
+        with pytest.raises(DataError, match=rf"images={images} \(--sample\): the test set of .* has {len(x)}"):
             load_test(config(), images=images)
 
 

@@ -123,6 +123,12 @@ def test_autoattack_is_the_benchmarks_aa(compared: Comparison) -> None:
     for report in content["reports"].values():
         for place in (report["attacks"], report["config"]["attacks"]):
             place["AutoAttack"] = place.pop("PGD-10")
+    assert Comparison.from_dict(content).benchmark_rows()[0]["AA"] is None  # a name is not enough
+    for report in content["reports"].values():
+        report["config"]["attacks"]["AutoAttack"] = {"version": "standard", "attacks": ["apgd-ce"], "queries": 5}
+    assert Comparison.from_dict(content).benchmark_rows()[0]["AA"] is None
+    for report in content["reports"].values():
+        del report["config"]["attacks"]["AutoAttack"]["queries"]
     row = Comparison.from_dict(content).benchmark_rows()[0]
     report = compared.reports["dense"]
     assert row["AA"] == round(100 * report.attacks["PGD-10"].accuracy, 2)

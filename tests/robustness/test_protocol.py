@@ -87,6 +87,12 @@ def test_the_sample_keeps_the_shares_of_the_classes(model: nn.Module, held_out: 
         ("name: a\nattacks: [{attack: PGD, stepps: 3}]", "attacks.0: PGD got an unexpected keyword argument 'stepps'"),
         ("name: a\nattacks: [{attack: PGD, steps: -1}]", "attacks.0: steps=-1 is no count"),
         ("name: a\nattacks: [{attack: AutoAttack, parts: [sqare]}]", "AutoAttack has apgd-ce, .* and not sqare"),
+        (
+            "name: a\nattacks: [{attack: PGD, steps: 9, name: AutoAttack}]",
+            "attacks.0: name='AutoAttack' is the standard",
+        ),
+        ("name: a\nattacks: [{attack: AutoAttack, parts: [square]}]", "attacks.0: name='AutoAttack' is the standard"),
+        ("name: a\nattacks: [{attack: AutoAttack, queries: 9}]", "attacks.0: name='AutoAttack' is the standard"),
         ("name: a\nattacks: [FGSM]\nnorm: L1", "norm='L1' is unknown"),
         ("name: a\nattacks: [FGSM]\neps: -1", "eps=-1 is no radius"),
         ("name: a\nattacks: [FGSM]\neps: 8/0", "eps='8/0' is no radius"),

@@ -139,7 +139,10 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "PDG-20"], "did you mean PGD-20"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "FGSM", "--protocol", "quick"], "give one of them"),
-        (["compare", "dense.safetensors", "COMMON", "--sample", "99"], "images=99: the test set of mnist has 30"),
+        (
+            ["compare", "dense.safetensors", "COMMON", "--sample", "99"],
+            "images=99 (--sample): the test set of mnist has 30",
+        ),
         (["compare", "dense.safetensors", "COMMON", "--norm", "L9"], "norm='L9' is unknown"),
         (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9.0 is wider"),
         (["compare", "dense.safetensors", "COMMON", "--curve-attack", "PDG-3"], "curve_attack='PDG-3': attacks: "),

@@ -285,6 +285,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
             column["robust"] *= 100
         for place in (report["attacks"], report["config"]["attacks"]):
             place["AutoAttack"] = place.pop("PGD-3")
+        report["config"]["attacks"]["AutoAttack"] = {"version": "standard"}
     said = " ".join(RunReport.from_dict(made).remarks())
     assert "AutoAttack" not in said
     assert "images were judged" not in said

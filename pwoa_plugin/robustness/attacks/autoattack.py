@@ -322,6 +322,11 @@ class AutoAttack(Attack):
         self.queries = positive_int("queries", queries)
         self.black_box = self.parts == ("square",)
 
+    @property
+    def is_standard(self) -> bool:
+        """Whether it is all of the standard version, with its budget."""
+        return self.parts == STANDARD and self.queries == _QUERIES
+
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         names, _ = applicable_attacks(settings.n_classes)
         parts = [name for name in names if name in self.parts]
