@@ -21,6 +21,7 @@ __all__ = [
     "check_options",
     "check_ratio",
     "check_reached",
+    "keyed_by_module",
     "makes_output",
     "modules_named",
 ]
@@ -102,6 +103,23 @@ def modules_named(model: nn.Module, given: Iterable[Any], what: str) -> list[Any
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{what}: {name} is not in the model{hint}")
         found += hits
+    return found
+
+
+def keyed_by_module(model: nn.Module, given: Mapping[Any, Any], what: str) -> dict[Any, Any]:
+    """An option of Torch-Pruning's with names, patterns and classes replaced by the modules they mean.
+
+    A tuple stays one: its modules are ranked together.
+
+    Raises:
+        ValueError: a key is not in the model.
+    """
+    found: dict[Any, Any] = {}
+    for key, value in given.items():
+        if isinstance(key, tuple):
+            found[tuple(modules_named(model, key, what))] = value
+        else:
+            found |= dict.fromkeys(modules_named(model, [key], what), value)
     return found
 
 

@@ -20,7 +20,15 @@ from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
 from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
-from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
+from .checks import (
+    check_layers,
+    check_options,
+    check_ratio,
+    check_reached,
+    keyed_by_module,
+    makes_output,
+    modules_named,
+)
 from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
 from .graph import (
     Adapt,
@@ -144,9 +152,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         ignored = modules_named(model, ignored_layers, "ignored_layers")
         options["global_pruning"] = options.get("global_pruning", False) or options.get("isomorphic", False)
         for name in _FRESH:
-            options[name] = dict(options.get(name) or {})
-            keys = [part for key in options[name] for part in (key if isinstance(key, tuple) else (key,))]
-            modules_named(model, keys, name)
+            options[name] = keyed_by_module(model, options.get(name) or {}, name)
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):  # each head loses as many
                 options["out_channel_groups"].setdefault(module, module.num_heads)

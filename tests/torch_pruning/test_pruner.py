@@ -120,6 +120,20 @@ class TestChannels:
         PwoAGroupPruner(small, x, pruning_ratio=0.5, pruning_ratio_dict={small.conv3: 0.75}).step()
         assert widths(small) == {"conv1": 4, "conv2": 4, "conv3": 3, "fc1": 8, "fc2": 3}
 
+    @pytest.mark.parametrize("key", ["conv3", "conv[3]", ("conv3", "fc1")])
+    def test_options_can_be_keyed_by_name(self, small: nn.Module, x: Tensor, key: Any) -> None:
+        PwoAGroupPruner(small, x, pruning_ratio=0.5, pruning_ratio_dict={key: 0.25}).step()
+        assert small.conv1.out_channels == 4
+        if isinstance(key, tuple):
+            assert small.conv3.out_channels + small.fc1.out_features == (12 + 16) * 3 // 4
+        else:
+            assert (small.conv3.out_channels, small.fc1.out_features) == (9, 8)
+
+    def test_groups_and_heads_can_be_keyed_by_name(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, out_channel_groups={"conv3": 3}, num_heads={"fc1": 2})
+        assert pruner.out_channel_groups[small.conv3] == 3
+        assert pruner.num_heads == {small.fc1: 2}
+
     def test_iterative_steps_come_to_the_ratio_and_no_further(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=3)
         found = []
