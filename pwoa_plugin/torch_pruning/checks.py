@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import nn
 from torch_pruning.ops import OPTYPE
@@ -17,7 +18,9 @@ from ..method.layers import is_weighted
 from .coupling import Coupling
 
 __all__ = [
+    "check_finite",
     "check_layers",
+    "check_no_inference",
     "check_options",
     "check_ratio",
     "check_reached",
@@ -48,6 +51,27 @@ def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False)
     if not number or not (value >= 0 if low else value > 0) or not (value <= 1 if high else value < 1):
         bounds = f"{'[' if low else '('}0, 1{']' if high else ')'}"
         raise ValueError(f"{name}={value!r} is outside {bounds}; 0.75 removes three channels in four")
+
+
+def check_no_inference(what: str) -> None:
+    """Refuse `torch.inference_mode`, whose tensors cannot be trained.
+
+    Raises:
+        ValueError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"{what}: torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Whether all weights are numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name}: a weight is not finite; lower the learning rate")
 
 
 def check_options(options: Mapping[str, Any]) -> None:

@@ -361,6 +361,38 @@ class TestRefused:
         with torch.no_grad():
             self.refuses("gradients are off", small, x)
 
+    def test_inference_mode(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        before = state_of(small)
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"step: torch.inference_mode is on"):
+            pruner.step()
+        assert_untouched(small, before)
+
+    def test_another_model_to_regularize(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        pruner.update_regularizer()
+        with pytest.raises(ValueError, match="regularize: this SmallNet is not the model"):
+            pruner.regularize(copy.deepcopy(small))
+        pruner.regularize(nn.DataParallel(small))
+
+    @pytest.mark.parametrize("admm", [3, "long", [("rho", 1.0)]])
+    def test_admm_of_another_kind(self, small: nn.Module, x: Tensor, admm: Any) -> None:
+        self.refuses("admm=.*: give an ADMMConfig", small, x, admm=admm)
+
+    def test_admm_as_a_mapping(self, small: nn.Module, x: Tensor) -> None:
+        assert PwoAGroupPruner(small, x, admm={"rho": 2.0}).admm_config == ADMMConfig(rho=2.0)
+        self.refuses("rho_", small, x, admm={"rho_": 2.0})
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite(self, small: nn.Module, x: Tensor, value: float) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        with torch.no_grad():
+            small.conv2.weight[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"conv2.weight: a weight is not finite; lower the learning rate"):
+            pruner.step()
+        assert widths(small)["conv2"] == 8
+        assert pruner.current_step == 0
+
     def test_frozen_weights(self, small: nn.Module, x: Tensor) -> None:
         small.conv3.weight.requires_grad_(False)
         self.refuses("conv3.weight has requires_grad=False.*list conv[0-9], whose channels", small, x)
