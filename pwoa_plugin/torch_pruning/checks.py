@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 import torch_pruning as tp
 from torch import nn
 from torch_pruning.ops import OPTYPE
@@ -17,10 +18,13 @@ from ..method.layers import is_weighted
 from .coupling import Coupling
 
 __all__ = [
+    "check_finite",
     "check_layers",
+    "check_no_inference",
     "check_options",
     "check_ratio",
     "check_reached",
+    "keyed_by_module",
     "makes_output",
     "modules_named",
 ]
@@ -47,6 +51,27 @@ def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False)
     if not number or not (value >= 0 if low else value > 0) or not (value <= 1 if high else value < 1):
         bounds = f"{'[' if low else '('}0, 1{']' if high else ')'}"
         raise ValueError(f"{name}={value!r} is outside {bounds}; 0.75 removes three channels in four")
+
+
+def check_no_inference(what: str) -> None:
+    """Refuse `torch.inference_mode`, whose tensors cannot be trained.
+
+    Raises:
+        ValueError: it is on.
+    """
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"{what}: torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+
+
+def check_finite(model: nn.Module) -> None:
+    """Whether all weights are numbers.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ValueError(f"{name}: a weight is not finite; lower the learning rate")
 
 
 def check_options(options: Mapping[str, Any]) -> None:
@@ -102,6 +127,23 @@ def modules_named(model: nn.Module, given: Iterable[Any], what: str) -> list[Any
             hint = f"; did you mean {close[0]}?" if close else ""
             raise ValueError(f"{what}: {name} is not in the model{hint}")
         found += hits
+    return found
+
+
+def keyed_by_module(model: nn.Module, given: Mapping[Any, Any], what: str) -> dict[Any, Any]:
+    """An option of Torch-Pruning's with names, patterns and classes replaced by the modules they mean.
+
+    A tuple stays one: its modules are ranked together.
+
+    Raises:
+        ValueError: a key is not in the model.
+    """
+    found: dict[Any, Any] = {}
+    for key, value in given.items():
+        if isinstance(key, tuple):
+            found[tuple(modules_named(model, key, what))] = value
+        else:
+            found |= dict.fromkeys(modules_named(model, [key], what), value)
     return found
 
 

@@ -20,7 +20,17 @@ from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
 from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
-from .checks import check_layers, check_options, check_ratio, check_reached, makes_output, modules_named
+from .checks import (
+    check_finite,
+    check_layers,
+    check_no_inference,
+    check_options,
+    check_ratio,
+    check_reached,
+    keyed_by_module,
+    makes_output,
+    modules_named,
+)
 from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
 from .graph import (
     Adapt,
@@ -86,9 +96,9 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         round_up: round to more channels, not to fewer (Torch-Pruning rounds down).
         ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes that stay whole, with all
             that is coupled to them.
-        admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``. Where ``growth`` is None, rho
-            comes to its cap at the last of ``epochs`` calls of `update_regularizer` before each `step`, or after 4
-            dual updates where ``epochs`` is None too.
+        admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``, or a mapping of them.
+            Where ``growth`` is None, rho comes to its cap at the last of ``epochs`` calls of `update_regularizer`
+            before each `step`, or after 4 dual updates where ``epochs`` is None too.
         adapt: a function that mends sizes which the model's own code holds (attributes such as ``num_heads``), called
             on the model once channels are gone.
         **options: Torch-Pruning's own: ``global_pruning``, ``isomorphic``, ``iterative_steps``,
@@ -119,13 +129,17 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         round_to: int | None = None,
         round_up: bool = False,
         ignored_layers: Sequence[Any] = (),
-        admm: ADMMConfig | None = None,
+        admm: ADMMConfig | Mapping[str, Any] | None = None,
         adapt: Adapt | None = None,
         callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> None:
         check_model(model)
         check_options(options)
+        if isinstance(admm, Mapping):
+            admm = ADMMConfig(**admm)
+        elif admm is not None and not isinstance(admm, ADMMConfig):
+            raise ValueError(f"admm={admm!r}: give an ADMMConfig, or a mapping of its fields")
         if config is not None:
             given = {"pruning_ratio": pruning_ratio, "admm": admm, "ignored_layers": ignored_layers or None}
             given |= {name: options.get(name) for name in ("global_pruning", "iterative_steps")}
@@ -144,9 +158,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         ignored = modules_named(model, ignored_layers, "ignored_layers")
         options["global_pruning"] = options.get("global_pruning", False) or options.get("isomorphic", False)
         for name in _FRESH:
-            options[name] = dict(options.get(name) or {})
-            keys = [part for key in options[name] for part in (key if isinstance(key, tuple) else (key,))]
-            modules_named(model, keys, name)
+            options[name] = keyed_by_module(model, options.get(name) or {}, name)
         for module in model.modules():
             if isinstance(module, nn.MultiheadAttention):  # each head loses as many
                 options["out_channel_groups"].setdefault(module, module.num_heads)
@@ -442,11 +454,16 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         """Add ADMM's gradient to the weights' ``.grad``: after ``backward()`` (and ``unscale_``), before the step.
 
         Args:
-            model, loss: Torch-Pruning's; not needed.
+            model, loss: Torch-Pruning's; not needed. The model is the pruner's own, or a wrapper of it.
 
         Raises:
             RuntimeError: `update_regularizer` was not called before.
+            ValueError: it is another model.
         """
+        if model is not None and not any(module is self.model for module in model.modules()):
+            raise ValueError(
+                f"regularize: this {type(model).__name__} is not the model that the pruner was made of; give that one"
+            )
         if self.current_step >= self.iterative_steps:
             return
         if self._admm is None:
@@ -471,12 +488,15 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             The groups, if interactive.
 
         Raises:
-            ValueError: the smaller model does not run, or would not be what the projection keeps; it is as it was.
+            ValueError: the smaller model does not run, or would not be what the projection keeps; a weight is not
+                finite, or `torch.inference_mode` is on; it is as it was.
         """
         if self.current_step >= self.iterative_steps:
             raise ValueError(
                 f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on"
             )
+        check_no_inference("step")
+        check_finite(self.model)
         plan = self._plan(self._next_step)
         self._check_removal(plan)
         if self._admm is not None:
@@ -518,7 +538,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     @torch.no_grad()
     def _warn_of_undrawn(self, plan: _Plan, admm: ADMM, residual: float) -> None:
         """Log where ADMM has not converged: what goes is the projection of W + U now, Z that of its last update."""
-        z = {self.model.get_parameter(name): drawn for name, drawn in admm.z.items()}
+        z = {parameter: admm.z[name] for name, parameter in self.model.named_parameters() if name in admm.z}
         undrawn = removed = 0
         for coupling, kept in zip(plan.couplings, plan.kept, strict=True):
             gone = coupling.removed(kept)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._files import write_tensors
 from ..removal.inputs import check_model
+from .checks import check_no_inference
 from .graph import (
     Adapt,
     Removal,
@@ -94,9 +95,10 @@ def load_pruned(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another architecture.
+        ValueError: the file is damaged, or of another architecture; or `torch.inference_mode` is on.
     """
     path = os.fspath(path)
+    check_no_inference("load_pruned")
     check_model(model)
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file of a pruned network")

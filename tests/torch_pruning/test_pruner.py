@@ -120,6 +120,20 @@ class TestChannels:
         PwoAGroupPruner(small, x, pruning_ratio=0.5, pruning_ratio_dict={small.conv3: 0.75}).step()
         assert widths(small) == {"conv1": 4, "conv2": 4, "conv3": 3, "fc1": 8, "fc2": 3}
 
+    @pytest.mark.parametrize("key", ["conv3", "conv[3]", ("conv3", "fc1")])
+    def test_options_can_be_keyed_by_name(self, small: nn.Module, x: Tensor, key: Any) -> None:
+        PwoAGroupPruner(small, x, pruning_ratio=0.5, pruning_ratio_dict={key: 0.25}).step()
+        assert small.conv1.out_channels == 4
+        if isinstance(key, tuple):
+            assert small.conv3.out_channels + small.fc1.out_features == (12 + 16) * 3 // 4
+        else:
+            assert (small.conv3.out_channels, small.fc1.out_features) == (9, 8)
+
+    def test_groups_and_heads_can_be_keyed_by_name(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, out_channel_groups={"conv3": 3}, num_heads={"fc1": 2})
+        assert pruner.out_channel_groups[small.conv3] == 3
+        assert pruner.num_heads == {small.fc1: 2}
+
     def test_iterative_steps_come_to_the_ratio_and_no_further(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=3)
         found = []
@@ -346,6 +360,38 @@ class TestRefused:
     def test_no_grad(self, small: nn.Module, x: Tensor) -> None:
         with torch.no_grad():
             self.refuses("gradients are off", small, x)
+
+    def test_inference_mode(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        before = state_of(small)
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"step: torch.inference_mode is on"):
+            pruner.step()
+        assert_untouched(small, before)
+
+    def test_another_model_to_regularize(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        pruner.update_regularizer()
+        with pytest.raises(ValueError, match="regularize: this SmallNet is not the model"):
+            pruner.regularize(copy.deepcopy(small))
+        pruner.regularize(nn.DataParallel(small))
+
+    @pytest.mark.parametrize("admm", [3, "long", [("rho", 1.0)]])
+    def test_admm_of_another_kind(self, small: nn.Module, x: Tensor, admm: Any) -> None:
+        self.refuses("admm=.*: give an ADMMConfig", small, x, admm=admm)
+
+    def test_admm_as_a_mapping(self, small: nn.Module, x: Tensor) -> None:
+        assert PwoAGroupPruner(small, x, admm={"rho": 2.0}).admm_config == ADMMConfig(rho=2.0)
+        self.refuses("rho_", small, x, admm={"rho_": 2.0})
+
+    @pytest.mark.parametrize("value", [float("nan"), float("inf")])
+    def test_weights_that_are_not_finite(self, small: nn.Module, x: Tensor, value: float) -> None:
+        pruner = PwoAGroupPruner(small, x)
+        with torch.no_grad():
+            small.conv2.weight[0, 0, 0, 0] = value
+        with pytest.raises(ValueError, match=r"conv2.weight: a weight is not finite; lower the learning rate"):
+            pruner.step()
+        assert widths(small)["conv2"] == 8
+        assert pruner.current_step == 0
 
     def test_frozen_weights(self, small: nn.Module, x: Tensor) -> None:
         small.conv3.weight.requires_grad_(False)

@@ -132,6 +132,10 @@ class TestRefused:
         with pytest.raises(FileNotFoundError, match=r"none\.safetensors"):
             load_pruned(small, tmp_path / "none.safetensors")
 
+    def test_inference_mode(self, small: nn.Module, saved: Path) -> None:
+        with torch.inference_mode(), pytest.raises(ValueError, match=r"load_pruned: torch.inference_mode is on"):
+            load_pruned(type(small)(), saved)
+
     def test_another_architecture(self, saved: Path, tmp_path: Path) -> None:
         from pwoa_plugin.models import LeNet
 
