@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -37,6 +38,12 @@ def make_images(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     for i, label in enumerate(y.tolist()):
         x[i, 0, :, 2 * label : 2 * label + 3] += 0.5
     return x.clamp(0, 1), y
+
+
+@pytest.fixture(autouse=True)
+def fresh_log_level() -> None:
+    """The command line sets the package's level, and `--quiet` in one test would silence the next."""
+    logging.getLogger("pwoa_plugin").setLevel(logging.NOTSET)
 
 
 @pytest.fixture
