@@ -24,7 +24,7 @@ from .batch import Asked, Predict, TakeBatch, take_images_and_labels
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import refuse_idle_pruners, refuse_pwoa_twice
 from .training import FiniteCheck, check_length, check_weight
-from .wrappers import hook, is_on, read_parameters, refuse_taken_over, settle
+from .wrappers import Baking, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
 
@@ -33,7 +33,7 @@ _logger = logging.getLogger(__name__)
 _SELECTING = ("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re")
 
 
-class PwoADistiller(Distiller):
+class PwoADistiller(Baking, Distiller):
     """Train whatever NNI prunes or quantizes to stay robust, on natural images: PwoA's loss without its ADMM.
 
     >>> agp = AGPPruner(LevelPruner(model, pruned), interval_steps=50, total_times=10, evaluator=evaluator)
@@ -171,27 +171,6 @@ class PwoADistiller(Distiller):
         return self.loss.radius
 
     # -- masks -----------------------------------------------------------------------------------
-
-    def wrap_model(self) -> None:
-        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
-        if self._is_wrapped:
-            return
-        read_parameters(self._module_wrappers.values())
-        self._bake()
-        super().wrap_model()
-        self._hooks = hook(self._module_wrappers.values())
-
-    def unwrap_model(self) -> None:
-        """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
-        if not self._is_wrapped:
-            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
-                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
-            return
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-        self._bake()
-        super().unwrap_model()
 
     def _wrappers(self) -> dict[str, ModuleWrapper]:
         """All wrappers in the model's order, those of compressors that were fused later too."""

@@ -31,14 +31,14 @@ from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
 from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
 from .training import Plan, Training, check_count, check_length, check_weight, plan_alone, plan_scheduled
-from .wrappers import bake, hook, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
+from .wrappers import Baking, bake, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
 
 _logger = logging.getLogger(__name__)
 
 
-class PwoAPruner(Pruner):
+class PwoAPruner(Baking, Pruner):
     """Prune an adversarially robust network without adversarial examples (PwoA, arXiv 2210.04311).
 
     Two ways of use:
@@ -239,25 +239,9 @@ class PwoAPruner(Pruner):
     # -- wrapping --------------------------------------------------------------------------------
 
     def wrap_model(self) -> None:
-        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
-        if self._is_wrapped or not self._wrap_now:
-            return
-        read_parameters(self._module_wrappers.values())
-        bake(self._module_wrappers.values())
-        super().wrap_model()
-        self._hooks = hook(self._module_wrappers.values())
-
-    def unwrap_model(self) -> None:
-        """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
-        if not self._is_wrapped:
-            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
-                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
-            return
-        for handle in self._hooks:
-            handle.remove()
-        self._hooks = []
-        bake(self._module_wrappers.values())
-        super().unwrap_model()
+        """See `Baking`; NNI's constructor, which calls this too, does not wrap for a `PwoAConfig`."""
+        if self._wrap_now:
+            super().wrap_model()
 
     def _space(self, target: Target) -> PruningTargetSpace:
         return self._target_spaces[target.module][target.name]

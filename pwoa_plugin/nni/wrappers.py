@@ -6,10 +6,12 @@ masks are in the weights themselves, so that all who read them agree.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+from nni.compression.base.compressor import Compressor
 from nni.compression.base.target_space import PruningTargetSpace, TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from ..method.distillation import frozen_copy
 
 __all__ = [
+    "Baking",
     "bake",
     "hook",
     "is_on",
@@ -28,6 +31,8 @@ __all__ = [
     "release",
     "settle",
 ]
+
+_logger = logging.getLogger(__name__)
 
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
@@ -147,3 +152,34 @@ def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
             value: Tensor = state_dict[plain]
             mask = getattr(wrapper, f"{target}_mask", None)
             state_dict[wrapped] = value if mask is None else value.masked_fill(mask.to(value.device) == 0, 0)
+
+
+class Baking(Compressor):
+    """Wrapping and unwrapping with the masks in the weights themselves; a base of our compressors, before NNI's."""
+
+    _hooks: list[RemovableHandle]
+
+    def _bake(self) -> None:
+        """Set the weights to 0 where masks are."""
+        bake(self._module_wrappers.values())
+
+    def wrap_model(self) -> None:
+        """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
+        if self._is_wrapped:
+            return
+        read_parameters(self._module_wrappers.values())
+        self._bake()
+        super().wrap_model()
+        self._hooks = hook(self._module_wrappers.values())
+
+    def unwrap_model(self) -> None:
+        """Unwrap the layers, masks baked into their weights; without effect where they are not wrapped."""
+        if not self._is_wrapped:
+            if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
+                _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
+            return
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+        self._bake()
+        super().unwrap_model()
