@@ -28,6 +28,7 @@ __all__ = [
     "ConfigError",
     "DataConfig",
     "DistillationConfig",
+    "GradualConfig",
     "HSICConfig",
     "ModelConfig",
     "OptimizerConfig",
@@ -218,7 +219,8 @@ class ADMMConfig(_Section):
     """The ADMM phase, before the hard prune.
 
     Attributes:
-        epochs: its length. None: a quarter of the run's ``epochs`` (1 of 2 or 3); 0 prunes at once.
+        epochs: its length. None: none where the run is `GradualConfig`'s, else a quarter of the run's ``epochs`` (1 of
+            2 or 3).
         interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
         rho: first penalty weight.
         growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
@@ -245,6 +247,20 @@ class ADMMConfig(_Section):
         if self.rho > self.rho_max:
             raise ValueError(f"rho={self.rho} is above rho_max={self.rho_max}; raise the cap")
         return self
+
+
+class GradualConfig(_Section):
+    """Gradual pruning, before the hard prune: while the network trains, the smallest weights are set to 0 again and
+    again, more of them each time, and may grow back until the next.
+
+    Attributes:
+        epochs: its length; 0 is none. None: half of the run's ``epochs``, unless ``admm`` is told anything, or there is
+            no way between dense and the end (``structured``, ``n:m``).
+        interval: steps between two cuts; a short phase has at least 16 of them, where it has the steps.
+    """
+
+    epochs: int | None = Field(default=None, ge=0)
+    interval: int = Field(default=20, ge=1)
 
 
 class DataConfig(_Section):
@@ -342,10 +358,10 @@ class PwoAConfig(_Section):
             ``uniform`` with ``structured``: the same share of channels in each group.
         include: names or patterns (``layer4.*``) of layers to prune; every convolution and linear layer unless given.
         exclude: names or patterns of layers that stay dense, and out of ``sparsity``.
-        epochs: of the whole run, ADMM and fine-tuning.
+        epochs: of the whole run: ADMM or gradual pruning, then fine-tuning.
         batch_size: where ``train_loader`` is a Dataset or tensors.
         optimizer, schedule: of fine-tuning, and of ADMM unless that has its own.
-        distillation, perturbation, hsic, admm: see their classes.
+        distillation, perturbation, hsic, admm, gradual: see their classes.
         eps: radius of the attacks that the network is to resist, in pixel units; sets the perturbation's radius.
         pixel_range: of a valid image. Normalisation by mean and std is the model's own business.
         seed: of everything random in a run.
@@ -370,6 +386,7 @@ class PwoAConfig(_Section):
     perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
     hsic: HSICConfig = Field(default_factory=HSICConfig)
     admm: ADMMConfig = Field(default_factory=ADMMConfig)
+    gradual: GradualConfig = Field(default_factory=GradualConfig)
     eps: Pixels | None = Field(default=None, gt=0)
     pixel_range: tuple[float, float] = (0.0, 1.0)
     seed: int = Field(default=0, ge=0, lt=2**32)
@@ -442,17 +459,36 @@ class PwoAConfig(_Section):
             raise ValueError(
                 f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
             )
-        if self.admm.epochs is not None and self.admm.epochs > self.epochs:
+        if self.gradual.epochs and (structured or density is not None):
             raise ValueError(
-                f"admm.epochs={self.admm.epochs} is more than epochs={self.epochs}, which counts both phases; "
-                "raise epochs"
+                f"gradual.epochs={self.gradual.epochs} does not go with granularity={self.granularity!r}, which is "
+                "reached in one cut; leave it out"
+            )
+        if (before := self.admm_epochs + self.gradual_epochs) > self.epochs:
+            raise ValueError(
+                f"admm.epochs={self.admm_epochs} and gradual.epochs={self.gradual_epochs} are {before}, more than "
+                f"epochs={self.epochs}, which counts every phase; raise epochs"
             )
         return self
 
     @property
+    def gradual_epochs(self) -> int:
+        """Epochs of the gradual phase: as given, or half of the run (see `GradualConfig`)."""
+        if self.gradual.epochs is not None:
+            return self.gradual.epochs
+        from .method.sparsity import STRUCTURED, make_sparsity_set
+
+        one_cut = self.granularity == STRUCTURED or make_sparsity_set(self.granularity).fixed_density is not None
+        return 0 if one_cut or self.admm != ADMMConfig() else self.epochs // 2
+
+    @property
     def admm_epochs(self) -> int:
-        """Epochs of the ADMM phase: as given, or a quarter of the run, one at least unless the run has one only."""
-        return max(self.epochs // 4, int(self.epochs > 1)) if self.admm.epochs is None else self.admm.epochs
+        """Epochs of the ADMM phase: as given, or, where gradual pruning is not what happens by default, a quarter."""
+        if self.admm.epochs is not None:
+            return self.admm.epochs
+        if self.gradual_epochs and self.admm == ADMMConfig():
+            return 0
+        return max(self.epochs // 4, int(self.epochs > 1))
 
     @classmethod
     def from_yaml(
@@ -578,5 +614,6 @@ class PwoAConfig(_Section):
                 "optimizer": of["admm"],
                 "schedule": {"name": "cycle", "factors": (1.0, 0.1, 0.01)},
             },
+            "gradual": {"epochs": 0},
         }
         return cls(**(values | fields))

@@ -1,4 +1,4 @@
-"""The life of a run: ADMM, hard prune, fine-tuning of what is left. The maths is in the files beside."""
+"""The life of a run: ADMM or gradual pruning, hard prune, fine-tuning. The maths is in the files beside."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ _logger = logging.getLogger(__name__)
 
 _RADIUS_IMAGES = 512
 _STEPS_BETWEEN_REPORTS = 10
+_FEWEST_CUTS = 16
 
 
 class TrainingError(RuntimeError):
@@ -165,14 +166,12 @@ class Compression:
                 status, config = training.status, self.config
                 for callback in callbacks:
                     callback.on_start(status)
-                while status.epoch < config.admm_epochs:
+                while status.epoch < config.epochs:
+                    self._turn_to(self._phase_of(status.epoch), training)
                     self._epoch(training, callbacks)
                 if not self.pruning.done:
                     self._hard_prune(training)
-                while status.epoch < config.epochs:
-                    self._epoch(training, callbacks)
-                if not all(parameter.isfinite().all() for parameter in training.parameters):
-                    raise TrainingError("a weight is not finite after the last step; lower optimizer.lr")
+                self._check_weights(training)
             finally:
                 status_or_none = self._training.status if self._training else None
                 for callback in callbacks:
@@ -195,7 +194,7 @@ class Compression:
             images=images,
             parameters=self._parameters(),
             status=Status(
-                phase="admm" if config.admm_epochs else "fine-tune",
+                phase=self._phase_of(0),
                 epochs=config.epochs,
                 steps=config.epochs * per_epoch,
             ),
@@ -213,14 +212,35 @@ class Compression:
         training.began = time.perf_counter() - training.status.seconds
         return training
 
-    def _enter_phase(self, training: _Training) -> None:
-        """Optimizer, schedule and ADMM of the phase that begins, or that a state is in."""
+    def _phase_of(self, epoch: int) -> str:
+        config = self.config
+        if epoch < config.admm_epochs:
+            return "admm"
+        return "gradual" if epoch < config.admm_epochs + config.gradual_epochs else "fine-tune"
+
+    def _turn_to(self, phase: str, training: _Training) -> None:
+        """The hard prune comes before the first epoch of fine-tuning, whatever was before it."""
+        status = training.status
+        if phase == "fine-tune" and not self.pruning.done:
+            self._hard_prune(training)
+        if phase != status.phase or training.optimizer is None:
+            was_admm = status.phase == "admm"
+            status.phase, status.rho, status.residual = phase, None, None
+            self._enter_phase(training, anew=was_admm)
+
+    def _enter_phase(self, training: _Training, *, anew: bool = True) -> None:
+        """Optimizer, schedule and ADMM of the phase that begins, or that a state is in.
+
+        Args:
+            training: with its status set to the phase.
+            anew: whether a phase with its own optimizer, if there is one, ended just now.
+        """
         config, status = self.config, training.status
         in_admm = status.phase == "admm"
         admm_steps = config.admm_epochs * training.per_epoch
         own = config.admm.optimizer is not None and admm_steps > 0
         training.objective.use_hsic = config.admm.hsic if in_admm else True
-        if in_admm or own or training.optimizer is None:
+        if in_admm or (own and anew) or training.optimizer is None:
             done = admm_steps if own and not in_admm else 0
             training.optimizer, training.scheduler = self._optimizer(
                 training.parameters,
@@ -245,10 +265,20 @@ class Compression:
         self.pruning.prune(training.images, training.admm)
         self.pruning.hold()
         self._take_new_parameters(training)
-        status = training.status
-        if status.phase == "admm" or training.optimizer is None:
-            status.phase, status.rho, status.residual = "fine-tune", None, None
-            self._enter_phase(training)
+
+    def _cut(self, training: _Training) -> None:
+        """In the gradual phase, every so many steps."""
+        first, steps = (n * training.per_epoch for n in (self.config.admm_epochs, self.config.gradual_epochs))
+        done = training.status.step - first
+        interval = min(self.config.gradual.interval, max(1, steps // _FEWEST_CUTS))
+        if done % interval == 0 and done < steps:
+            self._check_weights(training)
+            self.pruning.cut(done / steps)
+
+    @staticmethod
+    def _check_weights(training: _Training) -> None:
+        if not all(parameter.isfinite().all() for parameter in training.parameters):
+            raise TrainingError(f"a weight is not finite after step {training.status.step}; lower optimizer.lr")
 
     def _take_new_parameters(self, training: _Training) -> None:
         """Where the hard prune replaced the parameters, the next phase begins with an optimizer of theirs."""
@@ -294,8 +324,7 @@ class Compression:
         training = self._training
         if training is None:
             raise RuntimeError("no run goes on; ask for the state in a callback")
-        if not all(parameter.isfinite().all() for parameter in training.parameters):
-            raise TrainingError(f"a weight is not finite at step {training.status.step}; lower optimizer.lr")
+        self._check_weights(training)
         status = training.status
         state = State(
             facts={
@@ -401,6 +430,8 @@ class Compression:
             self.pruning.hold()
             status.step += 1
             training.batch += 1
+            if status.phase == "gradual":
+                self._cut(training)
             seen += len(x)
             if admm is not None:
                 status.rho = admm.rho

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from .admm import ADMM, MasksOfAll
 from .allocation import ALLOCATIONS, LayerAllocation, allocate
 from .constants import dead_constants
+from .gradual import sparsity_at
 from .layers import prunable_layers, refuse_transposed
 from .sparsity import Filter, make_sparsity_set
 from .state import State, copy_into
@@ -52,6 +54,14 @@ class Pruning(ABC):
     @abstractmethod
     def admm_problem(self) -> tuple[Mapping[str, Tensor], Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll]:
         """What `ADMM` is made of."""
+
+    def cut(self, progress: float) -> None:
+        """Set weights to 0, for now, on the way to the hard prune (see `GradualConfig`).
+
+        Args:
+            progress: share of the gradual phase that is behind, in (0, 1).
+        """
+        raise NotImplementedError(f"{type(self).__name__} prunes at once; set gradual.epochs to 0")
 
     @abstractmethod
     def prune(self, images: Tensor, admm: ADMM | None) -> None:
@@ -108,10 +118,11 @@ class Masking(Pruning):
         self.layers = prunable_layers(model, config.include, config.exclude)
         self.sparsity_set = make_sparsity_set(config.granularity)
         refuse_transposed(self.layers, self.sparsity_set)
-        dense = {name: self._weight(name).detach() for name in self.layers}
         # In a set with a fixed density (n:m) the total follows from the set.
-        sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0.0)
-        self.allocation = allocate(dense, sparsity, self.sparsity_set, ALLOCATIONS[config.allocation])
+        self._sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0)
+        self._rule = ALLOCATIONS[config.allocation]
+        self._gradual = config.gradual_epochs > 0
+        self.allocation = self._dense_allocation = self._allocate(self._sparsity)
         self.masks = {}
         self.held: dict[str, Tensor] = {}
 
@@ -120,6 +131,10 @@ class Masking(Pruning):
         """Whether there are masks."""
         return bool(self.masks)
 
+    def _allocate(self, sparsity: float) -> dict[str, LayerAllocation]:
+        weights = {name: self._weight(name).detach() for name in self.layers}
+        return allocate(weights, sparsity, self.sparsity_set, self._rule)
+
     def _weight(self, name: str) -> nn.Parameter:
         return self.layers[name].get_parameter("weight")
 
@@ -127,7 +142,7 @@ class Masking(Pruning):
         return partial(self.allocation[name].mask, self.sparsity_set)
 
     def begin(self) -> None:
-        self.masks, self.held = {}, {}
+        self.masks, self.held, self.allocation = {}, {}, self._dense_allocation
         frozen = [name for name in self.layers if not self._weight(name).requires_grad]
         if frozen:
             raise ValueError(
@@ -138,8 +153,16 @@ class Masking(Pruning):
         return {name: self._weight(name) for name in self.layers}, {name: self._mask_of(name) for name in self.layers}
 
     @torch.no_grad()
+    def cut(self, progress: float) -> None:
+        for name, layer in self._allocate(sparsity_at(progress, self._sparsity)).items():
+            weight = self._weight(name)
+            weight.mul_(layer.mask(self.sparsity_set, weight))
+
+    @torch.no_grad()
     def prune(self, images: Tensor, admm: ADMM | None) -> None:
-        """The weights alone are projected, without the dual."""
+        """The weights alone are projected, without the dual; what each layer keeps follows them in gradual pruning."""
+        if self._gradual:
+            self.allocation = self._allocate(self._sparsity)
         for name in self.layers:
             self.masks[name] = self._mask_of(name)(self._weight(name))
         if isinstance(self.sparsity_set, Filter):
@@ -155,12 +178,15 @@ class Masking(Pruning):
     def save(self, state: State) -> None:
         state.add("mask", self.masks)
         state.add("held", self.held)
+        state.facts["keep"] = {name: layer.keep for name, layer in self.allocation.items()}
 
     def resume(self, state: State) -> None:
         masks = state.part("mask")
         if state.facts["status"]["phase"] == "fine-tune" and masks:
             self.masks = {name: torch.empty_like(self._weight(name), dtype=torch.bool) for name in self.layers}
             copy_into(self.masks, masks, "masks")
+            keep: dict[str, int] = state.facts["keep"]
+            self.allocation = {n: dataclasses.replace(layer, keep=keep[n]) for n, layer in self.allocation.items()}
             self.held = {
                 name: keep.to(self.model.get_parameter(name).device) for name, keep in state.part("held").items()
             }
