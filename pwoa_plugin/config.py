@@ -464,11 +464,10 @@ class PwoAConfig(_Section):
                 f"gradual.epochs={self.gradual.epochs} does not go with granularity={self.granularity!r}, which is "
                 "reached in one cut; leave it out"
             )
-        if (before := self.admm_epochs + self.gradual_epochs) > self.epochs:
-            raise ValueError(
-                f"admm.epochs={self.admm_epochs} and gradual.epochs={self.gradual_epochs} are {before}, more than "
-                f"epochs={self.epochs}, which counts every phase; raise epochs"
-            )
+        phases = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
+        if sum(phases.values()) > self.epochs:
+            said = " and ".join(f"{name}={length}" for name, length in phases.items() if length)
+            raise ValueError(f"{said}: more than epochs={self.epochs}, which counts every phase; raise epochs")
         return self
 
     @property
@@ -614,6 +613,5 @@ class PwoAConfig(_Section):
                 "optimizer": of["admm"],
                 "schedule": {"name": "cycle", "factors": (1.0, 0.1, 0.01)},
             },
-            "gradual": {"epochs": 0},
         }
         return cls(**(values | fields))

@@ -33,7 +33,18 @@ BAD = [
     ({"sparsity": 0.5, "eps": -0.1}, "eps=-0.1"),
     ({"sparsity": 0.5, "pixel_range": (1.0, 0.0)}, "pixel_range=.* is empty"),
     ({"sparsity": 0.5, "device": "gpu"}, "device='gpu' cannot be used here"),
-    ({"sparsity": 0.5, "epochs": 3, "admm": {"epochs": 4}}, "admm.epochs=4 is more than epochs=3"),
+    ({"sparsity": 0.5, "epochs": 3, "admm": {"epochs": 4}}, "^admm.epochs=4: more than epochs=3"),
+    ({"sparsity": 0.5, "epochs": 3, "gradual": {"epochs": 4}}, "^gradual.epochs=4: more than epochs=3"),
+    (
+        {"sparsity": 0.5, "epochs": 3, "admm": {"epochs": 2}, "gradual": {"epochs": 2}},
+        "^admm.epochs=2 and gradual.epochs=2: more than epochs=3",
+    ),
+    ({"sparsity": 0.5, "gradual": {"interval": 0}}, "^gradual.interval=0"),
+    ({"granularity": "2:4", "gradual": {"epochs": 1}}, "^gradual.epochs=1 does not go with granularity='2:4'"),
+    (
+        {"sparsity": 0.5, "granularity": "structured", "gradual": {"epochs": 1}},
+        "^gradual.epochs=1 does not go with granularity='structured'",
+    ),
     ({"sparsity": 0.5, "admm": {"rho": 2.0, "rho_max": 1.0}}, "^admm.rho=2.0 is above"),
     ({"sparsity": 0.5, "schedule": {"name": "multistep"}}, "^schedule.milestones is empty"),
     ({"sparsity": 0.5, "seed": -1}, "seed=-1"),
@@ -94,7 +105,26 @@ def test_json_round_trip(sparsity: float, epochs: int, allocation: str, schedule
     config = PwoAConfig(sparsity=sparsity, epochs=epochs, allocation=allocation, schedule=ScheduleConfig(name=schedule))
     again = PwoAConfig.model_validate_json(config.model_dump_json())
     assert again == config
-    assert again.admm_epochs == (1 if epochs in (2, 3) else epochs // 4)
+    assert (again.admm_epochs, again.gradual_epochs) == (config.admm_epochs, config.gradual_epochs)
+
+
+@pytest.mark.parametrize(
+    ("fields", "admm", "gradual"),
+    [
+        ({"epochs": 12}, 0, 6),
+        ({"epochs": 1}, 0, 0),
+        ({"epochs": 12, "admm": {"epochs": 0}}, 0, 0),  # at once
+        ({"epochs": 12, "admm": {"rho": 0.3}}, 3, 0),  # whoever sets ADMM wants it
+        ({"epochs": 12, "gradual": {"epochs": 0}}, 3, 0),
+        ({"epochs": 12, "gradual": {"epochs": 9}}, 0, 9),
+        ({"epochs": 12, "admm": {"epochs": 2}, "gradual": {"epochs": 4}}, 2, 4),
+        ({"epochs": 12, "granularity": "2:4"}, 3, 0),
+        ({"epochs": 2, "granularity": "structured"}, 1, 0),
+    ],
+)
+def test_phases_that_nothing_is_said_of(fields: dict[str, Any], admm: int, gradual: int) -> None:
+    config = PwoAConfig(**({} if fields.get("granularity") == "2:4" else {"sparsity": 0.5}) | fields)
+    assert (config.admm_epochs, config.gradual_epochs) == (admm, gradual)
 
 
 def test_names_may_be_one_string() -> None:
@@ -106,7 +136,7 @@ def test_names_may_be_one_string() -> None:
 
 def test_paper_is_what_was_published() -> None:
     config = PwoAConfig.paper("mnist", sparsity=0.9375)
-    assert (config.epochs, config.admm_epochs, config.batch_size) == (150, 50, 128)
+    assert (config.epochs, config.admm_epochs, config.gradual_epochs, config.batch_size) == (150, 50, 0, 128)
     assert (config.allocation, config.perturbation.kind, config.granularity) == ("uniform", "none", "unstructured")
     assert (config.distillation.alpha, config.distillation.temperature) == (10, 30)
     assert config.distillation.feature_weight == 0

@@ -22,6 +22,7 @@ from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
 from .distillation import frozen_copy
+from .gradual import interval_of_cuts
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
 from .logits import logits_of
@@ -47,7 +48,6 @@ _logger = logging.getLogger(__name__)
 
 _RADIUS_IMAGES = 512
 _STEPS_BETWEEN_REPORTS = 10
-_FEWEST_CUTS = 16
 
 
 class TrainingError(RuntimeError):
@@ -108,7 +108,7 @@ class Compression:
 
     @property
     def allocation(self) -> dict[str, LayerAllocation]:
-        """What each of them keeps, computed from the weights as they were given."""
+        """What each of them keeps, by the weights as they were given; after gradual pruning, by those it pruned."""
         return self.pruning.allocation
 
     @property
@@ -270,8 +270,7 @@ class Compression:
         """In the gradual phase, every so many steps."""
         first, steps = (n * training.per_epoch for n in (self.config.admm_epochs, self.config.gradual_epochs))
         done = training.status.step - first
-        interval = min(self.config.gradual.interval, max(1, steps // _FEWEST_CUTS))
-        if done % interval == 0 and done < steps:
+        if done % interval_of_cuts(self.config.gradual.interval, steps) == 0 and done < steps:
             self._check_weights(training)
             self.pruning.cut(done / steps)
 

@@ -1,8 +1,23 @@
-"""Gradual pruning: how sparse a network is on its way (Zhu and Gupta, "To prune, or not to prune", 2017, eq. 1)."""
+"""Gradual pruning: while the network trains, the smallest groups are set to 0 again and again, more of them each time.
+
+What was set to 0 trains on with the rest, so that it comes back where the loss wants it: iterative hard thresholding
+(Blumensath and Davies 2009) with the cubic schedule of Zhu and Gupta ("To prune, or not to prune", 2017, eq. 1).
+"""
 
 from __future__ import annotations
 
-__all__ = ["sparsity_at"]
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .allocation import Allocation, LayerAllocation, allocate
+from .sparsity import SparsitySet
+
+__all__ = ["Budget", "interval_of_cuts", "sparsity_at"]
+
+_FEWEST_CUTS = 16
 
 
 def sparsity_at(progress: float, final: float) -> float:
@@ -13,3 +28,41 @@ def sparsity_at(progress: float, final: float) -> float:
         final: sparsity at its end.
     """
     return final * (1 - (1 - progress) ** 3)
+
+
+def interval_of_cuts(asked_for: int, steps: int) -> int:
+    """Steps between two cuts in a phase of ``steps``: as asked for, or fewer, so that there are 16 cuts at least."""
+    return min(asked_for, max(1, steps // _FEWEST_CUTS))
+
+
+@dataclass(frozen=True, eq=False)
+class Budget:
+    """One total sparsity, and how it is spread over the weights that share it.
+
+    Attributes:
+        sparsity: share of these weights to prune, in (0, 1).
+        sparsity_set: how weights are grouped.
+        rule: how the total is spread over layers.
+    """
+
+    sparsity: float
+    sparsity_set: SparsitySet
+    rule: Allocation
+
+    def allocate(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, LayerAllocation]:
+        """What each layer keeps, by its weights as they are now.
+
+        Args:
+            weights: ``(out, in, ...)`` by layer name.
+            progress: share of the way from dense; a set of fixed density (n:m) is whole from the first step on.
+
+        Raises:
+            ValueError: see `allocate`.
+        """
+        return allocate(weights, sparsity_at(progress, self.sparsity), self.sparsity_set, self.rule)
+
+    @torch.no_grad()
+    def cut(self, weights: Mapping[str, Tensor], progress: float) -> None:
+        """Set the smallest groups to 0, in place."""
+        for name, layer in self.allocate(weights, progress).items():
+            weights[name].mul_(layer.mask(self.sparsity_set, weights[name]))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._random import check_seed
-from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig
+from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
@@ -23,7 +23,7 @@ _logger = logging.getLogger(__name__)
 
 _CHECKED_CALLS = 100  # the first batches are looked at; later ones of the same loader are like them
 
-Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig, ADMMConfig)
+Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig, ADMMConfig, GradualConfig)
 
 
 class PwoALoss(nn.Module):

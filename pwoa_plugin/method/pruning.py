@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from .admm import ADMM, MasksOfAll
-from .allocation import ALLOCATIONS, LayerAllocation, allocate
+from .allocation import ALLOCATIONS, LayerAllocation
 from .constants import dead_constants
-from .gradual import sparsity_at
+from .gradual import Budget
 from .layers import prunable_layers, refuse_transposed
 from .sparsity import Filter, make_sparsity_set
 from .state import State, copy_into
@@ -106,6 +106,7 @@ class Masking(Pruning):
 
     Attributes:
         sparsity_set: how weights are grouped.
+        budget: how many are kept in all, and how that is spread.
         held: ``{parameter: boolean}``, False where the constants of dead filters are held at 0 after the hard prune, so
             that removing these filters changes nothing; filter granularity only.
 
@@ -119,10 +120,10 @@ class Masking(Pruning):
         self.sparsity_set = make_sparsity_set(config.granularity)
         refuse_transposed(self.layers, self.sparsity_set)
         # In a set with a fixed density (n:m) the total follows from the set.
-        self._sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0)
-        self._rule = ALLOCATIONS[config.allocation]
+        sparsity = config.sparsity if config.sparsity is not None else 1 - (self.sparsity_set.fixed_density or 0.0)
+        self.budget = Budget(sparsity, self.sparsity_set, ALLOCATIONS[config.allocation])
         self._gradual = config.gradual_epochs > 0
-        self.allocation = self._dense_allocation = self._allocate(self._sparsity)
+        self.allocation = self._of_dense = self.budget.allocate(self._weights())
         self.masks = {}
         self.held: dict[str, Tensor] = {}
 
@@ -131,18 +132,17 @@ class Masking(Pruning):
         """Whether there are masks."""
         return bool(self.masks)
 
-    def _allocate(self, sparsity: float) -> dict[str, LayerAllocation]:
-        weights = {name: self._weight(name).detach() for name in self.layers}
-        return allocate(weights, sparsity, self.sparsity_set, self._rule)
-
     def _weight(self, name: str) -> nn.Parameter:
         return self.layers[name].get_parameter("weight")
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: self._weight(name) for name in self.layers}
 
     def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
         return partial(self.allocation[name].mask, self.sparsity_set)
 
     def begin(self) -> None:
-        self.masks, self.held, self.allocation = {}, {}, self._dense_allocation
+        self.masks, self.held, self.allocation = {}, {}, self._of_dense
         frozen = [name for name in self.layers if not self._weight(name).requires_grad]
         if frozen:
             raise ValueError(
@@ -150,19 +150,16 @@ class Masking(Pruning):
             )
 
     def admm_problem(self) -> tuple[Mapping[str, Tensor], Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll]:
-        return {name: self._weight(name) for name in self.layers}, {name: self._mask_of(name) for name in self.layers}
+        return self._weights(), {name: self._mask_of(name) for name in self.layers}
 
-    @torch.no_grad()
     def cut(self, progress: float) -> None:
-        for name, layer in self._allocate(sparsity_at(progress, self._sparsity)).items():
-            weight = self._weight(name)
-            weight.mul_(layer.mask(self.sparsity_set, weight))
+        self.budget.cut(self._weights(), progress)
 
     @torch.no_grad()
     def prune(self, images: Tensor, admm: ADMM | None) -> None:
         """The weights alone are projected, without the dual; what each layer keeps follows them in gradual pruning."""
         if self._gradual:
-            self.allocation = self._allocate(self._sparsity)
+            self.allocation = self.budget.allocate(self._weights())
         for name in self.layers:
             self.masks[name] = self._mask_of(name)(self._weight(name))
         if isinstance(self.sparsity_set, Filter):

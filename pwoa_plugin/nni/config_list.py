@@ -27,7 +27,8 @@ from nni.compression.base.wrapper import ModuleWrapper
 from schema import SchemaError
 from torch import Tensor, nn
 
-from ..method.allocation import ALLOCATIONS, LayerAllocation, allocate
+from ..method.allocation import ALLOCATIONS, LayerAllocation
+from ..method.gradual import Budget
 from ..method.layers import is_weighted, refuse_transposed
 from ..method.sparsity import SparsitySet, make_sparsity_set
 from .granularity import sparsity_set_of
@@ -62,14 +63,19 @@ class Target:
         name: its own, ``weight``.
         sparsity_set: how it is split into groups.
         allocation: how many of them it keeps.
-        ratio: what its entry asks for.
+        budget: what it shares with the other parameters of its entry; ``sparsity`` is the entry's ratio.
     """
 
     module: str
     name: str
     sparsity_set: SparsitySet
     allocation: LayerAllocation
-    ratio: float
+    budget: Budget
+
+    @property
+    def ratio(self) -> float:
+        """What its entry asks for."""
+        return self.budget.sparsity
 
     def mask(self, value: Tensor, share: float = 1.0) -> Tensor:
         """Boolean mask of the projection of ``value``.
@@ -391,12 +397,13 @@ def _allocate(model: nn.Module, entry: _Entry) -> dict[str, Target]:
         weights = {_key(*key): model.get_submodule(key[0]).get_parameter(key[1]).detach() for key in sets}
         sparsity_set = next(iter(sets.values()))
         try:
-            allocated = allocate(weights, ratio, sparsity_set, ALLOCATIONS[entry.rule])
+            budget = Budget(ratio, sparsity_set, ALLOCATIONS[entry.rule])
+            allocated = budget.allocate(weights)
         except ValueError as error:
             raise ValueError(f"{entry.where}: {error}") from None
         for name, target in sets:
             share = allocated[_key(name, target)]
             if share.dense_because:
                 _logger.warning("%s: layer %s stays dense: %s", entry.where, name, share.dense_because)
-            found[_key(name, target)] = Target(name, target, sparsity_set, share, ratio)
+            found[_key(name, target)] = Target(name, target, sparsity_set, share, budget)
     return found

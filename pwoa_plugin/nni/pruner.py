@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,13 +17,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .._random import seeded
-from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationConfig, PwoAConfig
+from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, PwoAConfig
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
 from ..method.compression import Compression, restored_on_error
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
+from ..method.gradual import Budget
 from ..method.layers import is_weighted
 from ..method.loss import PwoALoss, section
 from ..method.pruning import Masking
@@ -49,7 +51,7 @@ class PwoAPruner(Baking, Pruner):
       evaluator trains, the model stays wrapped until `unwrap_model`.
 
     The frozen teacher is the network as it is when the pruner is made, unless ``teacher_model`` is given; a second
-    ``compress()`` goes on from the pruned weights, with the same teacher and the same allocation.
+    ``compress()`` goes on from the pruned weights, with the same teacher.
 
     Among NNI's other compressors:
 
@@ -71,8 +73,8 @@ class PwoAPruner(Baking, Pruner):
         callbacks: told of the progress of a `PwoAConfig` run, beside its progress bar.
         allocation: with a list: how each entry's ``sparse_ratio`` is spread over its layers, where the entry does not
             say it; ``uniform`` gives each layer the ratio, as NNI does.
-        distillation, perturbation, hsic, admm, eps, pixel_range: with a list; see `PwoAConfig`. Without
-            ``admm.epochs`` a quarter of the steps is ADMM's.
+        distillation, perturbation, hsic, admm, gradual, eps, pixel_range: with a list; see `PwoAConfig`. Half of the
+            steps are gradual pruning's, unless ``gradual`` or ``admm`` says something else; not both of them.
         origin_loss_lambda: with a list: weight of the evaluator's own training loss beside ours. Fused under another
             compressor's loss, that one's own weight counts instead.
         steps_per_epoch: with a list: optimizer steps of an epoch, where ``max_epochs`` is given and the evaluator does
@@ -81,7 +83,7 @@ class PwoAPruner(Baking, Pruner):
         teacher_model: with a list: the robust network, where ``model`` is no longer it; of the same architecture.
 
     Attributes:
-        allocation: ``{layer: LayerAllocation}``: what each layer keeps.
+        allocation: ``{layer: LayerAllocation}``: what each layer keeps; gradual pruning decides it at the hard prune.
         history: of the last `PwoAConfig` run, a dict per epoch.
         radius: of the perturbation in the last run, in pixel units.
         residual: ADMM's primal residual at the last hard prune.
@@ -107,6 +109,7 @@ class PwoAPruner(Baking, Pruner):
         perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
         hsic: HSICConfig | Mapping[str, Any] | None = None,
         admm: ADMMConfig | Mapping[str, Any] | None = None,
+        gradual: GradualConfig | Mapping[str, Any] | None = None,
         eps: float | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
@@ -140,7 +143,9 @@ class PwoAPruner(Baking, Pruner):
             list_only = {
                 "evaluator": evaluator is not None,
                 "allocation": allocation != "uniform",
-                "distillation, perturbation, hsic or admm": bool(distillation or perturbation or hsic or admm),
+                "distillation, perturbation, hsic, admm or gradual": bool(
+                    distillation or perturbation or hsic or admm or gradual
+                ),
                 "eps or pixel_range": eps is not None or pixel_range != (0.0, 1.0),
                 "origin_loss_lambda": origin_loss_lambda != 0,
                 "steps_per_epoch": steps_per_epoch is not None,
@@ -170,6 +175,8 @@ class PwoAPruner(Baking, Pruner):
                 pixel_range=pixel_range,
             )
             self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
+            self._gradual = section(GradualConfig, gradual, "gradual")
+            _check_one_way(self._admm, self._gradual, self._targets)
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
         super().__init__(model, entries, evaluator, existed_wrappers)
@@ -181,7 +188,7 @@ class PwoAPruner(Baking, Pruner):
         register_settings(model)
         allocated, pruning = run.allocation.items(), run.pruning
         assert isinstance(pruning, Masking)
-        self._targets = {n: Target(n, "weight", pruning.sparsity_set, x, 1 - x.density) for n, x in allocated}
+        self._targets = {n: Target(n, "weight", pruning.sparsity_set, x, pruning.budget) for n, x in allocated}
         self._loss = PwoALoss(
             run.teacher,
             distillation=config.distillation,
@@ -191,7 +198,7 @@ class PwoAPruner(Baking, Pruner):
             pixel_range=config.pixel_range,
             seed=config.seed,
         )
-        self._admm, self._take_batch = config.admm, take_batch
+        self._admm, self._gradual, self._take_batch = config.admm, config.gradual, take_batch
         # The ratio is for NNI's books: what each layer keeps is in `allocation`.
         ratio = 1 - sum(x.weights * x.density for _, x in allocated) / sum(x.weights for _, x in allocated)
         return [{"op_names": list(run.layers), "target_names": ["weight"], "sparse_ratio": ratio, "granularity": [1]}]
@@ -324,8 +331,28 @@ class PwoAPruner(Baking, Pruner):
             alive = kept != 0
         return alive.to(space.target.dtype)
 
+    def _cut(self, progress: float) -> None:
+        for budget, weights in self._by_budget():
+            budget.cut(weights, progress)
+
+    def _take_allocation(self, allocation: Mapping[str, LayerAllocation]) -> None:
+        for name, layer in allocation.items():
+            self.allocation[name] = layer
+            self._targets[name] = replace(self._targets[name], allocation=layer)
+
+    def _by_budget(self) -> Iterator[tuple[Budget, dict[str, Tensor]]]:
+        names: dict[Budget, list[str]] = {}
+        for name, target in self._targets.items():
+            names.setdefault(target.budget, []).append(name)
+        for budget, shared in names.items():
+            yield budget, {name: self._space(self._targets[name]).target for name in shared}
+
     @torch.no_grad()
     def _hard_prune(self) -> None:
+        plan = self._training.plan if self._training is not None else None
+        if plan is not None and plan.gradual:  # what each layer keeps follows the weights
+            for budget, weights in self._by_budget():
+                self._take_allocation(budget.allocate(weights))
         super().update_masks(self.generate_masks())
         self._pruned = True
         self._held = None
@@ -407,6 +434,7 @@ class PwoAPruner(Baking, Pruner):
         self.history, self.radius, self.residual = run.history, run.radius, run.residual
         assert isinstance(run.pruning, Masking)
         self._pruned, self._held = True, dict(run.pruning.held)
+        self._take_allocation(run.allocation)
         for name, mask in masks.items():
             space = self._space(self._targets[name])
             with torch.no_grad():
@@ -418,20 +446,22 @@ class PwoAPruner(Baking, Pruner):
     def _plan(self, max_steps: int | None, max_epochs: int | None) -> Plan | None:
         """When to update and to prune in a training of that length."""
         per_epoch = self._steps_of_an_epoch()
-        config = self._admm
+        config, gradual = self._admm, self._gradual
         by_epochs = None if max_epochs is None or per_epoch is None else max_epochs * per_epoch
         steps = min((n for n in (max_steps, by_epochs) if n is not None), default=None)
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
                 raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
+            if gradual.epochs:
+                raise ValueError("gradual: inside a scheduler, which says when, leave epochs out")
             return plan_scheduled(self.interval_steps, self.total_times, steps)
         if steps is None:
             raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
-        if per_epoch is None and (config.epochs or config.interval):
-            raise ValueError(
-                "admm: epochs and interval need steps_per_epoch=; give it to PwoAPruner, or leave them out"
-            )
-        return plan_alone(config, steps, per_epoch)
+        if per_epoch is None and (config.epochs or config.interval or gradual.epochs):
+            name = "gradual: epochs needs" if gradual.epochs else "admm: epochs and interval need"
+            raise ValueError(f"{name} steps_per_epoch=; give it to PwoAPruner, or leave them out")
+        one_cut = all(x.sparsity_set.fixed_density is not None for x in self._targets.values())
+        return plan_alone(config, gradual, steps, per_epoch, one_cut=one_cut)
 
     def _steps_of_an_epoch(self) -> int | None:
         known: int | None = getattr(self.evaluator, "steps_per_epoch", None)
@@ -491,6 +521,7 @@ class PwoAPruner(Baking, Pruner):
             weights={name: self._space(target).target for name, target in self._targets.items()},
             targets=self._targets,
             share=self._share,
+            cut=self._cut,
             prune=self._hard_prune,
             hold=self._hold,
             pruned=self._pruned,
@@ -524,6 +555,13 @@ def _check_steps_per_epoch(given: int | None, evaluator: Evaluator) -> None:
     known: int | None = getattr(evaluator, "steps_per_epoch", None)
     if known is not None and known != given:
         raise ValueError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
+
+
+def _check_one_way(admm: ADMMConfig, gradual: GradualConfig, targets: Mapping[str, Target]) -> None:
+    if gradual.epochs and admm != ADMMConfig():
+        raise ValueError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
+    if gradual.epochs and all(target.sparsity_set.fixed_density is not None for target in targets.values()):
+        raise ValueError(f"gradual.epochs={gradual.epochs} does not go with n:m, which is reached in one cut")
 
 
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: dict[str, ModuleWrapper]) -> nn.Module:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import ADMMConfig
+from ..config import ADMMConfig, GradualConfig
 from ..method.admm import ADMM
 from ..method.compression import TrainingError, build_admm
+from ..method.gradual import interval_of_cuts
 from ..method.loss import PwoALoss
 from .batch import TakeBatch
 from .config_list import Target
@@ -41,16 +42,18 @@ class Plan:
     """Optimizer steps at which things happen; steps are counted from 1.
 
     Attributes:
-        interval: between dual updates.
-        last_update: no dual update after this step.
+        interval: between dual updates, or between the cuts of gradual pruning.
+        last_update: no dual update and no cut after this step.
         prune: step of the hard prune.
         scheduled: whether a scheduler says when.
+        gradual: whether there are cuts, and no ADMM.
     """
 
     interval: int
     last_update: int
     prune: int
     scheduled: bool = False
+    gradual: bool = False
 
 
 def check_length(max_steps: object, max_epochs: object) -> None:
@@ -78,10 +81,26 @@ def check_weight(name: str, value: object) -> None:
         raise ValueError(f"{name}={value!r}; give a number of at least 0")
 
 
-def plan_alone(config: ADMMConfig, steps: int, per_epoch: int | None) -> Plan | None:
-    """ADMM over ``config.epochs``, or a quarter of all steps; None where that leaves no time for it."""
-    admm = steps // 4 if config.epochs is None else config.epochs * (per_epoch or 0)
-    return Plan(0, admm - 1, admm) if admm > 1 else None
+def plan_alone(
+    admm: ADMMConfig, gradual: GradualConfig, steps: int, per_epoch: int | None, *, one_cut: bool = False
+) -> Plan | None:
+    """Gradual pruning over ``gradual.epochs``, or half of all steps; or ADMM over ``admm.epochs``, or a quarter.
+
+    Args:
+        admm, gradual: as `PwoAConfig` has them; gradual pruning is the default, unless ``admm`` says anything.
+        steps: of the whole training.
+        per_epoch: of an epoch, where an ``epochs`` is given.
+        one_cut: whether there is no way between dense and the end (n:m): then ADMM is the default.
+
+    Returns:
+        None where no time is left for either: then one prunes at once.
+    """
+    half = 0 if one_cut or admm != ADMMConfig() else steps // 2
+    cuts = half if gradual.epochs is None else gradual.epochs * (per_epoch or 0)
+    if cuts > 1:
+        return Plan(interval_of_cuts(gradual.interval, cuts), cuts - 1, cuts, gradual=True)
+    updates = steps // 4 if admm.epochs is None else admm.epochs * (per_epoch or 0)
+    return Plan(0, updates - 1, updates) if updates > 1 else None
 
 
 def plan_scheduled(interval: int, times: int, steps: int | None) -> Plan:
@@ -103,10 +122,11 @@ class Training:
         loss: PwoA's own, with the frozen teacher.
         admm: see `PwoAConfig`.
         take_batch: see `take_images_and_labels`.
-        plan: of ADMM and the hard prune; None: prune at the first step, without ADMM.
+        plan: of ADMM or gradual pruning, and the hard prune; None: prune at the first step, without either.
         weights: the parameters to prune, by the names of ``targets``.
         targets: what they keep; none where only fine-tuning is wanted.
         shares: for each, how much of its sparsity its scheduler asks for at the moment, 0 to 1.
+        cut: does a cut of gradual pruning, at a share of the way to the hard prune.
         prune: does the hard prune.
         hold: keeps at zero what is pruned.
 
@@ -128,6 +148,7 @@ class Training:
         weights: Mapping[str, Tensor],
         targets: Mapping[str, Target],
         share: Callable[[str], float],
+        cut: Callable[[float], None],
         prune: Callable[[], None],
         hold: Callable[[], None],
         pruned: bool,
@@ -135,13 +156,13 @@ class Training:
     ) -> None:
         self.model, self.plan = model, plan
         self._loss, self._config, self._take_batch = loss, admm, take_batch
-        self._prune, self._hold = prune, hold
+        self._cut, self._prune, self._hold = cut, prune, hold
         self.step, self.pruned = 0, pruned
         self.residual: float | None = None
         self.images: Tensor | None = None
         self._finite = FiniteCheck()
         self._admm: ADMM | None = None
-        if plan is not None and not pruned:
+        if plan is not None and not plan.gradual and not pruned:
             masks = {name: partial(_mask_now, target, share, name) for name, target in targets.items()}
             steps = plan.last_update + 1
             interval = plan.interval or None
@@ -166,8 +187,12 @@ class Training:
         self.step += 1
         if self.pruned:
             self._hold()
-        elif self._admm is None or self.plan is None or self.step >= self.plan.prune:
+        elif self.plan is None or self.step >= self.plan.prune:
             self.finish()
+        elif self._admm is None:
+            if self.step % self.plan.interval == 0:
+                self._finite.check(self.model, self.step)
+                self._cut(self.step / self.plan.prune)
         elif self.step <= self.plan.last_update and self.step % self._interval == 0:
             self._admm.dual_update()
 
@@ -181,7 +206,7 @@ class Training:
         if self.pruned:
             return
         if (plan := self.plan) is not None:
-            due, what = plan.prune, "the end of ADMM"
+            due, what = plan.prune, "the end of gradual pruning" if plan.gradual else "the end of ADMM"
             if plan.scheduled:
                 due, what = plan.last_update, "the scheduler's last update"
             if self.step < due:

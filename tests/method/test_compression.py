@@ -48,12 +48,12 @@ def accuracy(model: nn.Module, images: Pair) -> float:
 
 
 @pytest.mark.parametrize("granularity", ["unstructured", "filter", "channel", "column", "block:2x2"])
-@pytest.mark.parametrize("admm_epochs", [0, 2])
+@pytest.mark.parametrize(("admm", "gradual"), [(0, 0), (2, 0), (0, 2), (1, 2), (0, 4)])
 def test_weights_are_zero_exactly_where_the_masks_are(
-    trained: nn.Module, images: Pair, granularity: str, admm_epochs: int
+    trained: nn.Module, images: Pair, granularity: str, admm: int, gradual: int
 ) -> None:
-    admm = {"epochs": admm_epochs}
-    done = run(trained, config(images, granularity=granularity, sparsity=0.5, exclude=["fc2"], admm=admm))
+    phases = {"admm": {"epochs": admm}, "gradual": {"epochs": gradual}}
+    done = run(trained, config(images, granularity=granularity, sparsity=0.5, exclude=["fc2"], **phases))
     assert list(done.masks) == ["conv", "fc1"]
     kept = 0
     for name, mask in done.masks.items():
@@ -64,7 +64,9 @@ def test_weights_are_zero_exactly_where_the_masks_are(
     total = sum(mask.numel() for mask in done.masks.values())
     assert kept / total == pytest.approx(0.5, abs=96 / total)
     assert trained.fc2.weight.ne(0).all()
-    assert done.residual is None if admm_epochs == 0 else done.residual is not None
+    assert (done.residual is not None) == (admm > 0 and gradual == 0)
+    phases_run = [entry["phase"] for entry in done.history]
+    assert phases_run == ["admm"] * admm + ["gradual"] * gradual + ["fine-tune"] * (4 - admm - gradual)
 
 
 def test_it_learns_what_the_teacher_knows(trained: nn.Module, images: Pair) -> None:
@@ -81,8 +83,41 @@ def test_it_learns_what_the_teacher_knows(trained: nn.Module, images: Pair) -> N
     assert all(a is b for a, b in zip(before, trained.parameters(), strict=True))
     assert (trained(x) - teacher(x)).square().mean() < 0.3 * (one_shot(x) - teacher(x)).square().mean()
     assert accuracy(trained, images) > 0.9
-    assert [entry["phase"] for entry in done.history] == ["admm"] * 15 + ["fine-tune"] * 45
+    assert [entry["phase"] for entry in done.history] == ["gradual"] * 30 + ["fine-tune"] * 30
     assert set(done.history[-1]) >= {"distillation", "features", "hsic_x", "hsic_y", "loss", "lr"}
+
+
+class Sparsity(Callback):
+    """The share of weights that are 0, after every step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.found = model, list[float]()
+
+    def on_step(self, status: Status) -> None:
+        weights = [p for p in self.model.parameters() if p.dim() > 1]
+        self.found.append(sum(int((w == 0).sum()) for w in weights) / sum(w.numel() for w in weights))
+
+
+def test_gradual_pruning_cuts_more_each_time_and_allocates_anew(trained: nn.Module, images: Pair) -> None:
+    sparsity = Sparsity(trained)
+    compression = Compression(trained, config(images, epochs=8, gradual={"epochs": 6, "interval": 6}))
+    of_dense = compression.allocation
+    with seeded(0):
+        compression.run([sparsity])
+    # 18 steps are few for 16 cuts: one at every step.
+    assert sparsity.found[:17] == pytest.approx([0.8 * (1 - (1 - n / 18) ** 3) for n in range(1, 18)], abs=1 / 1000)
+    assert sparsity.found[18:] == [pytest.approx(0.8, abs=1 / 1000)] * 6
+    assert {n: x.keep for n, x in compression.allocation.items()} != {n: x.keep for n, x in of_dense.items()}
+    assert sum(x.keep for x in compression.allocation.values()) == sum(x.keep for x in of_dense.values())
+
+
+def test_between_two_cuts_weights_grow_back(trained: nn.Module, images: Pair) -> None:
+    sparsity = Sparsity(trained)
+    run(trained, config(images, batch_size=4, epochs=2, gradual={"epochs": 1, "interval": 3}), [sparsity])
+    steps = len(sparsity.found) // 2
+    assert steps >= 48
+    cuts = [n for n in range(3, steps - 1, 3)]
+    assert all(sparsity.found[n] < sparsity.found[n - 1] for n in cuts)  # what has no gradient stays 0
 
 
 def test_admm_brings_the_weights_near_the_set(trained: nn.Module, images: Pair) -> None:
@@ -199,7 +234,7 @@ def test_double_models_take_float_images(trained: nn.Module, images: Pair) -> No
 
 def test_weights_that_are_not_finite_at_the_end_are_refused(trained: nn.Module, images: Pair) -> None:
     one_step = (images[0][:32], images[1][:32])
-    with pytest.raises(TrainingError, match="not finite after the last step"):
+    with pytest.raises(TrainingError, match="not finite after step 1; lower"):
         run(trained, config(one_step, epochs=1, optimizer={"name": "sgd", "lr": 1e38}, admm={"epochs": 0}))
     assert trained.fc1.weight.isfinite().all()
 
@@ -212,7 +247,7 @@ def test_labels_outside_the_models_classes(trained: nn.Module, images: Pair) -> 
 def test_a_section_changed_into_nonsense_is_found(trained: nn.Module, images: Pair) -> None:
     settings = config(images)
     settings.admm.epochs = 9
-    with pytest.raises(ValueError, match=r"admm\.epochs=9 is more than epochs=4"):
+    with pytest.raises(ValueError, match=r"admm\.epochs=9: more than epochs=4"):
         run(trained, settings)
 
 
@@ -297,6 +332,8 @@ def own_generator(images: Pair) -> torch.utils.data.DataLoader[Any]:
     [
         (lambda images: images, {}),
         (random_crops, {"granularity": "filter", "exclude": "head"}),
+        (random_crops, {"granularity": "filter", "exclude": "head", "admm": {"epochs": 1}}),
+        (random_crops, {"admm": {"epochs": 1}, "gradual": {"epochs": 2}}),
         (own_generator, {"admm": {"epochs": 0}, "autocast": "bfloat16"}),
         (
             random_crops,
@@ -330,13 +367,14 @@ def test_a_resumed_run_ends_with_the_same_bits(images: Pair, make_source: Any, f
         assert all(torch.equal(mask, second.masks[name]) for name, mask in first.masks.items())
         assert [entry | {"seconds": 0} for entry in first.history] == [e | {"seconds": 0} for e in second.history]
         assert first.residual == second.residual
+        assert first.allocation == second.allocation
 
 
 def test_states_of_other_runs_are_refused(trained: nn.Module, images: Pair) -> None:
     keeper = Keeper()
     keeper.run = Compression(copy.deepcopy(trained), config(images))
     keeper.run.run([keeper])
-    before, state = copy.deepcopy(trained.state_dict()), keeper.states[4]
+    before, state = copy.deepcopy(trained.state_dict()), keeper.states[-1]
     with pytest.raises(StateError, match="of a run of 12 steps in 4 epochs, and this one has 15 in 5"):
         Compression(trained, config(images, epochs=5)).run(resume=state)
     with pytest.raises(StateError, match="other masks than this run"):

@@ -11,22 +11,33 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
-from pwoa_plugin.config import ADMMConfig
+from pwoa_plugin.config import ADMMConfig, GradualConfig
 from pwoa_plugin.method.compression import TrainingError
 from pwoa_plugin.nni.training import FiniteCheck, Plan, plan_alone, plan_scheduled
 
 
 @pytest.mark.parametrize(
-    ("fields", "steps", "per_epoch", "plan"),
+    ("admm", "gradual", "steps", "per_epoch", "plan"),
     [
-        ({}, 40, None, Plan(0, 9, 10)),  # a quarter of the steps is ADMM's
-        ({}, 7, None, None),  # which leaves a single step: prune at once
-        ({"epochs": 0}, 40, 6, None),
-        ({"epochs": 3}, 40, 6, Plan(0, 17, 18)),
+        ({}, {}, 1000, None, Plan(20, 499, 500, gradual=True)),  # half of the steps
+        ({}, {}, 40, None, Plan(1, 19, 20, gradual=True)),
+        ({}, {}, 3, None, None),  # which leaves a single step: prune at once
+        ({}, {"epochs": 3, "interval": 1}, 40, 6, Plan(1, 17, 18, gradual=True)),
+        ({"rho": 0.2}, {}, 40, None, Plan(0, 9, 10)),  # whoever sets ADMM wants it: a quarter
+        ({}, {"epochs": 0}, 40, None, Plan(0, 9, 10)),
+        ({"rho": 0.2}, {}, 7, None, None),
+        ({"epochs": 0}, {}, 40, 6, None),
+        ({"epochs": 3}, {}, 40, 6, Plan(0, 17, 18)),
     ],
 )
-def test_alone(fields: dict[str, Any], steps: int, per_epoch: int | None, plan: Plan | None) -> None:
-    assert plan_alone(ADMMConfig(**fields), steps, per_epoch) == plan
+def test_alone(
+    admm: dict[str, Any], gradual: dict[str, Any], steps: int, per_epoch: int | None, plan: Plan | None
+) -> None:
+    assert plan_alone(ADMMConfig(**admm), GradualConfig(**gradual), steps, per_epoch) == plan
+
+
+def test_where_there_is_no_way_but_one_cut_admm_goes_before_it() -> None:
+    assert plan_alone(ADMMConfig(), GradualConfig(), 40, None, one_cut=True) == Plan(0, 9, 10)
 
 
 @pytest.mark.parametrize(
@@ -106,6 +117,6 @@ def test_a_training_that_ends_before_its_plan_is_told(
     evaluator.training_func = lambda *args: train(*args[:4], 4, None)
     pruner = PwoAPruner(trained, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator, eps=0.1)
     _, masks = pruner.compress(length)
-    said = "training ended at step 4, before the end of ADMM at 10; pruned to the whole ratio"
+    said = "training ended at step 4, before the end of gradual pruning at 20; pruned to the whole ratio"
     assert (said in caplog.text) == told
     assert masks["fc1"]["weight"].mean() == pytest.approx(0.5, abs=0.01)
