@@ -13,7 +13,7 @@ class Status:
     """Where a run stands.
 
     Attributes:
-        phase: ``admm`` or ``fine-tune``.
+        phase: ``admm``, ``gradual`` or ``fine-tune``.
         epoch: current epoch of the whole run, from 0.
         epochs: of the whole run.
         step: steps done in the whole run.
@@ -22,8 +22,8 @@ class Status:
         seconds: of the run so far, also before it was resumed.
         terms: the loss's summands, means of the epoch up to the last report.
         loss: their sum.
-        rho: ADMM's penalty weight; None in fine-tuning.
-        residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None in fine-tuning.
+        rho: ADMM's penalty weight; None outside ADMM.
+        residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None outside ADMM.
         images_per_second: since the epoch began.
         validation: what was found of the last epoch, as ``clean`` and ``agreement``, where a callback validates.
     """

@@ -23,19 +23,20 @@ def drawings(report: RunReport) -> dict[str, Drawing]:
 
 
 def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) -> None:
-    """The axis of epochs, and where ADMM ends on it."""
+    """The axis of epochs, and where the hard prune is on it."""
     from matplotlib.ticker import MaxNLocator
 
     numbers = [epoch.epoch for epoch in report.epochs]
     ax.set_xlim(min(numbers) - 0.5, max(numbers) + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    admm = [epoch.epoch for epoch in report.epochs if epoch.phase == "admm"]
-    if admm and len(admm) < len(numbers):
-        ax.axvline(max(admm) + 0.5, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
+    before = [epoch for epoch in report.epochs if epoch.phase != "fine-tune"]
+    if before and len(before) < len(numbers):
+        prune = before[-1].epoch + 0.5
+        ax.axvline(prune, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
         if named:
-            place = {"xy": (max(admm) + 0.5, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+            place = {"xy": (prune, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
             style = {"color": palette.ink, "fontsize": 9.5, "va": "bottom"}
-            ax.annotate("ADMM", xytext=(-5, 1), ha="right", **place, **style)
+            ax.annotate("ADMM" if before[-1].phase == "admm" else "gradual pruning", xytext=(-5, 1), ha="right", **place, **style)
             ax.annotate("fine-tuning", xytext=(5, 1), ha="left", **place, **style)
 
 

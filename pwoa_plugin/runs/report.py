@@ -105,7 +105,7 @@ class EpochReport:
     """One epoch. In the JSON its terms stand beside the other fields, by name.
 
     Attributes:
-        phase: ``admm`` or ``fine-tune``.
+        phase: ``admm``, ``gradual`` or ``fine-tune``.
         epoch: of the whole run, from 1.
         loss: mean over the epoch.
         terms: its summands, weighted and signed.

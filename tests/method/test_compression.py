@@ -116,7 +116,7 @@ def test_between_two_cuts_weights_grow_back(trained: nn.Module, images: Pair) ->
     run(trained, config(images, batch_size=4, epochs=2, gradual={"epochs": 1, "interval": 3}), [sparsity])
     steps = len(sparsity.found) // 2
     assert steps >= 48
-    cuts = [n for n in range(3, steps - 1, 3)]
+    cuts = range(3, steps - 1, 3)
     assert all(sparsity.found[n] < sparsity.found[n - 1] for n in cuts)  # what has no gradient stays 0
 
 
