@@ -104,7 +104,8 @@ def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, m
     status, out, err = pwoa("prune", "prune.yaml", "--out", "runs/a", *few)
     assert (status, out) == (0, "")
     lines = err.splitlines()
-    assert sum("fine-tune" in line and "s left" in line for line in lines) == 3  # plain lines: no terminal here
+    # Plain lines: no terminal here.
+    assert [line.split()[0] for line in lines if "s left" in line] == ["gradual"] * 2 + ["fine-tune"] * 2
     assert "16.0x smaller" in err
     assert "pwoa evaluate runs/a" in lines[-1]
 

@@ -136,6 +136,8 @@ def test_options_of_a_list_that_cannot_be_used(trained: nn.Module, images: Pair,
     refusals: dict[str, dict[str, Any]] = {
         "admm is a int; give a ADMMConfig or a dict": {"admm": 3},
         "admm.rhoo: unknown key": {"admm": {"rhoo": 1}},
+        "gradual.steps: unknown key": {"gradual": {"steps": 1}},
+        "admm and gradual: NNI's list takes one of them": {"admm": {"rho": 0.5}, "gradual": {"epochs": 2}},
         "teacher_model is a dict; give a torch.nn.Module": {"teacher_model": {}},
         "origin_loss_lambda=-1; give a number of at least 0": {"origin_loss_lambda": -1},
         "origin_loss_lambda=nan": {"origin_loss_lambda": float("nan")},
@@ -331,13 +333,16 @@ def test_a_teacher_of_ones_own(
         PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=nn.Linear(3, 3))
 
 
-def test_second_compress_with_a_config_list(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, steps_per_epoch=6)
+@pytest.mark.parametrize("admm", [None, {"epochs": 1}])
+def test_second_compress_with_a_config_list(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, admm: dict[str, Any] | None
+) -> None:
+    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), admm=admm, eps=0.1, steps_per_epoch=6)
     for epochs in (4, 5):
         _, masks = pruner.compress(None, epochs)
         kept = sum(int(m["weight"].sum()) for m in masks.values())
         assert kept == pytest.approx(0.25 * sum(m["weight"].numel() for m in masks.values()), abs=1)
-        assert pruner.residual is not None
+        assert (pruner.residual is not None) == bool(admm)
 
 
 def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:

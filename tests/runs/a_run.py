@@ -63,7 +63,13 @@ def _made() -> str:
                 parameter.grad = None
     dense = copy.deepcopy(model)
     config = PwoAConfig(
-        sparsity=0.75, train_loader=images(96, seed=1), epochs=4, eps=0.15, batch_size=48, progress=False
+        sparsity=0.75,
+        train_loader=images(96, seed=1),
+        epochs=4,
+        eps=0.15,
+        admm={"epochs": 1},
+        batch_size=48,
+        progress=False,
     )
     watch = Accuracy(model)
     pruner = PwoAPruner(model, config, callbacks=[watch])
