@@ -20,7 +20,7 @@ from ..config import ADMMConfig, DistillationConfig, HSICConfig, PerturbationCon
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
-from ..method.compression import Compression, restored_on_error
+from ..method.compression import Compression
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.layers import is_weighted
@@ -29,8 +29,26 @@ from ..method.pruning import Masking
 from ..method.sparsity import Filter
 from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
-from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
-from .training import Plan, Training, check_count, check_length, check_weight, plan_alone, plan_scheduled
+from .fusion import (
+    Train,
+    at_next_training,
+    check_optimizers,
+    loss_is_patched,
+    refuse_idle_pruners,
+    refuse_pwoa_twice,
+    undone_on_error,
+    weighing,
+)
+from .training import (
+    Plan,
+    Training,
+    check_count,
+    check_counts,
+    check_length,
+    check_weight,
+    plan_alone,
+    plan_scheduled,
+)
 from .wrappers import Baking, bake, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
@@ -169,6 +187,7 @@ class PwoAPruner(Baking, Pruner):
                 eps=eps,
                 pixel_range=pixel_range,
             )
+            self._loss.check_student(model)
             self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
@@ -268,13 +287,23 @@ class PwoAPruner(Baking, Pruner):
         """Take masks, as `load_masks` reads them: they are baked into the weights, and the layers count as pruned.
 
         Raises:
-            ValueError: they are another model's, or of layers that this pruner has not.
+            ValueError: they are another model's, of layers that this pruner has not, or not of all that it has, where
+                it has not pruned them itself.
         """
         check_masks(self.bound_model, masks)
         for name, targets in masks.items():
             spaces = self._module_wrappers[name].pruning_target_spaces if name in self._module_wrappers else {}
             if unknown := [target for target in targets if target not in spaces]:
                 raise ValueError(f"masks: {unknown[0]} of {name} is not pruned here; config_list does not select it")
+        missing = [
+            f"{target.name} of {target.module}"
+            for target in self._targets.values()
+            if masks.get(target.module, {}).get(target.name) is None
+        ]
+        if missing and not self._pruned:
+            raise ValueError(
+                f"masks: {missing[0]} has none, and config_list selects it; give masks of all layers, or select those"
+            )
         super().update_masks(masks)
         if not self._is_wrapped and not any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
             read_parameters(self._module_wrappers.values())
@@ -424,7 +453,13 @@ class PwoAPruner(Baking, Pruner):
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
                 raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
-            return plan_scheduled(self.interval_steps, self.total_times, steps)
+            plan = plan_scheduled(self.interval_steps, self.total_times, steps)
+            if steps is not None and steps < plan.last_update:
+                raise ValueError(
+                    f"compress: {steps} steps are over before the scheduler's last update, at step {plan.last_update}; "
+                    f"give max_steps={plan.last_update} or more"
+                )
+            return plan
         if steps is None:
             raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
         if per_epoch is None and (config.epochs or config.interval):
@@ -445,13 +480,14 @@ class PwoAPruner(Baking, Pruner):
         if self._run is not None and not self._pruned:
             raise ValueError("a PwoAConfig's run trains by itself; call PwoAPruner's compress() before others'")
         if not loss_is_patched(evaluator):
-            evaluator.patch_loss(self._weigh)
+            evaluator.patch_loss(weighing(self.origin_loss_lambda))
         at_next_training(evaluator, partial(self._train, evaluator))
 
     def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
         before = self._pruned, self._held, self.residual
         try:
-            with restored_on_error(self.bound_model):
+            with undone_on_error(self.bound_model, evaluator):
+                check_counts(max_steps, max_epochs)
                 self._start(evaluator, max_steps, max_epochs)
                 train(max_steps, max_epochs)
                 if self._training is not None:
@@ -459,7 +495,6 @@ class PwoAPruner(Baking, Pruner):
         except BaseException:
             self._pruned, self._held, self.residual = before
             self._end()
-            evaluator.unbind_model()
             raise
 
     def _end(self) -> None:
@@ -468,10 +503,6 @@ class PwoAPruner(Baking, Pruner):
         self.interval_steps, self.total_times = -1, 1
         for target in self._targets.values():
             self._space(target).sparse_ratio = target.ratio
-
-    def _weigh(self, origin: Tensor, *_: Any, **__: Any) -> Tensor:
-        # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
-        return self.origin_loss_lambda * origin if self.origin_loss_lambda else torch.zeros_like(origin.detach())
 
     def _start(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> None:
         plan = None if self._pruned else self._plan(max_steps, max_epochs)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..config import ADMMConfig
 from ..method.admm import ADMM
@@ -24,6 +25,7 @@ __all__ = [
     "Plan",
     "Training",
     "check_count",
+    "check_counts",
     "check_length",
     "check_weight",
     "plan_alone",
@@ -61,6 +63,11 @@ def check_length(max_steps: object, max_epochs: object) -> None:
     """
     if (max_steps is None) == (max_epochs is None):
         raise ValueError("compress: give max_steps or max_epochs, one of them")
+    check_counts(max_steps, max_epochs)
+
+
+def check_counts(max_steps: object, max_epochs: object) -> None:
+    """Raise ValueError where one that is given is no int of at least 1."""
     for name, value in (("max_steps", max_steps), ("max_epochs", max_epochs)):
         if value is not None:
             check_count(f"compress: {name}", value)
@@ -224,11 +231,19 @@ class FiniteCheck:
         """What ``steps`` of training have left.
 
         Raises:
-            TrainingError: a loss was no number, or a trained parameter of the model holds one that is not.
+            TrainingError: a loss was no number, or one that is not is in a trained parameter of the model, or in the
+                running statistics of a BatchNorm, which a finite loss does not tell of.
         """
         self._check_losses(steps)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        finite = {name: value.detach().isfinite().all() for name, value in trained.items()}
+        statistics = {
+            f"{name}.{target}": value
+            for name, module in model.named_modules()
+            if isinstance(module, _NormBase)
+            for target in ("running_mean", "running_var")
+            if (value := getattr(module, target)) is not None
+        }
+        finite = {name: value.detach().isfinite().all() for name, value in (trained | statistics).items()}
         if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
             name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
             raise TrainingError(f"{name} is not finite after step {steps}; {_CURE}")

@@ -151,13 +151,25 @@ def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
         if plain in state_dict and wrapped not in state_dict:
             value: Tensor = state_dict[plain]
             mask = getattr(wrapper, f"{target}_mask", None)
-            state_dict[wrapped] = value if mask is None else value.masked_fill(mask.to(value.device) == 0, 0)
+            if mask is not None:
+                value = value.masked_fill(mask.to(value.device) == 0, 0)
+            state_dict[plain] = state_dict[wrapped] = value
 
 
 class Baking(Compressor):
     """Wrapping and unwrapping with the masks in the weights themselves; a base of our compressors, before NNI's."""
 
     _hooks: list[RemovableHandle]
+    _wrapped_here = False
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """NNI's flag; False, too, where another of the fused compressors has unwrapped the model since."""
+        return self._wrapped_here and all(is_on(wrapper) for wrapper in self._module_wrappers.values())
+
+    @_is_wrapped.setter
+    def _is_wrapped(self, value: bool) -> None:
+        self._wrapped_here = value
 
     def _bake(self) -> None:
         """Set the weights to 0 where masks are."""
@@ -170,6 +182,7 @@ class Baking(Compressor):
         read_parameters(self._module_wrappers.values())
         self._bake()
         super().wrap_model()
+        self._unhook()  # of a wrapping that another compressor has ended
         self._hooks = hook(self._module_wrappers.values())
 
     def unwrap_model(self) -> None:
@@ -178,8 +191,11 @@ class Baking(Compressor):
             if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
                 _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
+        self._unhook()
+        self._bake()
+        super().unwrap_model()
+
+    def _unhook(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
-        self._bake()
-        super().unwrap_model()

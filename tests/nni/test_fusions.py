@@ -150,8 +150,19 @@ def test_inside_a_scheduler(
 def test_a_scheduler_that_training_does_not_reach_the_end_of(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1, steps_per_epoch=6)
-    agp = AGPPruner(pruner, interval_steps=5, total_times=4)
+    made = evaluator(trained, images)
+    agp = AGPPruner(PwoAPruner(trained, ENTRIES, made, eps=0.1), interval_steps=5, total_times=4)
+    before = copy.deepcopy(trained.state_dict())
+    made.steps_per_epoch = 6
+    for epochs, said in (
+        (2, "12 steps are over before the scheduler's last update, at step 20; give max_steps=20 or more"),
+        (0, "max_epochs=0; give an int of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^compress: {said}$"):
+            agp.compress(None, epochs)
+        assert made.model is None
+        assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    del made.steps_per_epoch  # nobody can know
     agp.compress(None, 2)
     assert "before the scheduler's last update" in caplog.text
     agp.unwrap_model()
