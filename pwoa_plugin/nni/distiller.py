@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from nni.compression.base.compressor import Compressor, Distiller
-from nni.compression.base.config import default_config_schema, select_modules_by_config
+from nni.compression.base.config import default_config_schema
 from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
@@ -21,8 +21,17 @@ from torch.utils.hooks import RemovableHandle
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
+from .config_list import select
 from .evaluators.own_loss import OwnLossEvaluator
-from .fusion import Train, at_next_training, refuse_idle_pruners, refuse_pwoa_twice, undone_on_error, weighing
+from .fusion import (
+    Train,
+    at_next_training,
+    check_optimizers,
+    refuse_idle_pruners,
+    refuse_pwoa_twice,
+    undone_on_error,
+    weighing,
+)
 from .training import FiniteCheck, check_counts, check_length, check_weight
 from .wrappers import Baking, refuse_taken_over, settle
 
@@ -109,6 +118,9 @@ class PwoADistiller(Baking, Distiller):
                 raise ValueError("hsic.layers and config_list both name hidden layers; leave one of them out")
             loss.hsic = loss.hsic.model_copy(update={"layers": tuple(layers)})
         loss.check_student(model)
+        if not evaluator._initialization_complete:
+            evaluator._init_optimizer_helpers(model)
+        check_optimizers(evaluator)
         self.loss = loss
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
@@ -172,14 +184,6 @@ class PwoADistiller(Baking, Distiller):
         return self.loss.radius
 
     # -- masks -----------------------------------------------------------------------------------
-
-    def _wrappers(self) -> dict[str, ModuleWrapper]:
-        """All wrappers in the model's order, those of compressors that were fused later too."""
-        found = {
-            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
-            for name, module in self.bound_model.named_modules()
-        }
-        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
 
     @torch.no_grad()
     def _bake(self) -> None:
@@ -312,16 +316,8 @@ class PwoADistiller(Baking, Distiller):
                 name,
                 least,
             )
-        unmasked = [
-            name
-            for name, wrapper in self._wrappers().items()
-            for space in wrapper.pruning_target_spaces.values()
-            if space.sparse_ratio and space.mask is not None and bool((space.mask == 1).all())
-        ]
-        if unmasked and not short:
-            _logger.warning(
-                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
-            )
+        if not short:
+            self._tell_unmasked()
         self._bake()
         settle(self._wrappers().values())
 
@@ -345,12 +341,7 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
             raise ValueError(
                 f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
-        found, _, _ = select_modules_by_config(model, {k: v for k, v in entry.items() if k in _SELECTING})
-        if not found:
-            raise ValueError(
-                f"config_list: {entry} selects no module; check op_names and op_types against model.named_modules()"
-            )
-        names |= set(found)
+        names |= set(select(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING}))
     return [name for name, _ in model.named_modules() if name in names]
 
 

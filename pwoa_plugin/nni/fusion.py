@@ -75,7 +75,7 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
             )
 
 
-def check_optimizers(evaluator: Evaluator, wanted: Iterable[str]) -> None:
+def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
     """NNI takes an optimizer apart into names of the model's parameters; one without any trains nothing, silently.
 
     Args:

@@ -542,6 +542,7 @@ class PwoAPruner(Baking, Pruner):
             return
         self._hold()
         settle(self._module_wrappers.values())
+        self._tell_unmasked()
         self.radius = self._loss.radius
         if training.residual is not None:
             self.residual = training.residual

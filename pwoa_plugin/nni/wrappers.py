@@ -175,6 +175,30 @@ class Baking(Compressor):
         """Set the weights to 0 where masks are."""
         bake(self._module_wrappers.values())
 
+    def _wrappers(self) -> dict[str, ModuleWrapper]:
+        """All wrappers in the model's order, those of compressors that were fused later too."""
+        found = {
+            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
+            for name, module in self.bound_model.named_modules()
+        }
+        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
+    def _tell_unmasked(self) -> None:
+        """After a fused training: of layers that other compressors should have pruned, and have not."""
+        unmasked = [
+            name
+            for name, wrapper in self._wrappers().items()
+            for target, space in wrapper.pruning_target_spaces.items()
+            if target not in self._target_spaces.get(name, ())
+            and space.sparse_ratio
+            and space.mask is not None
+            and bool((space.mask == 1).all())
+        ]
+        if unmasked:
+            _logger.warning(
+                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+            )
+
     def wrap_model(self) -> None:
         """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
         if self._is_wrapped:

@@ -164,10 +164,13 @@ def test_an_evaluator_that_trains_no_pruned_weight_is_refused(trained: TinyNet, 
             step(images, model).backward()
             optimizer.step()
 
-    def of_nni() -> TorchEvaluator:
-        optimizer = nni.trace(torch.optim.Adam)(trained.parameters(), lr=5e-3)
+    def of_nni(parameters: Any = None) -> TorchEvaluator:
+        optimizer = nni.trace(torch.optim.Adam)(parameters or trained.parameters(), lr=5e-3)
         return TorchEvaluator(train, optimizer, lambda batch, model: F.cross_entropy(model(batch[0]), batch[1]))
 
+    for nothing in (trained.named_parameters(), teacher.parameters()):
+        with pytest.raises(ValueError, match="has a group without a parameter of this model and would train nothing"):
+            PwoADistiller(trained, [], of_nni(nothing), teacher, eps=0.1)
     evaluator = of_nni()
     agp = AGPPruner(LevelPruner(trained, pruned()), interval_steps=2, total_times=2, evaluator=evaluator)
     distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1)
@@ -488,7 +491,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "origin_loss_lambda='1'; give": lambda: alone(origin_loss_lambda="1"),
         "config_list is a dict": lambda: alone({}),
         "config_list: .*Wrong key 'nonsense'": lambda: alone([{"op_types": ["Linear"], "nonsense": 1}]),
-        "selects no module": lambda: alone([{"op_types": ["Conv3d"]}]),
+        "config_list selects no layer": lambda: alone([{"op_types": ["Conv3d"]}]),
+        "config_list: op_names: the model has no module 'fc9'; it has fc2, fc1": lambda: alone([{"op_names": ["fc9"]}]),
+        "config_list: '\\(' is no regular expression": lambda: alone([{"op_names_re": ["("]}]),
         "lambda has no effect": lambda: alone([{"op_types": ["Linear"], "lambda": 2}]),
         "the T_j are inputs": lambda: alone([{"op_types": ["Linear"], "target_names": ["_output_0"]}]),
         "hsic.layers: the model has no module 'fc7'": lambda: alone(hsic={"layers": "fc7"}),

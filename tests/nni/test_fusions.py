@@ -229,7 +229,7 @@ def test_losses_of_others_are_added_whatever_their_order(
 
 @pytest.mark.parametrize("kind", [LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner])
 def test_a_pruner_that_would_never_make_a_mask(
-    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, kind: Any
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     idle = kind(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     linear = [{"op_names": ["fc1"], "sparse_ratio": 0.5}]
@@ -242,6 +242,12 @@ def test_a_pruner_that_would_never_make_a_mask(
     pruner.unwrap_model()
     assert float((trained.conv.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     assert float((trained.fc1.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert "no mask was made" not in caplog.text
+    pruner = PwoAPruner(trained, linear, evaluator(trained, images), eps=0.1)
+    over = kind.from_compressor(pruner, [{"op_names": ["conv"], "sparse_ratio": 0.5}])  # which it cannot know before
+    over.compress(1, None)
+    over.unwrap_model()
+    assert "no mask was made for conv: a pruner that makes one at once goes inside AGPPruner" in caplog.text
 
 
 def test_beside_a_taylor_pruner(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
