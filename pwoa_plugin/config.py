@@ -251,7 +251,7 @@ class ADMMConfig(_Section):
 
 class GradualConfig(_Section):
     """Gradual pruning, before the hard prune: while the network trains, the smallest weights are set to 0 again and
-    again, more of them each time, and may grow back until the next.
+    again, more of them each time.
 
     Attributes:
         epochs: its length; 0 is none. None: half of the run's ``epochs``, unless ``admm`` is told anything, or there is

@@ -1,7 +1,7 @@
 """Gradual pruning: while the network trains, the smallest groups are set to 0 again and again, more of them each time.
 
-What was set to 0 trains on with the rest, so that it comes back where the loss wants it: iterative hard thresholding
-(Blumensath and Davies 2009) with the cubic schedule of Zhu and Gupta ("To prune, or not to prune", 2017, eq. 1).
+The cubic schedule of Zhu and Gupta, "To prune, or not to prune", 2017 (eq. 1). Which groups go, and how many of each
+layer, is decided anew at each cut, by the weights as training has made them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from .allocation import Allocation, LayerAllocation, allocate
@@ -61,8 +60,7 @@ class Budget:
         """
         return allocate(weights, sparsity_at(progress, self.sparsity), self.sparsity_set, self.rule)
 
-    @torch.no_grad()
-    def cut(self, weights: Mapping[str, Tensor], progress: float) -> None:
-        """Set the smallest groups to 0, in place."""
-        for name, layer in self.allocate(weights, progress).items():
-            weights[name].mul_(layer.mask(self.sparsity_set, weights[name]))
+    def masks(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
+        """Boolean masks of the projection of the weights, by layer; arguments are those of `allocate`."""
+        allocated = self.allocate(weights, progress)
+        return {name: layer.mask(self.sparsity_set, weights[name]) for name, layer in allocated.items()}

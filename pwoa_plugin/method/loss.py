@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, 
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
-from .hidden import check_names, unwrapped
+from .hidden import check_names, find_hidden_layers
 from .objective import PwoAObjective
 
 __all__ = ["PwoALoss", "section"]
-
-_logger = logging.getLogger(__name__)
 
 _CHECKED_CALLS = 100  # the first batches are looked at; later ones of the same loader are like them
 
@@ -31,8 +29,9 @@ class PwoALoss(nn.Module):
 
     Called as ``loss(student, x, y)``; `terms` has the summands of the last call by name. No adversarial example is
     made: both networks see the same randomly perturbed images. The student may be any network with the teacher's
-    classes, pruned, quantized or made narrower: hidden features are compared where both are equally wide, HSIC looks
-    at the student's hidden layers alone.
+    classes: pruned, quantized, made narrower, or of another architecture. HSIC looks at the student's hidden layers
+    alone; hidden features are compared in those of them that the teacher has, too, by name and width. Of the others
+    the log tells; where there is none, the features' term is left out.
 
     The loss has no parameters; the teacher moves with ``loss.to(device)``, and is neither in ``state_dict()`` nor
     touched by ``train()``.
@@ -46,7 +45,7 @@ class PwoALoss(nn.Module):
 
     Attributes:
         terms: ``{name: tensor}``, detached, weighted and signed.
-        hidden_layers: names of the modules whose inputs are the T_j; known after the first call.
+        hidden_layers: names of the student's modules whose inputs are the T_j; known after the first call.
         radius: of the perturbation, in pixel units; known after the first call.
         use_hsic: whether HSIC's terms count at the moment; they are off in ADMM as published.
 
@@ -77,13 +76,11 @@ class PwoALoss(nn.Module):
         self.perturbation = section(PerturbationConfig, perturbation, "perturbation")
         self.hsic = section(HSICConfig, hsic, "hsic")
         self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
-        if self.hsic.layers != "auto":
-            check_names(teacher, self.hsic.layers)
         self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
         self.use_hsic = True
         self.radius: float | None = None
         self._objective: PwoAObjective | None = None
-        self._student: int | None = None
+        self._seen: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
         self._calls = 0
 
     @property
@@ -105,6 +102,26 @@ class PwoALoss(nn.Module):
     def device(self) -> torch.device:
         """Where the teacher is, and so the student has to be."""
         return _device(self.teacher, torch.device("cpu"))
+
+    def check_student(self, student: nn.Module) -> None:
+        """Whether the hidden layers that are named are modules of the student; a call looks at it, too.
+
+        Raises:
+            ValueError: one is not.
+        """
+        if self.hsic.layers != "auto":
+            check_names(student, self.hsic.layers)
+
+    @property
+    def _looks_inside(self) -> bool:
+        return self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0 or self.distillation.feature_weight > 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_seen"}  # it cannot be pickled
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._seen = WeakKeyDictionary()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PwoALoss:
         self.teacher._apply(fn, recurse)
@@ -142,9 +159,10 @@ class PwoALoss(nn.Module):
                 check_labels(y, len(x), objective.classes, "y")
             y = y.to(device)
         self._calls += 1
-        if self._student != id(student):
-            self._check_student(student, objective)
-            self._student = id(student)
+        if self._looks_inside:
+            if student not in self._seen:
+                self._seen[student] = find_hidden_layers(student, x[:2], self.hsic.layers), set()
+            objective.hidden_layers, objective.not_alike = self._seen[student]
         objective.use_hsic = self.use_hsic
         loss: Tensor = objective(student, x, y)
         return loss
@@ -155,26 +173,12 @@ class PwoALoss(nn.Module):
             x,
             distillation=self.distillation,
             perturbation=self.perturbation,
-            hsic=self.hsic,
+            hsic=self.hsic.model_copy(update={"layers": ()}),  # they are the student's, and looked for in it
             eps=self.eps,
             pixel_range=self.pixel_range,
             seed=self.seed,
         )
         return objective
-
-    def _check_student(self, student: nn.Module, objective: PwoAObjective) -> None:
-        """Leave out the hidden layers that a student lacks, or refuse it where they were named."""
-        modules = dict(unwrapped(student).named_modules())
-        missing = [name for name in objective.hidden_layers if name not in modules]
-        if missing and self.hsic.layers != "auto":
-            raise ValueError(f"hsic.layers: the student has no module {missing[0]!r}; name layers that both have")
-        if missing:
-            objective.hidden_layers = [name for name in objective.hidden_layers if name not in missing]
-            _logger.warning("hidden layers that the student has not are left out: %s", ", ".join(missing))
-            if not objective.hidden_layers:
-                raise ValueError(
-                    "hsic.layers='auto': the student has no layer of the teacher's by name; name layers that both have"
-                )
 
 
 def section(kind: type[Section], given: Section | Mapping[str, Any] | None, name: str) -> Section:

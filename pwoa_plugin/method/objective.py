@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .distillation import distillation_loss, feature_loss
-from .hidden import read_hidden
+from .hidden import read_hidden, unwrapped
 from .hsic import ESTIMATORS, HSICEstimator, gaussian_kernel, hsic, linear_kernel, one_hot
 from .logits import logits_of
 from .perturbation import Perturbation
@@ -26,14 +26,15 @@ class PwoAObjective(nn.Module):
     PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with an optional term for the hidden features. Called as
     ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
 
-    `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known. Hidden features
-    are compared where student and teacher have the same width; `not_alike` names the layers where they had not. Where
-    the student has some of the teacher's channels only, `kept` may say which: ``{hidden layer: (dimension, indices)}``.
+    `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known. HSIC looks at
+    the student alone. Hidden features are compared where the teacher has a layer of that name and width; `not_alike`
+    names the layers where it had not. Where the student has some of the teacher's channels only, `kept` may say which:
+    ``{hidden layer: (dimension, indices)}``.
 
     Args:
         teacher: frozen, in eval mode (see `frozen_copy`). It is no submodule: it takes no part in
             ``parameters()`` or ``train()``.
-        hidden_layers: names of the modules whose inputs are the T_j, the same in both networks.
+        hidden_layers: names of the student's modules whose inputs are the T_j.
         alpha, temperature: see `distillation_loss`.
         feature_weight: weight of `feature_loss`; 0 is off.
         lambda_x, lambda_y: weights of HSIC's terms; 0 is off.
@@ -57,6 +58,7 @@ class PwoAObjective(nn.Module):
     ) -> None:
         super().__init__()
         self._teacher = (teacher,)
+        self._names_in_teacher = {name for name, _ in unwrapped(teacher).named_modules()}
         self.hidden_layers = list(hidden_layers)
         self.alpha, self.temperature = alpha, temperature
         self.feature_weight = feature_weight
@@ -91,7 +93,7 @@ class PwoAObjective(nn.Module):
             A scalar. `terms` holds its summands (detached, weighted, signed).
 
         Raises:
-            ValueError: labels are needed and missing.
+            ValueError: labels are needed and missing, or student and teacher know different classes.
         """
         with_hsic = self.use_hsic and (self.lambda_x > 0 or self.lambda_y > 0) and len(x) > 1
         if with_hsic and self.needs_labels and y is None:
@@ -99,10 +101,16 @@ class PwoAObjective(nn.Module):
         if self.perturbation is not None:
             x = self.perturbation(x)
         with_features = self.feature_weight > 0
-        with torch.no_grad(), self._reading(self.teacher, with_features) as teacher_hidden:
+        in_teacher = [name for name in self.hidden_layers if name in self._names_in_teacher]
+        with torch.no_grad(), _reading(self.teacher, in_teacher, with_features) as teacher_hidden:
             target = logits_of(self.teacher(x))
-        with self._reading(student, with_features or with_hsic) as hidden:
+        with _reading(student, self.hidden_layers, with_features or with_hsic) as hidden:
             logits = logits_of(student(x))
+        if logits.shape != target.shape:
+            raise ValueError(
+                f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "
+                "of the same classes"
+            )
 
         terms = {"distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)}
         if with_features and (alike := self._alike(hidden, teacher_hidden)):
@@ -121,13 +129,12 @@ class PwoAObjective(nn.Module):
                 target = target.index_select(dim, indices)
             if name in hidden and hidden[name].shape == target.shape:
                 alike[name] = target
-        if left_out := [name for name in teacher_hidden if name not in alike and name not in self.not_alike]:
-            _logger.warning("no feature distillation of %s: student and teacher differ in width", ", ".join(left_out))
+        if left_out := [name for name in self.hidden_layers if name not in alike and name not in self.not_alike]:
+            _logger.warning(
+                "no feature distillation of %s: the teacher has no such layer of that width", ", ".join(left_out)
+            )
             self.not_alike.update(left_out)
         return alike
-
-    def _reading(self, model: nn.Module, wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
-        return read_hidden(model, self.hidden_layers) if wanted else nullcontext({})
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
         references, weights = {}, {"hsic_x": self.lambda_x, "hsic_y": -self.lambda_y}
@@ -137,3 +144,7 @@ class PwoAObjective(nn.Module):
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.sigma, estimator=self.estimator).sum(1)
         return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
+
+
+def _reading(model: nn.Module, layers: Sequence[str], wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
+    return read_hidden(model, layers) if wanted else nullcontext({})

@@ -31,7 +31,7 @@ class Pruning(ABC):
     Attributes:
         layers: the layers to prune, by name.
         allocation: what each is to keep.
-        masks: ``{layer: boolean mask}`` after the hard prune; empty where nothing is masked.
+        masks: ``{layer: boolean mask}`` as of the last cut or the hard prune; empty where nothing is masked.
     """
 
     layers: dict[str, nn.Module]
@@ -56,7 +56,7 @@ class Pruning(ABC):
         """What `ADMM` is made of."""
 
     def cut(self, progress: float) -> None:
-        """Set weights to 0, for now, on the way to the hard prune (see `GradualConfig`).
+        """Set weights to 0 on the way to the hard prune (see `GradualConfig`).
 
         Args:
             progress: share of the gradual phase that is behind, in (0, 1).
@@ -125,12 +125,13 @@ class Masking(Pruning):
         self._gradual = config.gradual_epochs > 0
         self.allocation = self._of_dense = self.budget.allocate(self._weights())
         self.masks = {}
+        self._done = False
         self.held: dict[str, Tensor] = {}
 
     @property
     def done(self) -> bool:
-        """Whether there are masks."""
-        return bool(self.masks)
+        """Whether the last masks are there."""
+        return self._done
 
     def _weight(self, name: str) -> nn.Parameter:
         return self.layers[name].get_parameter("weight")
@@ -142,7 +143,7 @@ class Masking(Pruning):
         return partial(self.allocation[name].mask, self.sparsity_set)
 
     def begin(self) -> None:
-        self.masks, self.held, self.allocation = {}, {}, self._of_dense
+        self.masks, self.held, self.allocation, self._done = {}, {}, self._of_dense, False
         frozen = [name for name in self.layers if not self._weight(name).requires_grad]
         if frozen:
             raise ValueError(
@@ -153,7 +154,8 @@ class Masking(Pruning):
         return self._weights(), {name: self._mask_of(name) for name in self.layers}
 
     def cut(self, progress: float) -> None:
-        self.budget.cut(self._weights(), progress)
+        self.masks = self.budget.masks(self._weights(), progress)
+        self.hold()
 
     @torch.no_grad()
     def prune(self, images: Tensor, admm: ADMM | None) -> None:
@@ -162,6 +164,7 @@ class Masking(Pruning):
             self.allocation = self.budget.allocate(self._weights())
         for name in self.layers:
             self.masks[name] = self._mask_of(name)(self._weight(name))
+        self._done = True
         if isinstance(self.sparsity_set, Filter):
             self.held = dead_constants(self.model, self.masks, images)
 
@@ -178,8 +181,8 @@ class Masking(Pruning):
         state.facts["keep"] = {name: layer.keep for name, layer in self.allocation.items()}
 
     def resume(self, state: State) -> None:
-        masks = state.part("mask")
-        if state.facts["status"]["phase"] == "fine-tune" and masks:
+        if masks := state.part("mask"):
+            self._done = state.facts["status"]["phase"] == "fine-tune"
             self.masks = {name: torch.empty_like(self._weight(name), dtype=torch.bool) for name in self.layers}
             copy_into(self.masks, masks, "masks")
             keep: dict[str, int] = state.facts["keep"]

@@ -33,7 +33,7 @@ from ..method.layers import is_weighted, refuse_transposed
 from ..method.sparsity import SparsitySet, make_sparsity_set
 from .granularity import sparsity_set_of
 
-__all__ = ["Target", "read_config_list", "register_settings"]
+__all__ = ["Target", "read_config_list", "register_settings", "select"]
 
 _logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def read_config_list(
     _check_rule("allocation", allocation)
     register_settings(model)
     entries = [
-        _Entry(where, config, rule or allocation, _select(model, where, config))
+        _Entry(where, config, rule or allocation, select(model, where, config))
         for where, config, rule in _translated(config_list)
     ]
     _exclude_aliases(model, entries)
@@ -222,24 +222,40 @@ def _check_settings(where: str, config: dict[str, Any]) -> None:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
 
 
-def _select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn.Module]:
+def select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn.Module]:
+    """Modules that an entry selects, as NNI does, by name in the model's order.
+
+    Args:
+        model: not wrapped.
+        where: what errors call the entry.
+        config: the entry. Of what else it names and the model has not, the log tells; NNI passes over it in silence.
+
+    Raises:
+        ValueError: a name in ``op_names`` is not the model's, a pattern is no regular expression, or nothing is left.
+    """
     names = dict(model.named_modules(remove_duplicate=False))
+    kinds = {type(module).__name__ for module in names.values()}
     for name in config.get("op_names", ()):
         if name not in names:
             close = ", ".join(difflib.get_close_matches(name, names, n=3)) or ", ".join([n for n in names if n][:3])
             raise ValueError(f"{where}: op_names: the model has no module {name!r}; it has {close}")
-    for name in config.get("exclude_op_names", ()):
-        if name not in names:
-            _logger.warning("%s: exclude_op_names: the model has no module %r", where, name)
-    for pattern in (*config.get("op_names_re", ()), *config.get("exclude_op_names_re", ())):
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{where}: {pattern!r} is no regular expression ({error})") from None
+    idle = {("exclude_op_names", name) for name in config.get("exclude_op_names", ()) if name not in names}
+    idle |= {
+        (key, kind) for key in ("op_types", "exclude_op_types") for kind in config.get(key, ()) if kind not in kinds
+    }
+    for key in ("op_names_re", "exclude_op_names_re"):
+        for pattern in config.get(key, ()):
+            try:
+                if not any(re.match(pattern, name) for name in names):
+                    idle.add((key, pattern))
+            except re.error as error:
+                raise ValueError(f"{where}: {pattern!r} is no regular expression ({error})") from None
     selected, _, _ = select_modules_by_config(model, config)
     if not selected:
         asked = ", ".join(f"{key}={value}" for key, value in config.items() if key.startswith(("op_", "exclude_")))
         raise ValueError(f"{where} selects no layer ({asked}); check it against model.named_modules()")
+    for key, given in sorted(idle):
+        _logger.warning("%s: %s: the model has no module %r", where, key, given)
     return {name: module for name, module in names.items() if name in selected}
 
 

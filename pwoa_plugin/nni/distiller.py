@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from nni.compression.base.compressor import Compressor, Distiller
-from nni.compression.base.config import default_config_schema, select_modules_by_config
+from nni.compression.base.config import default_config_schema
 from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
@@ -18,12 +19,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
-from ..method.compression import restored_on_error
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_images_and_labels
+from .config_list import select
 from .evaluators.own_loss import OwnLossEvaluator
-from .fusion import refuse_idle_pruners, refuse_pwoa_twice
-from .training import FiniteCheck, check_length, check_weight
+from .fusion import (
+    Train,
+    at_next_training,
+    check_optimizers,
+    refuse_idle_pruners,
+    refuse_pwoa_twice,
+    undone_on_error,
+    weighing,
+)
+from .training import FiniteCheck, check_counts, check_length, check_weight
 from .wrappers import Baking, refuse_taken_over, settle
 
 __all__ = ["PwoADistiller"]
@@ -41,16 +50,17 @@ class PwoADistiller(Baking, Distiller):
     >>> distil.compress(max_steps=600, max_epochs=None)
     >>> distil.unwrap_model()  # masks are baked in; NNI's own unwrap_model leaves them out
 
-    Alone it trains the model as it is. The order of fusing does not matter: other compressors' penalties are added to
-    PwoA's loss whole. After ``compress`` the masks are in the wrappers' own weights, so that any way of unwrapping
-    gives zeros; in between, `unwrap_model` bakes them in.
+    Alone it trains the model as it is. The order of fusing does not matter: PwoA's loss is added last, to all others'
+    as they are. After ``compress`` the masks are in the wrappers' own weights, so that any way of unwrapping gives
+    zeros; in between, `unwrap_model` bakes them in.
 
     Args:
         model: the student: images ``(N, C, H, W)`` to logits ``(N, classes)``.
         config_list: NNI's way to select modules (``op_types``, ``op_names``, ``op_names_re``, ``exclude_...``): their
             inputs are HSIC's hidden layers T_j, and those of feature distillation. An empty list is ``auto``.
         evaluator: NNI's; it trains. ``from_compressor`` takes the other compressor's.
-        teacher_model: the robust network; a frozen copy is kept, and it may be ``model`` itself.
+        teacher_model: the robust network; a frozen copy is kept, and it may be ``model`` itself, or of another
+            architecture with the same classes (see `PwoALoss`).
         teacher_predict: a function ``(batch, network)`` to logits, where ``network(x)`` will not do; the student is
             asked by it too. The batch is as the evaluator gives it, with perturbed images in place of its own.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
@@ -107,10 +117,13 @@ class PwoADistiller(Baking, Distiller):
             if loss.hsic.layers != "auto":
                 raise ValueError("hsic.layers and config_list both name hidden layers; leave one of them out")
             loss.hsic = loss.hsic.model_copy(update={"layers": tuple(layers)})
+        loss.check_student(model)
+        if not evaluator._initialization_complete:
+            evaluator._init_optimizer_helpers(model)
+        check_optimizers(evaluator)
         self.loss = loss
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
-        self._step, self._finite = 0, FiniteCheck()
         self._hooks: list[RemovableHandle] = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
@@ -172,14 +185,6 @@ class PwoADistiller(Baking, Distiller):
 
     # -- masks -----------------------------------------------------------------------------------
 
-    def _wrappers(self) -> dict[str, ModuleWrapper]:
-        """All wrappers in the model's order, those of compressors that were fused later too."""
-        found = {
-            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
-            for name, module in self.bound_model.named_modules()
-        }
-        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
-
     @torch.no_grad()
     def _bake(self) -> None:
         """Make what the wrappers compute with, mask and Slim's factor, the wrappers' own weights."""
@@ -237,33 +242,37 @@ class PwoADistiller(Baking, Distiller):
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
         self._fusion_compress(max_steps, max_epochs)
 
-    def _fusion_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        steps, per_epoch = max_steps, getattr(self.evaluator, "steps_per_epoch", None)
-        if steps is None and max_epochs is not None and per_epoch:
-            steps = max_epochs * per_epoch
-        for other in self.fused_compressors:
-            if steps is not None and steps < (least := _steps_needed(other)):
-                raise ValueError(
-                    f"compress: {steps} steps are over before {type(other).__name__} has pruned to its target, which "
-                    f"takes {least}; give max_steps={least} or more"
-                )
-        with restored_on_error(self.bound_model), ExitStack() as on_error:
-            on_error.callback(self._release)
-            super()._fusion_compress(max_steps, max_epochs)
-            on_error.pop_all()
-
-    def _release(self) -> None:
-        """After an error: the evaluator free for another training, Slim's factors without effect."""
-        if self.evaluator.model is not None:
-            self.evaluator.unbind_model()
-        for factor in self._slim_factors():
-            factor.detach().fill_(1)
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        self._step, self._finite = 0, FiniteCheck()
-        self._check_trained(evaluator)
+        """Weigh the user's own loss now; ours is added when training starts, over all others."""
         own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
-        own(self._loss)
+        own(weighing(self.origin_loss_lambda))
+        at_next_training(evaluator, partial(self._train, evaluator))
+
+    def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
+        self._batches, self._steps, self._finite = 0, 0, FiniteCheck()
+        with undone_on_error(self.bound_model, evaluator):
+            check_counts(max_steps, max_epochs)
+            steps, per_epoch = max_steps, getattr(evaluator, "steps_per_epoch", None)
+            if steps is None and max_epochs is not None and per_epoch:
+                steps = max_epochs * per_epoch
+            for name, least in self._too_short(steps):
+                raise ValueError(
+                    f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; "
+                    f"give max_steps={least} or more"
+                )
+            self._check_trained(evaluator)
+            evaluator.patch_loss(self._loss)
+            evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._count])
+            train(max_steps, max_epochs)
+            self._finite.check(self.bound_model, self._steps)
+
+    def _count(self) -> None:
+        self._steps += 1
+
+    def _too_short(self, steps: int | None) -> list[tuple[str, int]]:
+        """Pruners that do not reach their targets in that many steps, and how many they take; none if None."""
+        needed = [(type(other).__name__, _steps_needed(other)) for other in self.fused_compressors]
+        return [(name, least) for name, least in needed if steps is not None and steps < least]
 
     def _check_trained(self, evaluator: Evaluator) -> None:
         """Whether a TorchEvaluator trains the weights that are pruned: see `make_evaluator`, where it always does."""
@@ -283,7 +292,7 @@ class PwoADistiller(Baking, Distiller):
                 "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
             )
 
-    def _loss(self, origin: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
+    def _loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         x, y = self.take_batch(batch)
         parameter = next(self.bound_model.parameters())
         if parameter.device != self.loss.device:  # evaluators move models, teachers are ours to move
@@ -293,23 +302,22 @@ class PwoADistiller(Baking, Distiller):
                 if isinstance(network, Asked):
                     asked.enter_context(network.about(batch, x))
             loss: Tensor = self.loss(self._student, x, y)
-        self._finite.see(loss, self._step)
-        self._step += 1
-        # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
-        return loss + self.origin_loss_lambda * origin if self.origin_loss_lambda else loss
+        self._finite.see(loss, self._batches)
+        self._batches += 1
+        return others + loss
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        self._finite.check(self.bound_model, self._step)
-        unmasked = [
-            name
-            for name, wrapper in self._wrappers().items()
-            for space in wrapper.pruning_target_spaces.values()
-            if space.sparse_ratio and space.mask is not None and bool((space.mask == 1).all())
-        ]
-        if unmasked:
+        short = self._too_short(self._steps)
+        for name, least in short:
             _logger.warning(
-                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+                "training ended at step %d, before %s had pruned to its target; compress again, with max_steps=%d or "
+                "more",
+                self._steps,
+                name,
+                least,
             )
+        if not short:
+            self._tell_unmasked()
         self._bake()
         settle(self._wrappers().values())
 
@@ -333,12 +341,7 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
             raise ValueError(
                 f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
-        found, _, _ = select_modules_by_config(model, {k: v for k, v in entry.items() if k in _SELECTING})
-        if not found:
-            raise ValueError(
-                f"config_list: {entry} selects no module; check op_names and op_types against model.named_modules()"
-            )
-        names |= set(found)
+        names |= set(select(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING}))
     return [name for name, _ in model.named_modules() if name in names]
 
 

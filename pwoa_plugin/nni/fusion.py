@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from nni.compression.base.compressor import Compressor
 from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
 from nni.compression.utils import Evaluator
+from torch import Tensor, nn
+
+from ..method.compression import restored_on_error
 
 __all__ = [
     "Train",
@@ -18,6 +23,8 @@ __all__ = [
     "members",
     "refuse_idle_pruners",
     "refuse_pwoa_twice",
+    "undone_on_error",
+    "weighing",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -68,7 +75,7 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
             )
 
 
-def check_optimizers(evaluator: Evaluator, wanted: Iterable[str]) -> None:
+def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
     """NNI takes an optimizer apart into names of the model's parameters; one without any trains nothing, silently.
 
     Args:
@@ -134,3 +141,23 @@ def at_next_training(evaluator: Evaluator, run: Callable[[Train, int | None, int
     Only there the length of a fused training is known, and all compressors have patched the loss.
     """
     evaluator.train = _AtNextTraining(evaluator, run)
+
+
+@contextmanager
+def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
+    """If a training raises, the weights are as they were and the evaluator is free for another."""
+    try:
+        with restored_on_error(model):
+            yield
+    except BaseException:
+        evaluator.unbind_model()
+        raise
+
+
+def weighing(weight: float) -> Callable[..., Tensor]:
+    """A patch of the evaluator's own loss. A weight of 0 leaves it out altogether: 0 * NaN is NaN."""
+
+    def weigh(origin: Tensor, *_: Any, **__: Any) -> Tensor:
+        return weight * origin if weight else torch.zeros_like(origin.detach())
+
+    return weigh

@@ -21,7 +21,7 @@ from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, 
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
-from ..method.compression import Compression, restored_on_error
+from ..method.compression import Compression
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.gradual import Budget
@@ -31,8 +31,26 @@ from ..method.pruning import Masking
 from ..method.sparsity import Filter
 from .batch import TakeBatch, take_images_and_labels
 from .config_list import Target, read_config_list, register_settings
-from .fusion import Train, at_next_training, check_optimizers, loss_is_patched, refuse_idle_pruners, refuse_pwoa_twice
-from .training import Plan, Training, check_count, check_length, check_weight, plan_alone, plan_scheduled
+from .fusion import (
+    Train,
+    at_next_training,
+    check_optimizers,
+    loss_is_patched,
+    refuse_idle_pruners,
+    refuse_pwoa_twice,
+    undone_on_error,
+    weighing,
+)
+from .training import (
+    Plan,
+    Training,
+    check_count,
+    check_counts,
+    check_length,
+    check_weight,
+    plan_alone,
+    plan_scheduled,
+)
 from .wrappers import Baking, bake, is_on, live_parameter, masked_copy, read_parameters, refuse_taken_over, settle
 
 __all__ = ["PwoAPruner"]
@@ -174,6 +192,7 @@ class PwoAPruner(Baking, Pruner):
                 eps=eps,
                 pixel_range=pixel_range,
             )
+            self._loss.check_student(model)
             self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
             self._gradual = section(GradualConfig, gradual, "gradual")
             _check_one_way(self._admm, self._gradual, self._targets)
@@ -275,13 +294,23 @@ class PwoAPruner(Baking, Pruner):
         """Take masks, as `load_masks` reads them: they are baked into the weights, and the layers count as pruned.
 
         Raises:
-            ValueError: they are another model's, or of layers that this pruner has not.
+            ValueError: they are another model's, of layers that this pruner has not, or not of all that it has, where
+                it has not pruned them itself.
         """
         check_masks(self.bound_model, masks)
         for name, targets in masks.items():
             spaces = self._module_wrappers[name].pruning_target_spaces if name in self._module_wrappers else {}
             if unknown := [target for target in targets if target not in spaces]:
                 raise ValueError(f"masks: {unknown[0]} of {name} is not pruned here; config_list does not select it")
+        missing = [
+            f"{target.name} of {target.module}"
+            for target in self._targets.values()
+            if masks.get(target.module, {}).get(target.name) is None
+        ]
+        if missing and not self._pruned:
+            raise ValueError(
+                f"masks: {missing[0]} has none, and config_list selects it; give masks of all layers, or select those"
+            )
         super().update_masks(masks)
         if not self._is_wrapped and not any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
             read_parameters(self._module_wrappers.values())
@@ -331,9 +360,15 @@ class PwoAPruner(Baking, Pruner):
             alive = kept != 0
         return alive.to(space.target.dtype)
 
+    @torch.no_grad()
     def _cut(self, progress: float) -> None:
+        masks: Masks = {}
         for budget, weights in self._by_budget():
-            budget.cut(weights, progress)
+            for key, mask in budget.masks(weights, progress).items():
+                target = self._targets[key]
+                masks.setdefault(target.module, {})[target.name] = mask.to(weights[key].dtype)
+        super().update_masks(masks)
+        self._bake_own()
 
     def _take_allocation(self, allocation: Mapping[str, LayerAllocation]) -> None:
         for name, layer in allocation.items():
@@ -377,13 +412,16 @@ class PwoAPruner(Baking, Pruner):
 
     @torch.no_grad()
     def _hold(self) -> None:
-        """What is pruned stays 0, in the weights themselves."""
-        bake(self._module_wrappers[name] for name in self._target_spaces)
+        """What is pruned stays 0, in the weights themselves, and so do constants of dead filters."""
+        self._bake_own()
         if self._held is None:
             self._held = self._constants()
         for name, keep in (self._held or {}).items():
             parameter = live_parameter(self.bound_model, name)
             parameter.mul_(keep.to(parameter.device))
+
+    def _bake_own(self) -> None:
+        bake(self._module_wrappers[name] for name in self._target_spaces)
 
     # -- compress --------------------------------------------------------------------------------
 
@@ -454,7 +492,13 @@ class PwoAPruner(Baking, Pruner):
                 raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
             if gradual.epochs:
                 raise ValueError("gradual: inside a scheduler, which says when, leave epochs out")
-            return plan_scheduled(self.interval_steps, self.total_times, steps)
+            plan = plan_scheduled(self.interval_steps, self.total_times, steps)
+            if steps is not None and steps < plan.last_update:
+                raise ValueError(
+                    f"compress: {steps} steps are over before the scheduler's last update, at step {plan.last_update}; "
+                    f"give max_steps={plan.last_update} or more"
+                )
+            return plan
         if steps is None:
             raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
         if per_epoch is None and (config.epochs or config.interval or gradual.epochs):
@@ -475,13 +519,14 @@ class PwoAPruner(Baking, Pruner):
         if self._run is not None and not self._pruned:
             raise ValueError("a PwoAConfig's run trains by itself; call PwoAPruner's compress() before others'")
         if not loss_is_patched(evaluator):
-            evaluator.patch_loss(self._weigh)
+            evaluator.patch_loss(weighing(self.origin_loss_lambda))
         at_next_training(evaluator, partial(self._train, evaluator))
 
     def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
         before = self._pruned, self._held, self.residual
         try:
-            with restored_on_error(self.bound_model):
+            with undone_on_error(self.bound_model, evaluator):
+                check_counts(max_steps, max_epochs)
                 self._start(evaluator, max_steps, max_epochs)
                 train(max_steps, max_epochs)
                 if self._training is not None:
@@ -489,7 +534,6 @@ class PwoAPruner(Baking, Pruner):
         except BaseException:
             self._pruned, self._held, self.residual = before
             self._end()
-            evaluator.unbind_model()
             raise
 
     def _end(self) -> None:
@@ -498,10 +542,6 @@ class PwoAPruner(Baking, Pruner):
         self.interval_steps, self.total_times = -1, 1
         for target in self._targets.values():
             self._space(target).sparse_ratio = target.ratio
-
-    def _weigh(self, origin: Tensor, *_: Any, **__: Any) -> Tensor:
-        # A weight of 0 leaves the user's loss out altogether: 0 * NaN is NaN.
-        return self.origin_loss_lambda * origin if self.origin_loss_lambda else torch.zeros_like(origin.detach())
 
     def _start(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> None:
         plan = None if self._pruned else self._plan(max_steps, max_epochs)
@@ -522,6 +562,7 @@ class PwoAPruner(Baking, Pruner):
             targets=self._targets,
             share=self._share,
             cut=self._cut,
+            hold_cut=self._bake_own,
             prune=self._hard_prune,
             hold=self._hold,
             pruned=self._pruned,
@@ -542,6 +583,7 @@ class PwoAPruner(Baking, Pruner):
             return
         self._hold()
         settle(self._module_wrappers.values())
+        self._tell_unmasked()
         self.radius = self._loss.radius
         if training.residual is not None:
             self.residual = training.residual

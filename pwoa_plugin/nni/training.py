@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from ..config import ADMMConfig, GradualConfig
 from ..method.admm import ADMM
@@ -25,6 +26,7 @@ __all__ = [
     "Plan",
     "Training",
     "check_count",
+    "check_counts",
     "check_length",
     "check_weight",
     "plan_alone",
@@ -64,6 +66,11 @@ def check_length(max_steps: object, max_epochs: object) -> None:
     """
     if (max_steps is None) == (max_epochs is None):
         raise ValueError("compress: give max_steps or max_epochs, one of them")
+    check_counts(max_steps, max_epochs)
+
+
+def check_counts(max_steps: object, max_epochs: object) -> None:
+    """Raise ValueError where one that is given is no int of at least 1."""
     for name, value in (("max_steps", max_steps), ("max_epochs", max_epochs)):
         if value is not None:
             check_count(f"compress: {name}", value)
@@ -127,6 +134,7 @@ class Training:
         targets: what they keep; none where only fine-tuning is wanted.
         shares: for each, how much of its sparsity its scheduler asks for at the moment, 0 to 1.
         cut: does a cut of gradual pruning, at a share of the way to the hard prune.
+        hold_cut: keeps at zero what was cut.
         prune: does the hard prune.
         hold: keeps at zero what is pruned.
 
@@ -149,6 +157,7 @@ class Training:
         targets: Mapping[str, Target],
         share: Callable[[str], float],
         cut: Callable[[float], None],
+        hold_cut: Callable[[], None],
         prune: Callable[[], None],
         hold: Callable[[], None],
         pruned: bool,
@@ -156,7 +165,7 @@ class Training:
     ) -> None:
         self.model, self.plan = model, plan
         self._loss, self._config, self._take_batch = loss, admm, take_batch
-        self._cut, self._prune, self._hold = cut, prune, hold
+        self._cut, self._hold_cut, self._prune, self._hold = cut, hold_cut, prune, hold
         self.step, self.pruned = 0, pruned
         self.residual: float | None = None
         self.images: Tensor | None = None
@@ -193,6 +202,8 @@ class Training:
             if self.step % self.plan.interval == 0:
                 self._finite.check(self.model, self.step)
                 self._cut(self.step / self.plan.prune)
+            else:
+                self._hold_cut()
         elif self.step <= self.plan.last_update and self.step % self._interval == 0:
             self._admm.dual_update()
 
@@ -249,11 +260,19 @@ class FiniteCheck:
         """What ``steps`` of training have left.
 
         Raises:
-            TrainingError: a loss was no number, or a trained parameter of the model holds one that is not.
+            TrainingError: a loss was no number, or one that is not is in a trained parameter of the model, or in the
+                running statistics of a BatchNorm, which a finite loss does not tell of.
         """
         self._check_losses(steps)
         trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        finite = {name: value.detach().isfinite().all() for name, value in trained.items()}
+        statistics = {
+            f"{name}.{target}": value
+            for name, module in model.named_modules()
+            if isinstance(module, _NormBase)
+            for target in ("running_mean", "running_var")
+            if (value := getattr(module, target)) is not None
+        }
+        finite = {name: value.detach().isfinite().all() for name, value in (trained | statistics).items()}
         if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
             name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
             raise TrainingError(f"{name} is not finite after step {steps}; {_CURE}")

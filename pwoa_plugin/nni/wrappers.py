@@ -151,17 +151,53 @@ def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_
         if plain in state_dict and wrapped not in state_dict:
             value: Tensor = state_dict[plain]
             mask = getattr(wrapper, f"{target}_mask", None)
-            state_dict[wrapped] = value if mask is None else value.masked_fill(mask.to(value.device) == 0, 0)
+            if mask is not None:
+                value = value.masked_fill(mask.to(value.device) == 0, 0)
+            state_dict[plain] = state_dict[wrapped] = value
 
 
 class Baking(Compressor):
     """Wrapping and unwrapping with the masks in the weights themselves; a base of our compressors, before NNI's."""
 
     _hooks: list[RemovableHandle]
+    _wrapped_here = False
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """NNI's flag; False, too, where another of the fused compressors has unwrapped the model since."""
+        return self._wrapped_here and all(is_on(wrapper) for wrapper in self._module_wrappers.values())
+
+    @_is_wrapped.setter
+    def _is_wrapped(self, value: bool) -> None:
+        self._wrapped_here = value
 
     def _bake(self) -> None:
         """Set the weights to 0 where masks are."""
         bake(self._module_wrappers.values())
+
+    def _wrappers(self) -> dict[str, ModuleWrapper]:
+        """All wrappers in the model's order, those of compressors that were fused later too."""
+        found = {
+            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
+            for name, module in self.bound_model.named_modules()
+        }
+        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
+    def _tell_unmasked(self) -> None:
+        """After a fused training: of layers that other compressors should have pruned, and have not."""
+        unmasked = [
+            name
+            for name, wrapper in self._wrappers().items()
+            for target, space in wrapper.pruning_target_spaces.items()
+            if target not in self._target_spaces.get(name, ())
+            and space.sparse_ratio
+            and space.mask is not None
+            and bool((space.mask == 1).all())
+        ]
+        if unmasked:
+            _logger.warning(
+                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+            )
 
     def wrap_model(self) -> None:
         """Wrap the layers as NNI does; their wrappers start from the model's current weights, masks baked in."""
@@ -170,6 +206,7 @@ class Baking(Compressor):
         read_parameters(self._module_wrappers.values())
         self._bake()
         super().wrap_model()
+        self._unhook()  # of a wrapping that another compressor has ended
         self._hooks = hook(self._module_wrappers.values())
 
     def unwrap_model(self) -> None:
@@ -178,8 +215,11 @@ class Baking(Compressor):
             if any(is_on(wrapper) for wrapper in self._module_wrappers.values()):
                 _logger.warning("the model is wrapped by a later compressor; call that one's unwrap_model()")
             return
+        self._unhook()
+        self._bake()
+        super().unwrap_model()
+
+    def _unhook(self) -> None:
         for handle in self._hooks:
             handle.remove()
         self._hooks = []
-        self._bake()
-        super().unwrap_model()

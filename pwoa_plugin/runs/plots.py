@@ -36,7 +36,13 @@ def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) 
         if named:
             place = {"xy": (prune, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
             style = {"color": palette.ink, "fontsize": 9.5, "va": "bottom"}
-            ax.annotate("ADMM" if before[-1].phase == "admm" else "gradual pruning", xytext=(-5, 1), ha="right", **place, **style)
+            ax.annotate(
+                "ADMM" if before[-1].phase == "admm" else "gradual pruning",
+                xytext=(-5, 1),
+                ha="right",
+                **place,
+                **style,
+            )
             ax.annotate("fine-tuning", xytext=(5, 1), ha="left", **place, **style)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCa
     value.backward()
     assert set(loss.terms) == TERMS  # fc1's input is as wide as the teacher's, fc2's is not
     assert [record.message for record in caplog.records] == [
-        "no feature distillation of fc2: student and teacher differ in width"
+        "no feature distillation of fc2: the teacher has no such layer of that width"
     ]
     assert student.fc1.weight.grad is not None
     assert student.fc1.weight.grad.abs().sum() > 0
@@ -117,22 +118,62 @@ def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCa
     assert set(only_narrow.terms) == TERMS - {"features"}
 
 
-def test_a_student_without_some_of_the_layers(trained: TinyNet, images: Pair) -> None:
-    class Shorter(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.conv, self.fc1 = copy.deepcopy(trained.conv), nn.Linear(96, 3)
+class Shorter(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc1 = nn.Conv2d(1, 6, 3, padding=1), nn.Linear(96, 3)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.fc1(F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc1(F.max_pool2d(F.relu(self.conv(x)), 2).flatten(1))
 
+
+class Other(nn.Module):
+    """Of another architecture than `TinyNet`, and with other names."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(8 * 16, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.body(F.relu(self.stem(x)))).flatten(1))
+
+
+@pytest.mark.parametrize("bigger", ["teacher", "student"])
+def test_networks_of_two_architectures(
+    trained: TinyNet, images: Pair, bigger: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    teacher, student = (Other(), copy.deepcopy(trained)) if bigger == "teacher" else (trained, Other())
+    hidden = ["fc1", "fc2"] if bigger == "teacher" else ["body", "head"]
+    loss = PwoALoss(teacher, eps=0.1)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            loss(student, *images).backward()
+    assert set(loss.terms) == TERMS - {"features"}
+    assert loss.hidden_layers == hidden
+    said = f"no feature distillation of {', '.join(hidden)}: the teacher has no such layer of that width"
+    assert [record.message for record in caplog.records] == [said]
+    named = PwoALoss(teacher, eps=0.1, hsic={"layers": hidden[1]})
+    assert named(student, *images).isfinite()
+    assert named.hidden_layers == [hidden[1]]
+
+
+def test_each_student_has_hidden_layers_of_its_own(trained: TinyNet, images: Pair) -> None:
     loss = PwoALoss(trained, eps=0.1)
-    assert loss(Shorter(), *images).isfinite()
-    assert loss.hidden_layers == ["fc1"]
-    with pytest.raises(ValueError, match="the student has no module 'fc2'"):
-        PwoALoss(trained, eps=0.1, hsic={"layers": ["fc1", "fc2"]})(Shorter(), *images)
-    with pytest.raises(ValueError, match="the student has no layer of the teacher's by name"):
-        PwoALoss(trained, eps=0.1)(nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), *images)
+    students: list[tuple[nn.Module, list[str], set[str]]] = [
+        (Shorter(), ["fc1"], TERMS),
+        (copy.deepcopy(trained), ["fc1", "fc2"], TERMS),
+        (Other(), ["body", "head"], TERMS - {"features"}),
+    ]
+    for student, hidden, terms in students * 2:
+        assert loss(student, *images).isfinite()
+        assert loss.hidden_layers == hidden
+        assert set(loss.terms) == terms
+    assert pickle.dumps(loss)
+    again = copy.deepcopy(loss)
+    assert not again._seen
+    del student, students
+    assert not loss._seen
+    assert again(copy.deepcopy(trained), *images).isfinite()
 
 
 def test_inside_distributed_data_parallel(trained: TinyNet, images: Pair, tmp_path: Any) -> None:
@@ -190,7 +231,8 @@ def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
         r"distillation.temperature=0: input should be": lambda: PwoALoss(trained, distillation={"temperature": 0}),
         r"hsic.sgma: unknown key": lambda: PwoALoss(trained, hsic={"sgma": 1}),
         "hsic is a int": lambda: PwoALoss(trained, hsic=3),  # type: ignore[arg-type]
-        r"hsic.layers: the model has no module 'fc7'": lambda: PwoALoss(trained, hsic={"layers": "fc7"}),
+        r"hsic.layers: the model has no module 'fc7'": lambda: PwoALoss(trained, hsic={"layers": "fc7"})(trained, x, y),
+        r"student's logits are \(192, 3\), the teacher's \(192, 4\)": lambda: PwoALoss(Other(4))(trained, x, y),
         r"eps=8 is outside \(0, 1\)": lambda: PwoALoss(trained, eps=8),
         "pixel_range=.* is empty": lambda: PwoALoss(trained, pixel_range=(1, 0)),
         "x: pixels reach from": lambda: PwoALoss(trained)(trained, x * 255, y),

@@ -70,6 +70,25 @@ def test_an_entry_names_its_own_rule(trained: nn.Module) -> None:
     assert read_config_list(trained, legacy, "lamp")[1]["fc2"].allocation.density == pytest.approx(0.25, abs=0.02)
 
 
+def test_what_selects_nothing_beside_something_that_does_is_told(
+    trained: nn.Module, caplog: pytest.LogCaptureFixture
+) -> None:
+    """NNI passes over it in silence."""
+    entry = {"op_types": ["Linear", "Liner"], "op_names_re": ["fc", "head"], "sparse_ratio": 0.5}
+    entry |= {"exclude_op_names": ["fc3"], "exclude_op_types": ["Conv3d"], "exclude_op_names_re": ["conv", "bn.*"]}
+    assert list(read_config_list(trained, [entry])[1]) == ["fc1", "fc2"]
+    assert [record.message for record in caplog.records] == [
+        f"config_list[0]: {key}: the model has no module {given!r}"
+        for key, given in (
+            ("exclude_op_names", "fc3"),
+            ("exclude_op_names_re", "bn.*"),
+            ("exclude_op_types", "Conv3d"),
+            ("op_names_re", "head"),
+            ("op_types", "Liner"),
+        )
+    ]
+
+
 def test_n_of_m_needs_no_ratio(trained: nn.Module) -> None:
     _, targets = read_config_list(trained, [{"op_names": ["fc1"], "granularity": "1:4"}])
     assert targets["fc1"].ratio == 0.75

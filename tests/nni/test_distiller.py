@@ -125,8 +125,15 @@ def test_each_nni_pruner_meets_its_sparsity_in_the_plain_model(
 
 def test_masks_are_baked_for_nnis_own_unwrap_too(trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator) -> None:
     agp = NNI_PRUNERS["AGP + Level"][0](trained, evaluator)
-    PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1).compress(STEPS)
+    distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1)
+    distiller.compress(STEPS)
     agp.unwrap_model()
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+    assert not distiller._is_wrapped
+    distiller.unwrap_model()
+    distiller.compress(STEPS)  # wraps again
+    assert hasattr(trained.fc1, "_nni_wrapper")
+    distiller.unwrap_model()
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
@@ -157,10 +164,13 @@ def test_an_evaluator_that_trains_no_pruned_weight_is_refused(trained: TinyNet, 
             step(images, model).backward()
             optimizer.step()
 
-    def of_nni() -> TorchEvaluator:
-        optimizer = nni.trace(torch.optim.Adam)(trained.parameters(), lr=5e-3)
+    def of_nni(parameters: Any = None) -> TorchEvaluator:
+        optimizer = nni.trace(torch.optim.Adam)(parameters or trained.parameters(), lr=5e-3)
         return TorchEvaluator(train, optimizer, lambda batch, model: F.cross_entropy(model(batch[0]), batch[1]))
 
+    for nothing in (trained.named_parameters(), teacher.parameters()):
+        with pytest.raises(ValueError, match="has a group without a parameter of this model and would train nothing"):
+            PwoADistiller(trained, [], of_nni(nothing), teacher, eps=0.1)
     evaluator = of_nni()
     agp = AGPPruner(LevelPruner(trained, pruned()), interval_steps=2, total_times=2, evaluator=evaluator)
     distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1)
@@ -283,18 +293,25 @@ def test_penalties_of_others_are_added_whole_in_either_order(
     else:
         distiller = PwoADistiller(trained, [], evaluator, **options)
         outer = penalty = Penalty.from_compressor(distiller, [])
-    ours: list[Tensor] = []
+    added: list[Tensor] = []
     train = evaluator.train
 
     def watched(*args: Any) -> None:
-        evaluator.patch_optimizer_step([lambda: ours.append(torch.stack(list(distiller.terms.values())).sum())], [])
+        def noted(loss: Tensor, batch: Any) -> Tensor:
+            ours = torch.stack(list(distiller.terms.values())).sum()
+            added.append(loss.detach() - penalty.given[-1] - ours)
+            return loss
+
+        evaluator.patch_loss(noted)
         train(*args)
 
     evaluator.train = watched
+    bias = trained.fc1.bias.detach().square().sum()
     outer.compress(3, None)
     assert len(losses) == 3
-    for mine, given, loss in zip(ours, penalty.given, losses, strict=True):
-        torch.testing.assert_close(given, mine + origin * loss.detach())  # what the penalty is added to
+    for given, loss in zip(penalty.given, losses, strict=True):
+        torch.testing.assert_close(given, origin * loss.detach())  # what the penalty is added to
+    torch.testing.assert_close(added[0], 1e-3 * bias, atol=1e-5, rtol=1e-3)
 
 
 def test_slim_over_the_distiller_keeps_its_penalty_and_its_zeros(
@@ -328,6 +345,19 @@ def test_a_users_loss_that_is_no_number_is_left_out(trained: TinyNet, teacher: T
     evaluator = make_evaluator(trained, loader, loss=lambda logits, y: logits.sum() * torch.nan)
     PwoADistiller(trained, [], evaluator, teacher, eps=0.1).compress(6)
     assert trained.fc1.weight.isfinite().all()
+
+
+def test_nnis_own_distiller_sees_the_students_answers_to_its_own_images(
+    trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator
+) -> None:
+    """Our forward, on perturbed images, comes after it has compared student and teacher."""
+    entry = {"op_names": ["fc2"], "lambda": 1.0, "apply_method": "mse"}
+    nnis = DynamicLayerwiseDistiller(trained, [entry], evaluator, copy.deepcopy(teacher), lambda b, m: m(b[0]), 0.0)
+    found: list[Tensor] = []
+    compute = nnis.compute_distill_loss
+    nnis.compute_distill_loss = lambda: found.append(compute()) or found[-1]
+    PwoADistiller.from_compressor(nnis, [], teacher_model=teacher, eps=0.3).compress(1)
+    assert found[0].item() == pytest.approx(0, abs=1e-8)  # the student is its teacher still
 
 
 # -- quantizers ----------------------------------------------------------------------------------
@@ -461,9 +491,12 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "origin_loss_lambda='1'; give": lambda: alone(origin_loss_lambda="1"),
         "config_list is a dict": lambda: alone({}),
         "config_list: .*Wrong key 'nonsense'": lambda: alone([{"op_types": ["Linear"], "nonsense": 1}]),
-        "selects no module": lambda: alone([{"op_types": ["Conv3d"]}]),
+        "config_list selects no layer": lambda: alone([{"op_types": ["Conv3d"]}]),
+        "config_list: op_names: the model has no module 'fc9'; it has fc2, fc1": lambda: alone([{"op_names": ["fc9"]}]),
+        "config_list: '\\(' is no regular expression": lambda: alone([{"op_names_re": ["("]}]),
         "lambda has no effect": lambda: alone([{"op_types": ["Linear"], "lambda": 2}]),
         "the T_j are inputs": lambda: alone([{"op_types": ["Linear"], "target_names": ["_output_0"]}]),
+        "hsic.layers: the model has no module 'fc7'": lambda: alone(hsic={"layers": "fc7"}),
         "both name hidden layers": lambda: alone([{"op_types": ["Linear"]}], hsic={"layers": "fc2"}),
         "give max_steps or max_epochs, one": lambda: alone().compress(),
         "LevelPruner has made no mask, .* inside AGPPruner": lambda: over(lambda m, e: LevelPruner(m, pruned(), e)),
@@ -515,6 +548,69 @@ def test_whatever_is_raised_leaves_the_weights_as_they_were_and_the_evaluator_fr
     assert evaluator.model is None
     distiller.unwrap_model()
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+
+
+def test_what_fails_under_another_compressor_is_undone_too(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
+    x, y = images
+    loader = DataLoader(TensorDataset(torch.cat([x, x * 255]), torch.cat([y, y])), batch_size=32)
+    evaluator = make_evaluator(trained, loader, torch.optim.Adam, 5e-3)
+    agp = NNI_PRUNERS["AGP + Level"][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1)
+    qat = QATQuantizer.from_compressor(distiller, QUANTIZED)
+    before = [parameter.detach().clone() for parameter in trained.parameters()]
+    for length, said in ((15, "15 steps are over before AGPPruner"), (0, "max_steps=0"), (STEPS, "pixels reach from")):
+        with pytest.raises(ValueError, match=said):
+            qat.compress(length, None)
+        assert evaluator.model is None
+        assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), before, strict=True))
+
+
+class Stream(torch.utils.data.IterableDataset[Any]):
+    """Nobody knows how long it is."""
+
+    def __init__(self, images: Pair) -> None:
+        self.images = images
+
+    def __iter__(self) -> Any:
+        return zip(*self.images, strict=True)
+
+
+@pytest.mark.parametrize("name", ["AGP + Level", "Movement", "Taylor"])
+def test_a_target_that_was_missed_is_told(
+    trained: TinyNet, teacher: TinyNet, images: Pair, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    evaluator = make_evaluator(trained, DataLoader(Stream(images), batch_size=48), torch.optim.Adam, 5e-3)
+    make = NNI_PRUNERS[name][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(make, [], teacher_model=teacher, eps=0.1)
+    distiller.compress(max_epochs=1)
+    kind, needed = type(make).__name__, 6 if name == "Taylor" else 16
+    said = f"training ended at step 4, before {kind} had pruned to its target; compress again, with max_steps={needed} "
+    assert said in caplog.text
+    assert "no mask was made" not in caplog.text
+    caplog.clear()
+    distiller.compress(max_epochs=needed // 4 + 1)
+    assert "training ended" not in caplog.text
+    distiller.unwrap_model()
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_teacher_of_another_architecture(trained: TinyNet, images: Pair, evaluator: TorchEvaluator) -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(
+        nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 32), nn.ReLU(), nn.Linear(32, 3)
+    )
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=5e-3)
+    for _ in range(20):
+        optimizer.zero_grad()
+        F.cross_entropy(teacher(images[0]), images[1]).backward()
+        optimizer.step()
+    agp = NNI_PRUNERS["AGP + Level"][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(agp, [{"op_types": ["Linear"]}], teacher_model=teacher, eps=0.1)
+    distiller.compress(STEPS)
+    assert set(distiller.terms) == {"distillation", "hsic_x", "hsic_y"}
+    assert distiller.hidden_layers == ["fc1", "fc2"]
+    distiller.unwrap_model()
+    assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
 def test_a_loss_that_is_no_number_is_told(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:

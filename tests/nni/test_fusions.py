@@ -150,8 +150,19 @@ def test_inside_a_scheduler(
 def test_a_scheduler_that_training_does_not_reach_the_end_of(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1, steps_per_epoch=6)
-    agp = AGPPruner(pruner, interval_steps=5, total_times=4)
+    made = evaluator(trained, images)
+    agp = AGPPruner(PwoAPruner(trained, ENTRIES, made, eps=0.1), interval_steps=5, total_times=4)
+    before = copy.deepcopy(trained.state_dict())
+    made.steps_per_epoch = 6
+    for epochs, said in (
+        (2, "12 steps are over before the scheduler's last update, at step 20; give max_steps=20 or more"),
+        (0, "max_epochs=0; give an int of at least 1"),
+    ):
+        with pytest.raises(ValueError, match=f"^compress: {said}$"):
+            agp.compress(None, epochs)
+        assert made.model is None
+        assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    del made.steps_per_epoch  # nobody can know
     agp.compress(None, 2)
     assert "before the scheduler's last update" in caplog.text
     agp.unwrap_model()
@@ -218,7 +229,7 @@ def test_losses_of_others_are_added_whatever_their_order(
 
 @pytest.mark.parametrize("kind", [LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner])
 def test_a_pruner_that_would_never_make_a_mask(
-    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, kind: Any
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, kind: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     idle = kind(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     linear = [{"op_names": ["fc1"], "sparse_ratio": 0.5}]
@@ -231,6 +242,12 @@ def test_a_pruner_that_would_never_make_a_mask(
     pruner.unwrap_model()
     assert float((trained.conv.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.02)
     assert float((trained.fc1.weight == 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert "no mask was made" not in caplog.text
+    pruner = PwoAPruner(trained, linear, evaluator(trained, images), eps=0.1)
+    over = kind.from_compressor(pruner, [{"op_names": ["conv"], "sparse_ratio": 0.5}])  # which it cannot know before
+    over.compress(1, None)
+    over.unwrap_model()
+    assert "no mask was made for conv: a pruner that makes one at once goes inside AGPPruner" in caplog.text
 
 
 def test_beside_a_taylor_pruner(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:

@@ -87,6 +87,11 @@ def test_a_loss_is_remembered_until_it_is_looked_at(bad: float) -> None:
         model.bias.fill_(bad)
     with pytest.raises(TrainingError, match="bias is not finite after step 3"):
         FiniteCheck().check(model, 3)
+    norm = nn.Sequential(nn.BatchNorm2d(2), nn.BatchNorm2d(2, track_running_stats=False))
+    FiniteCheck().check(norm, 3)
+    norm[0].running_var.fill_(bad)  # in training the output does not tell
+    with pytest.raises(TrainingError, match=r"0\.running_var is not finite after step 3"):
+        FiniteCheck().check(norm, 3)
 
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])

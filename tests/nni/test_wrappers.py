@@ -89,6 +89,8 @@ def test_a_plain_checkpoint_reaches_the_wrapped_weights(
         dense |= {key: value for key, value in trained.state_dict().items() if key.endswith("_mask")}
         dense |= {f"{n}._nni_wrapper.bias": trained_state[f"{n}.bias"] for n in masks}
     trained.load_state_dict(dense, strict=strict)
+    for module in (trained.fc1, trained.fc1._nni_wrapper):  # before any forward
+        assert torch.equal(module.weight != 0, masks["fc1"]["weight"].bool())
     pruner.unwrap_model()
     assert_masked(trained, masks)
     torch.testing.assert_close(trained.fc1.weight, trained_state["fc1.weight"] * masks["fc1"]["weight"])
@@ -167,7 +169,11 @@ def test_masks_in_a_file_and_back(
         pruner.unwrap_model()
         assert_masked(other, masks)
     del loaded["fc2"]
+    pruner.update_masks(loaded)  # it is pruned: some may change
+    other = type(trained)()
+    pruner = PwoAPruner(other, ENTRIES, evaluator(other, images))
     for bad, said in (
+        (loaded, "weight of fc2 has none, and config_list selects it"),
         ({"fc9": loaded["fc1"]}, "no module 'fc9'"),
         ({"fc2": loaded["fc1"]}, "masks are of another model: fc2.weight is"),
     ):
