@@ -43,6 +43,8 @@ class PwoALoss(nn.Module):
         eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
         pixel_range: of a valid image.
         seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
+        kept: where the student has some of the teacher's channels only: ``{hidden layer: (dimension of its input,
+            indices that are left)}``, as `PwoAGroupPruner.inputs_left`. It is read at every call.
 
     Attributes:
         terms: ``{name: tensor}``, detached, weighted and signed.
@@ -64,6 +66,7 @@ class PwoALoss(nn.Module):
         eps: float | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
+        kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(teacher, nn.Module):
@@ -80,6 +83,7 @@ class PwoALoss(nn.Module):
         if self.hsic.layers != "auto":
             check_names(teacher, self.hsic.layers)
         self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
+        self.kept: Mapping[str, tuple[int, Tensor]] = {} if kept is None else kept
         self.use_hsic = True
         self.radius: float | None = None
         self._objective: PwoAObjective | None = None
@@ -145,7 +149,7 @@ class PwoALoss(nn.Module):
         if self._student != id(student):
             self._check_student(student, objective)
             self._student = id(student)
-        objective.use_hsic = self.use_hsic
+        objective.use_hsic, objective.kept = self.use_hsic, self.kept
         loss: Tensor = objective(student, x, y)
         return loss
 
