@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
-from benchmarks.mnist import EPS, images_of
+from benchmarks.subjects import SUBJECTS, Pair
 from pwoa_plugin import PwoAConfig, evaluate
 from pwoa_plugin._random import seeded
 from pwoa_plugin.method.compression import build_objective, lr_factor
@@ -39,7 +39,8 @@ from pwoa_plugin.runs.cost import cost_report
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
 
 RATIOS = (0.5, 0.75, 0.9)
-Pair = tuple[Tensor, Tensor]
+MNIST = SUBJECTS["mnist"]
+EPS = MNIST.eps
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
 
@@ -58,7 +59,7 @@ def config_of(args: argparse.Namespace, data: Pair, ratio: float, **fields: Any)
 
 def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, Any]:
     """Accuracy on the test images as the last channel goes: nothing is trained after."""
-    data, judge = training(args), images_of(args.data, train=False)
+    data, judge = training(args), judging(args)
     model = robust_lenet()
     residual = None
     if method == "admm":
@@ -79,7 +80,7 @@ def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, An
 def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "AutoAttack") -> dict[str, Any]:
     """Robust accuracy after equal training."""
     data, dense = training(args), robust_lenet()
-    x, y = images_of(args.data, train=False)
+    x, y = judging(args)
     model = robust_lenet()
     started = time.perf_counter()
     config = config_of(args, data, ratio or 0.5)
@@ -100,8 +101,12 @@ def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "Au
 
 
 def training(args: argparse.Namespace) -> Pair:
-    x, y = images_of(args.data, train=True)
+    x, y = MNIST.training(args.data)
     return x[-args.images :], y[-args.images :]
+
+
+def judging(args: argparse.Namespace) -> Pair:
+    return MNIST.validation(args.data) if args.validate else MNIST.test(args.data)
 
 
 def widths(model: nn.Module) -> dict[str, Any]:
@@ -216,17 +221,24 @@ def main() -> None:
     parser.add_argument("what", choices=CELLS)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--images", type=int, default=6_000)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--images", type=int, default=10_000)
     parser.add_argument("--lr", type=float, default=3e-3, help="of Adam, for every method")
     parser.add_argument("--judged", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ratios", type=float, nargs="+", default=(0.0, *RATIOS), help="of these cells only")
+    parser.add_argument("--methods", nargs="+", help="of these cells only")
+    parser.add_argument("--validate", action="store_true", help="judge by images cut from the training set")
+    parser.add_argument("--name", default="", help="of cells with other settings, in the files' names")
     parser.add_argument("--most", type=int, default=1000, help="cells to make in this call")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     run, cells = CELLS[args.what]
+    name = f"{args.what}{args.name and '-' + args.name}{'-validation' * args.validate}"
     for ratio, method in cells:
-        path = args.out / f"structured-{args.what}-{method}-{100 * ratio:g}-seed{args.seed}.json"
+        if ratio not in args.ratios or (args.methods and method not in args.methods):
+            continue
+        path = args.out / f"structured-{name}-{method}-{100 * ratio:g}-seed{args.seed}.json"
         if not path.exists():
             if args.most == 0:
                 break

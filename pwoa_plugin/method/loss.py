@@ -42,6 +42,8 @@ class PwoALoss(nn.Module):
         eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
         pixel_range: of a valid image.
         seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
+        kept: where the student has some of the teacher's channels only: ``{hidden layer: (dimension of its input,
+            indices that are left)}``, as `PwoAGroupPruner.inputs_left`. It is read at every call.
 
     Attributes:
         terms: ``{name: tensor}``, detached, weighted and signed.
@@ -63,6 +65,7 @@ class PwoALoss(nn.Module):
         eps: float | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
+        kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(teacher, nn.Module):
@@ -77,6 +80,7 @@ class PwoALoss(nn.Module):
         self.hsic = section(HSICConfig, hsic, "hsic")
         self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
         self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
+        self.kept: Mapping[str, tuple[int, Tensor]] = {} if kept is None else kept
         self.use_hsic = True
         self.radius: float | None = None
         self._objective: PwoAObjective | None = None
@@ -163,7 +167,7 @@ class PwoALoss(nn.Module):
             if student not in self._seen:
                 self._seen[student] = find_hidden_layers(student, x[:2], self.hsic.layers), set()
             objective.hidden_layers, objective.not_alike = self._seen[student]
-        objective.use_hsic = self.use_hsic
+        objective.use_hsic, objective.kept = self.use_hsic, self.kept
         loss: Tensor = objective(student, x, y)
         return loss
 

@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import inspect
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 import torch_pruning as tp
-from torch import nn
+from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
 from ..method.layers import is_weighted
 from .coupling import Coupling
 
 __all__ = [
+    "CONFIGS_WORDS",
+    "check_count",
     "check_finite",
+    "check_kind",
     "check_layers",
     "check_no_inference",
-    "check_options",
     "check_ratio",
     "check_reached",
+    "checked_options",
+    "in_words",
     "keyed_by_module",
     "makes_output",
     "modules_named",
+    "root_types",
 ]
 
 #: Torch-Pruning's deprecated names, and those that mean something here already.
@@ -39,6 +46,52 @@ _NOT_PASSED = {
     "ch_sparsity": "give pruning_ratio",
     "ch_sparsity_dict": "give pruning_ratio_dict",
 }
+
+
+_CLASSES = "classes of layers, as [nn.Conv2d, nn.Linear]"
+_COUNTS = ("num_heads", "in_channel_groups", "out_channel_groups")
+
+#: What an option of Torch-Pruning's has to be, and how that is said.
+_KINDS: dict[str, tuple[Any, str]] = {
+    **dict.fromkeys(("global_pruning", "isomorphic", "prune_num_heads", "prune_head_dims"), (bool, "True or False")),
+    **dict.fromkeys(("forward_fn", "output_transform", "iterative_pruning_ratio_scheduler"), (Callable, "a function")),
+    **dict.fromkeys(
+        (*_COUNTS, "pruning_ratio_dict", "head_pruning_ratio_dict", "customized_pruners"), (Mapping, "a dict by module")
+    ),
+    "unwrapped_parameters": ((Mapping, Sequence), "{parameter: dimension}"),
+    "root_module_types": ((type, Sequence), _CLASSES),
+}
+
+#: What a config calls the arguments that it stands for.
+CONFIGS_WORDS = {
+    "shorten ignored_layers": "shorten exclude, or widen include",
+    "ignored_layers": "exclude",
+    "pruning_ratio": "sparsity",
+}
+
+
+@contextlib.contextmanager
+def in_words(words: Mapping[str, str]) -> Iterator[None]:
+    """Let refusals say these words' values in their place: a config's fields, and not the arguments that they are."""
+    try:
+        yield
+    except ValueError as error:
+        said = str(error)
+        if words and type(error) is ValueError:
+            said = re.sub(rf"\b({'|'.join(words)})\b", lambda found: words[found[0]], said)
+        if said == str(error):
+            raise
+        raise ValueError(said) from error
+
+
+def check_kind(name: str, value: Any, kind: Any, what: str) -> None:
+    """Whether an argument is of this kind, or left out (None).
+
+    Raises:
+        ValueError: it is not.
+    """
+    if value is not None and not isinstance(value, kind):
+        raise ValueError(f"{name} is a {type(value).__name__}; give {what}")
 
 
 def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False) -> None:
@@ -74,8 +127,8 @@ def check_finite(model: nn.Module) -> None:
             raise ValueError(f"{name}: a weight is not finite; lower the learning rate")
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Whether these are Torch-Pruning's, and can be used.
+def checked_options(options: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Torch-Pruning's own options that are given; None leaves one out.
 
     Raises:
         ValueError: one is unknown, or has a value that Torch-Pruning would silently misread.
@@ -88,27 +141,68 @@ def check_options(options: Mapping[str, Any]) -> None:
             close = difflib.get_close_matches(name, known, n=1)
             cure = f"did you mean {close[0]}?" if close else f"Torch-Pruning has {', '.join(known)}"
             raise ValueError(f"{name}: unknown option; {cure}")
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, (kind, what) in _KINDS.items():
+        check_kind(name, options.get(name), kind, what)
     if "max_pruning_ratio" in options:
         check_ratio("max_pruning_ratio", options["max_pruning_ratio"], high=True)
     if "head_pruning_ratio" in options:
         check_ratio("head_pruning_ratio", options["head_pruning_ratio"], low=True)
     for name in ("pruning_ratio_dict", "head_pruning_ratio_dict"):
-        for ratio in (options.get(name) or {}).values():
+        for ratio in options.get(name, {}).values():
             check_ratio(name, ratio, low=True)
+    for name in _COUNTS:
+        for number in options.get(name, {}).values():
+            check_count(name, number)
+    for function in options.get("customized_pruners", {}).values():
+        check_kind("an entry of customized_pruners", function, tp.BasePruningFunc, "a tp.BasePruningFunc")
+    unwrapped = options.get("unwrapped_parameters", ())
+    own = {*model.parameters()}
+    for entry in unwrapped.items() if isinstance(unwrapped, Mapping) else unwrapped:
+        if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], int) and entry[0] in own):
+            raise ValueError("unwrapped_parameters: give {parameter of the model: dimension that gets shorter}")
     steps = options.get("iterative_steps", 1)
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"iterative_steps={steps!r}: give an integer of 1 or more")
+    check_count("iterative_steps", steps)
+    schedule = options.get("iterative_pruning_ratio_scheduler")
+    if schedule is not None and len(schedule(0.5, steps)) != steps + 1:
+        raise ValueError(
+            f"iterative_pruning_ratio_scheduler: let it return {steps + 1} ratios, from 0 to the one that it is given"
+        )
+    return options
 
 
-def modules_named(model: nn.Module, given: Iterable[Any], what: str) -> list[Any]:
-    """Modules and parameters as a user names them: themselves, by name or pattern, or by class.
+def check_count(name: str, value: Any) -> None:
+    """Whether a number is whole, and 1 or more.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+
+
+def root_types(given: Any) -> list[type]:
+    """Torch-Pruning's ``root_module_types``: a class, or several.
+
+    Raises:
+        ValueError: one is no class.
+    """
+    kinds = [given] if isinstance(given, type) else list(given)
+    for kind in kinds:
+        check_kind("root_module_types: one", kind, type, _CLASSES)
+    return kinds
+
+
+def modules_named(model: nn.Module, given: Any, what: str) -> list[Any]:
+    """Modules and parameters as a user names them: themselves, by name or pattern, or by class; one, or several.
 
     Raises:
         ValueError: one is not in the model.
     """
     modules = dict(model.named_modules())
     found: list[Any] = []
-    for entry in given:
+    several = isinstance(given, Iterable) and not isinstance(given, (str, type, nn.Module, Tensor))
+    for entry in given if several else [given]:
         hits: list[Any]
         if isinstance(entry, nn.Module):
             hits = [entry] if any(entry is module for module in modules.values()) else []
@@ -166,8 +260,6 @@ def check_reached(model: nn.Module, graph: Any, ignored: Sequence[Any]) -> None:
     }
     passed = {id(module) for module in ignored}
     for name, module in model.named_modules():
-        if isinstance(module, nn.LSTM) and module in graph.module2node and id(module) not in passed:
-            raise ValueError(f"{name}: channels of an LSTM are not supported; list it in ignored_layers")
         if not is_weighted(module) or id(module) in inside | passed:
             continue
         if module not in graph.module2node:
@@ -186,7 +278,7 @@ def check_layers(model: nn.Module, couplings: Sequence[Coupling]) -> None:
     """Refuse weights that cannot be trained or taken out.
 
     Raises:
-        ValueError: one has no gradient, belongs to two layers, or is a grouped layer that Torch-Pruning cannot shorten.
+        ValueError: one has no gradient, belongs to two layers, or to a layer that Torch-Pruning cannot shorten.
     """
     names = {parameter: name for name, parameter in model.named_parameters()}
     users: dict[int, list[str]] = defaultdict(list)
@@ -208,9 +300,14 @@ def check_layers(model: nn.Module, couplings: Sequence[Coupling]) -> None:
                     f"list {coupling.root}, whose channels it has, in ignored_layers"
                 )
         for item in coupling.group:
-            module, kind = item.dep.target.module, item.dep.target.type
+            module, kind, name = item.dep.target.module, item.dep.target.type, item.dep.target.name.split(" (")[0]
+            if kind == OPTYPE.LSTM:
+                raise ValueError(
+                    f"{name}: an LSTM that reads fewer channels is not supported; list {coupling.root}, which it "
+                    "reads, in ignored_layers"
+                )
             if kind == OPTYPE.DEPTHWISE_CONV and module.in_channels != module.out_channels:
                 raise ValueError(
-                    f"{item.dep.target.name}: Torch-Pruning takes {module.groups} groups of one filter and several "
+                    f"{name}: Torch-Pruning takes {module.groups} groups of one filter and several "
                     "inputs for a depthwise convolution; list it in ignored_layers"
                 )

@@ -18,9 +18,10 @@ from ..removal.inputs import ForwardError, call, forward_saying_where, map_tenso
 
 __all__ = [
     "Adapt",
+    "ChosenGroup",
     "Removal",
+    "TakenOut",
     "Tracing",
-    "adapt_sizes",
     "check_forward",
     "keep_history",
     "kept_as_before",
@@ -28,6 +29,8 @@ __all__ = [
     "removals_to_json",
     "removed_from",
     "replay",
+    "structure_of",
+    "to_take_out",
 ]
 
 #: Mends sizes that a model's own code holds, after its channels are gone.
@@ -180,7 +183,50 @@ def kept_as_before(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(ask)
 
 
-def replay(model: nn.Module, graph: Any, removals: Sequence[Removal], adapt: Adapt | None = None) -> None:
+def structure_of(model: nn.Module) -> Callable[[], None]:
+    """What puts a model's layers back to the sizes, parameters and buffers that they have now; these are not copied."""
+    held = ("_parameters", "_buffers", "_modules")
+    before = [(module, vars(module) | {name: dict(vars(module)[name]) for name in held}) for module in model.modules()]
+
+    def restore() -> None:
+        for module, content in before:
+            vars(module).clear()
+            vars(module).update(content)
+
+    return restore
+
+
+def to_take_out(model: nn.Module, graph: Any, removal: Removal) -> tuple[Any, int]:
+    """Torch-Pruning's group of what goes with these channels, as the model is now, and how many channels there are.
+
+    Raises:
+        ValueError: the model has no such layer, or it has no such channels.
+    """
+    try:
+        module = model.get_submodule(removal.layer)
+        pruner = graph.get_pruner_of_module(module)
+        function = pruner.prune_out_channels if removal.out else pruner.prune_in_channels
+        channels = graph.get_out_channels(module) if removal.out else graph.get_in_channels(module)
+    except (AttributeError, KeyError) as error:
+        raise ValueError(f"the model has no layer {removal.layer!r} with channels to remove") from error
+    if not 0 < len(set(removal.channels)) == len(removal.channels) < channels or not (
+        min(removal.channels) >= 0 and max(removal.channels) < channels
+    ):
+        raise ValueError(f"{removal.layer} has {channels} channels here, and others are to be removed")
+    return graph.get_pruning_group(module, function, list(removal.channels)), channels
+
+
+#: Is told of a removal just before it happens: its group, and how many channels the group has.
+TakenOut = Callable[[Any, int], None]
+
+
+def replay(
+    model: nn.Module,
+    graph: Any,
+    removals: Sequence[Removal],
+    adapt: Adapt | None = None,
+    note: TakenOut = lambda group, channels: None,
+) -> None:
     """Take channels out of a model, in place, and mend the sizes that its code holds.
 
     Raises:
@@ -188,24 +234,40 @@ def replay(model: nn.Module, graph: Any, removals: Sequence[Removal], adapt: Ada
     """
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     for removal in removals:
-        try:
-            module = model.get_submodule(removal.layer)
-            pruner = graph.get_pruner_of_module(module)
-            function = pruner.prune_out_channels if removal.out else pruner.prune_in_channels
-            channels = graph.get_out_channels(module) if removal.out else graph.get_in_channels(module)
-        except (AttributeError, KeyError) as error:
-            raise ValueError(f"the model has no layer {removal.layer!r} with channels to remove") from error
-        if not 0 < len(set(removal.channels)) == len(removal.channels) < channels or not (
-            min(removal.channels) >= 0 and max(removal.channels) < channels
-        ):
-            raise ValueError(f"{removal.layer} has {channels} channels here, and others are to be removed")
-        graph.get_pruning_group(module, function, list(removal.channels)).prune()
+        group, channels = to_take_out(model, graph, removal)  # anew: those before may have moved what is coupled
+        note(group, channels)
+        group.prune()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asked[name])
-    adapt_sizes(model, adapt)
+    _adapt_sizes(model, adapt)
 
 
-def adapt_sizes(model: nn.Module, adapt: Adapt | None) -> None:
+class ChosenGroup(tp.dependency.Group):
+    """A group that a user is to prune, or not: whenever they do, it is taken out as the model is then.
+
+    Args:
+        group: Torch-Pruning's, to look at.
+        take_out: removes channels of its root; all of the group's where it is given None.
+    """
+
+    def __init__(self, group: Any, take_out: Callable[[Sequence[int] | None], None]) -> None:
+        super().__init__()
+        self._group, self._DG = group.items, group._DG
+        self._take_out, self._is_pruned = take_out, False
+
+    def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
+        """Remove the group's channels, or these of its root's.
+
+        Raises:
+            ValueError: they are gone already, or cannot be removed; the model is as it was.
+        """
+        if self._is_pruned:
+            raise ValueError("prune: this group is pruned already")
+        self._take_out(idxs)
+        self._is_pruned = True
+
+
+def _adapt_sizes(model: nn.Module, adapt: Adapt | None) -> None:
     """Sizes that the code of a model holds besides its layers: torchvision's ViT, and what ``adapt`` mends."""
     for module in model.modules():
         if isinstance(module, VisionTransformer):
@@ -221,13 +283,19 @@ def check_forward(model: nn.Module, tracing: Tracing, shapes: Sequence[torch.Siz
     Raises:
         ValueError: it raises, or answers in other shapes.
     """
+    layers = "list the layers before in ignored_layers"
     cure = (
         "sizes are written in the code there, as in view(-1, 512), or Torch-Pruning does not see it: use flatten(1), "
-        "mend them by adapt=, or list the layers before in ignored_layers"
+        f"mend them by adapt=, or {layers}"
     )
     try:
         outputs = tensors_of(forward_saying_where(model, tracing.inputs, tracing.forward))
     except ForwardError as failed:
+        if any(size in failed.reason for size in ("normalized_shape", "running_mean")):
+            cure = (
+                "a normalisation has sizes there that Torch-Pruning does not follow (F.layer_norm, F.batch_norm, or "
+                f"nn.LayerNorm of several dimensions): use nn.LayerNorm of the channels, nn.BatchNorm2d, or {layers}"
+            )
         raise ValueError(f"model: with fewer channels {failed.where} fails ({failed.reason}); {cure}") from failed
     if [output.shape for output in outputs] != list(shapes):
         found = ", ".join(str(tuple(output.shape)) for output in outputs)

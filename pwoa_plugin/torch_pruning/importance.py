@@ -9,6 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from .checks import check_kind
 from .coupling import channel_scores, parts_of
 
 __all__ = ["PwoAImportance", "normalised"]
@@ -21,10 +22,21 @@ class PwoAImportance(tp.importance.Importance):
     weights of the layers that read it. Scores are divided by their group's mean, so that they compare across groups.
 
     Args:
-        duals: ADMM's U of a parameter; parameters without one count as they are. `PwoAGroupPruner` gives its own.
+        duals: ADMM's U of a parameter, in its shape; parameters without one count as they are. The ``importance`` of a
+            `PwoAGroupPruner` has its ADMM's; what its own `step` removes is chosen by W alone.
+
+    Raises:
+        ValueError: ``duals`` is something else.
     """
 
     def __init__(self, duals: Mapping[nn.Parameter, Tensor] | None = None) -> None:
+        check_kind("duals", duals, Mapping, "{parameter: tensor}")
+        for parameter, dual in (duals or {}).items():
+            check_kind("duals: a key", parameter, nn.Parameter, "the parameter itself")
+            if dual.shape != parameter.shape:
+                raise ValueError(
+                    f"duals: {tuple(dual.shape)} is not the shape of its parameter {tuple(parameter.shape)}"
+                )
         self.duals: dict[nn.Parameter, Tensor] = dict(duals or {})
 
     @torch.no_grad()

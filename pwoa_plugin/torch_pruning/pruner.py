@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,30 +22,39 @@ from ..method.callback import Callback
 from ..method.compression import Compression
 from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
 from .checks import (
+    CONFIGS_WORDS,
+    check_count,
     check_finite,
+    check_kind,
     check_layers,
     check_no_inference,
-    check_options,
     check_ratio,
     check_reached,
+    checked_options,
+    in_words,
     keyed_by_module,
     makes_output,
     modules_named,
+    root_types,
 )
 from .coupling import MIXING, Axis, Coupling, channel_scores, inputs_of, parts_of
 from .graph import (
     Adapt,
+    ChosenGroup,
     Removal,
     Tracing,
-    adapt_sizes,
     check_forward,
     keep_history,
     kept_as_before,
+    removals_from_json,
+    removals_to_json,
     removed_from,
     replay,
+    structure_of,
+    to_take_out,
 )
 from .importance import PwoAImportance, normalised
-from .run import ChannelRemoval, images_of, settings_of
+from .run import ChannelRemoval, admm_of_a_loop, images_of, settings_of
 from .selection import Candidates, Rounding, keep
 from .twin import twin_of
 
@@ -55,7 +65,7 @@ _logger = logging.getLogger(__name__)
 _TRACING = ("forward_fn", "output_transform", "unwrapped_parameters", "customized_pruners")
 _FRESH = ("in_channel_groups", "out_channel_groups", "num_heads", "head_pruning_ratio_dict", "pruning_ratio_dict")
 _ROOTS = (tp.ops.TORCH_CONV, tp.ops.TORCH_LINEAR)
-_UPDATES = 4  # of the dual, in which rho comes to its cap
+_UPDATES = 4  # of the dual, in which rho comes to its cap where nobody says how many there will be
 _LARGEST_RESIDUAL = 0.3  # at removal, without a warning
 _LARGEST_DIFFERENCE = 1e-4  # of the output, where what is removed was 0 before
 
@@ -63,14 +73,16 @@ _LARGEST_DIFFERENCE = 1e-4  # of the output, where what is removed was 0 before
 class PwoAGroupPruner(tp.pruner.BasePruner):
     """Remove channels from a robust network, drawn to 0 by ADMM on Torch-Pruning's dependency groups first.
 
-    All weights that go with a channel are projected together: the channels of largest norm of W + U stay in each
-    group, and what ADMM draws to 0 is what `step` removes. A weight that two groups share, by its output and by its
-    input, is penalised once. The layers that make the model's output are found and left alone; their inputs shrink.
+    All weights that go with a channel are projected together: ADMM draws W to the projection of W + U, where the
+    channels of largest norm stay in each group, and `step` removes what the projection of W has at 0. A weight that two
+    groups share, by its output and by its input, is penalised once. The layers that make the model's output are found
+    and left alone; their inputs shrink.
 
     ::
 
-        pruner = PwoAGroupPruner(model, x, pruning_ratio=0.75)
-        for epoch in range(5):
+        pruner = PwoAGroupPruner(model, x, pruning_ratio=0.75, admm={"epochs": 10})
+        loss = PwoALoss(model, kept=pruner.inputs_left)  # the teacher is the model as it is now
+        for epoch in range(10):
             pruner.update_regularizer()
             for x, y in loader:
                 loss(model, x, y).backward()
@@ -94,11 +106,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             ``global_pruning``, of those of one structure with ``isomorphic``.
         round_to: channels left are a multiple of this.
         round_up: round to more channels, not to fewer (Torch-Pruning rounds down).
-        ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes that stay whole, with all
-            that is coupled to them.
-        admm: for loops of your own: ``rho``, ``growth``, ``rho_max`` and ``rescale``, or a mapping of them.
-            Where ``growth`` is None, rho comes to its cap at the last of ``epochs`` calls of `update_regularizer`
-            before each `step`, or after 4 dual updates where ``epochs`` is None too.
+        ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes, one or several, that stay
+            whole, with all that is coupled to them.
+        admm: for loops of your own: ``epochs``, ``rho``, ``growth``, ``rho_max`` and ``rescale``, or a mapping of them.
+            ``epochs`` are the calls of `update_regularizer` before each `step`, 5 unless given: at the last one rho
+            comes to its cap, unless ``growth`` is given. With fewer calls `step` warns, with more the call after them.
         adapt: a function that mends sizes which the model's own code holds (attributes such as ``num_heads``), called
             on the model once channels are gone.
         **options: Torch-Pruning's own: ``global_pruning``, ``isomorphic``, ``iterative_steps``,
@@ -112,12 +124,15 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
         removals: all that was removed from the model so far, by pruners before this one too.
         own_removals: what this one removed.
-        inputs_left: of the layers that lost inputs at the last `step`, the dimension of their input and the indices
-            along it that are left.
+        inputs_left: of the layers that lost inputs to this pruner, the dimension of their input and the indices along
+            it that are left, as numbered before; always the same dict. `PwoALoss` compares features by it (``kept=``).
 
     Raises:
         ValueError: model, inputs or options cannot be used; one line says why, and the model is as it was.
     """
+
+    DG: Any
+    current_step: int
 
     def __init__(
         self,
@@ -128,47 +143,45 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         pruning_ratio: float | None = None,
         round_to: int | None = None,
         round_up: bool = False,
-        ignored_layers: Sequence[Any] = (),
+        ignored_layers: Any = None,
         admm: ADMMConfig | Mapping[str, Any] | None = None,
         adapt: Adapt | None = None,
         callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> None:
         check_model(model)
-        check_options(options)
-        if isinstance(admm, Mapping):
-            admm = ADMMConfig(**admm)
-        elif admm is not None and not isinstance(admm, ADMMConfig):
-            raise ValueError(f"admm={admm!r}: give an ADMMConfig, or a mapping of its fields")
-        if config is not None:
-            given = {"pruning_ratio": pruning_ratio, "admm": admm, "ignored_layers": ignored_layers or None}
+        options = checked_options(options, model)
+        check_kind("config", config, PwoAConfig, "a PwoAConfig")
+        check_kind("round_up", round_up, bool, "True or False")
+        check_kind("adapt", adapt, Callable, "a function of the model")
+        check_kind("callbacks", callbacks, Sequence, "a list of them")
+        for callback in callbacks or ():
+            check_kind("callbacks: one", callback, Callback, "a Callback")
+        if round_to is not None:
+            check_count("round_to", round_to)
+        if not torch.is_grad_enabled():
+            raise ValueError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
+        self._words: dict[str, str] = {}
+        if config is None:
+            self.admm_config = admm_of_a_loop(admm)
+        else:
+            nothing = isinstance(ignored_layers, Sequence) and not ignored_layers
+            given = {
+                "pruning_ratio": pruning_ratio,
+                "admm": admm,
+                "ignored_layers": None if nothing else ignored_layers,
+            }
             given |= {name: options.get(name) for name in ("global_pruning", "iterative_steps")}
             pruning_ratio, ignored_layers = settings_of(config, model, given)
             options["global_pruning"] = config.allocation != "uniform"
+            self.admm_config = config.admm.model_copy(update={"epochs": config.admm_epochs})
+            self._words |= CONFIGS_WORDS
             if example_inputs is None:
                 example_inputs = images_of(config, model)
-        elif example_inputs is None:
-            raise ValueError("example_inputs is missing; give what the model's forward takes, a batch of images say")
-        pruning_ratio = 0.5 if pruning_ratio is None else pruning_ratio
-        check_ratio("pruning_ratio", pruning_ratio)
-        if round_to is not None and (isinstance(round_to, bool) or not isinstance(round_to, int) or round_to < 1):
-            raise ValueError(f"round_to={round_to!r}: give a whole number of channels, as 8")
-        if not torch.is_grad_enabled():
-            raise ValueError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
-        ignored = modules_named(model, ignored_layers, "ignored_layers")
-        options["global_pruning"] = options.get("global_pruning", False) or options.get("isomorphic", False)
-        for name in _FRESH:
-            options[name] = keyed_by_module(model, options.get(name) or {}, name)
-        for module in model.modules():
-            if isinstance(module, nn.MultiheadAttention):  # each head loses as many
-                options["out_channel_groups"].setdefault(module, module.num_heads)
-        self.tracing = Tracing(
-            example_inputs,
-            **{name: options.pop(name) for name in _TRACING if name in options},
-            ignored_params=[entry for entry in ignored if isinstance(entry, nn.Parameter)],
-        )
-        self.rounding, self.adapt, self.admm_config = Rounding(round_to or 1, round_up), adapt, admm or ADMMConfig()
+                self._words["example_inputs"] = "train_loader"
+        self.rounding, self.adapt = Rounding(round_to or 1, bool(round_up)), adapt
         self.allocation: Allocation | None = None
+        options["global_pruning"] = options.get("global_pruning", False) or options.get("isomorphic", False)
         if options["global_pruning"]:
             self.allocation = ALLOCATIONS[
                 "global" if config is None or config.allocation == "uniform" else config.allocation
@@ -177,28 +190,58 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self.inputs_left: dict[str, tuple[int, Tensor]] = {}
         self.residual: float | None = None
         self._admm: ADMM | None = None
+        self._is_random = False
+        with in_words(self._words):
+            self._trace(model, example_inputs, pruning_ratio, ignored_layers, options)
+            plan = self._first_plan()
+            self._check_removal(plan)
+        self.callbacks = [*(callbacks or ())]
+        self.run: Compression | None = None
+        if config is not None:
+            self.run = Compression(model, config, ChannelRemoval(self, plan.tensors(model)))
 
+    def _trace(
+        self, model: nn.Module, inputs: Any, ratio: float | None, ignored_layers: Any, options: dict[str, Any]
+    ) -> None:
+        """Let Torch-Pruning set itself up, by a trace of the model."""
+        if inputs is None:
+            raise ValueError("example_inputs is missing; give what the model's forward takes, a batch of images say")
+        ratio = 0.5 if ratio is None else ratio
+        check_ratio("pruning_ratio", ratio)
+        ignored = [] if ignored_layers is None else modules_named(model, ignored_layers, "ignored_layers")
+        for name in _FRESH:
+            options[name] = keyed_by_module(model, options.get(name, {}), name)
+        for module in model.modules():
+            if isinstance(module, nn.MultiheadAttention):  # each head loses as many
+                options["out_channel_groups"].setdefault(module, module.num_heads)
+        self.tracing = Tracing(
+            inputs,
+            **{name: options.pop(name) for name in _TRACING if name in options},
+            ignored_params=[entry for entry in ignored if isinstance(entry, nn.Parameter)],
+        )
         twin, _ = twin_of(model)
         with torch.no_grad():
             outputs = tensors_of(
-                call_saying_where(twin, example_inputs)
+                call_saying_where(twin, inputs)
                 if self.tracing.forward_fn is None
-                else self.tracing.forward(twin, example_inputs)
+                else self.tracing.forward(twin, inputs)
             )
-        if not outputs or not all(output.isfinite().all() for output in outputs):
-            raise ValueError("model: its output on example_inputs is not finite; give a sound model and inputs")
+        if not outputs or not all(output.numel() and output.isfinite().all() for output in outputs):
+            raise ValueError(
+                "model: its output on example_inputs is empty or not finite; give a sound model and inputs"
+            )
         self._shapes = [output.shape for output in outputs]
         del twin
-        roots = options.pop("root_module_types", [*_ROOTS])
+        roots = root_types(options.pop("root_module_types", _ROOTS))
         try:
             with kept_as_before(model):
                 super().__init__(
                     model,
-                    example_inputs,
+                    inputs,
                     PwoAImportance(),
-                    pruning_ratio=pruning_ratio,
+                    pruning_ratio=ratio,
                     ignored_layers=ignored,
-                    round_to=round_to,
+                    round_to=self.rounding.to,
                     forward_fn=self.tracing.forward,
                     output_transform=self.tracing.outputs,
                     unwrapped_parameters=self.tracing.unwrapped(),
@@ -209,8 +252,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         except Exception as error:
             self.tracing.graph(model)  # for its errors, which say where
             raise ValueError(f"model: Torch-Pruning cannot trace it ({one_line(error)})") from error
-        self.DG.verbose, self.root_module_types = False, list(roots)
-        check_reached(model, self.DG, self.ignored_layers)
+        self.DG.verbose, self.root_module_types = False, roots
+
+    def _first_plan(self) -> _Plan:
+        """What is to go in the end, as the weights are; where groups are looked at first."""
+        check_reached(self.model, self.DG, self.ignored_layers)
         self.untouched: list[str] = []
         self._before: dict[tuple[str, str], int] = {}
         self._structure: list[Coupling] | None = None
@@ -222,22 +268,20 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if self.untouched:
             _logger.info("the output is made by %s, whose outputs are left alone", ", ".join(self.untouched))
         if not couplings:
-            raise ValueError("model: no layer is left to prune; shorten ignored_layers")
-        check_layers(model, couplings)
+            raise ValueError(
+                "model: no layer is left to prune, where those that make the output stay whole; shorten ignored_layers"
+            )
+        check_layers(self.model, couplings)
         for coupling in couplings:
             for axis in coupling.axes:
                 self._before[coupling.root, axis.kind] = axis.units
         plan = self._plan(self.iterative_steps)
         if not plan.removals():
-            raise ValueError(
-                f"pruning_ratio={pruning_ratio} with round_to={round_to} leaves every channel; raise the ratio, or "
-                "round to fewer"
-            )
-        self._check_removal(plan)
-        self.run: Compression | None = None
-        self.callbacks = list(callbacks)
-        if config is not None:
-            self.run = Compression(model, config, ChannelRemoval(self, plan.tensors(model)))
+            by, fewer = "", ""
+            if self.rounding.to > 1:
+                by, fewer = f" with round_to={self.rounding.to}", ", or round to fewer"
+            raise ValueError(f"pruning_ratio={self.pruning_ratio}{by} leaves every channel; raise the ratio{fewer}")
+        return plan
 
     def compress(self) -> nn.Module:
         """ADMM on the groups, removal, and fine-tuning of what is left, as the config says.
@@ -391,17 +435,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             [by_kind[axis.kind] for axis in coupling.axes] for coupling, by_kind in zip(couplings, kept, strict=True)
         ]
 
-    def _values(self) -> dict[nn.Parameter, Tensor]:
-        """W + U of the parameters that ADMM has; others count as they are."""
-        if self._admm is None:
-            return {}
-        return {parameter: parameter.detach() + self.importance.duals[parameter] for parameter in self.importance.duals}
-
     @torch.no_grad()
     def _plan(self, step: int) -> _Plan:
-        """The projection of W + U: what goes at a step of the iteration, from 1."""
-        couplings, values = self._couplings(), self._values()
-        scores = [channel_scores(coupling.parts, coupling.channels, values) for coupling in couplings]
+        """The projection of the weights alone, without the dual: what goes at a step of the iteration, from 1."""
+        couplings = self._couplings()
+        scores = [channel_scores(coupling.parts, coupling.channels) for coupling in couplings]
         return _Plan(couplings, self._kept(scores, step))
 
     # -- ADMM ------------------------------------------------------------------------------------
@@ -425,7 +463,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         return {name: masks[parameter] for name, parameter in weights.items()}
 
     def use(self, admm: ADMM | None) -> None:
-        """Take channels' scores from W + U of this ADMM, made of `admm_problem`; from W alone where it is None."""
+        """Draw channels to 0 by this ADMM, made of `admm_problem`; by none where it is None."""
         self._admm = admm
         self._share_duals()
 
@@ -436,19 +474,32 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         )
 
     def update_regularizer(self) -> None:
-        """ADMM's dual update; the first call, and the first after a `step`, only projects. Before an epoch."""
+        """ADMM's dual update; the first call, and the first after a `step`, only projects. Before an epoch.
+
+        A warning is logged once there are more calls than rho's way to its cap is planned for.
+        """
         if self.current_step >= self.iterative_steps:
             self.use(None)
-        elif self._admm is None:
-            config, (weights, masks) = self.admm_config, self.admm_problem()
-            updates = max(1, config.epochs - 1) if config.epochs else _UPDATES
+            return
+        config = self.admm_config
+        updates = max(1, config.epochs - 1) if config.epochs else _UPDATES
+        if self._admm is None:
+            weights, masks = self.admm_problem()
             growth = config.growth or (config.rho_max / config.rho) ** (1 / updates)
             self.use(
                 ADMM(weights, masks, rho=config.rho, growth=growth, rho_max=config.rho_max, rescale=config.rescale)
             )
-        else:
-            self._admm.dual_update()
-            self._share_duals()
+            return
+        self._admm.dual_update()
+        self._share_duals()
+        if config.growth is None and self._admm.updates == updates + 1:
+            _logger.warning(
+                "update_regularizer: call %d, and rho has been at its cap since call %d, for admm.epochs is %s; set it "
+                "to the number of calls before step(), as admm={'epochs': 10}",
+                updates + 2,
+                updates + 1,
+                config.epochs or f"not given ({updates + 1} calls are taken for it)",
+            )
 
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add ADMM's gradient to the weights' ``.grad``: after ``backward()`` (and ``unscale_``), before the step.
@@ -473,23 +524,23 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     # -- removal ---------------------------------------------------------------------------------
 
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
-        """Remove channels from the model: exactly those that the projection of W + U has at 0.
+        """Remove channels from the model: exactly those that the projection of the weights has at 0.
 
-        A warning is logged where ADMM has not drawn them to 0 yet.
+        Once ADMM has converged these are the ones that it drew to 0; where it has not yet, a warning is logged.
 
         The removal is tried on a copy first, whose every tensor is compared with what the projection keeps, and which
         is run on the example inputs.
 
         Args:
-            interactive: give Torch-Pruning's groups one by one, for you to call ``group.prune()`` on; prune each before
-                you ask for the next.
+            interactive: give Torch-Pruning's groups one by one, for you to call ``group.prune()`` on, or not; what is
+                removed counts at once, in whatever order, and whether or not you ask for all groups.
 
         Returns:
             The groups, if interactive.
 
         Raises:
             ValueError: the smaller model does not run, or would not be what the projection keeps; a weight is not
-                finite, or `torch.inference_mode` is on; it is as it was.
+                finite, or `torch.inference_mode` is on. Whatever is raised, the model is as it was.
         """
         if self.current_step >= self.iterative_steps:
             raise ValueError(
@@ -497,105 +548,126 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             )
         check_no_inference("step")
         check_finite(self.model)
-        plan = self._plan(self._next_step)
-        self._check_removal(plan)
-        if self._admm is not None:
-            self.residual = self._admm.residual()
-            _logger.info("primal residual |W - Z| / |W| at removal: %.4f", self.residual)
-            self._warn_of_undrawn(plan, self._admm, self.residual)
-        self.current_step += 1
-        self.inputs_left = self._inputs_left([removal for removal, _ in plan.removals()])
-        groups = self._removing(plan)
-        if interactive:
-            return groups
-        expected = plan.tensors(self.model)
-        for group in groups:
-            group.prune()
-        _check_same(self.model, expected)
+        with in_words(self._words):
+            plan = self._plan(self._next_step)
+            self._check_removal(plan)
+            if self._admm is not None:
+                self.residual = self._admm.residual()
+                self._warn_of_undrawn(plan, self._admm, self.residual)
+            removals = plan.removals()
+            if interactive:
+                self.current_step += 1
+                return self._groups(removals)
+            expected = plan.tensors(self.model)
+            with self._undone_on_error():
+                self._take_out(removals)
+                _check_same(self.model, expected)
+                self.current_step += 1
         return None
 
-    @torch.no_grad()
-    def _removing(self, plan: _Plan) -> Iterator[Any]:
-        asked = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
-        done = len(self.DG.pruning_history())
-        for removal, coupling in plan.removals():
-            function = coupling.group[0].dep.handler
-            # Anew, since groups before may have shifted what it is coupled with.
-            yield self.DG.get_pruning_group(coupling.module, function, list(removal.channels))
-        removals = [
-            Removal(name, bool(out), tuple(map(int, channels)))
-            for name, out, channels in self.DG.pruning_history()[done:]
-        ]
-        keep_history(self.model, self.removals + removals)
-        for name, parameter in self.model.named_parameters():
-            parameter.requires_grad_(asked[name])
-        for layer, heads in plan.heads_left(self.num_heads).items():
-            self.num_heads[layer] = self.out_channel_groups[layer] = heads
-        adapt_sizes(self.model, self.adapt)
+    def _groups(self, removals: Sequence[Removal]) -> Iterator[Any]:
+        step = self.current_step
+
+        def prune(removal: Removal, indices: Sequence[int] | None) -> None:
+            if self.current_step != step:
+                raise ValueError("prune: this group is of an earlier step(); its channels have other numbers now")
+            if indices is not None:
+                removal = replace(removal, channels=tuple(int(i) for i in indices))
+            with self._undone_on_error():
+                self._take_out([removal])
+
+        for removal in removals:
+            group, _ = to_take_out(self.model, self.DG, removal)
+            yield ChosenGroup(group, partial(prune, removal))
+
+    def _take_out(self, removals: Sequence[Removal]) -> None:
+        """Remove channels, and take them down."""
+        replay(self.model, self.DG, removals, self.adapt, self._note)
+        keep_history(self.model, [*self.removals, *removals])
         self._structure = None
         self.use(None)
 
+    def _note(self, group: Any, channels: int) -> None:
+        """Take down which inputs and heads are left once a group is gone."""
+        gone: dict[nn.Module, tuple[int, set[int]]] = {}
+        for reader, dim, indices in inputs_of(group):
+            gone.setdefault(reader, (dim, set()))[1].update(indices)
+        device = next(self.model.parameters()).device
+        for reader, (dim, numbers) in gone.items():
+            name, size = self.DG._module2name[reader], self.DG.get_in_channels(reader)
+            _, left = self.inputs_left.get(name, (dim, torch.arange(size, device=device)))
+            stays = torch.ones(size, dtype=torch.bool, device=device)
+            stays[list(numbers)] = False
+            self.inputs_left[name] = dim, left[stays]
+        attention, layers = self._is_atten_group(group)
+        if attention:
+            heads = max(self.num_heads[layer] for layer in layers)
+            of = torch.arange(channels) // (channels // heads)
+            of[list(group[0].idxs)] = -1
+            left_heads = len(of[of >= 0].unique())
+            if left_heads < heads:
+                for layer in layers:
+                    self.num_heads[layer] = self.out_channel_groups[layer] = left_heads
+
+    def remembered(self) -> Callable[[], None]:
+        """What gives the model the channels back that it has now, and its own parameters; and sets this pruner back."""
+        restore = structure_of(self.model)
+        step, admm = self.current_step, self._admm
+        counts = (self.inputs_left, self.num_heads, self.out_channel_groups)
+        before = [dict(count) for count in counts]
+
+        def undo() -> None:
+            restore()
+            self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
+            self.current_step, self._structure = step, None
+            for count, content in zip(counts, before, strict=True):
+                count.clear()
+                count.update(content)
+            self.use(admm)
+
+        return undo
+
+    @contextlib.contextmanager
+    def _undone_on_error(self) -> Iterator[None]:
+        undo = self.remembered()
+        try:
+            yield
+        except BaseException:
+            undo()
+            raise
+
+    def pruning_history(self) -> list[list[Any]]:
+        """Torch-Pruning's: what this pruner removed, as ``[layer, whether filters, channels]``."""
+        return removals_to_json(self.own_removals)
+
+    def load_pruning_history(self, pruning_history: Sequence[Any]) -> None:
+        """Remove what another pruner of the same model has removed.
+
+        Raises:
+            ValueError: the model has no such channels; it is as it was.
+        """
+        removals = removals_from_json(pruning_history)
+        with self._undone_on_error():
+            self._take_out(removals)
+
     @torch.no_grad()
     def _warn_of_undrawn(self, plan: _Plan, admm: ADMM, residual: float) -> None:
-        """Log where ADMM has not converged: what goes is the projection of W + U now, Z that of its last update."""
+        """Log where ADMM has not converged: what goes is the projection of W, Z that of W + U at its last update."""
         z = {parameter: admm.z[name] for name, parameter in self.model.named_parameters() if name in admm.z}
         undrawn = removed = 0
-        for coupling, kept in zip(plan.couplings, plan.kept, strict=True):
-            gone = coupling.removed(kept)
-            left = channel_scores(coupling.parts, coupling.channels, z)
+        for coupling, gone in plan.losing():
             removed += int(gone.sum())
-            undrawn += int((left.cpu()[gone.cpu()] > 0).sum())
+            undrawn += int((channel_scores(coupling.parts, coupling.channels, z)[gone] > 0).sum())
         if undrawn or residual > _LARGEST_RESIDUAL or admm.rho < admm.rho_max * (1 - 1e-6):
             _logger.warning(
-                "%d of %d channels removed were not drawn to 0 (residual %.2f, rho %.3g of %.3g): train ADMM longer "
-                "(admm=ADMMConfig(epochs=N)) or raise admm.rho",
-                undrawn,
-                removed,
+                "ADMM has not converged (residual %.2f, rho %.3g of %.3g, %d of %d channels removed not drawn to 0): "
+                "train for more epochs, and say so in admm.epochs, or raise admm.rho",
                 residual,
                 admm.rho,
                 admm.rho_max,
+                undrawn,
+                removed,
             )
-
-    def _inputs_left(self, removals: Sequence[Removal]) -> dict[str, tuple[int, Tensor]]:
-        names = {module: name for name, module in self.model.named_modules()}
-        gone: dict[str, set[int]] = defaultdict(set)
-        sizes: dict[str, tuple[int, int]] = {}
-        for removal in removals:
-            module = self.model.get_submodule(removal.layer)
-            functions = self.DG.get_pruner_of_module(module)
-            function = functions.prune_out_channels if removal.out else functions.prune_in_channels
-            for reader, dim, indices in inputs_of(self.DG.get_pruning_group(module, function, list(removal.channels))):
-                gone[names[reader]].update(indices)
-                sizes[names[reader]] = dim, self.DG.get_in_channels(reader)
-        device = next(self.model.parameters()).device
-        return {
-            name: (dim, torch.tensor([i for i in range(size) if i not in gone[name]], device=device))
-            for name, (dim, size) in sizes.items()
-        }
-
-    def done_before(self, removals: Sequence[Removal]) -> None:
-        """Remove what another pruner of the same model has removed, at its last step.
-
-        Raises:
-            ValueError: the model has no such channels.
-        """
-        try:
-            self.inputs_left = self._inputs_left(removals)
-        except (AttributeError, KeyError, IndexError) as error:
-            raise ValueError(f"the model has no such channels ({one_line(error)})") from error
-        replay(self.model, self.DG, removals, self.adapt)
-        keep_history(self.model, [*self._removed_before, *removals])
-        self.current_step, self._structure = self.iterative_steps, None
-        self.use(None)
-
-    def begin_anew(self) -> None:
-        """Forget all removals, once the model has its channels again."""
-        self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
-        keep_history(self.model, self._removed_before)
-        self.current_step, self._structure, self.inputs_left = 0, None, {}
-        self.num_heads |= self.init_num_heads
-        self.out_channel_groups |= self.init_num_heads
-        self.use(None)
 
     def _check_removal(self, plan: _Plan) -> None:
         """Try the removal on a copy.
@@ -608,19 +680,32 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         expected = plan.tensors(self.model)
         zeroed = plan.zeroed(self.model, twin, tracing)
         try:
-            replay(twin, tracing.graph(twin), [removal for removal, _ in plan.removals()], self.adapt)
+            replay(twin, tracing.graph(twin), plan.removals(), self.adapt)
         except (AssertionError, RuntimeError, IndexError) as error:
             raise ValueError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
         outputs = check_forward(twin, tracing, self._shapes)
         _check_same(twin, expected)
-        largest = max(max(float(output.abs().max()) for output in zeroed), 1e-30)
-        worst = max(float((one - other).abs().max()) for one, other in zip(zeroed, outputs, strict=True))
-        if not worst <= _LARGEST_DIFFERENCE * largest and not plan.mixing:
+        worst = _difference(zeroed, outputs)
+        if not worst <= _LARGEST_DIFFERENCE and not plan.mixing and not self._answers_at_random(twin, tracing):
             raise ValueError(
-                f"model: taking channels out is not what zeroing them is (the outputs differ by {worst / largest:.1e} "
-                "of the largest): its code shuffles channels or computes with all of them together, which "
-                "Torch-Pruning does not see; list these layers in ignored_layers"
+                f"model: taking channels out is not what zeroing them is (the outputs differ by {worst:.1e} "
+                "of the largest): its code shuffles channels, or computes with all of them together in a function "
+                "(F.layer_norm), which Torch-Pruning does not see; make that a module (nn.LayerNorm), or list the "
+                "layers before in ignored_layers"
             )
+
+    @torch.no_grad()
+    def _answers_at_random(self, twin: nn.Module, tracing: Tracing) -> bool:
+        """Whether outputs on the same inputs differ; it is told once that weights alone are compared then."""
+        if not self._is_random:
+            once, again = (tensors_of(tracing.forward(twin, tracing.inputs)) for _ in range(2))
+            self._is_random = not _difference(once, again) <= _LARGEST_DIFFERENCE
+            if self._is_random:
+                _logger.warning(
+                    "the model answers at random in eval mode: that it answers the same with channels removed as with "
+                    "these at 0 is not checked"
+                )
+        return self._is_random
 
 
 @dataclass
@@ -635,19 +720,24 @@ class _Plan:
     couplings: list[Coupling]
     kept: list[list[Tensor]]
 
-    def removals(self) -> list[tuple[Removal, Coupling]]:
-        found = []
+    def losing(self) -> Iterator[tuple[Coupling, Tensor]]:
+        """Groups that lose channels, and ``(channels,)`` boolean: which."""
         for coupling, kept in zip(self.couplings, self.kept, strict=True):
             gone = coupling.removed(kept)
             if gone.any():
-                indices = torch.tensor(list(coupling.group[0].idxs))[gone]
-                found.append((Removal(coupling.root, coupling.out, tuple(indices.tolist())), coupling))
-        return found
+                yield coupling, gone
+
+    def removals(self) -> list[Removal]:
+        """What goes, group by group."""
+        return [
+            Removal(coupling.root, coupling.out, tuple(torch.tensor(list(coupling.group[0].idxs))[gone].tolist()))
+            for coupling, gone in self.losing()
+        ]
 
     @property
     def mixing(self) -> list[str]:
         """Layers that compute with all channels together, in groups that lose some."""
-        return [name for _, coupling in self.removals() for name in coupling.mixing]
+        return [name for coupling, _ in self.losing() for name in coupling.mixing]
 
     def _kept_positions(self) -> dict[nn.Parameter, dict[int, Tensor]]:
         """``{parameter: {dimension: boolean along it}}``, of all parameters in a group."""
@@ -697,16 +787,11 @@ class _Plan:
             for name, tensor in own.items():
                 copies[name].copy_(tensor)
 
-    def heads_left(self, num_heads: Mapping[nn.Module, int]) -> dict[nn.Module, int]:
-        """Heads of attention layers that lost some."""
-        left = {}
-        for coupling, kept in zip(self.couplings, self.kept, strict=True):
-            for axis, keep_units in zip(coupling.axes, kept, strict=True):
-                if axis.kind == "heads":
-                    for item in coupling.group:
-                        if item.dep.target.module in num_heads:
-                            left[item.dep.target.module] = int(keep_units.sum())
-        return left
+
+def _difference(outputs: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """The largest difference of two outputs, of the largest of the first."""
+    largest = max(max(float(output.abs().max()) for output in outputs), 1e-30)
+    return max(float((one - other).abs().max()) for one, other in zip(outputs, others, strict=True)) / largest
 
 
 def _check_same(model: nn.Module, expected: Mapping[str, Tensor]) -> None:

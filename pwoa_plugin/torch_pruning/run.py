@@ -6,15 +6,15 @@ import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from .._random import seeded
-from ..config import ConfigError, PwoAConfig
+from ..config import ADMMConfig, ConfigError, PwoAConfig
 from ..method.admm import ADMM, MasksOfAll
 from ..method.allocation import LayerAllocation
 from ..method.batches import Batches
 from ..method.layers import is_weighted, prunable_layers
+from ..method.loss import section
 from ..method.pruning import Pruning
 from ..method.sparsity import STRUCTURED
 from ..method.state import State, StateError
@@ -23,7 +23,7 @@ from .graph import removals_from_json, removals_to_json
 if TYPE_CHECKING:
     from .pruner import PwoAGroupPruner
 
-__all__ = ["ChannelRemoval", "images_of", "settings_of"]
+__all__ = ["ChannelRemoval", "admm_of_a_loop", "images_of", "settings_of"]
 
 
 def settings_of(config: PwoAConfig, model: nn.Module, given: Mapping[str, Any]) -> tuple[float, list[nn.Module]]:
@@ -52,6 +52,22 @@ def settings_of(config: PwoAConfig, model: nn.Module, given: Mapping[str, Any]) 
     return config.sparsity, ignored
 
 
+def admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:
+    """What a user says of ADMM in a loop of their own.
+
+    Raises:
+        ValueError: it is something else, or says what the loop itself decides.
+    """
+    config, default = section(ADMMConfig, given, "admm"), ADMMConfig()
+    for name in ("interval", "hsic", "optimizer", "schedule"):
+        if getattr(config, name) != getattr(default, name):
+            raise ValueError(
+                f"admm.{name}: in a loop of your own that is the loop's to decide, each update_regularizer() being a "
+                "dual update; leave it out"
+            )
+    return config
+
+
 def images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
     """Two of the config's images, ``(2, C, H, W)``, on the model's device; no random state is used up."""
     parameter = next(model.parameters())
@@ -76,7 +92,7 @@ class ChannelRemoval(Pruning):
 
     def __init__(self, pruner: PwoAGroupPruner, planned: Mapping[str, Tensor]) -> None:
         self.pruner, self.masks = pruner, {}
-        self._structure: list[tuple[nn.Module, dict[str, Any]]] = []
+        self._undo: Callable[[], None] | None = None
         model = pruner.model
         self.layers = {
             name: module
@@ -98,7 +114,7 @@ class ChannelRemoval(Pruning):
         return bool(self.pruner.own_removals)
 
     def begin(self) -> None:
-        self._structure = []
+        self._undo = None
         if self.done:
             raise ValueError("channels are removed already; make a new PwoAGroupPruner to prune on")
 
@@ -106,8 +122,8 @@ class ChannelRemoval(Pruning):
         return self.pruner.admm_problem()
 
     def prune(self, images: Tensor, admm: ADMM | None) -> None:
-        """What the projection of W + U has at 0 is removed."""
-        self._remember()
+        """The weights alone are projected, without the dual; what the projection has at 0 is removed."""
+        self._undo = self.pruner.remembered()
         self.pruner.use(admm)
         self.pruner.step()
 
@@ -124,23 +140,14 @@ class ChannelRemoval(Pruning):
         try:
             removals = removals_from_json(state.facts.get("removals"))
             if removals:
-                self._remember()
-                self.pruner.done_before(removals)
+                self._undo = self.pruner.remembered()
+                self.pruner.load_pruning_history(removals_to_json(removals))
+                self.pruner.current_step = self.pruner.iterative_steps
         except ValueError as error:
             raise StateError(f"the saved state is of another network ({error}); resume with the same model") from error
 
-    def _remember(self) -> None:
-        self._structure = [
-            (module, dict(vars(module)) | {"_parameters": dict(module._parameters), "_buffers": dict(module._buffers)})
-            for module in self.pruner.model.modules()
-        ]
-
     def undo(self) -> None:
         """Layers have their channels and their own parameters again."""
-        if not self._structure:
-            return
-        for module, content in self._structure:
-            vars(module).update(content)
-        self._structure = []
-        with torch.enable_grad():
-            self.pruner.begin_anew()
+        if self._undo is not None:
+            self._undo()
+            self._undo = None

@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .._files import write_tensors
-from ..removal.inputs import check_model
-from .checks import check_no_inference
+from ..removal.inputs import call_saying_where, check_model
+from .checks import check_kind, check_no_inference
 from .graph import (
     Adapt,
     Removal,
@@ -51,6 +51,8 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
         ValueError: nothing was removed yet.
         OSError: the file cannot be written.
     """
+    if not hasattr(pruner, "removals"):
+        raise ValueError(f"save_pruned: give the pruner, which knows what was removed, not a {type(pruner).__name__}")
     if not pruner.removals:
         raise ValueError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
@@ -97,9 +99,11 @@ def load_pruned(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or of another architecture; or `torch.inference_mode` is on.
     """
-    path = os.fspath(path)
     check_no_inference("load_pruned")
     check_model(model)
+    path = os.fspath(path)
+    for name, function in (("adapt", adapt), ("forward_fn", forward_fn), ("output_transform", output_transform)):
+        check_kind(name, function, Callable, "the function that the pruner had")
     if not os.path.exists(path):
         raise FileNotFoundError(f"{path}: no such file of a pruned network")
     try:
@@ -110,15 +114,19 @@ def load_pruned(
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
-    device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
-    if example_inputs is None:
+    small, memo = twin_of(model)
+    _check_dtypes(small, tensors, path)
+    if example_inputs is not None:
+        if forward_fn is None:
+            with torch.no_grad():
+                call_saying_where(small, example_inputs)
+    else:
         if form is None:
             raise ValueError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
         try:
-            example_inputs = _drawn(form, device)
+            example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
             raise ValueError(f"{path}: its header describes no example inputs; give example_inputs") from None
-    small, memo = twin_of(model)
     tracing = Tracing(example_inputs, forward_fn, output_transform, unwrapped_parameters, customized_pruners).of_copy(
         memo
     )
@@ -137,14 +145,19 @@ def load_pruned(
     return small
 
 
+def _check_dtypes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise ValueError(
+                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; make the model "
+                f"the same first, as model.to({tensors[name].dtype})"
+            )
+
+
 @torch.no_grad()
 def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    own = model.state_dict()
-    for name, tensor in own.items():
-        if name in tensors and tensors[name].dtype != tensor.dtype:
-            raise ValueError(f"{name} is {tensor.dtype} here and {tensors[name].dtype} in the file")
     given = OrderedDict(tensors)
-    given._metadata = own._metadata  # type: ignore[attr-defined]  # versions of modules, which some look at
+    given._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of modules, some look
     model.load_state_dict(given)
 
 
@@ -176,13 +189,14 @@ def _form_of(value: Any) -> Any:
     return None
 
 
-def _drawn(form: Any, device: torch.device) -> Any:
-    """Inputs of this form, with numbers from [0, 1)."""
+def _drawn(form: Any, like: Tensor) -> Any:
+    """Inputs of this form, with numbers from [0, 1), for a network of parameters like this one."""
     if "tensor" in form:
         drawn = torch.rand(form["tensor"], generator=torch.Generator().manual_seed(0))
-        return drawn.to(device=device, dtype=getattr(torch, form["dtype"]))
+        dtype = getattr(torch, form["dtype"])
+        return drawn.to(device=like.device, dtype=like.dtype if dtype.is_floating_point else dtype)
     if "dict" in form:
-        return {str(key): _drawn(item, device) for key, item in form["dict"].items()}
+        return {str(key): _drawn(item, like) for key, item in form["dict"].items()}
     if "list" in form:
-        return [_drawn(item, device) for item in form["list"]]
+        return [_drawn(item, like) for item in form["list"]]
     return form["value"]

@@ -116,6 +116,9 @@ def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCa
     only_narrow = PwoALoss(trained, eps=0.1, hsic={"layers": "fc2"})
     only_narrow(student, *images)
     assert set(only_narrow.terms) == TERMS - {"features"}
+    only_narrow.kept = {"fc2": (-1, torch.arange(10))}  # the teacher's first ten, which are the student's too
+    only_narrow(student, *images)
+    assert float(only_narrow.terms["features"]) == pytest.approx(0, abs=1e-10)
 
 
 class Shorter(nn.Module):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin.config import ADMMConfig
-from pwoa_plugin.torch_pruning import PwoAGroupPruner
+from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
 Zeroed = Callable[..., nn.Module]
 
@@ -60,14 +62,17 @@ class TestChannels:
         assert small(x).shape == (4, 3)
         assert pruner.untouched == ["fc2"]
 
-    def test_the_largest_group_norms_stay(self, small: nn.Module, x: Tensor) -> None:
-        """An oracle for one group: conv3's filters and biases, and fc1's weights that read them."""
+    @pytest.mark.parametrize("dual", [0.0, 10.0])
+    def test_the_largest_group_norms_stay(self, small: nn.Module, x: Tensor, dual: float) -> None:
+        """An oracle for one group: conv3's filters and biases, and fc1's weights that read them; whatever the dual."""
         reads = small.fc1.weight[:, 8 * 16 :].view(16, 12, 16)
         norms = small.conv3.weight.square().sum((1, 2, 3)) + small.conv3.bias.square() + reads.square().sum((0, 2))
         norms += small.bn2.weight[8:].square() + small.bn2.bias[8:].square()
         best = norms.topk(6).indices.sort().values
         expected = small.conv3.weight[best].clone()
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, ignored_layers=["conv1", "fc1"])
+        pruner.update_regularizer()
+        pruner._admm.u["conv3.weight"].normal_().mul_(dual)
         pruner.step()
         assert torch.equal(small.conv3.weight, expected)
 
@@ -145,20 +150,51 @@ class TestChannels:
         with pytest.raises(ValueError, match="all 3 iterative_steps are done"):
             pruner.step()
 
-    def test_interactive_yields_groups(self, small: nn.Module, x: Tensor) -> None:
+    @pytest.mark.parametrize("order", [iter, list, lambda groups: reversed([*groups])])
+    def test_interactive_yields_groups_to_prune_in_whatever_order(
+        self, small: nn.Module, x: Tensor, order: Callable[[Any], Any]
+    ) -> None:
+        """Also held in a list, where Torch-Pruning's own have the wrong channels behind a concatenation."""
         whole = copy.deepcopy(small)
         PwoAGroupPruner(whole, x, pruning_ratio=0.5).step()
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
-        groups = pruner.step(interactive=True)
-        assert groups is not None
-        for group in groups:
+        for group in order(pruner.step(interactive=True)):
+            assert group[0].dep.target.module is dict(small.named_modules())[group[0].dep.target.name.split(" ")[0]]
             group.prune()
         assert all(torch.equal(one, other) for one, other in zip(small.parameters(), whole.parameters(), strict=True))
 
+    def test_what_is_pruned_interactively_counts_at_once(self, small: nn.Module, x: Tensor, tmp_path: Path) -> None:
+        small.fc2.requires_grad_(False)
+        adapted = []
+        pruner = PwoAGroupPruner(small, x, iterative_steps=2, ignored_layers=["fc1"], adapt=adapted.append)
+        pruner.update_regularizer()
+        groups = {group[0].dep.target.name.split(" ")[0]: group for group in pruner.step(interactive=True)}
+        groups["conv3"].prune([0, 3])
+        assert pruner.pruning_history() == [["conv3", True, [0, 3]]]
+        assert widths(small) == {"conv1": 8, "conv2": 8, "conv3": 10, "fc1": 16, "fc2": 3}
+        assert adapted[-1] is small
+        assert not small.fc2.weight.requires_grad
+        assert pruner.inputs_left["fc1"][1].tolist() == [i for i in range(320) if i // 16 not in (8, 11)]
+        save_pruned(pruner, tmp_path / "small.safetensors")
+        loaded = load_pruned(type(small)().eval(), tmp_path / "small.safetensors", adapt=adapted.append)
+        assert torch.equal(loaded(x), small.eval()(x))
+
+        with pytest.raises(ValueError, match="this group is pruned already"):
+            groups["conv3"].prune()
+        with pytest.raises(ValueError, match="conv2 has 8 channels here, and others are to be removed"):
+            groups["conv2"].prune([8])
+        pruner.update_regularizer()  # of the parameters that are new
+        pruner.step()
+        with pytest.raises(ValueError, match=r"this group is of an earlier step\(\)"):
+            groups["conv2"].prune()
+        assert widths(small)["conv3"] == 6
+
     def test_names_patterns_and_classes_can_be_ignored(self, small: nn.Module, x: Tensor) -> None:
-        for ignored in (["conv*"], [nn.Conv2d], [small.conv1, "conv3"]):
+        for ignored in (["conv*"], "conv*", nn.Conv2d, [small.conv1, "conv3"]):
             model = copy.deepcopy(small)
-            given = [model.conv1 if isinstance(entry, nn.Module) else entry for entry in ignored]
+            given: Any = ignored
+            if isinstance(ignored, list):
+                given = [model.conv1 if isinstance(entry, nn.Module) else entry for entry in ignored]
             PwoAGroupPruner(model, x, pruning_ratio=0.5, ignored_layers=given).step()
             assert widths(model) == {"conv1": 8, "conv2": 8, "conv3": 12, "fc1": 8, "fc2": 3}
 
@@ -208,11 +244,12 @@ class TestHeads:
     def test_whole_heads_go(self, x: Tensor) -> None:
         torch.manual_seed(0)
         model = Attention()
+        twin = copy.deepcopy(model)
 
         def adapt(model: nn.Module) -> None:
             model.heads = model.qkv.out_features // 3 // 4
 
-        heads = {"num_heads": {model.qkv: 4}, "prune_num_heads": True, "prune_head_dims": False}
+        heads = {"num_heads": {"qkv": 4}, "prune_num_heads": True, "prune_head_dims": False}
         pruner = PwoAGroupPruner(
             model, x, pruning_ratio=0.5, ignored_layers=["embed"], adapt=adapt, head_pruning_ratio=0.5, **heads
         )
@@ -220,6 +257,14 @@ class TestHeads:
         assert (model.qkv.out_features, model.proj.in_features, model.heads) == (24, 8, 2)
         assert pruner.num_heads[model.qkv] == 2
         assert model(x).shape == (4, 3)
+
+        again = PwoAGroupPruner(twin, x, ignored_layers=["embed"], adapt=adapt, head_pruning_ratio=0.5, **heads)
+        undo = again.remembered()
+        again.load_pruning_history(pruner.pruning_history())
+        assert (twin.qkv.out_features, twin.heads, again.num_heads) == (24, 2, {twin.qkv: 2})
+        assert torch.equal(twin(x), model(x))
+        undo()
+        assert (twin.qkv.out_features, again.num_heads, again.pruning_history()) == (48, {twin.qkv: 4}, [])
 
     def test_dimensions_of_each_head_go(self, x: Tensor) -> None:
         torch.manual_seed(0)
@@ -281,6 +326,21 @@ class TestADMM:
             found.append(pruner._admm.rho)
         assert found == pytest.approx([0.1, 1.0, 10.0])
 
+    @pytest.mark.parametrize(
+        ("admm", "planned"), [(None, 5), ({"epochs": 3}, 3), ({"epochs": 1}, 2), ({"growth": 2.0}, None)]
+    )
+    def test_more_calls_than_planned_are_told_of(
+        self, small: nn.Module, x: Tensor, admm: Any, planned: int | None, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        pruner = PwoAGroupPruner(small, x, admm=admm)
+        for call in range(1, 8):
+            pruner.update_regularizer()
+            said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+            assert len(said) == (planned is not None and call > planned)
+        if planned is not None:
+            assert f"call {planned + 1}, and rho has been at its cap since call {planned}" in said[0]
+            assert ("not given (5 calls are taken for it)" in said[0]) == (admm is None)
+
     @pytest.mark.parametrize("epochs", [6, 1])
     def test_it_warns_where_channels_were_not_drawn_to_zero(
         self, small: nn.Module, x: Tensor, epochs: int, caplog: pytest.LogCaptureFixture
@@ -299,8 +359,7 @@ class TestADMM:
             assert not said
         else:
             assert len(said) == 1
-            assert f"{undrawn} of 18 channels removed were not drawn to 0 (residual " in said[0]
-            assert "train ADMM longer (admm=ADMMConfig(epochs=N)) or raise admm.rho" in said[0]
+            assert f", {undrawn} of 18 channels removed not drawn to 0): train for more epochs, and say so" in said[0]
 
     def test_torch_prunings_order_of_calls(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.75, iterative_steps=2)
@@ -340,6 +399,24 @@ class TestRefused:
             ({"round_to": 32}, "pruning_ratio=0.5 with round_to=32 leaves every channel"),
             ({"ignored_layers": ["*"]}, "no layer is left to prune"),
             ({"pruning_ratio_dict": {nn.Linear(1, 1): 0.5}}, "pruning_ratio_dict: Linear is not in the model"),
+            ({"config": {}}, "config is a dict; give a PwoAConfig"),
+            ({"ignored_layers": 3}, "ignored_layers: 3 is not in the model"),
+            ({"ignored_layers": "conv9"}, "ignored_layers: 'conv9' is not in the model"),
+            ({"root_module_types": ["Conv2d"]}, "root_module_types: one is a str; give classes"),
+            ({"root_module_types": 3}, "root_module_types is a int; give classes"),
+            ({"adapt": 3}, "adapt is a int; give a function"),
+            ({"callbacks": [3]}, "callbacks: one is a int; give a Callback"),
+            ({"callbacks": 3}, "callbacks is a int; give a list"),
+            ({"round_up": "no"}, "round_up is a str; give True or False"),
+            ({"global_pruning": "no"}, "global_pruning is a str; give True or False"),
+            ({"pruning_ratio_dict": [("conv1", 0.5)]}, "pruning_ratio_dict is a list; give a dict by module"),
+            ({"num_heads": 4}, "num_heads is a int; give a dict by module"),
+            ({"out_channel_groups": {"conv1": 0}}, "out_channel_groups=0: give a whole number"),
+            ({"forward_fn": 3}, "forward_fn is a int; give a function"),
+            ({"customized_pruners": {nn.Conv2d: 3}}, "customized_pruners is a int; give a tp.BasePruningFunc"),
+            ({"unwrapped_parameters": {"conv1.weight": 0}}, "unwrapped_parameters: give .parameter of the model"),
+            ({"iterative_pruning_ratio_scheduler": lambda ratio, steps: [ratio]}, "let it return 2 ratios"),
+            ({"admm": {"interval": 3}}, "admm.interval: in a loop of your own that is the loop's to decide"),
         ],
     )
     def test_options(self, small: nn.Module, x: Tensor, fields: dict[str, Any], match: str) -> None:
@@ -352,6 +429,8 @@ class TestRefused:
             (torch.rand(2, 1, 12, 12), "example_inputs: fc1 .* fails on them"),
             ("an image", "example_inputs is a str without a tensor"),
             (torch.full((2, 1, 8, 8), float("nan")), "not finite"),
+            (torch.rand(0, 1, 8, 8), "empty"),
+            (None, "example_inputs is missing"),
         ],
     )
     def test_inputs(self, small: nn.Module, inputs: Any, match: str) -> None:
@@ -377,11 +456,11 @@ class TestRefused:
 
     @pytest.mark.parametrize("admm", [3, "long", [("rho", 1.0)]])
     def test_admm_of_another_kind(self, small: nn.Module, x: Tensor, admm: Any) -> None:
-        self.refuses("admm=.*: give an ADMMConfig", small, x, admm=admm)
+        self.refuses("admm is a .*; give a ADMMConfig", small, x, admm=admm)
 
     def test_admm_as_a_mapping(self, small: nn.Module, x: Tensor) -> None:
         assert PwoAGroupPruner(small, x, admm={"rho": 2.0}).admm_config == ADMMConfig(rho=2.0)
-        self.refuses("rho_", small, x, admm={"rho_": 2.0})
+        self.refuses("admm.rho_: unknown key", small, x, admm={"rho_": 2.0})
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf")])
     def test_weights_that_are_not_finite(self, small: nn.Module, x: Tensor, value: float) -> None:
@@ -436,39 +515,101 @@ class TestRefused:
         PwoAGroupPruner(model, x, adapt=adapt).step()
         assert model(x).shape == (4, 3)
 
-    def test_operations_across_channels(self, x: Tensor) -> None:
-        class Shuffled(nn.Module):
+    @pytest.mark.parametrize(
+        ("operation", "match"),
+        [
+            (lambda x: x.flip(1), "its code shuffles channels"),
+            (lambda x: F.group_norm(x, 2), "or computes with all of them together in a function"),
+            (lambda x: F.layer_norm(x, (8, 6, 6)), "a normalisation has sizes there"),
+            (lambda x: F.batch_norm(x, torch.zeros(8), torch.ones(8)), "a normalisation has sizes there"),
+        ],
+    )
+    def test_operations_across_channels(self, x: Tensor, operation: Callable[[Tensor], Tensor], match: str) -> None:
+        self.refuses(f"{match}.*list the layers before in ignored_layers", Between(operation), x)
+        PwoAGroupPruner(Between(operation), x, ignored_layers="conv").step()
+
+    def test_what_an_lstm_reads(self, x: Tensor) -> None:
+        class Recurrent(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.conv, self.next = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
-                self.fc = nn.Linear(128, 3)
+                self.one, self.two, self.lstm = nn.Conv2d(1, 6, 3), nn.Conv2d(6, 4, 3), nn.LSTM(4, 8, batch_first=True)
+                self.fc = nn.Linear(8, 3)
 
             def forward(self, x: Tensor) -> Tensor:
-                return self.fc(self.next(self.conv(x).flip(1)).flatten(1))
+                return self.fc(self.lstm(self.two(self.one(x)).flatten(2).transpose(1, 2))[0][:, -1])
 
-        torch.manual_seed(0)
-        self.refuses("its code shuffles channels", Shuffled(), x)
+        self.refuses("lstm: an LSTM that reads fewer channels is not supported; list two, which it", Recurrent(), x)
+        model = Recurrent()
+        PwoAGroupPruner(model, x, ignored_layers="two").step()
+        assert (model.one.out_channels, model.two.out_channels) == (3, 4)
 
     @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.jit.script(m)])
     def test_wrapped_models(self, x: Tensor, wrap: Callable[[nn.Module], Any]) -> None:
         with pytest.raises(ValueError, match="model is"):
             PwoAGroupPruner(wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3))), x)
 
-    def test_a_failing_step_leaves_the_model(self, small: nn.Module, x: Tensor) -> None:
+    @pytest.mark.parametrize("interactive", [False, True])
+    @pytest.mark.parametrize(("at", "error"), [(2, ValueError), (3, ValueError), (3, KeyboardInterrupt)])
+    def test_a_failing_step_leaves_the_model(
+        self, small: nn.Module, x: Tensor, at: int, error: type[BaseException], interactive: bool
+    ) -> None:
+        """On the copy that it is tried on, and on the model itself."""
         calls = []
 
         def adapt(model: nn.Module) -> None:
             calls.append(model)
-            if len(calls) > 1:
+            if len(calls) == at:
                 model.fc2 = nn.Linear(1, 1)
+                raise error
 
-        pruner = PwoAGroupPruner(small, x, adapt=adapt)
+        pruner = PwoAGroupPruner(small, x, iterative_steps=2, adapt=adapt)
+        pruner.update_regularizer()
+        before, admm = state_of(small), pruner._admm
+        with pytest.raises(error):
+            [group.prune() for group in pruner.step(interactive) or ()]
+        assert_untouched(small, before)
+        assert pruner.current_step == (interactive and at == 3)
+        assert not pruner.removals
+        assert not pruner.inputs_left
+        assert pruner._admm is admm
+        pruner.step()
+        assert widths(small)["conv3"] == (6 if interactive and at == 3 else 9)
+
+    def test_taking_out_other_channels_is_undone(
+        self, small: nn.Module, x: Tensor, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As of a Torch-Pruning that removes something else at the second look."""
+        pruner = PwoAGroupPruner(small, x)
         before = state_of(small)
-        with pytest.raises(ValueError, match="with fewer channels fc2"):
+        graph, look = pruner.DG, pruner.DG.get_pruning_group
+        monkeypatch.setattr(graph, "get_pruning_group", lambda m, fn, idxs: look(m, fn, [i ^ 1 for i in idxs]))
+        with pytest.raises(ValueError, match="Torch-Pruning takes out other channels than the projection has at 0"):
             pruner.step()
         assert_untouched(small, before)
-        assert pruner.current_step == 0
-        assert not pruner.removals
+        pruner.step()
+        assert small(x).shape == (4, 3)
+
+
+class Between(nn.Module):
+    """An operation between two convolutions."""
+
+    def __init__(self, operation: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.next, self.fc = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3), nn.Linear(128, 3)
+        self.operation = operation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.next(self.operation(self.conv(x))).flatten(1))
+
+
+def test_a_model_that_is_random_in_eval_mode(x: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+    model = Between(lambda y: y + 0.3 * torch.randn_like(y))
+    PwoAGroupPruner(model, x).step()
+    assert widths(model) == {"conv": 4, "next": 4, "fc": 3}
+    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(said) == 1
+    assert "the model answers at random in eval mode" in said[0]
 
 
 def test_it_finetunes_on_the_gpu_type_of_loop(small: nn.Module, x: Tensor) -> None:

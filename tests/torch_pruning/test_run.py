@@ -12,7 +12,7 @@ import torch
 from conftest import make_images
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
 from pwoa_plugin._random import seeded
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.compression import TrainingError
@@ -83,11 +83,18 @@ def test_it_draws_removes_and_finetunes(small: nn.Module, x: Tensor, caplog: pyt
     assert all(parameter.is_contiguous() for parameter in small.parameters())
 
 
-def test_the_inputs_that_are_left_are_the_teachers(small: nn.Module, x: Tensor) -> None:
+def test_the_inputs_that_are_left_are_the_teachers(
+    small: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
     """Pruned without training, each reader's weights are a part of the dense ones, at the indices that are told."""
     dense = copy.deepcopy(small)
-    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
-    pruner.step()
+    pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
+    loss = PwoALoss(small, eps=0.1, kept=pruner.inputs_left)
+    for _ in range(2):
+        pruner.step()
+        loss(small, x, torch.tensor([0, 1, 2, 0]))
+        assert "features" in loss.terms
+    assert "no feature distillation of" not in caplog.text
     assert set(pruner.inputs_left) == {"conv2", "conv3", "fc1", "fc2"}
     for name, (dim, indices) in pruner.inputs_left.items():
         before, after = dense.get_submodule(name).weight, small.get_submodule(name).weight
@@ -108,6 +115,11 @@ def test_structured_is_uniform_unless_told() -> None:
     assert config().allocation == "uniform"
     assert config(allocation="lamp").allocation == "lamp"
     assert PwoAConfig(sparsity=0.5, train_loader=make_images(8)).allocation == "lamp"
+
+
+def test_a_loop_of_ones_own_by_a_config(small: nn.Module) -> None:
+    pruner = PwoAGroupPruner(small, config=config(epochs=8, admm={"rho": 0.5}))
+    assert (pruner.admm_config.epochs, pruner.admm_config.rho) == (2, 0.5)
 
 
 def test_layers_can_be_left_alone(small: nn.Module) -> None:
@@ -200,6 +212,24 @@ class TestRefused:
     def test_what_the_config_says_is_said_there(self, small: nn.Module, given: dict[str, Any]) -> None:
         with pytest.raises(ValueError, match=f"{next(iter(given))}: with a config, say it there"):
             PwoAGroupPruner(small, config=config(), **given)
+
+    @pytest.mark.parametrize(
+        ("fields", "match"),
+        [
+            ({"sparsity": 0.01}, "^sparsity=0.01 leaves every channel"),
+            ({"exclude": ["conv*", "fc1"]}, "no layer is left to prune.*shorten exclude, or widen include"),
+            ({"train_loader": make_images(8)[0].flatten(1)}, "^train_loader"),
+            ({"train_loader": torch.rand(8, 3, 8, 8)}, "^train_loader: conv1"),
+        ],
+    )
+    def test_its_fields_are_what_is_named(self, small: nn.Module, fields: dict[str, Any], match: str) -> None:
+        with pytest.raises(ValueError, match=match):
+            PwoAGroupPruner(small, config=config(hsic={"lambda_y": 0}, **fields))
+
+    def test_what_is_to_be_excluded(self, small: nn.Module) -> None:
+        small.conv3.weight.requires_grad_(False)
+        with pytest.raises(ValueError, match=r"list conv[0-9], whose channels it has, in exclude$"):
+            PwoAGroupPruner(small, config=config())
 
     def test_no_sparsity(self) -> None:
         with pytest.raises(ValueError, match="sparsity is missing"):

@@ -79,6 +79,15 @@ def test_nothing_removed_is_nothing_to_save(small: nn.Module, x: Tensor, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_half_precision(small: nn.Module, x: Tensor, tmp_path: Path) -> None:
+    pruner = PwoAGroupPruner(small, x)
+    pruner.step()
+    small.half()
+    save_pruned(pruner, tmp_path / "half.safetensors")
+    loaded = load_pruned(type(small)().half(), tmp_path / "half.safetensors")
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in small.state_dict().items())
+
+
 def test_inputs_by_keyword(tmp_path: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -141,6 +150,18 @@ class TestRefused:
 
         with pytest.raises(ValueError, match="does not fit this LeNet"):
             load_pruned(LeNet(), saved)
+
+    def test_other_precision(self, small: nn.Module, saved: Path) -> None:
+        with pytest.raises(ValueError, match=r"conv1.weight is torch.float32 in the file.*model.to\(torch.float32\)$"):
+            load_pruned(type(small)().half(), saved)
+
+    def test_inputs_that_do_not_fit(self, small: nn.Module, saved: Path) -> None:
+        with pytest.raises(ValueError, match=r"example_inputs: conv1 .* fails on them"):
+            load_pruned(type(small)(), saved, example_inputs=torch.rand(2, 3, 8, 8))
+
+    def test_no_pruner(self, small: nn.Module, saved: Path) -> None:
+        with pytest.raises(ValueError, match=r"save_pruned: give the pruner, .* not a SmallNet"):
+            save_pruned(small, saved)
 
     def test_a_network_that_is_pruned_already(self, small: nn.Module, saved: Path) -> None:
         with pytest.raises(ValueError, match="not pruned yet"):
