@@ -2,6 +2,7 @@
 
     python -m benchmarks.structured removal --data DIR    # accuracy right at removal, before any fine-tuning
     python -m benchmarks.structured tuned --data DIR      # AutoAttack after equal fine-tuning, by pruner and loss
+    python -m benchmarks.structured tuned --table         # these cells as a table
     python -m benchmarks.structured pgd --data DIR        # the same by PGD-40, in minutes
     python -m benchmarks.structured latency               # CIFAR ResNet-18 at 75 %, paired runs on the CPU
 
@@ -216,6 +217,35 @@ CELLS: dict[str, tuple[Callable[[argparse.Namespace, float, str], dict[str, Any]
 }
 
 
+NAMES = {
+    "dense": "dense",
+    "pwoa": "`PwoAGroupPruner`",
+    "group-norm-ours": "`GroupNormPruner`, ours",
+    "group-norm-ce": "`GroupNormPruner`, ce",
+    "growing-reg-ours": "`GrowingRegPruner`, ours",
+    "growing-reg-ce": "`GrowingRegPruner`, ce",
+}
+
+
+def table(out: Path, seed: int) -> str:
+    """The cells of ``tuned`` as docs/torch_pruning.md has them."""
+    rows = [
+        "| channels removed | method | clean | AutoAttack | batch 1 | batch 128 |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for ratio, method in sorted(TUNED, key=lambda cell: cell[0]):
+        path = out / f"structured-tuned-{method}-{100 * ratio:g}-seed{seed}.json"
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            faster = [f"{found['speedup'][batch]:.1f}x" if ratio else "" for batch in ("1", "128")]
+            head = [f"{ratio:.0%}" if ratio else "", NAMES[method]]
+            rows.append(
+                " | ".join(["| " + head[0], head[1], f"{found['clean']:.1%}", f"{found['AutoAttack']:.1%}", *faster])
+                + " |"
+            )
+    return "\n".join(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=CELLS)
@@ -230,9 +260,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", help="of these cells only")
     parser.add_argument("--validate", action="store_true", help="judge by images cut from the training set")
     parser.add_argument("--name", default="", help="of cells with other settings, in the files' names")
+    parser.add_argument("--table", action="store_true", help="print the cells of `tuned` that are there, and run none")
     parser.add_argument("--most", type=int, default=1000, help="cells to make in this call")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
+    if args.table:
+        print(table(args.out, args.seed))
+        return
     run, cells = CELLS[args.what]
     name = f"{args.what}{args.name and '-' + args.name}{'-validation' * args.validate}"
     for ratio, method in cells:
