@@ -343,7 +343,7 @@ def compare(
     if drawn.width is not None:  # one-hot they came, one-hot they go on, so that their width is checked
         pair = (drawn.images, nn.functional.one_hot(drawn.labels, drawn.width))
     _check_curve(curve, curve_attack, pixel_range, check_norm(norm or how.norm or "Linf"), drawn.images[0].numel())
-    setting = {key: arguments[key] for key in ("device", "mean", "std") if key in arguments}
+    setting = {key: arguments[key] for key in ("device", "mean", "std", "batch_size") if key in arguments}
     for name, model in models.items():  # all of them, before hours go into the first
         with _said_of(name):
             check_model(model, drawn, **setting)

@@ -26,7 +26,7 @@ from ..data.split import stratified_order
 from .alarms import find_alarms
 from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.base import OnProgress, positive_int
-from .estimator import Logits, make_estimator, model_device, undisturbed
+from .estimator import Logits, make_estimator, model_device, predict, undisturbed
 from .inputs import (
     Images,
     as_attacks,
@@ -187,7 +187,7 @@ def evaluate(
                 felled |= first
                 notes += [note for note in run.notes if note not in notes]
                 logger.info("%s: %d of %d robust", attack.name, column.n_robust, len(images))
-        answers = _predict(view, adversarial, batch_size).argmax(1)
+        answers = predict(view, adversarial, batch_size).argmax(1)
         raised = find_alarms(estimator, images, labels, clean_correct, settings, chosen, columns) if alarms else None
     for alarm in raised or ():
         logger.warning("%s: %s", alarm.name, alarm)
@@ -276,7 +276,7 @@ def _attacked(
                 "take no_grad, detach or numpy out of its forward, or use Square"
             ) from error
         audit(attack.name, x, run.images, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range)
-        logits = _predict(view, run.images, settings.batch_size)
+        logits = predict(view, run.images, settings.batch_size)
         # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.
         robust[correct] = (logits.argmax(1) == y) & ~logits.isnan().any(1)
     column = AttackReport(
@@ -330,16 +330,10 @@ def audit(
         raise RuntimeError(f"{name} returned pixels in [{least:.8g}, {most:.8g}], outside {pixel_range}")
 
 
-def _predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)``, float32, on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
-
-
 def _clean_logits(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Logits of clean images, once it is known that the model takes these and answers with numbers."""
     try:
-        logits = _predict(view, images, batch_size)
+        logits = predict(view, images, batch_size)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -359,6 +353,7 @@ def check_model(
     device: str | torch.device | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    batch_size: int = _LOOKED_AT,
 ) -> None:
     """Ask a model for the logits of a few images, as `evaluate` would before its attacks.
 
@@ -371,7 +366,7 @@ def check_model(
     images = data.images[:_LOOKED_AT]
     with seeded(0), undisturbed(model), _placed(model, place), _deterministic_cudnn():
         view = Logits(model, check_normalisation(mean, std, images.shape[1], model))
-        check_labels(data.labels, _clean_logits(view, images, _LOOKED_AT).shape[1], data.width)
+        check_labels(data.labels, _clean_logits(view, images, batch_size).shape[1], data.width)
 
 
 @contextmanager
