@@ -18,6 +18,7 @@ from pwoa_plugin.pages import write_plots
 from pwoa_plugin.robustness import Comparison, evaluate, security_curve
 from pwoa_plugin.robustness.comparison import count_weights
 from pwoa_plugin.robustness.plots import drawings
+from pwoa_plugin.robustness.statistics import holm
 
 Pair = tuple[Tensor, Tensor]
 Models = Callable[[int], nn.Module]
@@ -68,6 +69,7 @@ def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
         weights=dict.fromkeys(("dense", "copy"), compared.weights["dense"]),
     )
     assert "copy is not told apart from dense: +0.0 points" in same.verdict("copy")
+    assert "Holm" not in same.verdict("copy")
     dense, tenth = compared.reports["dense"].worst_case, compared.reports["<b>tenth"].worst_case
     assert compared.pair("<b>tenth").difference == pytest.approx(tenth.accuracy - dense.accuracy)
 
@@ -83,6 +85,20 @@ def test_weights_are_counted_and_their_structure_named() -> None:
         assert count_weights(model).struct == "channels"
         model[3].weight[torch.rand(10, 16) < 0.5] = 0
         assert count_weights(model).struct == "weights"
+
+
+def test_removed_channels_are_counted_against_the_dense_model() -> None:
+    def net(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, channels, 3, bias=False), nn.Flatten(), nn.Linear(4 * channels, 10))
+
+    small = count_weights(net(2), net(4))
+    assert (small.total, small.nonzero, small.struct, small.sparsity) == (232, 116, "channels", 0.5)
+    assert count_weights(net(4), net(2)) == count_weights(net(4), net(4)) == count_weights(net(4))
+    assert count_weights(nn.Linear(16, 10), net(4)) == count_weights(nn.Linear(16, 10))
+    sparse = net(2)
+    with torch.no_grad():
+        sparse[0].weight[0] = 0
+    assert count_weights(sparse, net(4)).struct == "weights"
 
 
 def test_broken_images_are_lost_by_the_model_and_not_by_the_first(compared: Comparison, eps: float) -> None:
@@ -112,7 +128,11 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
     assert "| model | sparsity | clean | FGSM | PGD-10 | worst case | against the first |" in markdown
     assert "<b>" not in markdown.replace("\\<b\\>", "")
     content = json.loads((tmp_path / "comparison.json").read_text())
-    assert content["paired"]["half"]["worst case"]["p_value"] == compared.pair("half").p_value
+    raw = [compared.pair(name).p_value for name in ("half", "<b>tenth")]
+    paired = content["paired"]
+    assert [paired[name]["worst case"]["p_value"] for name in ("half", "<b>tenth")] == raw
+    assert [paired[name]["worst case"]["holm_p_value"] for name in ("half", "<b>tenth")] == holm(raw)
+    assert all(re.search(r"McNemar p [^(]+ \(Holm (= |below )0[.\d]+\)\.$", compared.verdict(name)) for name in paired)
     for broken in ({"format": 2}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
         with pytest.raises(ValueError, match=r"^comparison"):
             Comparison.from_dict(content | broken)
@@ -172,6 +192,7 @@ def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
     for name in compared.reports:
         assert compared.reports[name].worst_case.accuracy <= 1
     assert "AutoAttack is not among the attacks" in html
+    assert "adjusted for all 2 comparisons" in html
 
 
 def test_plots_are_files(compared: Comparison, tmp_path: Path) -> None:
@@ -217,11 +238,17 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
     assert "at eps = 0.3 than at 0.1" in str(alarm)
 
 
+class NoNumbers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 10), torch.nan)
+
+
 @pytest.mark.parametrize(
     ("make", "said"),
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
+        (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
         (nn.Identity, "later: model returns a tensor"),
         (lambda: 3, "later: model is a int"),
     ],
@@ -258,11 +285,28 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
         ({"curve": [0.1, -1]}, "curve: eps=-1 is no radius"),
         ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
+        ({"eps": None}, "eps is missing"),
+        ({"attacks": "FGSM"}, "protocol='quick' and attacks are given"),
+        ({"norm": "L3"}, "norm='L3' is unknown"),
+        ({"seed": -1}, "seed=-1 "),
+        ({"step_size": 0}, "step_size=0 "),
+        ({"batch_size": 0}, "batch_size=0 "),
+        ({"device": "nonsense"}, "device='nonsense' "),
+        ({"mean": [0.5]}, "std is missing"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\(0.5, 0.5, 0.5\) does not fit"),
     ],
 )
-def test_bad_input(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
+def test_bad_input_of_all_models_names_none(
+    model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str
+) -> None:
     whole = {"models": {"a": model}, "data": held_out, "eps": 0.1, "protocol": "quick", "sample": 5, "progress": False}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"^{said}"):
         compare(**(whole | arguments))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="eps is empty"):
+
+
+def test_a_curve_checks_what_it_is_given(model: nn.Module, held_out: Pair) -> None:
+    with pytest.raises(ValueError, match="^eps is empty"):
         security_curve(model, held_out, eps=[])
+    wide = nn.functional.one_hot(held_out[1], 13)
+    with pytest.raises(ValueError, match="^data: labels are one-hot over 13 classes, and the model has 10"):
+        security_curve(model, (held_out[0], wide), eps=[0.1], attack="FGSM", progress=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, evaluate
+from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, evaluate, load_protocol
 
 Pair = tuple[Tensor, Tensor]
 
@@ -297,8 +297,11 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"data": (GREY, F.one_hot(ONES, 10) * 2)}, r"data: labels have shape \(4, 10\).*argmax\(1\)"),
         ({"data": (GREY, torch.zeros(4, 10))}, r"data: labels have shape \(4, 10\) and are not one-hot"),
         ({"data": (GREY * 500, ONES)}, r"data: images span \[250, 250\].*divide them by 255"),
+        ({"data": (GREY / 255, ONES)}, r"data: images span \[0.001961, 0.001961\].*divided by 255 once too often"),
+        ({"data": (GREY, ONES), "pixel_range": (0, 255)}, r"data: images span \[0.5, 0.5\].*divided by 255 once"),
         ({"protocol": "standrad", "attacks": None}, "protocol='standrad' is unknown; did you mean standard"),
         ({"protocol": "standard"}, "protocol='standard' and attacks are given"),
+        ({"protocol": load_protocol("quick")}, "protocol='quick' and attacks are given"),
         ({"norm": "L3"}, "norm='L3' is unknown; use Linf or L2"),
         ({"norm": "L2", "eps": 9}, r"eps=9 is wider.*did you mean 9/255"),
         ({"sample": 5}, "sample=5: there are 4 images; give 1 to 4"),
