@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, evaluate, load_protocol
+from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, AutoAttack, evaluate, load_protocol
 
 Pair = tuple[Tensor, Tensor]
 
@@ -473,7 +473,8 @@ def test_images_channels_last() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
     x = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
-    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=["AutoAttack"], progress=False)
+    attack = AutoAttack(name="with few queries", queries=50)
+    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=attack, progress=False)
     assert report.clean == 1
 
 
