@@ -384,6 +384,8 @@ def compare(
     Raises:
         ValueError: there is no model, or something is off; see `evaluate`.
     """
+    if not isinstance(models, Mapping):
+        raise ValueError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
     if not models:
         raise ValueError("models is empty; give one at least, as {'dense': model}")
     for name in models:

@@ -103,14 +103,22 @@ def check_normalisation(
         return None
     if mean is None or std is None:
         raise ValueError(f"{'mean' if mean is None else 'std'} is missing; mean and std go together")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or not all(_is_number(value) for value in values):
-            raise ValueError(f"{name}={tuple(values)} does not fit images of {channels} channels; give one number each")
-    if not all(value > 0 for value in std):
-        raise ValueError(f"std={tuple(std)} is not positive; give the standard deviation of each channel")
+    given = _by_channel("mean", mean, channels), _by_channel("std", std, channels)
+    if not all(value > 0 for value in given[1]):
+        raise ValueError(f"std={given[1]} is not positive; give the standard deviation of each channel")
     if model is not None and normalisation_of(model) is not None:
         raise ValueError("mean and std are given, and the model normalises already; give them in one place")
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return given
+
+
+def _by_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}={values!r} does not fit images of {channels} channels; give one number each")
+    return numbers
 
 
 def check_step_size(step_size: float | None) -> float | None:
@@ -184,7 +192,7 @@ def as_device(device: str | torch.device | None, default: torch.device) -> torch
         # An allocation tells what a name alone does not: an absent GPU, a wrong index.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
 
 

@@ -257,6 +257,7 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
     ("arguments", "said"),
     [
         ({"models": {}}, "models is empty"),
+        ({"models": [nn.Identity()]}, "models is a list; give them by name, as {'dense': model}"),
         ({"models": {"": nn.Identity()}}, "models: '' names no model"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
         ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
@@ -271,7 +272,7 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
         ({"batch_size": 0}, "batch_size=0 "),
         ({"device": "nonsense"}, "device='nonsense' "),
         ({"mean": [0.5]}, "std is missing"),
-        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\(0.5, 0.5, 0.5\) does not fit"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit"),
     ],
 )
 def test_bad_input_names_no_model(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
@@ -286,3 +287,5 @@ def test_a_curve_checks_what_it_is_given(model: nn.Module, held_out: Pair) -> No
     wide = nn.functional.one_hot(held_out[1], 13)
     with pytest.raises(ValueError, match=r"^data: labels are one-hot over 13 classes, and the model has 10"):
         security_curve(model, (held_out[0], wide), eps=[0.1], attack="FGSM", progress=False)
+    with pytest.raises(ValueError, match=r"^a: data: labels are one-hot over 13 classes, and the model has 10"):
+        compare({"a": model}, (held_out[0], wide), eps=0.1, attacks="FGSM", progress=False)
