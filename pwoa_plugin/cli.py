@@ -321,8 +321,6 @@ def _compare(args: argparse.Namespace) -> int:
     _set_up_logging(args)
     from .runs.compare import default_out, judge_networks
 
-    if args.attacks and args.protocol:
-        raise ValueError(f"--protocol {args.protocol} and --attacks are given; give one of them")
     out = args.out or default_out(args.networks)
     folder, comparison = judge_networks(
         args.networks,
@@ -333,7 +331,7 @@ def _compare(args: argparse.Namespace) -> int:
         download=not args.no_download,
         image_size=args.image_size,
         channels=args.channels,
-        protocol=args.protocol or "standard",
+        protocol=args.protocol,
         attacks=args.attacks,
         norm=args.norm,
         eps=args.eps,

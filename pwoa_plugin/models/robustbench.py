@@ -41,7 +41,7 @@ def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Li
 
     Args:
         source: the text, with its prefix.
-        dataset: where the text names none: ``cifar10``, ``cifar100`` or ``imagenet``.
+        dataset: where the text names none: ``cifar10``, ``cifar100`` or ``imagenet``, which ``folder`` stands for.
         threat: where the text names none: ``Linf``, ``L2`` or ``corruptions``.
 
     Raises:
@@ -54,11 +54,15 @@ def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Li
         (name,) = parts
     else:
         name = ""
+    dataset = "imagenet" if dataset == "folder" else dataset
     if not source.startswith(PREFIX) or not name:
         raise ValueError(f"{source!r}: give robustbench:NAME or robustbench:DATASET/THREAT/NAME")
     for what, value, known in (("data set", dataset, _DATASETS), ("threat model", threat, _THREATS)):
         if value not in known:
-            raise ValueError(f"{source!r}: {value!r} is no {what} of RobustBench's; use {', '.join(known)}")
+            raise ValueError(
+                f"{source!r}: {value!r} is no {what} of RobustBench's; give robustbench:DATASET/THREAT/NAME "
+                f"with one of {', '.join(known)}"
+            )
     return _Spec(dataset, threat, name)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .._random import seeded
-from .attacks import CW, PGD, Attack, AttackSettings, AutoAttack
-from .estimator import Logits
+from ..data.split import stratified_order
+from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
+from .estimator import Logits, predict
 from .journal import Journal
+from .statistics import paired
 
 if TYPE_CHECKING:
     from .report import AttackReport
@@ -25,8 +27,8 @@ __all__ = ["Alarm", "find_alarms"]
 _PROBED = 32  # images, and as many correct ones
 _FEW_STEPS, _MANY_STEPS = 10, 40
 _QUERIES = 100  # of the black-box probe
-_SHARE = 0.05  # of the images: what chance may do
-_UNDERFLOW = 87.0  # a softmax of e^-87 is the last that float32 holds
+_SHARE = 0.05  # of the images: what an honest model may do
+_UNDERFLOW = {"Linf": 87.0, "L2": 43.5}  # float32 holds a softmax of e^-87 at last, and L2 squares what it gives
 _STEEP = 0.15  # more felled by more steps: the fewer had not converged
 _SURVIVORS = 0.1  # of images whose every pixel may become anything
 
@@ -58,7 +60,7 @@ def find_alarms(
     attacks: Sequence[Attack] = (),
     columns: Mapping[str, AttackReport] | None = None,
 ) -> tuple[Alarm, ...]:
-    """What looks wrong, from a few probes of at most 32 images and from the columns of a report.
+    """What looks wrong, from a few probes of at most 32 images, drawn by class, and from the columns of a report.
 
     Probes are run in Linf and L2 alike at the evaluation's ``eps``; that with every pixel free is run in Linf.
 
@@ -74,9 +76,10 @@ def find_alarms(
     settings = replace(settings, journal=Journal(), step_size=None)
     view = estimator.model
     with seeded(settings.seed), torch.inference_mode(False):
-        # Clones, since tensors made in inference mode are of no use to autograd.
-        found = _of_output(view, images[:_PROBED].clone(), labels[:_PROBED].clone())
-        chosen = correct.nonzero().squeeze(1)[:_PROBED]
+        order = stratified_order(labels, settings.seed)
+        # Indexing copies, and tensors made in inference mode are of no use to autograd.
+        found = _of_output(view, images[order[:_PROBED]], labels[order[:_PROBED]], settings)
+        chosen = order[correct[order]][:_PROBED]
         blind = any(alarm.name == "no-gradients" for alarm in found)
         if len(chosen) and not blind:
             found += _of_attacks(estimator, images[chosen], labels[chosen], settings)
@@ -87,14 +90,20 @@ def find_alarms(
     return tuple(by_name.values())
 
 
-def _beyond_chance(count: int, n: int) -> bool:
+def _many(count: int, n: int) -> bool:
     return count > max(2, _SHARE * n)
 
 
-def _of_output(view: Logits, images: Tensor, labels: Tensor) -> list[Alarm]:
+def _more(first: Tensor, second: Tensor, share: float = _SHARE) -> int:
+    """How many images more the second verdicts hold than the first; 0 where few, or where chance may do that."""
+    pair = paired(first, second)
+    more = pair.second_only - pair.first_only
+    return more if more > share * pair.n and pair.beyond_chance else 0
+
+
+def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSettings) -> list[Alarm]:
     found = []
-    with torch.no_grad():
-        logits, again = view(images).cpu(), view(images).cpu()
+    logits, again = (predict(view, images, settings.batch_size) for _ in range(2))
     largest = float(logits[logits.isfinite()].abs().amax()) if bool(logits.isfinite().any()) else 1.0
     moved = float((logits - again).nan_to_num().abs().amax())
     if moved > 1e-3 * max(largest, 1e-12):
@@ -117,21 +126,25 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor) -> list[Alarm]:
         )
     best = logits.topk(2).values
     gaps = best[:, 0] - best[:, 1]
-    n_saturated = int((gaps > _UNDERFLOW).sum())
+    underflow = _UNDERFLOW[settings.norm]
+    n_saturated = int((gaps > underflow).sum())
     if n_saturated > _SHARE * len(logits):
         found.append(
             Alarm(
                 name="saturated-logits",
-                saw=f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {_UNDERFLOW:g} "
-                f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32",
+                saw=f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {underflow:g} "
+                f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32"
+                + ", or none that can be squared"
+                * (settings.norm == "L2"),
                 do="Divide the logits by a constant, which changes no answer, and judge again",
             )
         )
-    x = images.clone().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(view(x), labels.to(view.device), reduction="sum")
-        gradient = torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
-    if gradient is None:
+    gradients = [
+        _gradient(view, *batch)
+        for batch in zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    ]
+    whole = [gradient for gradient in gradients if gradient is not None]
+    if len(whole) < len(gradients):
         found.append(
             Alarm(
                 name="no-gradients",
@@ -140,17 +153,27 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor) -> list[Alarm]:
             )
         )
         return found
-    zero = gradient.flatten(1).eq(0).all(1)
-    if int(zero.sum()) > _SHARE * len(x):
+    # As attacks have it: by its signs in Linf, by its length in L2, whose squares are 0 where it is small.
+    length = torch.cat(whole).flatten(1).norm(p=2 if settings.norm == "L2" else float("inf"), dim=1)
+    if (n_zero := int(length.eq(0).sum())) > _SHARE * len(images):
+        what = "length of the gradient" if settings.norm == "L2" else "gradient"
         found.append(
             Alarm(
                 name="zero-gradients",
-                saw=f"On {int(zero.sum())} of {len(x)} images the gradient of the loss is exactly 0",
+                saw=f"On {n_zero} of {len(images)} images the {what} of the loss is exactly 0 in float32",
                 do="Look for rounding, thresholds or saturated logits in the model; believe black-box attacks (Square) "
                 "until gradients flow, or attack through a smooth stand-in for the step that has none (BPDA)",
             )
         )
     return found
+
+
+def _gradient(view: Logits, images: Tensor, labels: Tensor) -> Tensor | None:
+    """Of the cross-entropy with respect to the images; None where the logits carry none."""
+    x = images.clone().requires_grad_()
+    with torch.enable_grad():
+        loss = F.cross_entropy(view(x), labels.to(view.device), reduction="sum")
+        return torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
 
 
 def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, settings: AttackSettings) -> list[Alarm]:
@@ -161,8 +184,7 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     def holds(attack: Attack, **changed: object) -> Tensor:
         """Which images the model still has right."""
         found = attack.run(estimator, images, labels, replace(settings, **changed)).images  # type: ignore[arg-type]
-        with torch.no_grad():
-            logits = torch.cat([estimator.model(batch).cpu() for batch in found.split(settings.batch_size)])
+        logits = predict(estimator.model, found, settings.batch_size)
         held: Tensor = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
         return held
 
@@ -181,23 +203,27 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
     curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
-        if _beyond_chance(rise := int(after.sum()) - int(before.sum()), n):
+        if rise := _more(before, after):
             found.append(rises_with_eps(f"PGD-{_FEW_STEPS}", less, more, rise, n))
-    few, many = curve[1], holds(PGD(steps=_MANY_STEPS))
-    lost, won = int((many & ~few).sum()), int((few & ~many).sum())
-    if _beyond_chance(lost - won, n):
-        found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost - won, n))
-    if won - lost > max(2, _STEEP * n):
+    one, few, many = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS))
+    if lost := _more(one, few):
+        found.append(_more_steps_weaker("FGSM", f"PGD-{_FEW_STEPS}", lost, n))
+    if lost := _more(few, many):
+        found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost, n))
+    if won := _more(many, few, _STEEP):
         found.append(
             Alarm(
                 name="not-converged",
-                saw=f"PGD-{_MANY_STEPS} fells {won - lost} of {n} images more than PGD-{_FEW_STEPS}",
+                saw=f"PGD-{_MANY_STEPS} fells {won} of {n} images more than PGD-{_FEW_STEPS}",
                 do="Use more steps, and AutoAttack, until more of them fell no more images",
             )
         )
-    white = few & many & holds(CW(steps=_FEW_STEPS))
+    margin = holds(CW(steps=_FEW_STEPS))
+    if missed := _more(margin, few):
+        found.append(_margin_stronger(f"CW-{_FEW_STEPS}", f"PGD-{_FEW_STEPS}", missed, n))
+    white = few & many & margin
     black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
-    if _beyond_chance(missed := int((white & ~black).sum()), n):
+    if _many(missed := int((white & ~black).sum()), n):
         found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
     return found
 
@@ -211,21 +237,35 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         others = [columns[white.name].robust for white in ran if not white.black_box]
         if black.black_box and others:
             missed = int((torch.stack(others).all(0) & ~column.robust).sum())
-            if _beyond_chance(missed, n):
+            if _many(missed, n):
                 found.append(_black_box_stronger(black.name, "the white-box attacks", missed, n))
         felled = column.felled.get("square", 0)
-        if len(column.felled) > 1 and _beyond_chance(felled, n):
+        if len(column.felled) > 1 and _many(felled, n):
             found.append(_black_box_stronger(f"Square in {black.name}", "the white-box attacks before it", felled, n))
-    by_steps: dict[tuple[object, ...], list[PGD]] = {}
-    for attack in ran:
-        if isinstance(attack, PGD) and attack.step_size is None:
-            by_steps.setdefault((type(attack), attack.restarts, attack.targets), []).append(attack)
-    for same in by_steps.values():
-        same.sort(key=lambda attack: attack.steps)
-        for fewer, more in pairwise(same):
-            rise = columns[more.name].n_robust - columns[fewer.name].n_robust
-            if _beyond_chance(rise, n := len(columns[more.name].robust)):
-                found.append(_more_steps_weaker(fewer.name, more.name, rise, n))
+    stepped = sorted(
+        (attack for attack in ran if isinstance(attack, PGD) and attack.step_size is None),
+        key=lambda attack: attack.steps,
+    )
+    by_steps: list[tuple[Attack, Attack]] = [
+        (one, more)
+        for one in ran
+        for more in stepped
+        if isinstance(one, FGSM) and not isinstance(more, CW) and not more.targets
+    ]
+    by_steps += [
+        (fewer, more)
+        for fewer, more in combinations(stepped, 2)
+        if (type(fewer), fewer.restarts, fewer.targets) == (type(more), more.restarts, more.targets)
+    ]
+    for weaker, stronger in by_steps:
+        if lost := _more(columns[weaker.name].robust, columns[stronger.name].robust):
+            found.append(_more_steps_weaker(weaker.name, stronger.name, lost, len(columns[weaker.name].robust)))
+    for margin, entropy in permutations(stepped, 2):
+        same = (margin.steps, margin.restarts, margin.targets) == (entropy.steps, entropy.restarts, entropy.targets)
+        if same and isinstance(margin, CW) and not isinstance(entropy, CW):
+            held = columns[margin.name].robust
+            if missed := _more(held, columns[entropy.name].robust):
+                found.append(_margin_stronger(margin.name, entropy.name, missed, len(held)))
     return found
 
 
@@ -244,6 +284,15 @@ def _more_steps_weaker(fewer: str, more: str, count: int, n: int) -> Alarm:
         name="more-steps-weaker",
         saw=f"{more} fells {count} of {n} images fewer than {fewer}",
         do="The loss misleads the attack: look at the gradients, and use attacks on other losses (CW, AutoAttack)",
+    )
+
+
+def _margin_stronger(margin: str, entropy: str, count: int, n: int) -> Alarm:
+    return Alarm(
+        name="margin-stronger",
+        saw=f"{margin}, whose loss is the margin, fells {count} of {n} images more than {entropy}",
+        do="The cross-entropy misleads, as it does on logits that are very flat or very steep: multiply or divide the "
+        "logits by a constant, which changes no answer, and judge again; until then believe CW and AutoAttack",
     )
 
 

@@ -12,18 +12,32 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from .._checked import checked
 from .._files import write_text
+from .._random import check_seed
 from ..pages.text import interval_text, markdown_plain, markdown_table, percent
+from .attacks import Attack
+from .attacks.base import positive_int
 from .curve import Curve, security_curve
 from .evaluation import check_model, draw, evaluate
-from .inputs import as_attacks, check_eps, check_norm, check_pixel_range, collect
-from .protocol import Protocol, load_protocol
+from .inputs import (
+    as_attacks,
+    as_device,
+    as_protocol,
+    check_eps,
+    check_norm,
+    check_normalisation,
+    check_pixel_range,
+    check_step_size,
+    collect,
+)
+from .protocol import Protocol
 from .report import Report, eps_text
-from .statistics import Paired
+from .statistics import Paired, holm
 
 __all__ = ["Broken", "Comparison", "Weights", "compare", "count_weights", "verdict_text"]
 
@@ -39,10 +53,10 @@ class Weights:
     """Weights of convolution and linear layers.
 
     Attributes:
-        total: their number.
-        nonzero: those that are not 0.
-        struct: where the zeros are, in the Adversarial Pruning Benchmark's words: ``weights``, ``filters`` (whole
-            rows), ``channels`` (whole columns), or empty where nearly none is 0.
+        total: their number; that of the dense model where this one has its layers with fewer channels.
+        nonzero: those that are there and not 0.
+        struct: where the others are, in the Adversarial Pruning Benchmark's words: ``weights``, ``filters`` (whole
+            rows), ``channels`` (whole columns, or removed ones), or empty where nearly all are there.
     """
 
     total: NonNegativeInt
@@ -51,17 +65,26 @@ class Weights:
 
     @property
     def sparsity(self) -> float:
-        """Share of zeros, in [0, 1]."""
+        """Share of zeros and of removed weights, in [0, 1]."""
         return 1 - self.nonzero / self.total if self.total else 0.0
 
 
-def count_weights(model: nn.Module) -> Weights:
-    """Count the weights of a model's convolution and linear layers: parameters of two dimensions or more."""
-    weights = [parameter.detach() for parameter in model.parameters() if parameter.dim() > 1]
-    total, nonzero = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
-    zeros = total - nonzero
+def count_weights(model: nn.Module, dense: nn.Module | None = None) -> Weights:
+    """Count the weights of a model's convolution and linear layers: parameters of two dimensions or more.
+
+    Args:
+        model: whose weights are counted.
+        dense: what it may have been made of by removing channels; of no account where it is another network.
+    """
+    named, whole = _weights(model), {} if dense is None else _weights(dense)
+    weights = list(named.values())
+    there, nonzero = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
+    total = sum(w.numel() for w in whole.values()) if _is_part(named, whole) else there
+    zeros = there - nonzero
     struct = ""
-    if zeros > 0.01 * total:
+    if total - there > 0.01 * total:
+        struct = "channels" if zeros < 0.05 * (total - nonzero) else "weights"
+    elif zeros > 0.01 * total:
         zero = [w.eq(0) for w in weights]
         in_filters = sum(int(z.flatten(1).all(1).sum()) * z[0].numel() for z in zero)
         in_channels = sum(int(z.transpose(0, 1).flatten(1).all(1).sum()) * z[:, 0].numel() for z in zero)
@@ -69,6 +92,18 @@ def count_weights(model: nn.Module) -> Weights:
         if max(in_filters, in_channels) > 0.95 * zeros:
             struct = "filters" if in_filters >= in_channels else "channels"
     return Weights(total=total, nonzero=nonzero, struct=struct)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.dim() > 1}
+
+
+def _is_part(weights: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
+    """Whether the first have the second's names, and shapes that fit into theirs."""
+    return weights.keys() == whole.keys() and all(
+        weight.dim() == whole[name].dim() and all(a <= b for a, b in zip(weight.shape, whole[name].shape, strict=True))
+        for name, weight in weights.items()
+    )
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,9 +157,18 @@ class Comparison:
         """
         return self.reports[self.first].paired_with(self.reports[name], column)
 
+    def adjusted_p(self, column: str = "worst case") -> dict[str, float]:
+        """P values of `pair` for all models but the first, by name, adjusted for their number; see `holm`."""
+        names = list(self.reports)[1:]
+        return dict(zip(names, holm([self.pair(name, column).p_value for name in names]), strict=True))
+
     def verdict(self, name: str) -> str:
-        """Whether a model is less robust than the first, in a sentence."""
-        return verdict_text(name, self.first, self.pair(name))
+        """Whether a model is less robust than the first, in a sentence.
+
+        The test is of this model alone; beside its p value is the one adjusted for all models, where there are several.
+        """
+        several = len(self.reports) > 2
+        return verdict_text(name, self.first, self.pair(name), self.adjusted_p()[name] if several else None)
 
     def remarks(self) -> list[str]:
         """What a reader should know before relying on the numbers."""
@@ -187,6 +231,7 @@ class Comparison:
         """The comparison as JSON-ready values, without images."""
         others = [name for name in self.reports if name != self.first]
         columns = ("clean", *self.reports[self.first].attacks, "worst case")
+        holm_p = {column: self.adjusted_p(column) for column in columns}
         return {
             "format": _FORMAT,
             "first": self.first,
@@ -194,7 +239,13 @@ class Comparison:
             "weights": {name: asdict(weights) for name, weights in self.weights.items()},
             "curves": {name: asdict(curve) for name, curve in self.curves.items()},
             "benchmark": self.benchmark_rows(),
-            "paired": {name: {column: _pair_to_dict(self.pair(name, column)) for column in columns} for name in others},
+            "paired": {
+                name: {
+                    column: _pair_to_dict(self.pair(name, column)) | {"holm_p_value": holm_p[column][name]}
+                    for column in columns
+                }
+                for name in others
+            },
         }
 
     @classmethod
@@ -306,9 +357,10 @@ def compare(
     models: Mapping[str, nn.Module],
     data: Iterable[Any],
     *,
-    protocol: str | os.PathLike[str] | Protocol = "standard",
+    protocol: str | os.PathLike[str] | Protocol | None = None,
     norm: str | None = None,
     eps: float | None = None,
+    attacks: str | Attack | Iterable[str | Attack] | None = None,
     sample: int | None = None,
     seed: int = 0,
     pixel_range: tuple[float, float] = (0.0, 1.0),
@@ -323,7 +375,8 @@ def compare(
     Args:
         models: by name; the first, the dense one say, is what the others are compared with.
         data: see `evaluate`; read once.
-        protocol, norm, eps, sample, seed, pixel_range, state, progress: see `evaluate`.
+        protocol, norm, eps, attacks, sample, seed, pixel_range, state, progress: see `evaluate`; without a protocol and
+            without attacks it is ``standard``.
         curve: radii of a security curve, in pixel units; none is drawn where there are none.
         curve_attack: name of its attack.
         arguments: of `evaluate`, such as ``batch_size``, ``device``, ``mean``, ``std``.
@@ -331,23 +384,29 @@ def compare(
     Raises:
         ValueError: there is no model, or something is off; see `evaluate`.
     """
+    if not isinstance(models, Mapping):
+        raise ValueError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
     if not models:
         raise ValueError("models is empty; give one at least, as {'dense': model}")
     for name in models:
         if not isinstance(name, str) or not name.strip():
             raise ValueError(f"models: {name!r} names no model; give a non-empty string")
-    how = load_protocol(protocol)
+    how = as_protocol(protocol, attacks, "standard")
     pixel_range = check_pixel_range(pixel_range)
-    drawn = draw(collect(data, pixel_range), sample, how.sample, seed)
-    pair = (drawn.images, drawn.labels)
-    if drawn.width is not None:  # one-hot they came, one-hot they go on, so that their width is checked
-        pair = (drawn.images, nn.functional.one_hot(drawn.labels, drawn.width))
-    _check_curve(curve, curve_attack, pixel_range, check_norm(norm or how.norm or "Linf"), drawn.images[0].numel())
-    setting = {key: arguments[key] for key in ("device", "mean", "std") if key in arguments}
+    norm = check_norm(norm or how.norm or "Linf")
+    check_step_size(arguments.get("step_size"))
+    positive_int("batch_size", arguments.get("batch_size", 1))
+    as_device(arguments.get("device"), torch.device("cpu"))
+    drawn = draw(collect(data, pixel_range), sample, how.sample, check_seed(seed))
+    check_eps(how.eps if eps is None else eps, pixel_range, norm, drawn.images[0].numel())
+    check_normalisation(arguments.get("mean"), arguments.get("std"), drawn.images.shape[1])
+    _check_curve(curve, curve_attack, pixel_range, norm, drawn.images[0].numel())
+    setting = {key: arguments[key] for key in ("device", "mean", "std", "batch_size") if key in arguments}
     for name, model in models.items():  # all of them, before hours go into the first
         with _said_of(name):
             check_model(model, drawn, **setting)
     common: dict[str, Any] = {"seed": seed, "pixel_range": pixel_range, "state": state, **arguments}
+    pair = drawn.as_given()
     reports: dict[str, Report] = {}
     curves: dict[str, Curve] = {}
     broken: list[Broken] = []
@@ -358,13 +417,13 @@ def compare(
                 model, pair, protocol=how, norm=norm, eps=eps, sample=len(drawn.images), progress=shown, **common
             )
         if curve:
-            wanted = reports[name].config.norm
             curves[name] = security_curve(
-                model, pair, eps=curve, attack=curve_attack, norm=wanted, progress=shown, **common
+                model, pair, eps=curve, attack=curve_attack, norm=norm, progress=shown, **common
             )
         if len(reports) > 1:
             broken += _broken(name, reports[name], next(iter(reports.values())), drawn.images)
-    weights = {name: count_weights(model) for name, model in models.items()}
+    dense = next(iter(models.values()))
+    weights = {name: count_weights(model, dense) for name, model in models.items()}
     return Comparison(reports=reports, weights=weights, curves=curves, broken=tuple(broken))
 
 
@@ -427,14 +486,21 @@ def _broken(name: str, report: Report, first: Report, images: Tensor) -> list[Br
     ]
 
 
-def verdict_text(name: str, first: str, pair: Paired) -> str:
-    """Whether a model is less robust than another in the worst case, in a sentence."""
+def verdict_text(name: str, first: str, pair: Paired, adjusted_p: float | None = None) -> str:
+    """Whether a model is less robust than another in the worst case, in a sentence.
+
+    Args:
+        name, first: of the models.
+        pair: the verdicts on the first and on the other.
+        adjusted_p: the p value adjusted for the number of models that are compared; None where there is one.
+    """
     difference = f"{100 * pair.difference:+.1f} points in the worst case (95 % interval {_points(*pair.interval)})"
     said = f"not told apart from {first}"
     if pair.beyond_chance:
         said = f"{'less' if pair.difference < 0 else 'more'} robust than {first} beyond chance"
     counts = f"{pair.first_only} images lost, {pair.second_only} won, of {pair.n}"
-    return f"{name} is {said}: {difference}; {counts}; McNemar p {_p_text(pair.p_value)}."
+    adjusted = "" if adjusted_p is None else f" (Holm {_p_text(adjusted_p)})"
+    return f"{name} is {said}: {difference}; {counts}; McNemar p {_p_text(pair.p_value)}{adjusted}."
 
 
 def _pair_to_dict(pair: Paired) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import nn
 from .alarms import Alarm, rises_with_eps
 from .attacks import Attack
 from .evaluation import evaluate
-from .inputs import Images, check_eps, check_norm, check_pixel_range, collect
+from .inputs import check_eps, check_norm, check_pixel_range, collect
 from .report import AttackReport
 from .statistics import wilson_interval
 
@@ -88,7 +88,7 @@ def security_curve(
     for radius in radii:
         report = evaluate(
             model,
-            _pair(data),
+            data.as_given(),
             attacks=attack,
             norm=norm,
             eps=radius,
@@ -107,7 +107,3 @@ def security_curve(
         if after - before > max(1, _RISE * n):
             alarms.append(rises_with_eps(name, less, more, after - before, n))
     return Curve(attack=name, norm=norm, n_images=n, eps=(0.0, *radii), n_robust=n_robust, alarms=tuple(alarms))
-
-
-def _pair(data: Images) -> Any:
-    return data.images, data.labels

@@ -13,7 +13,16 @@ from torch import Tensor, nn
 
 from ..models.normalisation import Normalisation
 
-__all__ = ["Logits", "check_logits", "logits_in", "make_estimator", "model_device", "undisturbed", "with_loss"]
+__all__ = [
+    "Logits",
+    "check_logits",
+    "logits_in",
+    "make_estimator",
+    "model_device",
+    "predict",
+    "undisturbed",
+    "with_loss",
+]
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -108,6 +117,18 @@ class Logits(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         return self
+
+
+def predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
+    """Logits ``(N, classes)``, float32, on the CPU.
+
+    Args:
+        view: a `Logits`.
+        images: ``(N, C, H, W)``.
+        batch_size: images in a forward.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
 
 
 @contextmanager

@@ -26,11 +26,11 @@ from ..data.split import stratified_order
 from .alarms import find_alarms
 from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.base import OnProgress, positive_int
-from .estimator import Logits, make_estimator, model_device, undisturbed
+from .estimator import Logits, make_estimator, model_device, predict, undisturbed
 from .inputs import (
     Images,
-    as_attacks,
     as_device,
+    as_protocol,
     check_eps,
     check_labels,
     check_norm,
@@ -118,10 +118,10 @@ def evaluate(
     """
     if not isinstance(model, nn.Module):
         raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    how, chosen = _how(protocol, attacks)
+    how = as_protocol(protocol, attacks, "paper")
     pixel_range = check_pixel_range(pixel_range)
-    norm = check_norm(norm or (how and how.norm) or "Linf")
-    given = how.eps if eps is None and how else eps
+    norm = check_norm(norm or how.norm or "Linf")
+    given = how.eps if eps is None else eps
     eps = check_eps(given, pixel_range, norm, n_pixels=_ANY)
     step_size = check_step_size(step_size)
     batch_size = positive_int("batch_size", batch_size)
@@ -129,7 +129,7 @@ def evaluate(
     place = as_device(device, model_device(model))
 
     with seeded(seed), undisturbed(model), _placed(model, place), _deterministic_cudnn():
-        images, labels, width = draw(collect(data, pixel_range), sample, how.sample if how else None, seed)
+        images, labels, width = draw(collect(data, pixel_range), sample, how.sample, seed)
         check_eps(given, pixel_range, norm, n_pixels=images[0].numel())
         normalisation = check_normalisation(mean, std, images.shape[1], model)
         view = Logits(model, normalisation)
@@ -150,14 +150,14 @@ def evaluate(
             eps=eps,
             norm=norm,
             pixel_range=pixel_range,
-            attacks={attack.name: attack.parameters(settings) for attack in chosen},
+            attacks={attack.name: attack.parameters(settings) for attack in how.attacks},
             seed=seed,
             n_images=len(images),
             n_classes=n_classes,
             batch_size=batch_size,
             device=str(place),
-            protocol=how.name if how else "custom",
-            protocol_version=how.version if how else 1,
+            protocol=how.name,
+            protocol_version=how.version,
             mean=normalisation and normalisation[0],
             std=normalisation and normalisation[1],
             images_sha256=digest_of_tensors(images=images, labels=labels),
@@ -171,7 +171,7 @@ def evaluate(
         adversarial = images.clone()
         felled = ~clean_correct
         with _progress_bar(bool(progress)) as bar:
-            for number, attack in enumerate(chosen):
+            for number, attack in enumerate(how.attacks):
                 shown = f"{progress} {attack.name}" if isinstance(progress, str) else attack.name
                 task = bar.add_task(shown, total=int(clean_correct.sum()))
 
@@ -187,8 +187,10 @@ def evaluate(
                 felled |= first
                 notes += [note for note in run.notes if note not in notes]
                 logger.info("%s: %d of %d robust", attack.name, column.n_robust, len(images))
-        answers = _predict(view, adversarial, batch_size).argmax(1)
-        raised = find_alarms(estimator, images, labels, clean_correct, settings, chosen, columns) if alarms else None
+        answers = predict(view, adversarial, batch_size).argmax(1)
+        raised = (
+            find_alarms(estimator, images, labels, clean_correct, settings, how.attacks, columns) if alarms else None
+        )
     for alarm in raised or ():
         logger.warning("%s: %s", alarm.name, alarm)
     for note in notes:
@@ -203,17 +205,6 @@ def evaluate(
         adversarial=adversarial,
         answers=answers,
     )
-
-
-def _how(
-    protocol: str | os.PathLike[str] | Protocol | None, attacks: str | Attack | Iterable[str | Attack] | None
-) -> tuple[Protocol | None, list[Attack]]:
-    if attacks is not None:
-        if protocol is not None:
-            raise ValueError(f"protocol={os.fspath(protocol)!r} and attacks are given; give one of them")  # type: ignore[arg-type]
-        return None, as_attacks(attacks)
-    how = load_protocol("paper" if protocol is None else protocol)
-    return how, as_attacks(how.attacks)
 
 
 def draw(data: Images, sample: int | None, at_most: int | None, seed: int) -> Images:
@@ -276,7 +267,7 @@ def _attacked(
                 "take no_grad, detach or numpy out of its forward, or use Square"
             ) from error
         audit(attack.name, x, run.images, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range)
-        logits = _predict(view, run.images, settings.batch_size)
+        logits = predict(view, run.images, settings.batch_size)
         # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.
         robust[correct] = (logits.argmax(1) == y) & ~logits.isnan().any(1)
     column = AttackReport(
@@ -330,16 +321,10 @@ def audit(
         raise RuntimeError(f"{name} returned pixels in [{least:.8g}, {most:.8g}], outside {pixel_range}")
 
 
-def _predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)``, float32, on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
-
-
 def _clean_logits(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     """Logits of clean images, once it is known that the model takes these and answers with numbers."""
     try:
-        logits = _predict(view, images, batch_size)
+        logits = predict(view, images, batch_size)
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
@@ -359,6 +344,7 @@ def check_model(
     device: str | torch.device | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    batch_size: int = _LOOKED_AT,
 ) -> None:
     """Ask a model for the logits of a few images, as `evaluate` would before its attacks.
 
@@ -371,7 +357,7 @@ def check_model(
     images = data.images[:_LOOKED_AT]
     with seeded(0), undisturbed(model), _placed(model, place), _deterministic_cudnn():
         view = Logits(model, check_normalisation(mean, std, images.shape[1], model))
-        check_labels(data.labels, _clean_logits(view, images, _LOOKED_AT).shape[1], data.width)
+        check_labels(data.labels, _clean_logits(view, images, batch_size).shape[1], data.width)
 
 
 @contextmanager

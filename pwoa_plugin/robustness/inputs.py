@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,11 +14,13 @@ from torch import Tensor, nn
 
 from ..models.normalisation import normalisation_of
 from .attacks import NORMS, Attack, make_attack
+from .protocol import Protocol, load_protocol
 
 __all__ = [
     "Images",
     "as_attacks",
     "as_device",
+    "as_protocol",
     "check_eps",
     "check_labels",
     "check_norm",
@@ -26,6 +30,7 @@ __all__ = [
     "collect",
 ]
 
+_GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 _ROUNDING = 1e-6  # of the pixel range: what resizing or a dtype may add to a valid image
 
 
@@ -86,7 +91,7 @@ def check_eps(eps: float | None, pixel_range: tuple[float, float], norm: str = "
 
 
 def check_normalisation(
-    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, model: nn.Module
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int, model: nn.Module | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """``(mean, std)`` by channel, or None where neither is given.
 
@@ -98,14 +103,22 @@ def check_normalisation(
         return None
     if mean is None or std is None:
         raise ValueError(f"{'mean' if mean is None else 'std'} is missing; mean and std go together")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != channels or not all(_is_number(value) for value in values):
-            raise ValueError(f"{name}={tuple(values)} does not fit images of {channels} channels; give one number each")
-    if not all(value > 0 for value in std):
-        raise ValueError(f"std={tuple(std)} is not positive; give the standard deviation of each channel")
-    if normalisation_of(model) is not None:
+    given = _by_channel("mean", mean, channels), _by_channel("std", std, channels)
+    if not all(value > 0 for value in given[1]):
+        raise ValueError(f"std={given[1]} is not positive; give the standard deviation of each channel")
+    if model is not None and normalisation_of(model) is not None:
         raise ValueError("mean and std are given, and the model normalises already; give them in one place")
-    return tuple(map(float, mean)), tuple(map(float, std))
+    return given
+
+
+def _by_channel(name: str, values: Sequence[float], channels: int) -> tuple[float, ...]:
+    try:
+        numbers = tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        numbers = ()
+    if len(numbers) != channels or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}={values!r} does not fit images of {channels} channels; give one number each")
+    return numbers
 
 
 def check_step_size(step_size: float | None) -> float | None:
@@ -142,6 +155,31 @@ def as_attacks(attacks: str | Attack | Iterable[str | Attack]) -> list[Attack]:
     return made
 
 
+def as_protocol(
+    protocol: str | os.PathLike[str] | Protocol | None,
+    attacks: str | Attack | Iterable[str | Attack] | None,
+    default: str,
+) -> Protocol:
+    """The protocol meant; one named ``custom`` where attacks are given in its place.
+
+    Args:
+        protocol: see `load_protocol`.
+        attacks: see `as_attacks`.
+        default: name of the protocol where neither is given.
+
+    Raises:
+        ValueError: both are given, or one is off; see `load_protocol` and `as_attacks`.
+        ModuleNotFoundError: an attack's package is missing.
+    """
+    if attacks is None:
+        how = load_protocol(default if protocol is None else protocol)
+        return replace(how, attacks=tuple(as_attacks(how.attacks)))
+    if protocol is not None:
+        name = protocol.name if isinstance(protocol, Protocol) else os.fspath(protocol)
+        raise ValueError(f"protocol={name!r} and attacks are given; give one of them")
+    return Protocol(name="custom", version=1, attacks=tuple(as_attacks(attacks)))
+
+
 def as_device(device: str | torch.device | None, default: torch.device) -> torch.device:
     """The device meant, ``default`` for None.
 
@@ -154,7 +192,7 @@ def as_device(device: str | torch.device | None, default: torch.device) -> torch
         # An allocation tells what a name alone does not: an absent GPU, a wrong index.
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
 
 
@@ -170,6 +208,10 @@ class Images(NamedTuple):
     images: Tensor
     labels: Tensor
     width: int | None = None
+
+    def as_given(self) -> tuple[Tensor, Tensor]:
+        """Images and labels for another `collect`: one-hot where they came so, that their width is checked again."""
+        return self.images, self.labels if self.width is None else nn.functional.one_hot(self.labels, self.width)
 
 
 def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
@@ -256,6 +298,11 @@ def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
             "or give the pixel_range of these images"
         )
         raise ValueError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
+    if most - low <= _GREY_LEVEL * (high - low):
+        raise ValueError(
+            f"data: images span [{least:.4g}, {most:.4g}], a 255th of pixel_range={pixel_range} or less, as if divided "
+            "by 255 once too often; give them in that range, or give the pixel_range of these images"
+        )
     return images.clamp(low, high)
 
 

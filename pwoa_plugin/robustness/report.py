@@ -381,8 +381,8 @@ def _percent_range(low: float, high: float) -> str:
 
 
 def eps_text(eps: float, pixel_range: tuple[float, float]) -> str:
-    """eps, and as a number of 8-bit grey levels where it is a whole number of them in [0, 1]."""
+    """eps, and as a number of 8-bit grey levels where it is a whole number of them in (0, 1)."""
     levels = round(255 * eps, 6)
-    if pixel_range == (0.0, 1.0) and levels == int(levels) and levels > 0:
+    if pixel_range == (0.0, 1.0) and levels == int(levels) and 0 < levels < 255:
         return f"{int(levels)}/255"
     return f"{eps:.6g}" + ("" if pixel_range == (0.0, 1.0) else f" in {list(pixel_range)}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from scipy.stats import binomtest
 from torch import Tensor
 
-__all__ = ["Paired", "mcnemar_exact", "paired", "tango_interval", "wilson_interval"]
+__all__ = ["Paired", "holm", "mcnemar_exact", "paired", "tango_interval", "wilson_interval"]
 
 _Z = 1.959963984540054  # of a two-sided 95 % interval
 _SIGNIFICANT = 0.05
@@ -44,6 +44,22 @@ def mcnemar_exact(n_first_only: int, n_second_only: int) -> float:
     """
     n = n_first_only + n_second_only
     return 1.0 if n == 0 else float(binomtest(n_first_only, n, 0.5).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P values of several tests, adjusted so that one below 0.05 by chance among them all is a 5 % event (Holm 1979).
+
+    Args:
+        p_values: one for each test, in [0, 1].
+
+    Returns:
+        The adjusted ones, in the same order; none is smaller than it was.
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        adjusted[at] = largest
+    return adjusted
 
 
 def tango_interval(n_first_only: int, n_second_only: int, n: int) -> tuple[float, float]:

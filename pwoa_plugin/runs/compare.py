@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from .._digest import digest_of, digest_of_tensors
@@ -24,21 +23,22 @@ from ..data import DATASETS, load_test
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
 from ..pages import write_plots
-from ..robustness import Comparison, Protocol, compare, load_protocol, make_attack
+from ..robustness import Comparison, compare
 from ..robustness.attacks import AttackSettings
 from ..robustness.comparison import check_curve_attack
-from ..robustness.inputs import check_norm
+from ..robustness.inputs import as_protocol, check_norm
 from ..robustness.plots import drawings
 from ..robustness.protocol import parse_radius
 from .evaluate import pruned_network
-from .folder import RunFolder
+from .folder import Folder, RunFolder
+from .network import laid_out
 
 __all__ = ["ComparisonFolder", "default_out", "judge_networks"]
 
 _logger = logging.getLogger(__name__)
 
 
-class ComparisonFolder:
+class ComparisonFolder(Folder):
     """A comparison on disk: ``comparison.json``, ``.csv``, ``.md``, ``.html``, ``plots/*.png``; ``asked.json``, and
     ``state/`` while it goes on.
 
@@ -47,7 +47,7 @@ class ComparisonFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.json = self.path / "comparison.json"
         self.csv = self.path / "comparison.csv"
         self.markdown = self.path / "comparison.md"
@@ -55,9 +55,6 @@ class ComparisonFolder:
         self.plots = self.path / "plots"
         self.asked = self.path / "asked.json"
         self.state = self.path / "state"
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def check(self) -> None:
         """Refuse a place that is not ours to write to.
@@ -67,7 +64,7 @@ class ComparisonFolder:
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out={self}: is a file; give a folder")
-        others = [entry.name for entry in (self.path.iterdir() if self.path.exists() else ()) if entry.name != ".lock"]
+        others = [entry.name for entry in (self.path.iterdir() if self.path.exists() else ()) if entry != self.lock]
         if others and not self.asked.exists():
             raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
 
@@ -101,6 +98,14 @@ class ComparisonFolder:
         comparison.to_json(self.json)  # the last: that it is there says that all is
         shutil.rmtree(self.state, ignore_errors=True)
 
+    def clear(self) -> None:
+        """Take away what was begun, and the folder, where nothing was judged."""
+        if not self.state.exists():
+            self.asked.unlink()
+            self.lock.unlink(missing_ok=True)
+            if not any(self.path.iterdir()):
+                self.path.rmdir()
+
 
 @dataclass(frozen=True)
 class _Source:
@@ -119,7 +124,7 @@ def judge_networks(
     download: bool = True,
     image_size: int | None = None,
     channels: int | None = None,
-    protocol: str | os.PathLike[str] = "standard",
+    protocol: str | os.PathLike[str] | None = None,
     attacks: Sequence[str] | None = None,
     norm: str | None = None,
     eps: float | str | None = None,
@@ -144,23 +149,20 @@ def judge_networks(
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for one's own.
         data: name of the data set; a run's own, where there is a run.
         data_root, download, image_size, channels: see `DataConfig`.
-        protocol, norm, eps, sample, seed, batch_size, device, mean, std: see `evaluate`; ``eps``, also as ``8/255``, is
-            a run's own where there is a run.
-            ``sample`` 0 is all.
-        attacks: names, in place of a protocol.
+        protocol, attacks, norm, eps, sample, seed, batch_size, device, mean, std: see `compare`; ``eps``, also as
+            ``8/255``, is a run's own where there is a run. ``sample`` 0 is all.
         curve, curve_attack: see `compare`.
         progress: whether bars are shown.
 
     Raises:
         ValueError: something given cannot be used, or the folder holds another comparison.
+        RunError: another process works in the folder.
     """
     check_seed(seed)
     folder = ComparisonFolder(out)
     folder.check()
     named = _named(sources, arch)
-    how = load_protocol(protocol)
-    if attacks is not None:
-        how = Protocol(name="custom", version=1, attacks=tuple(make_attack(name) for name in attacks))
+    how = as_protocol(protocol, attacks, "standard")
     for source in named:
         if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
             raise ConfigError(f"{source.path}: holds no run and is no checkpoint; give what is there")
@@ -174,11 +176,8 @@ def judge_networks(
     check_curve_attack(curve_attack)
     images = _data_config(configs, data, data_root, download, image_size, channels)
     classes, shape = DATASETS[images.name].describe(images)
-    models = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}
+    models = {source.name: laid_out(_network(source, images.name, norm, classes, shape[0]), device) for source in named}
     x, y = load_test(images, images=sample or None, at_most=how.sample if sample is None else None, seed=seed)
-    if device in (None, "cpu"):
-        for model in models.values():
-            _channels_last(model)
     settings = AttackSettings(eps=1.0, n_classes=classes)
     asked = {
         "networks": {name: digest_of(model) for name, model in models.items()},
@@ -194,42 +193,36 @@ def judge_networks(
         "curve": [curve_attack, *radii] if radii else [],
         "versions": installed_versions(),
     }
-    if (there := folder.finished(asked)) is not None:
-        _logger.info("%s is finished already", folder)
-        return folder, there
-    begun = folder.asked.exists()
-
-    def judged(**changed: Any) -> Comparison:
-        return compare(
-            models,
-            (x, y),
-            protocol=how,
-            norm=norm,
-            eps=radius,
-            sample=len(x),
-            seed=seed,
-            batch_size=batch_size,
-            device=device,
-            mean=mean,
-            std=std,
-            curve=radii,
-            curve_attack=curve_attack,
-            progress=progress,
-            **changed,
-        )
-
-    if begun:
-        _logger.info("going on in %s", folder)
-    write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
-    try:
-        comparison = judged(state=folder.state)
-    except ValueError:
-        if not begun and not folder.state.exists():  # nothing was judged: the folder is as it was
-            folder.asked.unlink()
-            if not any(folder.path.iterdir()):
-                folder.path.rmdir()
-        raise
-    folder.write(comparison)
+    with folder.locked():
+        if (there := folder.finished(asked)) is not None:
+            _logger.info("%s is finished already", folder)
+            return folder, there
+        if begun := folder.asked.exists():
+            _logger.info("going on in %s", folder)
+        write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
+        try:
+            comparison = compare(
+                models,
+                (x, y),
+                protocol=how,
+                norm=norm,
+                eps=radius,
+                sample=len(x),
+                seed=seed,
+                batch_size=batch_size,
+                device=device,
+                mean=mean,
+                std=std,
+                curve=radii,
+                curve_attack=curve_attack,
+                progress=progress,
+                state=folder.state,
+            )
+        except ValueError:
+            if not begun:
+                folder.clear()
+            raise
+        folder.write(comparison)
     return folder, comparison
 
 
@@ -292,8 +285,7 @@ def _network(source: _Source, data: str, norm: str, classes: int, channels: int)
     if Path(source.path).is_dir():
         return pruned_network(source.path, arch=source.arch if source.arch and ":" in source.arch else None)
     if source.path.startswith(PREFIX):
-        known = data if data in ("cifar10", "cifar100") else "imagenet"
-        return load_robustbench(source.path, dataset=known, threat=norm)
+        return load_robustbench(source.path, dataset=data, threat=norm)
     if source.arch is None:
         raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
     if ":" in source.arch:
@@ -302,9 +294,3 @@ def _network(source: _Source, data: str, norm: str, classes: int, channels: int)
         model = make_model(source.arch, num_classes=classes, in_channels=channels)
     load_checkpoint(model, source.path)
     return model.eval()
-
-
-def _channels_last(model: nn.Module) -> None:
-    """As `pwoa evaluate` of a run has it: 1.5 times as fast on the CPU."""
-    if all(parameter.dim() <= 4 for parameter in model.parameters()):
-        model.to(memory_format=torch.channels_last)

@@ -9,7 +9,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 
-import torch
 from torch import nn
 
 from .._digest import digest_of
@@ -21,10 +20,11 @@ from ..masks import check_masks, load_masks
 from ..method.sparsity import STRUCTURED
 from ..models import load_checkpoint
 from ..models.robustbench import PREFIX
-from ..robustness import Report, evaluate, load_protocol
+from ..robustness import Report, evaluate
+from ..robustness.inputs import as_protocol
 from .files import write_report
 from .folder import RunFolder
-from .network import load_weights, make_network
+from .network import laid_out, load_weights, make_network
 
 __all__ = ["judge", "pruned_network"]
 
@@ -67,6 +67,7 @@ def judge(
 
     Raises:
         ValueError: something given cannot be used, a file of the run is damaged, or there is no finished run.
+        RunError: another process works in the folder.
     """
     check_seed(seed)
     folder = RunFolder(path)
@@ -74,10 +75,8 @@ def judge(
     if facts.get("status") != "finished":
         raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
     config = PwoAConfig.from_yaml(folder.config)
-    if attacks is not None and protocol is not None:
-        raise ConfigError("protocol and attacks are given; give one of them")
-    how = load_protocol(protocol or "paper") if attacks is None else None
-    if eps is None and how is not None:
+    how = as_protocol(protocol, attacks, "paper")
+    if eps is None:
         eps = how.eps
     if eps is not None:
         config.eps = eps  # type: ignore[assignment]  # checked, and 8/255 read, on assignment
@@ -90,7 +89,7 @@ def judge(
     if device is not None:
         config.device = device
     networks: dict[str, nn.Module] = {"pruned": _pruned(folder, config, arch)}
-    at_most = (how and how.sample) or 1000
+    at_most = how.sample or 1000
     if dense:
         networks["dense"] = _made(folder, config, arch)
         load_weights(networks["dense"], config)
@@ -101,28 +100,26 @@ def judge(
             )
     data = load_test(config.data, images=images or None, at_most=None if images == 0 else at_most, seed=seed)
     reports: dict[str, Report] = {}
-    state = folder.robustness / "state"
-    for name, model in networks.items():
-        if config.device in (None, "cpu"):
-            model.to(memory_format=torch.channels_last)  # 1.5 times as fast there
-        reports[name] = evaluate(
-            model,
-            data,
-            eps=config.eps,
-            norm=norm,
-            protocol=how,
-            attacks=attacks,
-            sample=len(data[0]),
-            state=state,
-            batch_size=batch_size,
-            seed=seed,
-            device=config.device,
-            pixel_range=config.pixel_range,
-            progress=name if progress else False,
-        )
-        _keep(folder, name, reports[name])
-    shutil.rmtree(state, ignore_errors=True)
-    write_report(folder)
+    with folder.locked():
+        state = folder.robustness / "state"
+        for name, model in networks.items():
+            reports[name] = evaluate(
+                laid_out(model, config.device),
+                data,
+                eps=config.eps,
+                norm=norm,
+                protocol=how,
+                sample=len(data[0]),
+                state=state,
+                batch_size=batch_size,
+                seed=seed,
+                device=config.device,
+                pixel_range=config.pixel_range,
+                progress=name if progress else False,
+            )
+            _keep(folder, name, reports[name])
+        shutil.rmtree(state, ignore_errors=True)
+        write_report(folder)
     return reports
 
 

@@ -11,14 +11,49 @@ from typing import Any
 
 from .._files import write_text
 
-__all__ = ["RunError", "RunFolder"]
+__all__ = ["Folder", "RunError", "RunFolder"]
 
 
 class RunError(RuntimeError):
     """A run that cannot go on where it is (a disk is full, a folder in use); one line that says what to do."""
 
 
-class RunFolder:
+class Folder:
+    """A folder that one process at a time works in.
+
+    Args:
+        path: of the folder; nothing is made before something is written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.lock = self.path / ".lock"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder for this process alone; the system lets go when the process ends, however it ends.
+
+        Raises:
+            RunError: another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with self.lock.open("w") as file:
+            try:
+                import fcntl
+            except ModuleNotFoundError:  # Windows: no lock there
+                yield
+                return
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise RunError(f"{self}: another process is running here; wait for it or use another --out") from None
+            yield
+
+
+class RunFolder(Folder):
     """A run on disk.
 
     ``config.yaml`` (resolved), ``run.json`` (versions, seed, status), ``metrics.jsonl``, ``states/`` (to resume
@@ -31,7 +66,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        super().__init__(path)
         self.config = self.path / "config.yaml"
         self.facts = self.path / "run.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -44,9 +79,6 @@ class RunFolder:
         self.markdown = self.path / "report.md"
         self.page = self.path / "report.html"
         self.plots = self.path / "plots"
-
-    def __str__(self) -> str:
-        return str(self.path)
 
     def states(self) -> list[Path]:
         """Files of training states, the newest first."""
@@ -89,26 +121,6 @@ class RunFolder:
         """Change entries of ``run.json``."""
         facts = self.read_facts() if self.exists() else {}
         write_text(self.facts, json.dumps(facts | changed, indent=1, allow_nan=False) + "\n")
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """The folder for this process alone; the system lets go when the process ends, however it ends.
-
-        Raises:
-            RunError: another process has it.
-        """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            try:
-                import fcntl
-            except ModuleNotFoundError:  # Windows: no lock there
-                yield
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise RunError(f"{self}: another process is running here; wait for it or use another --out") from None
-            yield
 
     def clear_scratch(self) -> None:
         """Remove what a killed process left half-written."""

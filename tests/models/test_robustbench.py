@@ -57,6 +57,12 @@ def test_specs(source: str, expected: tuple[str, str, str]) -> None:
     assert robustbench_spec(source, dataset="cifar100", threat="L2") == expected
 
 
+def test_a_folder_of_images_is_taken_for_imagenet() -> None:
+    assert robustbench_spec("robustbench:A", dataset="folder")[0] == "imagenet"
+    with pytest.raises(ValueError, match="'mnist-sample' is no data set of RobustBench's; give robustbench:DATASET/"):
+        robustbench_spec("robustbench:A", dataset="mnist-sample")
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [

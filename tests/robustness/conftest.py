@@ -35,11 +35,11 @@ def digits() -> Callable[[int], tuple[Tensor, Tensor]]:
 
 
 @pytest.fixture(scope="session")
-def make_model(digits: Callable[[int], tuple[Tensor, Tensor]]) -> Callable[[int], nn.Module]:
-    """A fresh copy of a somewhat robust classifier, in training mode but for its batch norm."""
+def make_model(digits: Callable[[int], tuple[Tensor, Tensor]]) -> Callable[..., nn.Module]:
+    """A fresh copy of a somewhat robust classifier, or an undefended one, in training mode but for its batch norm."""
 
     @cache
-    def trained(n_classes: int) -> nn.Module:
+    def trained(n_classes: int, defended: bool = True) -> nn.Module:
         images, labels = digits(n_classes)
         images, labels = images[: len(images) // 2], labels[: len(labels) // 2]
         with torch.random.fork_rng():
@@ -57,7 +57,7 @@ def make_model(digits: Callable[[int], tuple[Tensor, Tensor]]) -> Callable[[int]
                 for chosen in torch.randperm(len(images)).split(64):
                     x = images[chosen].clone().requires_grad_()
                     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels[chosen]), x)
-                    attacked = (x + 0.6 * EPS * gradient.sign()).clamp(0, 1).detach()
+                    attacked = (x + 0.6 * EPS * defended * gradient.sign()).clamp(0, 1).detach()
                     optimizer.zero_grad()
                     F.cross_entropy(model(attacked), labels[chosen]).backward()
                     optimizer.step()
@@ -66,7 +66,7 @@ def make_model(digits: Callable[[int], tuple[Tensor, Tensor]]) -> Callable[[int]
         model[1].eval()
         return model
 
-    return lambda n_classes: copy.deepcopy(trained(n_classes))
+    return lambda n_classes, **kind: copy.deepcopy(trained(n_classes, **kind))
 
 
 @pytest.fixture

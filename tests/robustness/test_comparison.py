@@ -6,18 +6,19 @@ import io
 import json
 import re
 from collections.abc import Callable
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from pages.parsed import Page
 from torch import Tensor, nn
 
 from pwoa_plugin import compare
 from pwoa_plugin.pages import write_plots
-from pwoa_plugin.robustness import Comparison, evaluate, security_curve
+from pwoa_plugin.robustness import Comparison, evaluate
 from pwoa_plugin.robustness.comparison import count_weights
 from pwoa_plugin.robustness.plots import drawings
+from pwoa_plugin.robustness.statistics import holm
 
 Pair = tuple[Tensor, Tensor]
 Models = Callable[[int], nn.Module]
@@ -68,6 +69,7 @@ def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
         weights=dict.fromkeys(("dense", "copy"), compared.weights["dense"]),
     )
     assert "copy is not told apart from dense: +0.0 points" in same.verdict("copy")
+    assert "Holm" not in same.verdict("copy")
     dense, tenth = compared.reports["dense"].worst_case, compared.reports["<b>tenth"].worst_case
     assert compared.pair("<b>tenth").difference == pytest.approx(tenth.accuracy - dense.accuracy)
 
@@ -83,6 +85,20 @@ def test_weights_are_counted_and_their_structure_named() -> None:
         assert count_weights(model).struct == "channels"
         model[3].weight[torch.rand(10, 16) < 0.5] = 0
         assert count_weights(model).struct == "weights"
+
+
+def test_removed_channels_are_counted_against_the_dense_model() -> None:
+    def net(channels: int) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(2, channels, 3, bias=False), nn.Flatten(), nn.Linear(4 * channels, 10))
+
+    small = count_weights(net(2), net(4))
+    assert (small.total, small.nonzero, small.struct, small.sparsity) == (232, 116, "channels", 0.5)
+    assert count_weights(net(4), net(2)) == count_weights(net(4), net(4)) == count_weights(net(4))
+    assert count_weights(nn.Linear(16, 10), net(4)) == count_weights(nn.Linear(16, 10))
+    sparse = net(2)
+    with torch.no_grad():
+        sparse[0].weight[0] = 0
+    assert count_weights(sparse, net(4)).struct == "weights"
 
 
 def test_broken_images_are_lost_by_the_model_and_not_by_the_first(compared: Comparison, eps: float) -> None:
@@ -112,7 +128,11 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
     assert "| model | sparsity | clean | FGSM | PGD-10 | worst case | against the first |" in markdown
     assert "<b>" not in markdown.replace("\\<b\\>", "")
     content = json.loads((tmp_path / "comparison.json").read_text())
-    assert content["paired"]["half"]["worst case"]["p_value"] == compared.pair("half").p_value
+    raw = [compared.pair(name).p_value for name in ("half", "<b>tenth")]
+    paired = content["paired"]
+    assert [paired[name]["worst case"]["p_value"] for name in ("half", "<b>tenth")] == raw
+    assert [paired[name]["worst case"]["holm_p_value"] for name in ("half", "<b>tenth")] == holm(raw)
+    assert all(re.search(r"McNemar p [^(]+ \(Holm (= |below )0[.\d]+\)\.$", compared.verdict(name)) for name in paired)
     for broken in ({"format": 2}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
         with pytest.raises(ValueError, match=r"^comparison"):
             Comparison.from_dict(content | broken)
@@ -135,31 +155,9 @@ def test_autoattack_is_the_benchmarks_aa(compared: Comparison) -> None:
     assert row["clean/AA"] == f"{100 * report.clean:.2f}/{row['AA']:.2f}"
 
 
-class Page(HTMLParser):
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "img", "path", "use", "line"}:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in {"meta", "img", "path", "use", "line"}:
-            assert self.open.pop() == tag
-
-
 def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
     html = compared.to_html()
     page = Page(html)
-    assert page.open == []
     assert "<b>" not in html
     addresses = [value for _, attrs in page.tags for key, value in attrs.items() if key in ("src", "href") and value]
     assert addresses
@@ -172,6 +170,7 @@ def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
     for name in compared.reports:
         assert compared.reports[name].worst_case.accuracy <= 1
     assert "AutoAttack is not among the attacks" in html
+    assert "adjusted for all 2 comparisons" in html
 
 
 def test_plots_are_files(compared: Comparison, tmp_path: Path) -> None:
@@ -187,34 +186,9 @@ def test_a_model_alone_has_a_page_too(make_model: Models, held_out: Pair) -> Non
     assert alone.to_dict()["paired"] == {}
 
 
-def test_a_curve_starts_clean_falls_and_is_raw(model: nn.Module, held_out: Pair, eps: float) -> None:
-    curve = security_curve(model, held_out, eps=[eps, eps / 4, 3 * eps], attack="PGD-3", progress=False)
-    report = evaluate(model, held_out, eps=eps, attacks="PGD-3", progress=False, alarms=False)
-    assert curve.eps == (0.0, eps / 4, eps, 3 * eps)
-    assert curve.accuracy[0] == report.clean
-    assert curve.n_robust[2] == report.attacks["PGD-3"].n_robust
-    assert list(curve.accuracy) == sorted(curve.accuracy, reverse=True)
-    assert all(low <= accuracy <= high for accuracy, (low, high) in zip(curve.accuracy, curve.intervals, strict=True))
-    assert curve.alarms == ()
-
-
-def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float) -> None:
-    class Shy(nn.Module):
-        """Has no gradient once an image is far from where it was."""
-
-        def forward(self, x: Tensor) -> Tensor:
-            far = (x - images[: len(x)]).abs().flatten(1).amax(1) > 0.15 if len(x) == len(images) else None
-            logits: Tensor = model(x)
-            return logits if far is None else torch.where(far[:, None], model(images), logits)
-
-    images, labels = held_out
-    keep = (model.eval()(images).argmax(1) == labels).nonzero().squeeze(1)[:60]
-    images, labels = images[keep], labels[keep]
-    curve = security_curve(Shy(), (images, labels), eps=[0.1, 0.3], attack="FGSM", progress=False)
-    assert curve.accuracy[2] > curve.accuracy[1]
-    (alarm,) = curve.alarms
-    assert alarm.name == "rises-with-eps"
-    assert "at eps = 0.3 than at 0.1" in str(alarm)
+class NoNumbers(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.full((len(x), 10), torch.nan)
 
 
 @pytest.mark.parametrize(
@@ -222,6 +196,7 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
+        (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
         (nn.Identity, "later: model returns a tensor"),
         (lambda: 3, "later: model is a int"),
     ],
@@ -252,17 +227,31 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
     ("arguments", "said"),
     [
         ({"models": {}}, "models is empty"),
+        ({"models": [nn.Identity()]}, "models is a list; give them by name, as {'dense': model}"),
         ({"models": {"": nn.Identity()}}, "models: '' names no model"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
         ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
         ({"curve": [0.1, -1]}, "curve: eps=-1 is no radius"),
         ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
+        ({"eps": None}, "eps is missing"),
+        ({"attacks": "FGSM"}, "protocol='quick' and attacks are given"),
+        ({"norm": "L3"}, "norm='L3' is unknown"),
+        ({"seed": -1}, "seed=-1 "),
+        ({"step_size": 0}, "step_size=0 "),
+        ({"batch_size": 0}, "batch_size=0 "),
+        ({"device": "nonsense"}, "device='nonsense' "),
+        ({"mean": [0.5]}, "std is missing"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit"),
     ],
 )
-def test_bad_input(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
+def test_bad_input_names_no_model(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
     whole = {"models": {"a": model}, "data": held_out, "eps": 0.1, "protocol": "quick", "sample": 5, "progress": False}
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"^{said}"):
         compare(**(whole | arguments))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="eps is empty"):
-        security_curve(model, held_out, eps=[])
+
+
+def test_the_width_of_one_hot_labels_is_checked(model: nn.Module, held_out: Pair) -> None:
+    wide = nn.functional.one_hot(held_out[1], 13)
+    with pytest.raises(ValueError, match=r"^a: data: labels are one-hot over 13 classes, and the model has 10"):
+        compare({"a": model}, (held_out[0], wide), eps=0.1, attacks="FGSM", progress=False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, evaluate
+from pwoa_plugin.robustness import Attack, AttackRun, AttackSettings, AutoAttack, evaluate, load_protocol
 
 Pair = tuple[Tensor, Tensor]
 
@@ -297,15 +297,20 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"data": (GREY, F.one_hot(ONES, 10) * 2)}, r"data: labels have shape \(4, 10\).*argmax\(1\)"),
         ({"data": (GREY, torch.zeros(4, 10))}, r"data: labels have shape \(4, 10\) and are not one-hot"),
         ({"data": (GREY * 500, ONES)}, r"data: images span \[250, 250\].*divide them by 255"),
+        ({"data": (GREY / 255, ONES)}, r"data: images span \[0.001961, 0.001961\].*divided by 255 once too often"),
+        ({"data": (GREY, ONES), "pixel_range": (0, 255)}, r"data: images span \[0.5, 0.5\].*divided by 255 once"),
         ({"protocol": "standrad", "attacks": None}, "protocol='standrad' is unknown; did you mean standard"),
         ({"protocol": "standard"}, "protocol='standard' and attacks are given"),
+        ({"protocol": load_protocol("quick")}, "protocol='quick' and attacks are given"),
         ({"norm": "L3"}, "norm='L3' is unknown; use Linf or L2"),
         ({"norm": "L2", "eps": 9}, r"eps=9 is wider.*did you mean 9/255"),
         ({"sample": 5}, "sample=5: there are 4 images; give 1 to 4"),
         ({"sample": 0}, "sample=0 is no count"),
         ({"mean": [0.5]}, "std is missing; mean and std go together"),
-        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\(0.5, 0.5, 0.5\) does not fit images of 1 channels"),
-        ({"mean": [0.5], "std": [0]}, r"std=\(0,\) is not positive"),
+        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit images of 1 channels"),
+        ({"mean": 0.5, "std": 1}, "mean=0.5 does not fit images of 1 channels; give one number each"),
+        ({"mean": [0.5], "std": ["a"]}, r"std=\['a'\] does not fit images of 1 channels"),
+        ({"mean": [0.5], "std": [0]}, r"std=\(0.0,\) is not positive"),
         ({"data": (GREY, ONES[:, None])}, r"data: labels have shape \(4, 1\).*squeeze\(1\)"),
         ({"data": (GREY, ONES[:3])}, "data: 4 images come with 3 labels"),
         ({"data": (GREY, ONES * 10)}, r"data: labels span 10..10, the model has classes 0..9"),
@@ -470,7 +475,8 @@ def test_images_channels_last() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 4, 3, 4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 4))
     x = torch.rand(3, 3, 8, 8).to(memory_format=torch.channels_last)
-    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=["AutoAttack"], progress=False)
+    attack = AutoAttack(name="with few queries", queries=50)
+    report = evaluate(net, (x, net(x).argmax(1)), eps=0.01, attacks=attack, progress=False)
     assert report.clean == 1
 
 

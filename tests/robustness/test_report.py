@@ -182,6 +182,7 @@ def test_text_lines_up_and_has_the_notes(report: Report) -> None:
     [
         (0.3, (0.0, 1.0), "eps = 0.3,"),
         (0.031, (0.0, 1.0), "eps = 0.031,"),
+        (2.0, (0.0, 1.0), "eps = 2,"),
         (8.0, (0.0, 255.0), "eps = 8 in [0.0, 255.0],"),
     ],
 )

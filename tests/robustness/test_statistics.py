@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.stats import binom
 
-from pwoa_plugin.robustness.statistics import mcnemar_exact, paired, tango_interval, wilson_interval
+from pwoa_plugin.robustness.statistics import holm, mcnemar_exact, paired, tango_interval, wilson_interval
 
 tables = st.integers(2, 400).flatmap(
     lambda n: st.integers(0, n).flatmap(lambda b: st.tuples(st.just(b), st.integers(0, n - b), st.just(n)))
@@ -99,3 +99,11 @@ def test_bad_counts_are_refused() -> None:
         paired(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
     with pytest.raises(ValueError, match="are no counts"):
         tango_interval(3, 3, 5)
+
+
+def test_holm_adjusts_as_published() -> None:
+    # Checked by hand: the smallest times 4, the next times 3, and never below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.5, 0.9]) == [1.0, 1.0]
+    assert holm([0.03]) == [0.03]
+    assert holm([]) == []

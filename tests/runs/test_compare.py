@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,6 +18,8 @@ from safetensors.torch import save_file
 
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.robustness import Comparison
+from pwoa_plugin.runs.compare import ComparisonFolder
+from pwoa_plugin.runs.folder import RunFolder
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -52,7 +55,7 @@ def test_compare_writes_a_table_and_a_page(pwoa: Run, weights: Path) -> None:
     assert "The page is judged/dense-tenth/comparison.html" in err
     folder = weights / "judged" / "dense-tenth"
     names = {path.name for path in folder.iterdir()}
-    assert names == {"asked.json", "plots"} | {f"comparison.{kind}" for kind in ("json", "csv", "md", "html")}
+    assert names == {"asked.json", "plots", ".lock"} | {f"comparison.{kind}" for kind in ("json", "csv", "md", "html")}
     assert {path.stem for path in (folder / "plots").iterdir()} == {"attacks", "classes", "curves"}
     comparison = Comparison.from_json(folder / "comparison.json")
     assert comparison.weights["tenth"].sparsity == pytest.approx(0.9, abs=0.01)
@@ -67,6 +70,19 @@ def test_compare_writes_a_table_and_a_page(pwoa: Run, weights: Path) -> None:
     assert status == 2
     assert "out=judged/dense-tenth: holds another comparison, with other images, seed, curve; give another --out" in err
     assert (folder / "comparison.json").stat().st_mtime_ns == before
+
+
+def test_one_process_at_a_time_works_in_a_folder(pwoa: Run, weights: Path, finished: Path, common: list[str]) -> None:
+    run = weights / "run"
+    shutil.copytree(finished, run)
+    for command, folder in (
+        (["compare", "dense.safetensors", *common, "--out", "busy"], ComparisonFolder("busy")),
+        (["evaluate", run], RunFolder(run)),
+    ):
+        with folder.locked():
+            status, _, err = pwoa(*command, *QUICK, "--sample", 4)
+        assert status == 1
+        assert f"{folder}: another process is running here" in err
 
 
 def test_evaluate_takes_a_checkpoint(pwoa: Run, weights: Path, common: list[str]) -> None:
@@ -149,10 +165,13 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
         (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
         (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
+        (["evaluate", "robustbench:A", "COMMON"], "'mnist' is no data set of RobustBench's; give robustbench:DATASET/"),
+        (["compare", "dense.safetensors", "COMMON", "--seed", "-1"], "seed=-1 "),
+        (["compare", "dense.safetensors", "COMMON", "--batch-size", "0"], "batch_size=0 "),
         (["evaluate", "dense.safetensors", "COMMON", "--dense"], "--dense goes with a run"),
         (["evaluate", "shipped:robust_lenet", "COMMON"], "did you mean shipped:robust_lenet_mnist"),
         (["evaluate", "RUN", "--curve", "0.1"], "--curve does not go with a run in its own folder"),
-        (["evaluate", "RUN", "--protocol", "quick", "--attacks", "FGSM"], "protocol and attacks are given"),
+        (["evaluate", "RUN", "--protocol", "quick", "--attacks", "FGSM"], "protocol='quick' and attacks are given"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_folder(

@@ -4,7 +4,6 @@ import json
 import re
 import warnings
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -12,52 +11,18 @@ import matplotlib as mpl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from pages.parsed import Page
 from scipy.stats import binomtest
 
 from pwoa_plugin._yaml import parse_yaml
 from pwoa_plugin.pages import write_plots
-from pwoa_plugin.pages.text import duration, percent, size_text
+from pwoa_plugin.pages.text import percent
 from pwoa_plugin.runs.plots import drawings
 from pwoa_plugin.runs.report import RunReport, to_html, to_markdown
 
 from .a_run import content, unfinished
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 NASTY = "<script>alert(1)</script> $\\frac{ | ` \" ' & ]]> {{ 1 }} \n # x"
-
-
-class Page(HTMLParser):
-    """What is in a page: tags, attributes, text; raises where elements do not nest."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.said: list[tuple[str, str]] = []
-        self.feed(text)
-        self.close()
-        assert not self.open
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.said.append((self.open[-1] if self.open else "", data))
-
-    def text(self, *within: str) -> str:
-        return "\n".join(text for tag, text in self.said if tag != "style" and (not within or tag in within))
-
-    def attributes(self, name: str) -> list[str]:
-        return [value for _, attrs in self.tags for key, value in attrs.items() if key == name and value]
 
 
 def test_round_trip() -> None:
@@ -291,15 +256,10 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
     assert "images were judged" not in said
 
 
-def test_plots_are_png_files_of_readable_size(tmp_path: Path) -> None:
+def test_every_plot_is_a_file(tmp_path: Path) -> None:
     paths = write_plots(drawings(RunReport.from_dict(content())), tmp_path)
     assert [path.stem for path in paths] == ["robustness", "density", "loss", "admm", "validation"]
     assert sorted(tmp_path.iterdir()) == sorted(paths)
-    for path in paths:
-        with Image.open(path) as image:
-            assert image.format == "PNG"
-            assert image.width > 900
-            assert len(set(image.convert("L").tobytes())) > 20
 
 
 def test_one_epoch_can_be_drawn(tmp_path: Path) -> None:
@@ -405,27 +365,6 @@ def test_what_is_no_report_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^report\.") as refused:
         RunReport.from_dict(value)
     assert "\n" not in str(refused.value)
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        (percent(0.0), "0.00%"),
-        (percent(0.00001), "0.001%"),
-        (percent(0.12345), "12.35%"),
-        (percent(None), "-"),
-        (size_text(999), "999 bytes"),
-        (size_text(1000), "1 kB"),
-        (size_text(999_600), "1 MB"),
-        (size_text(1_669_928), "1.67 MB"),
-        (size_text(102_228_128), "102 MB"),
-        (duration(3.21), "3.2 s"),
-        (duration(600), "10 min"),
-        (duration(7380), "2 h 03 min"),
-    ],
-)
-def test_numbers_as_people_read_them(text: str, expected: str) -> None:
-    assert text == expected
 
 
 def test_whether_pruning_cost_robustness_is_said_everywhere() -> None:
