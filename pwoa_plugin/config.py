@@ -219,8 +219,8 @@ class ADMMConfig(_Section):
     """The ADMM phase, before the hard prune.
 
     Attributes:
-        epochs: its length. None: none where the run is `GradualConfig`'s, else a quarter of the run's ``epochs`` (1 of
-            2 or 3).
+        epochs: its length. None: a quarter of the run's ``epochs`` (1 of 2 or 3), where this section is told anything
+            but its defaults or there is no gradual pruning; else none.
         interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
         rho: first penalty weight.
         growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
@@ -242,6 +242,11 @@ class ADMMConfig(_Section):
     optimizer: OptimizerConfig | None = None
     schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig(name="constant"))
 
+    @property
+    def asked_for(self) -> bool:
+        """Whether it is told anything but its defaults; that there is none, too."""
+        return self != ADMMConfig()
+
     @model_validator(mode="after")
     def _ordered(self) -> ADMMConfig:
         if self.rho > self.rho_max:
@@ -254,13 +259,18 @@ class GradualConfig(_Section):
     again, more of them each time.
 
     Attributes:
-        epochs: its length; 0 is none. None: half of the run's ``epochs``, unless ``admm`` is told anything, or there is
-            no way between dense and the end (``structured``, ``n:m``).
-        interval: steps between two cuts; a short phase has at least 16 of them, where it has the steps.
+        epochs: its length; 0 is none. None: half of the run's ``epochs``, unless ``admm`` alone is told anything but
+            its defaults, or there is no way between dense and the end (``structured``, ``n:m``).
+        interval: steps between two cuts. None: such that there are some 48 of them.
     """
 
     epochs: int | None = Field(default=None, ge=0)
-    interval: int = Field(default=20, ge=1)
+    interval: int | None = Field(default=None, ge=1)
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether it is told anything but its defaults, and not that there is none."""
+        return self != GradualConfig() and self.epochs != 0
 
 
 class DataConfig(_Section):
@@ -459,10 +469,10 @@ class PwoAConfig(_Section):
             raise ValueError(
                 f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
             )
-        if self.gradual.epochs and (structured or density is not None):
+        if self.gradual.asked_for and (structured or density is not None):
             raise ValueError(
-                f"gradual.epochs={self.gradual.epochs} does not go with granularity={self.granularity!r}, which is "
-                "reached in one cut; leave it out"
+                f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "
+                "cut; leave it out"
             )
         phases = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if sum(phases.values()) > self.epochs:
@@ -478,14 +488,14 @@ class PwoAConfig(_Section):
         from .method.sparsity import STRUCTURED, make_sparsity_set
 
         one_cut = self.granularity == STRUCTURED or make_sparsity_set(self.granularity).fixed_density is not None
-        return 0 if one_cut or self.admm != ADMMConfig() else self.epochs // 2
+        return 0 if one_cut or (self.admm.asked_for and not self.gradual.asked_for) else self.epochs // 2
 
     @property
     def admm_epochs(self) -> int:
         """Epochs of the ADMM phase: as given, or, where gradual pruning is not what happens by default, a quarter."""
         if self.admm.epochs is not None:
             return self.admm.epochs
-        if self.gradual_epochs and self.admm == ADMMConfig():
+        if self.gradual_epochs and not self.admm.asked_for:
             return 0
         return max(self.epochs // 4, int(self.epochs > 1))
 

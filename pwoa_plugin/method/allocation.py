@@ -1,4 +1,4 @@
-"""Allocation of one total sparsity over the layers, from the dense weights, once.
+"""Allocation of one total sparsity over the layers, by their weights.
 
 A new allocation is one class here and one line in ``ALLOCATIONS``.
 """
@@ -148,13 +148,18 @@ class _Ranked(Allocation):
         ranks = [self.rank(layer) for layer in layers]
         for rank, layer in zip(ranks, layers, strict=True):
             rank[rank.topk(layer.least).indices] = torch.inf  # the best of every layer are in, so none is emptied
-        owner = torch.cat([torch.full((layer.groups,), i) for i, layer in enumerate(layers)])
-        size = torch.tensor([layer.size for layer in layers], dtype=torch.float64)
-        order = torch.cat(ranks).argsort(descending=True, stable=True)
-        total = size[owner[order]].cumsum(0)
-        take = int((total - budget).abs().argmin()) + 1
-        counts = torch.bincount(owner[order[:take]], minlength=len(layers))
-        return [float(count) for count in counts]
+        values = torch.cat(ranks)
+        owner = torch.cat([torch.full((layer.groups,), i, device=values.device) for i, layer in enumerate(layers)])
+        sizes = [layer.size for layer in layers]
+        if len({*sizes}) == 1:  # several times as fast as to sort them all
+            take = min(max(round(budget / sizes[0]), 1), len(values))
+            chosen = values.topk(take, sorted=False).indices
+        else:
+            order = values.argsort(descending=True, stable=True)
+            size = torch.tensor(sizes, dtype=torch.float64, device=values.device)
+            total = size[owner[order]].cumsum(0)
+            chosen = order[: int((total - budget).abs().argmin()) + 1]
+        return [float(count) for count in torch.bincount(owner[chosen], minlength=len(layers))]
 
 
 class LAMP(_Ranked):
@@ -214,7 +219,7 @@ def allocate(
     """How many groups every layer keeps.
 
     Args:
-        weights: dense weights ``(out, in, ...)`` by layer name.
+        weights: ``(out, in, ...)`` by layer name.
         sparsity: share of these weights to prune, in (0, 1).
         sparsity_set: how weights are grouped.
         allocation: how the total is spread; not asked where the set fixes each layer's density (n:m).
@@ -234,13 +239,15 @@ def allocate(
         shape = tuple(weight.shape)
         why = sparsity_set.supports(weight.shape)
         if why is None:
-            scores = sparsity_set.scores(weight.detach().double())
+            scores = sparsity_set.scores((weight.cpu() if weight.is_mps else weight).detach().double())
             if not scores.isfinite().all():
                 raise ValueError(
                     f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf"
                 )
             sizes = sparsity_set.scores(torch.ones(shape))
-            layers[name] = LayerGroups(shape, scores.cpu(), None if sizes.min() == sizes.max() else sizes)
+            first = next(iter(layers.values()), None)  # a model may be spread over devices
+            scores = scores if first is None else scores.to(first.scores.device)
+            layers[name] = LayerGroups(shape, scores, None if sizes.min() == sizes.max() else sizes.to(scores.device))
         result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
     if not layers:
         reasons = "; ".join(f"{name}: {entry.dense_because}" for name, entry in result.items())

@@ -66,7 +66,7 @@ class Compression:
         teacher: the frozen copy of the network as it was given.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation look at.
         radius: of the perturbation, in pixel units.
-        residual: ADMM's primal residual at the hard prune; None without ADMM.
+        residual: ADMM's primal residual at its end; None without ADMM.
         history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
 
     Raises:
@@ -113,7 +113,7 @@ class Compression:
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """``{layer: boolean mask}`` after the hard prune; empty where channels are removed."""
+        """``{layer: boolean mask}`` as of the last cut or the hard prune; empty where channels are removed."""
         return self.pruning.masks
 
     def _look(self) -> tuple[PwoAObjective, Tensor]:
@@ -212,6 +212,10 @@ class Compression:
         training.began = time.perf_counter() - training.status.seconds
         return training
 
+    def _phases(self) -> dict[str, int | None]:
+        config = self.config
+        return {"admm": config.admm_epochs, "gradual": config.gradual_epochs, "interval": config.gradual.interval}
+
     def _phase_of(self, epoch: int) -> str:
         config = self.config
         if epoch < config.admm_epochs:
@@ -225,6 +229,7 @@ class Compression:
             self._hard_prune(training)
         if phase != status.phase or training.optimizer is None:
             was_admm = status.phase == "admm"
+            self._note_residual(training)
             status.phase, status.rho, status.residual = phase, None, None
             self._enter_phase(training, anew=was_admm)
 
@@ -259,12 +264,15 @@ class Compression:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _hard_prune(self, training: _Training) -> None:
-        if training.admm is not None:
-            self.residual = training.admm.residual()
-            _logger.info("primal residual |W - Z| / |W| at the hard prune: %.4f", self.residual)
+        self._note_residual(training)
         self.pruning.prune(training.images, training.admm)
         self.pruning.hold()
         self._take_new_parameters(training)
+
+    def _note_residual(self, training: _Training) -> None:
+        if training.admm is not None:
+            self.residual = training.admm.residual()
+            _logger.info("primal residual |W - Z| / |W| at the end of ADMM: %.4f", self.residual)
 
     def _cut(self, training: _Training) -> None:
         """In the gradual phase, every so many steps."""
@@ -330,6 +338,7 @@ class Compression:
                 "status": {field.name: getattr(status, field.name) for field in dataclasses.fields(status)}
                 | {"terms": dict(status.terms), "seconds": time.perf_counter() - training.began},
                 "batch": training.batch,
+                "phases": self._phases(),
                 "radius": self.radius,
                 "hidden_layers": self.hidden_layers,
                 "residual": self.residual,
@@ -356,6 +365,11 @@ class Compression:
             raise StateError(
                 f"the saved state is of a run of {saved.steps} steps in {saved.epochs} epochs, and this one has "
                 f"{status.steps} in {status.epochs}; resume with the same data and config"
+            )
+        if facts["phases"] != self._phases():
+            raise StateError(
+                f"the saved state is of a run of other phases ({facts['phases']}) than this one ({self._phases()}); "
+                "resume with the same config"
             )
         training.status = saved
         self.pruning.resume(state)

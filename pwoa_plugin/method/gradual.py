@@ -16,7 +16,7 @@ from .sparsity import SparsitySet
 
 __all__ = ["Budget", "interval_of_cuts", "sparsity_at"]
 
-_FEWEST_CUTS = 16
+_CUTS = 48
 
 
 def sparsity_at(progress: float, final: float) -> float:
@@ -29,9 +29,9 @@ def sparsity_at(progress: float, final: float) -> float:
     return final * (1 - (1 - progress) ** 3)
 
 
-def interval_of_cuts(asked_for: int, steps: int) -> int:
-    """Steps between two cuts in a phase of ``steps``: as asked for, or fewer, so that there are 16 cuts at least."""
-    return min(asked_for, max(1, steps // _FEWEST_CUTS))
+def interval_of_cuts(asked_for: int | None, steps: int) -> int:
+    """Steps between two cuts in a phase of ``steps``: as asked for, or such that there are some 48 of them."""
+    return max(1, steps // _CUTS) if asked_for is None else asked_for
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
 from .hidden import check_names, find_hidden_layers
+from .layers import is_weighted
 from .objective import PwoAObjective
 
 __all__ = ["PwoALoss", "section"]
@@ -165,11 +166,17 @@ class PwoALoss(nn.Module):
         self._calls += 1
         if self._looks_inside:
             if student not in self._seen:
-                self._seen[student] = find_hidden_layers(student, x[:2], self.hsic.layers), set()
+                self._seen[student] = self._hidden_layers_of(student, x[:2]), set()
             objective.hidden_layers, objective.not_alike = self._seen[student]
         objective.use_hsic, objective.kept = self.use_hsic, self.kept
         loss: Tensor = objective(student, x, y)
         return loss
+
+    def _hidden_layers_of(self, student: nn.Module, images: Tensor) -> list[str]:
+        has_none = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
+        if has_none and self.hsic.lambda_x == self.hsic.lambda_y == 0:
+            return []  # features alone are wanted, and are left out
+        return find_hidden_layers(student, images, self.hsic.layers)
 
     def _build(self, x: Tensor) -> PwoAObjective:
         objective, self.radius = build_objective(

@@ -124,7 +124,7 @@ class PwoAObjective(nn.Module):
         """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
         alike = {}
         for name, target in teacher_hidden.items():
-            if name in self.kept:
+            if name in self.kept and (name not in hidden or hidden[name].shape != target.shape):
                 dim, indices = self.kept[name]
                 target = target.index_select(dim, indices)
             if name in hidden and hidden[name].shape == target.shape:

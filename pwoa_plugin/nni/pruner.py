@@ -490,8 +490,8 @@ class PwoAPruner(Baking, Pruner):
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
                 raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
-            if gradual.epochs:
-                raise ValueError("gradual: inside a scheduler, which says when, leave epochs out")
+            if gradual.asked_for:
+                raise ValueError("gradual: inside a scheduler, which says when, leave it out")
             plan = plan_scheduled(self.interval_steps, self.total_times, steps)
             if steps is not None and steps < plan.last_update:
                 raise ValueError(
@@ -523,7 +523,7 @@ class PwoAPruner(Baking, Pruner):
         at_next_training(evaluator, partial(self._train, evaluator))
 
     def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
-        before = self._pruned, self._held, self.residual
+        before = self._pruned, self._held, self.residual, dict(self.allocation)
         try:
             with undone_on_error(self.bound_model, evaluator):
                 check_counts(max_steps, max_epochs)
@@ -532,7 +532,8 @@ class PwoAPruner(Baking, Pruner):
                 if self._training is not None:
                     self._training.finish()  # if training ended early; and whether it left numbers
         except BaseException:
-            self._pruned, self._held, self.residual = before
+            self._pruned, self._held, self.residual, allocation = before
+            self._take_allocation(allocation)
             self._end()
             raise
 
@@ -600,10 +601,10 @@ def _check_steps_per_epoch(given: int | None, evaluator: Evaluator) -> None:
 
 
 def _check_one_way(admm: ADMMConfig, gradual: GradualConfig, targets: Mapping[str, Target]) -> None:
-    if gradual.epochs and admm != ADMMConfig():
+    if gradual.asked_for and admm.asked_for:
         raise ValueError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
-    if gradual.epochs and all(target.sparsity_set.fixed_density is not None for target in targets.values()):
-        raise ValueError(f"gradual.epochs={gradual.epochs} does not go with n:m, which is reached in one cut")
+    if gradual.asked_for and all(target.sparsity_set.fixed_density is not None for target in targets.values()):
+        raise ValueError(f"gradual: {gradual} does not go with n:m, which is reached in one cut; leave it out")
 
 
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: dict[str, ModuleWrapper]) -> nn.Module:

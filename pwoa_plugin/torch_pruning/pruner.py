@@ -557,7 +557,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             removals = plan.removals()
             if interactive:
                 self.current_step += 1
-                return self._groups(removals)
+                self.use(None)  # also where none of them is pruned
+                return self._groups(removals, self.current_step)
             expected = plan.tensors(self.model)
             with self._undone_on_error():
                 self._take_out(removals)
@@ -565,18 +566,20 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 self.current_step += 1
         return None
 
-    def _groups(self, removals: Sequence[Removal]) -> Iterator[Any]:
-        step = self.current_step
-
-        def prune(removal: Removal, indices: Sequence[int] | None) -> None:
+    def _groups(self, removals: Sequence[Removal], step: int) -> Iterator[Any]:
+        def check() -> None:
             if self.current_step != step:
                 raise ValueError("prune: this group is of an earlier step(); its channels have other numbers now")
+
+        def prune(removal: Removal, indices: Sequence[int] | None) -> None:
+            check()
             if indices is not None:
                 removal = replace(removal, channels=tuple(int(i) for i in indices))
             with self._undone_on_error():
                 self._take_out([removal])
 
         for removal in removals:
+            check()
             group, _ = to_take_out(self.model, self.DG, removal)
             yield ChosenGroup(group, partial(prune, removal))
 

@@ -227,6 +227,15 @@ def test_unlabelled_images(trained: TinyNet, images: Pair) -> None:
     assert "hsic_y" not in loss.terms
 
 
+def test_a_student_without_hidden_layers(trained: TinyNet, images: Pair) -> None:
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    loss = PwoALoss(trained, eps=0.1, hsic={"lambda_x": 0, "lambda_y": 0})
+    assert loss(linear, *images).isfinite()
+    assert [*loss.terms] == ["distillation"]
+    with pytest.raises(ValueError, match="found no hidden layer"):
+        PwoALoss(trained, eps=0.1)(linear, *images)
+
+
 def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
     x, y = images
     refusals = {

@@ -162,6 +162,26 @@ def test_nan_loss_leaves_the_model_as_it_was(trained: nn.Module, images: Pair) -
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
 
+def test_what_layers_keep_is_as_it_was_after_an_error(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
+    before, calls = dict(pruner.allocation), []
+    forward = type(pruner._loss).forward
+
+    def interrupted(*args: Any) -> Tensor:
+        calls.append(None)
+        if len(calls) > 30:  # after the hard prune
+            raise KeyboardInterrupt
+        return forward(*args)
+
+    monkeypatch.setattr(type(pruner._loss), "forward", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        pruner.compress(40)
+    assert len(calls) == 31
+    assert pruner.allocation == before
+
+
 def test_progress_bar_goes_to_stderr_and_quiet_is_quiet(
     trained: nn.Module, images: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,7 +19,7 @@ from pwoa_plugin.nni.training import FiniteCheck, Plan, plan_alone, plan_schedul
 @pytest.mark.parametrize(
     ("admm", "gradual", "steps", "per_epoch", "plan"),
     [
-        ({}, {}, 1000, None, Plan(20, 499, 500, gradual=True)),  # half of the steps
+        ({}, {}, 1000, None, Plan(10, 499, 500, gradual=True)),  # half of the steps
         ({}, {}, 40, None, Plan(1, 19, 20, gradual=True)),
         ({}, {}, 3, None, None),  # which leaves a single step: prune at once
         ({}, {"epochs": 3, "interval": 1}, 40, 6, Plan(1, 17, 18, gradual=True)),

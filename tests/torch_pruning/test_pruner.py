@@ -163,6 +163,20 @@ class TestChannels:
             group.prune()
         assert all(torch.equal(one, other) for one, other in zip(small.parameters(), whole.parameters(), strict=True))
 
+    def test_groups_that_nobody_has_looked_at_grow_old_too(self, small: nn.Module, x: Tensor) -> None:
+        pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
+        pruner.update_regularizer()
+        admm = pruner._admm
+        old, new = pruner.step(interactive=True), pruner.step(interactive=True)
+        assert new is not None
+        for group in new:
+            group.prune()
+        assert old is not None
+        with pytest.raises(ValueError, match=r"this group is of an earlier step\(\)"):
+            next(old)
+        assert admm is not None
+        assert pruner._admm is None
+
     def test_what_is_pruned_interactively_counts_at_once(self, small: nn.Module, x: Tensor, tmp_path: Path) -> None:
         small.fc2.requires_grad_(False)
         adapted = []
@@ -571,7 +585,7 @@ class TestRefused:
         assert pruner.current_step == (interactive and at == 3)
         assert not pruner.removals
         assert not pruner.inputs_left
-        assert pruner._admm is admm
+        assert pruner._admm is (None if interactive and at == 3 else admm)  # that step is taken
         pruner.step()
         assert widths(small)["conv3"] == (6 if interactive and at == 3 else 9)
 

@@ -94,6 +94,10 @@ def test_the_inputs_that_are_left_are_the_teachers(
         pruner.step()
         loss(small, x, torch.tensor([0, 1, 2, 0]))
         assert "features" in loss.terms
+    # A teacher made of the pruned network has as many channels as that, and is compared whole.
+    late = PwoALoss(small, eps=0.1, kept=pruner.inputs_left)
+    late(small.eval(), x, torch.tensor([0, 1, 2, 0]))
+    assert float(late.terms["features"]) == pytest.approx(0, abs=1e-9)
     assert "no feature distillation of" not in caplog.text
     assert set(pruner.inputs_left) == {"conv2", "conv3", "fc1", "fc2"}
     for name, (dim, indices) in pruner.inputs_left.items():
