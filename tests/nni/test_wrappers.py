@@ -135,14 +135,23 @@ def test_on_the_wrappers_of_another_pruner(trained: nn.Module, images: Pair, eva
     assert_masked(trained, masks)
 
 
-def test_masks_in_every_step_of_the_fine_tuning(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+@pytest.mark.parametrize(
+    ("admm", "expected"),
+    [
+        (None, [0.75 * (1 - (1 - n / 8) ** 3) for n in range(1, 8)] + [0.75] * 9),
+        ({"rho": 0.2}, [0.0] * 3 + [0.75] * 13),
+    ],
+)
+def test_masks_in_every_step(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, admm: dict[str, Any] | None, expected: list[float]
+) -> None:
     zeros: list[float] = []
 
     def look(model: nn.Module, _: Tensor) -> None:
         zeros.append(float((model.fc1._nni_wrapper.weight == 0).float().mean()))
 
-    PwoAPruner(trained, ENTRIES, evaluator(trained, images, seen=look), eps=0.1).compress(16)
-    assert zeros == [0.0] * 3 + [0.75] * 13
+    PwoAPruner(trained, ENTRIES, evaluator(trained, images, seen=look), eps=0.1, admm=admm).compress(16)
+    assert zeros == pytest.approx(expected, abs=1e-3)
 
 
 def test_masks_in_a_file_and_back(
