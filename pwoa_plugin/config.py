@@ -272,6 +272,10 @@ class GradualConfig(_Section):
         """Whether it is told anything but its defaults, and not that there is none."""
         return self != GradualConfig() and self.epochs != 0
 
+    def yields_to(self, admm: ADMMConfig) -> bool:
+        """Whether ADMM alone is asked for: then it is not the default."""
+        return admm.asked_for and not self.asked_for
+
 
 class DataConfig(_Section):
     """The images of a file's run, where Python has a ``train_loader``.
@@ -469,7 +473,7 @@ class PwoAConfig(_Section):
             raise ValueError(
                 f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
             )
-        if self.gradual.asked_for and (structured or density is not None):
+        if self.gradual.asked_for and self._reached_in_one_cut:
             raise ValueError(
                 f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "
                 "cut; leave it out"
@@ -485,10 +489,14 @@ class PwoAConfig(_Section):
         """Epochs of the gradual phase: as given, or half of the run (see `GradualConfig`)."""
         if self.gradual.epochs is not None:
             return self.gradual.epochs
+        return 0 if self._reached_in_one_cut or self.gradual.yields_to(self.admm) else self.epochs // 2
+
+    @property
+    def _reached_in_one_cut(self) -> bool:
+        """Whether the granularity is reached in one cut: there is no way between dense and the end."""
         from .method.sparsity import STRUCTURED, make_sparsity_set
 
-        one_cut = self.granularity == STRUCTURED or make_sparsity_set(self.granularity).fixed_density is not None
-        return 0 if one_cut or (self.admm.asked_for and not self.gradual.asked_for) else self.epochs // 2
+        return self.granularity == STRUCTURED or make_sparsity_set(self.granularity).fixed_density is not None
 
     @property
     def admm_epochs(self) -> int:

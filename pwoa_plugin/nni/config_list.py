@@ -61,16 +61,19 @@ class Target:
     Attributes:
         module: its module's name.
         name: its own, ``weight``.
-        sparsity_set: how it is split into groups.
         allocation: how many of them it keeps.
         budget: what it shares with the other parameters of its entry; ``sparsity`` is the entry's ratio.
     """
 
     module: str
     name: str
-    sparsity_set: SparsitySet
     allocation: LayerAllocation
     budget: Budget
+
+    @property
+    def sparsity_set(self) -> SparsitySet:
+        """How it is split into groups."""
+        return self.budget.sparsity_set
 
     @property
     def ratio(self) -> float:
@@ -421,5 +424,5 @@ def _allocate(model: nn.Module, entry: _Entry) -> dict[str, Target]:
             share = allocated[_key(name, target)]
             if share.dense_because:
                 _logger.warning("%s: layer %s stays dense: %s", entry.where, name, share.dense_because)
-            found[_key(name, target)] = Target(name, target, sparsity_set, share, budget)
+            found[_key(name, target)] = Target(name, target, share, budget)
     return found

@@ -207,7 +207,7 @@ class PwoAPruner(Baking, Pruner):
         register_settings(model)
         allocated, pruning = run.allocation.items(), run.pruning
         assert isinstance(pruning, Masking)
-        self._targets = {n: Target(n, "weight", pruning.sparsity_set, x, pruning.budget) for n, x in allocated}
+        self._targets = {n: Target(n, "weight", x, pruning.budget) for n, x in allocated}
         self._loss = PwoALoss(
             run.teacher,
             distillation=config.distillation,
@@ -504,8 +504,7 @@ class PwoAPruner(Baking, Pruner):
         if per_epoch is None and (config.epochs or config.interval or gradual.epochs):
             name = "gradual: epochs needs" if gradual.epochs else "admm: epochs and interval need"
             raise ValueError(f"{name} steps_per_epoch=; give it to PwoAPruner, or leave them out")
-        one_cut = all(x.sparsity_set.fixed_density is not None for x in self._targets.values())
-        return plan_alone(config, gradual, steps, per_epoch, one_cut=one_cut)
+        return plan_alone(config, gradual, steps, per_epoch, one_cut=_in_one_cut(self._targets))
 
     def _steps_of_an_epoch(self) -> int | None:
         known: int | None = getattr(self.evaluator, "steps_per_epoch", None)
@@ -600,10 +599,15 @@ def _check_steps_per_epoch(given: int | None, evaluator: Evaluator) -> None:
         raise ValueError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
 
 
+def _in_one_cut(targets: Mapping[str, Target]) -> bool:
+    """Whether there is no way between dense and the end, since all are n:m."""
+    return all(target.sparsity_set.fixed_density is not None for target in targets.values())
+
+
 def _check_one_way(admm: ADMMConfig, gradual: GradualConfig, targets: Mapping[str, Target]) -> None:
     if gradual.asked_for and admm.asked_for:
         raise ValueError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
-    if gradual.asked_for and all(target.sparsity_set.fixed_density is not None for target in targets.values()):
+    if gradual.asked_for and _in_one_cut(targets):
         raise ValueError(f"gradual: {gradual} does not go with n:m, which is reached in one cut; leave it out")
 
 

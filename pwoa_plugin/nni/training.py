@@ -102,7 +102,7 @@ def plan_alone(
     Returns:
         None where no time is left for either: then one prunes at once.
     """
-    half = 0 if one_cut or (admm.asked_for and not gradual.asked_for) else steps // 2
+    half = 0 if one_cut or gradual.yields_to(admm) else steps // 2
     cuts = half if gradual.epochs is None else gradual.epochs * (per_epoch or 0)
     if cuts > 1:
         return Plan(interval_of_cuts(gradual.interval, cuts), cuts - 1, cuts, gradual=True)
