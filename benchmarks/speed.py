@@ -4,9 +4,10 @@
 
 Same network, optimizer (Adam) and batch of 128. Pairs of steps are interleaved and the ratio is of medians. Student
 forward and backward plus the teacher's forward alone would be 1.33. ``fine-tune`` is a step of the default objective
-under masks; ``admm`` has ADMM's gradient, and its dual update every eleventh step or so, spread over the steps;
-``published`` is the paper's objective, without perturbation and hidden features. Peak memory is that of a process of
-its own for each: on the CPU its largest resident size beyond what it had before the steps.
+under masks; ``gradual`` has a cut every nineteenth step as well, as in 12 epochs of 20,000 images, its cost spread over
+them; ``admm`` has ADMM's gradient, and its dual update every eleventh step; ``published`` is the paper's objective,
+without perturbation and hidden features. Peak memory is that of a process of its own for each: on the CPU its largest
+resident size beyond what it had before the steps.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from pwoa_plugin.models import make_model
 
 BATCH = 128
 SHAPES = {"lenet": (1, 28, 28), "lenet3": (1, 28, 28), "resnet18-cifar": (3, 32, 32), "wrn-34-10": (3, 32, 32)}
-KINDS = ("plain", "published", "fine-tune", "admm")
+KINDS = ("plain", "published", "fine-tune", "gradual", "admm")
+CUTS_APART = 19
 Step = Callable[[], None]
 
 
@@ -68,10 +70,10 @@ def make_step(kind: str, network: str, device: str) -> Step:
         eps=config.eps,
         pixel_range=config.pixel_range,
     )
-    weights = {name: layer.get_parameter("weight") for name, layer in run.layers.items()}
-    masks = {name: run.mask_of(name) for name in weights}
+    weights, masks = run.pruning.admm_problem()
     admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1) if kind == "admm" else None
-    fixed = {name: masks[name](weight) for name, weight in weights.items()}
+    if admm is None:
+        run.pruning.cut(1.0)
     done = 0
 
     def pwoa() -> None:
@@ -81,12 +83,12 @@ def make_step(kind: str, network: str, device: str) -> Step:
         if admm is not None:
             admm.add_gradient()
         optimizer.step()
-        with torch.no_grad():
-            if admm is None:
-                for name, weight in weights.items():
-                    weight.mul_(fixed[name])
-            elif done % 11 == 0:
-                admm.dual_update()
+        if admm is None:
+            run.pruning.hold()
+        elif done % 11 == 0:
+            admm.dual_update()
+        if kind == "gradual" and done % CUTS_APART == 0:
+            run.pruning.cut(1.0)
         done += 1
 
     return pwoa
@@ -101,18 +103,19 @@ def milliseconds(step: Step, device: str) -> float:
 
 
 def parts(network: str, pairs: int, device: str) -> dict[str, float]:
-    """ADMM's penalty by hand and by autograd, and its projection, in milliseconds."""
+    """ADMM's penalty by hand and by autograd, its projection, and a cut, in milliseconds."""
     x, y = images(network, device)
     model: nn.Module = make_model(network, num_classes=10, in_channels=SHAPES[network][0]).to(device)
     run = Compression(model, PwoAConfig(sparsity=0.9, train_loader=(x, y)))
-    weights = {name: layer.get_parameter("weight") for name, layer in run.layers.items()}
-    admm = ADMM(weights, {name: run.mask_of(name) for name in weights}, rho=0.1, growth=1.0, rho_max=0.1)
+    weights, masks = run.pruning.admm_problem()
+    admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1)
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
     steps: dict[str, Step] = {
         "penalty, by hand": admm.add_gradient,
         "penalty, by autograd": lambda: admm.penalty().backward(),
         "dual update": admm.dual_update,
+        "gradual cut": lambda: run.pruning.cut(0.5),
     }
     return {
         name: statistics.median(milliseconds(step, device) for _ in range(max(3, pairs // 4)))
