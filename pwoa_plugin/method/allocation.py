@@ -169,11 +169,9 @@ class LAMP(_Ranked):
     """
 
     def rank(self, layer: LayerGroups) -> Tensor:
-        ordered, index = layer.scores.sort(descending=True, stable=True)
-        lamp = torch.zeros_like(ordered)
-        torch.div(ordered, ordered.cumsum(0), out=lamp)
-        lamp.nan_to_num_(nan=0.0)  # 0 / 0 in a layer of zeros
-        return torch.empty_like(lamp).scatter_(0, index, lamp)
+        left = layer.scores.nonzero().squeeze(1)  # in gradual pruning, fewer at every cut
+        ordered, index = layer.scores[left].sort(descending=True, stable=True)
+        return torch.zeros_like(layer.scores).scatter_(0, left[index], ordered / ordered.cumsum(0))
 
 
 class Global(_Ranked):

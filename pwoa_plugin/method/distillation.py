@@ -62,6 +62,6 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
     terms = []
     for name, target in teacher.items():
         target = target.float()
-        difference = (student[name].float() - target).square().mean()
-        terms.append(difference / target.square().mean().clamp_min(torch.finfo(torch.float32).tiny))
+        size = torch.linalg.vector_norm(target).square() / target.numel()
+        terms.append(F.mse_loss(student[name].float(), target) / size.clamp_min(torch.finfo(torch.float32).tiny))
     return torch.stack(terms).mean()

@@ -39,10 +39,25 @@ __all__ = [
 _RIDGE = 1e-5  # the authors' epsilon, multiplied by m
 
 
+def _channels_last(x: Tensor) -> bool:
+    return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
 def _matrix(x: Tensor) -> Tensor:
-    """``(m, ...)`` as ``(m, d)``, in float32 unless it is float64: kernels do not survive half precision."""
-    x = x.flatten(1)
+    """``(m, ...)`` as ``(m, d)``, in float32 unless it is float64: kernels do not survive half precision.
+
+    Features come in the order in which they lie in memory, which spares a copy; kernels do not depend on it.
+    """
+    x = (x.permute(0, 2, 3, 1) if _channels_last(x) else x).flatten(1)
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _as_before(rows: Tensor, x: Tensor) -> Tensor:
+    """``(m, d)`` rows of `_matrix` in the shape, memory format and dtype of ``x``."""
+    if _channels_last(x):
+        m, channels, height, width = x.shape
+        return rows.view(m, height, width, channels).permute(0, 3, 1, 2).to(x.dtype)
+    return rows.view(x.shape).to(x.dtype)
 
 
 def _centred(kernel: Tensor) -> Tensor:
@@ -193,7 +208,7 @@ class _Dependence(torch.autograd.Function):
                 x = _matrix(z)
                 # Each pair counts twice and d exp(-D/v) = -exp(-D/v) dD / v, v = 2 sigma^2 d.
                 scale = -2 / (ctx.sigma**2 * x.shape[1])
-                gradients.append(((scale * laplacian[j]).to(x.dtype) @ x).view(z.shape).to(z.dtype))
+                gradients.append(_as_before((scale * laplacian[j]).to(x.dtype) @ x, z))
         return (None, None, None, *gradients)
 
 

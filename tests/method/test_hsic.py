@@ -136,6 +136,18 @@ def test_autocast_computes_in_float32() -> None:
     assert all(z.grad is not None and z.grad.dtype == torch.bfloat16 for z in half)
 
 
+def test_memory_format_changes_nothing_and_the_gradient_has_it() -> None:
+    _, y, (z, _) = batch(12)
+    gradients = {}
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        layer = z.clone(memory_format=memory_format).requires_grad_()
+        hsic([linear_kernel(y)], [layer]).sum().backward()
+        assert layer.grad is not None
+        assert layer.grad.is_contiguous(memory_format=memory_format)
+        gradients[memory_format] = layer.grad
+    torch.testing.assert_close(gradients[torch.channels_last], gradients[torch.contiguous_format])
+
+
 def test_nan_activations_give_nan_and_do_not_raise() -> None:
     x, _, (z, _) = batch(8, dtype=torch.float32)
     z[3, 0] = torch.nan
