@@ -32,8 +32,9 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.method.layers import is_weighted
 from pwoa_plugin.models import robust_lenet
 
-from .mnist import EPS, images_of
+from .subjects import SUBJECTS, mnist_images
 
+EPS = SUBJECTS["mnist"].eps
 PRUNED = [{"op_types": ["Conv2d", "Linear"], "target_names": ["weight"], "sparse_ratio": 0.9375, "granularity": [1]}]
 PRUNERS = ("agp-level", "movement", "agp-taylor")
 PWOA = {"pwoa": "uniform", "pwoa-lamp": "lamp"}  # allocation
@@ -85,9 +86,9 @@ def prune(method: str, model: nn.Module, data: TensorDataset, epochs: int, optio
 
 
 def cell(args: argparse.Namespace, method: str) -> dict[str, Any]:
-    x, y = images_of(args.data, train=True)
+    x, y = mnist_images(args.data, train=True)
     data = TensorDataset(x[-args.images :], y[-args.images :])
-    judge = images_of(args.data, train=False)
+    judge = mnist_images(args.data, train=False)
     model = robust_lenet().to(memory_format=torch.channels_last)  # 1.5 times as fast on a CPU
     result: dict[str, Any] = {"method": method, "epochs": args.epochs, "images": args.images, "seed": args.seed}
     result["options"] = args.options

@@ -25,11 +25,12 @@ from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.mnist import EPS, images_of
+from benchmarks.subjects import SUBJECTS, mnist_images
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
 from pwoa_plugin.masks import Masks
 from pwoa_plugin.models import robust_lenet
 
+EPS = SUBJECTS["mnist"].eps
 LAYERS = ["Conv2d", "Linear"]
 QUANTIZED = [
     {
@@ -119,9 +120,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    x, y = images_of(args.data, train=True)
+    x, y = mnist_images(args.data, train=True)
     images = x[-args.images :], y[-args.images :]
-    x, y = images_of(args.data, train=False)
+    x, y = mnist_images(args.data, train=False)
     judge = x[: args.judged], y[: args.judged]
     started = time.perf_counter()
     result: dict[str, Any] = {name: value for name, value in vars(args).items() if name not in ("data", "out")}

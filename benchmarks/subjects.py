@@ -17,7 +17,7 @@ from pwoa_plugin.data import mnist_sample
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.models.resnet import ResNetCIFAR
 
-__all__ = ["CIFAR_CHECKPOINT", "SUBJECTS", "Judge", "Subject", "cifar_resnet"]
+__all__ = ["CIFAR_CHECKPOINT", "SUBJECTS", "Judge", "Subject", "cifar_resnet", "mnist_images"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -64,7 +64,7 @@ class Subject:
     epochs: int = 12
 
 
-def _mnist(root: Path, *, train: bool) -> Pair:
+def mnist_images(root: Path, *, train: bool) -> Pair:
     from torchvision.datasets import MNIST
 
     data = MNIST(root, train=train, download=True)
@@ -78,7 +78,7 @@ def _mnist_validation(_: Path) -> Pair:
 
 def _mnist_training(root: Path) -> Pair:
     """The last 20,000 of the training images that are not in the validation split."""
-    x, y = _mnist(root, train=True)
+    x, y = mnist_images(root, train=True)
     held = {image.tobytes() for image in _mnist_validation(root)[0].mul(255).round().byte().numpy()}
     free = torch.tensor([image.tobytes() not in held for image in x.mul(255).round().byte().numpy()])
     return x[free][-20_000:], y[free][-20_000:]
@@ -136,7 +136,7 @@ SUBJECTS: dict[str, Subject] = {
         model=robust_lenet,
         training=_mnist_training,
         validation=_mnist_validation,
-        test=lambda root: _mnist(root, train=False),
+        test=lambda root: mnist_images(root, train=False),
         judge=Judge(pgd="PGD-40", images=1000, deep=500),
     ),
     "cifar10": Subject(

@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from pwoa_plugin import LightningEvaluator, PwoAPruner, evaluate
 from pwoa_plugin.models import robust_lenet
 
-from .mnist import EPS, images_of
+from .subjects import SUBJECTS, mnist_images
 
+EPS = SUBJECTS["mnist"].eps
 PRUNED = [{"op_types": ["Conv2d", "Linear"], "target_names": ["weight"], "sparse_ratio": 0.75, "granularity": [1]}]
 
 
@@ -57,7 +58,7 @@ class Images(pl.LightningDataModule):
         self.root, self.images, self.batch_size = root, images, batch_size
 
     def train_dataloader(self) -> DataLoader[Any]:
-        x, y = images_of(self.root, train=True)
+        x, y = mnist_images(self.root, train=True)
         data = TensorDataset(x[-self.images :], y[-self.images :])
         return DataLoader(data, batch_size=self.batch_size, shuffle=True, drop_last=True)
 
@@ -104,7 +105,7 @@ def main() -> None:
     if torch.distributed.get_rank() > 0:
         return
     weights = [parameter for parameter in model.parameters() if parameter.dim() > 1]
-    x, y = images_of(args.data, train=False)
+    x, y = mnist_images(args.data, train=False)
     report = evaluate(model.net, (x[: args.judged], y[: args.judged]), eps=EPS, attacks=["PGD-40"], progress=False)
     result = {
         "processes": args.processes,
