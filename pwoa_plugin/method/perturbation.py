@@ -165,29 +165,39 @@ class Patterns(BlockSign):
         return [*super().cells(height, width), (height, 1), (1, width)]
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        cells = self.cells(x.shape[2], x.shape[3])
-        field = torch.rand((len(x), 1, 4, 4), generator=generator, device=x.device)
-        field = F.interpolate(field, size=x.shape[2:], mode="bilinear", align_corners=False)
-        threshold = torch.rand((len(x), 1, 1, 1), generator=generator, device=x.device)
-        return torch.where(field > threshold, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))
+        n, _, height, width = x.shape
+        cells = self.cells(height, width)
+        field = torch.rand((n, 4, 4), generator=generator, device=x.device)
+        field = _interpolation(height, x.device) @ field @ _interpolation(width, x.device).t()  # bilinear
+        threshold = torch.rand((n, 1, 1), generator=generator, device=x.device)
+        inside = (field > threshold).unsqueeze(1)
+        return torch.where(inside, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))
+
+
+def _interpolation(size: int, device: torch.device) -> Tensor:
+    """``(size, 4)``: what 4 points contribute to each of ``size`` (`F.interpolate`, bilinear, corners not aligned)."""
+    points = torch.eye(4, device=device).unsqueeze(0)
+    return F.interpolate(points, size=size, mode="linear", align_corners=False)[0].t()
 
 
 def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    bits = torch.randint(0, 2, x.shape, generator=generator, device=x.device, dtype=torch.uint8)
-    return bits.to(x.dtype).mul_(2).sub_(1)
+    """-1 or 1, shaped as ``x``; a draw of the generator serves for 31 of them."""
+    shifts = torch.arange(31, dtype=torch.int32, device=x.device)
+    words = torch.empty((-(-x.numel() // 31), 1), dtype=torch.int32, device=x.device).random_(generator=generator)
+    bits = (words >> shifts).bitwise_and_(1).flatten()[: x.numel()]
+    return bits.view(x.shape).to(x.dtype).mul_(2).sub_(1)
 
 
 def _sign_grid(x: Tensor, cells: list[tuple[int, int]], generator: torch.Generator | None) -> Tensor:
     """Random signs, constant on cells whose size is drawn per image from ``cells``."""
-    n, _, height, width = x.shape
+    n, channels, height, width = x.shape
     device = x.device
-    signs = _random_signs(x, generator)
     size = torch.tensor(cells, device=device)
-    size = size[torch.randint(len(cells), (n,), generator=generator, device=device)]
-    row = torch.arange(height, device=device)[None] // size[:, :1]
-    column = torch.arange(width, device=device)[None] // size[:, 1:]
-    index = (row[:, :, None] * width + column[:, None, :]).view(n, 1, height * width)
-    return signs.flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view_as(x)
+    row = torch.arange(height, device=device) // size[:, :1]
+    column = torch.arange(width, device=device) // size[:, 1:]
+    of_cells = (row[:, :, None] * width + column[:, None, :]).view(len(cells), 1, height * width)
+    index = of_cells[torch.randint(len(cells), (n,), generator=generator, device=device)]
+    return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, channels, -1)).view(x.shape)
 
 
 def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:
