@@ -41,20 +41,25 @@ def kept(model: nn.Module) -> tuple[int, int]:
 
 
 def judged(model: nn.Module, images: Any, eps: float, judge: Judge, *, deep: bool, seed: int) -> dict[str, Any]:
-    """Accuracies, and seconds of the attacks. AutoAttack goes at those that PGD left: its share is the worst case's."""
+    """Accuracies, and seconds of the attacks. AutoAttack goes at those that PGD left: its share is the worst case's.
+
+    ``robust`` says of every one of its images whether it withstood, as 1 or 0: cells are compared image by image.
+    """
     x, y = images[0][: judge.images], images[1][: judge.images]
     wide = evaluate(model, (x, y), eps=eps, attacks=judge.pgd, seed=seed, progress=False)
     pgd = wide.attacks[judge.pgd]
-    result = {"clean": wide.clean, judge.pgd: pgd.accuracy, "judged": len(x), "judge_seconds": {judge.pgd: pgd.seconds}}
+    seconds = {judge.pgd: pgd.seconds}
+    result: dict[str, Any] = {"clean": wide.clean, judge.pgd: pgd.accuracy, "judged": len(x), "judge_seconds": seconds}
     if deep:
         n = min(judge.deep, len(x))
-        left = pgd.robust[:n].nonzero().squeeze(1)
-        robust = 0
+        robust = pgd.robust[:n].clone()
+        left = robust.nonzero().squeeze(1)
         if len(left):
             report = evaluate(model, (x[left], y[left]), eps=eps, attacks="AutoAttack", seed=seed, progress=False)
-            robust = int(report.attacks["AutoAttack"].robust.sum())
-            result["judge_seconds"]["AutoAttack"] = report.attacks["AutoAttack"].seconds
-        result |= {"AutoAttack": robust / n, "deep": n}
+            robust[left] = report.attacks["AutoAttack"].robust
+            seconds["AutoAttack"] = report.attacks["AutoAttack"].seconds
+        verdicts = "".join(str(int(verdict)) for verdict in robust)
+        result |= {"AutoAttack": int(robust.sum()) / n, "deep": n, "robust": verdicts}
     return result
 
 
