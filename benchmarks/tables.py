@@ -1,6 +1,10 @@
 """Tables and plots of the study, from its cells alone.
 
-python -m benchmarks.tables mnist [--split validation] [--plots docs]
+    python -m benchmarks.tables mnist [--plots docs]
+    python -m benchmarks.tables mnist --ablations
+
+Ablations are the cells of the validation split, each beside the default at the same compression: the images that
+AutoAttack took from one and not from the other, and McNemar's exact p, unadjusted.
 """
 
 from __future__ import annotations
@@ -14,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.robustness import RESULTS
+from pwoa_plugin.robustness.statistics import mcnemar_exact, wilson_interval
 
 Cell = Mapping[str, Any]
 Cells = dict[str, dict[float, list[Cell]]]  # method, compression, one a seed
@@ -57,16 +62,49 @@ def spread(values: Sequence[float]) -> str:
     return f"{mean:.1%}" + (f" ± {(max(values) - min(values)) / 2:.1%}" if len(values) > 1 else "")
 
 
+def deep_figure(cell: Cell) -> str:
+    """AutoAttack's accuracy, and its 95 % interval."""
+    low, high = wilson_interval(round(cell["AutoAttack"] * cell["deep"]), cell["deep"])
+    return f"{cell['AutoAttack']:.1%} ({low:.0%} to {high:.0%})"
+
+
+def ablations(cells: Cells) -> str:
+    lines = [
+        "| compression | setting | clean | PGD | AutoAttack (95 %) | only default, only this | p |",
+        "| --- " * 7 + "|",
+    ]
+    for compression in sorted({compression for rows in cells.values() for compression in rows}):
+        base = deep_of(cells.get("default", {}).get(compression, []))
+        for method in methods_of(cells):
+            for cell in cells[method].get(compression, []):
+                figures = [f"{compression:g}x", method, f"{cell['clean']:.1%}", f"{pgd_of(cell):.1%}"]
+                figures += [deep_figure(cell) if "AutoAttack" in cell else "not run", *beside(base, cell)]
+                lines.append(f"| {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def beside(base: Cell | None, cell: Cell) -> tuple[str, str]:
+    """Images that only one of two cells withstands, and how likely so uneven a split is by chance."""
+    if base is None or base is cell or "robust" not in base or len(base["robust"]) != len(cell.get("robust", "")):
+        return "", ""
+    pairs = list(zip(base["robust"], cell["robust"], strict=True))
+    first, second = pairs.count(("1", "0")), pairs.count(("0", "1"))
+    return f"{first}, {second}", f"{mcnemar_exact(first, second):.2g}"
+
+
 def table(cells: Cells) -> str:
     dense = deep_of(cells.get("dense", {}).get(1.0, []))
-    lines = ["| compression | method | clean | PGD | AutoAttack | share of dense | seconds |", "| --- " * 7 + "|"]
+    lines = [
+        "| compression | method | clean | PGD | AutoAttack (95 %) | share of dense | seconds |",
+        "| --- " * 7 + "|",
+    ]
     for compression in sorted({compression for rows in cells.values() for compression in rows}):
         for method in methods_of(cells):
             row = cells[method].get(compression)
             if not row:
                 continue
             deep = deep_of(row)
-            robust = f"{deep['AutoAttack']:.1%}" if deep else "not run"
+            robust = deep_figure(deep) if deep else "not run"
             share = f"{deep['AutoAttack'] / dense['AutoAttack']:.1%}" if deep and dense else ""
             seconds = statistics.median(cell["prune_seconds"] for cell in row)
             figures = [
@@ -124,13 +162,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--split", choices=["test", "validation"], default="test")
+    parser.add_argument("--ablations", action="store_true")
     parser.add_argument("--plots", type=Path, help="folder to draw into")
     args = parser.parse_args()
-    cells = read(args.results, args.subject, args.split)
+    split = "validation" if args.ablations else "test"
+    cells = read(args.results, args.subject, split)
     if not cells:
-        parser.error(f"no cell of {args.subject} ({args.split}) in {args.results}; run benchmarks.robustness first")
-    print(table(cells))
+        parser.error(f"no cell of {args.subject} ({split}) in {args.results}; run benchmarks.robustness first")
+    print(ablations(cells) if args.ablations else table(cells))
     if args.plots:
         plot(cells, args.plots, args.subject)
 
