@@ -7,7 +7,7 @@ images, epochs, batch size and seed as the others.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,12 +17,39 @@ from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin._random import seeded
+from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.oneshot import prune_once
 
 __all__ = ["METHODS", "Task"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Loader:
+    """Batches of images and labels in a new order in every epoch, the draws from torch's global generator.
+
+    Attributes:
+        images: ``(N, C, H, W)`` in [0, 1], and labels.
+        batch_size: images in a batch; the last has what is left.
+        augment: random crop after padding by 4, and horizontal flip.
+    """
+
+    images: tuple[Tensor, Tensor]
+    batch_size: int
+    augment: bool
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.images[0]) / self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        x, y = self.images
+        order = torch.randperm(len(x))
+        generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if self.augment else None
+        for index in order.split(self.batch_size):
+            batch = x[index]
+            yield (crop_and_flip(batch, *draw_crops_and_flips(len(index), generator)) if generator else batch), y[index]
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,7 @@ class Task:
         sparsity: share of all convolution and linear weights to prune.
         images: to prune with, and their labels.
         eps: Linf radius, in pixel units.
+        augment: whether training images are cropped and flipped.
         epochs, batch_size, seed: of the training.
         fields: of `PwoAConfig`, over the method's own.
     """
@@ -43,28 +71,31 @@ class Task:
     images: tuple[Tensor, Tensor]
     eps: float
     epochs: int
+    augment: bool = False
     batch_size: int = 128
     seed: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
+    def loader(self) -> Loader:
+        return Loader(self.images, self.batch_size, self.augment)
+
     def prune(self, model: nn.Module, config: Callable[..., PwoAConfig] = PwoAConfig, **own: Any) -> None:
-        common = {"sparsity": self.sparsity, "train_loader": self.images, "eps": self.eps, "epochs": self.epochs}
+        common = {"sparsity": self.sparsity, "train_loader": self.loader(), "eps": self.eps, "epochs": self.epochs}
         common |= {"seed": self.seed, "progress": False}
         PwoAPruner(model, config(**common | own | self.fields)).compress()
 
 
 def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss) -> None:
     """Train under masks with the default's optimizer and schedule: Adam 1e-3, falling to 0 as a cosine."""
-    x, y = task.images
+    loader = task.loader()
     weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-    steps = task.epochs * math.ceil(len(x) / task.batch_size)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
     with seeded(task.seed):
         for _ in range(task.epochs):
-            for index in torch.randperm(len(x)).split(task.batch_size):
+            for x, y in loader:
                 model.train()
-                value = loss(model, x[index], y[index])
+                value = loss(model, x, y)
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()

@@ -72,6 +72,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         images=subject.training(args.data),
         eps=subject.eps,
         epochs=args.epochs or subject.epochs,
+        augment=subject.augment,
         seed=seed,
         fields=args.fields,
     )

@@ -52,6 +52,7 @@ class Subject:
         validation: images cut from the training set, which no training saw: what defaults are chosen by.
         test: for final tables only.
         judge: see `Judge`.
+        augment: whether training images are cropped and flipped.
         epochs: of every method that trains, unless told otherwise.
     """
 
@@ -61,6 +62,7 @@ class Subject:
     validation: Callable[[Path], Pair]
     test: Callable[[Path], Pair]
     judge: Judge
+    augment: bool = False
     epochs: int = 12
 
 
@@ -146,5 +148,6 @@ SUBJECTS: dict[str, Subject] = {
         validation=_cifar_validation,
         test=lambda root: _cifar(root, train=False),
         judge=Judge(pgd="PGD-20", images=1000, deep=128),
+        augment=True,
     ),
 }
