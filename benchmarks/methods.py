@@ -140,10 +140,12 @@ def level_cross_entropy(model: nn.Module, task: Task) -> None:
     """NNI's own LevelPruner, then cross-entropy on natural images under its masks."""
     from nni.compression.pruning import LevelPruner
 
+    model.to(memory_format=torch.contiguous_format)  # NNI views a layer's importances as one row
     entry = {"op_names": list(prunable_layers(model, None, ())), "target_names": ["weight"]}
     pruner = LevelPruner(model, [entry | {"sparse_ratio": task.sparsity}])
     _, masks = pruner.compress()
     pruner.unwrap_model()
+    model.to(memory_format=torch.channels_last)
     fine_tune(model, {name: targets["weight"] for name, targets in masks.items()}, task, cross_entropy)
 
 
