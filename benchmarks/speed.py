@@ -124,17 +124,17 @@ def parts(network: str, pairs: int, device: str) -> dict[str, float]:
 
 
 def peak(kind: str, network: str, device: str) -> float:
-    """MiB that three steps need beyond the process's size before them."""
+    """MiB that two steps need beyond the process's size before them."""
     torch.set_num_threads(1)
     if device == "cuda":
         step = make_step(kind, network, device)
         torch.cuda.reset_peak_memory_stats()
-        for _ in range(3):
+        for _ in range(2):
             step()
         return torch.cuda.max_memory_allocated() / 2**20
     before = resident("VmRSS")
     step = make_step(kind, network, device)
-    for _ in range(3):
+    for _ in range(2):
         step()
     return resident("VmHWM") - before
 
