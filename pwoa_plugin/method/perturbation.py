@@ -168,7 +168,8 @@ class Patterns(BlockSign):
         n, _, height, width = x.shape
         cells = self.cells(height, width)
         field = torch.rand((n, 4, 4), generator=generator, device=x.device)
-        field = _interpolation(height, x.device) @ field @ _interpolation(width, x.device).t()  # bilinear
+        with torch.autocast(x.device.type, enabled=False):
+            field = _interpolation(height, x.device) @ field @ _interpolation(width, x.device).t()  # bilinear
         threshold = torch.rand((n, 1, 1), generator=generator, device=x.device)
         inside = (field > threshold).unsqueeze(1)
         return torch.where(inside, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))

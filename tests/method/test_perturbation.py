@@ -95,6 +95,14 @@ def test_patterns_hold_stripes_and_splices_of_several_scales() -> None:
     assert uneven(p) > 2 * uneven(whole)
 
 
+def test_autocast_draws_the_same() -> None:
+    x = torch.rand(64, 1, 28, 28)
+    perturb = make_perturbation("patterns", radius=0.4)
+    exact = perturb(x, torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(perturb(x, torch.Generator().manual_seed(0)), exact)
+
+
 def uneven(p: Tensor) -> float:
     quarters = (p.diff(dim=3) != 0).float()[:, 0].unfold(1, 14, 14).unfold(2, 13, 13).mean((-1, -2)).flatten(1)
     return (quarters.amax(1) - quarters.amin(1) > 0.2).float().mean().item()
