@@ -149,8 +149,14 @@ def plot(cells: Cells, folder: Path, subject: str) -> None:
         axes.set_xlabel(
             "compression (all convolution and linear weights)" if name == "compression" else "seconds to prune"
         )
+        if name == "compression":
+            shown = sorted({compression for rows in cells.values() for compression in rows if compression > 1})
+            axes.set_xticks(shown, [f"{compression:g}x" for compression in shown])
+            axes.minorticks_off()
+        else:
+            axes.set_xlim(-0.5, 2 * axes.dataLim.x1)
         axes.set_ylabel("AutoAttack accuracy, %")
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=-3)
         axes.legend(fontsize=8)
         axes.grid(alpha=0.3)
         figure.tight_layout()
