@@ -51,13 +51,13 @@ def make_step(kind: str, network: str, device: str) -> Step:
     if kind in ("plain", "pgd-7"):
         loss = cross_entropy if kind == "plain" else pgd7(0.03)
 
-        def plain() -> None:
+        def step() -> None:
             value = loss(model, x, y)
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             optimizer.step()
 
-        return plain
+        return step
     make = PwoAConfig.paper if kind == "published" else None
     fields = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
     config = make("mnist", **fields) if make else PwoAConfig(**fields)  # type: ignore[arg-type]
@@ -159,12 +159,12 @@ def main() -> None:
         for step in steps.values():
             step(), step()
         rounds = [{kind: milliseconds(step, args.device) for kind, step in steps.items()} for _ in range(pairs)]
-        plain = statistics.median(times["plain"] for times in rounds)
         memory = {}
         for kind in KINDS:
             with context.Pool(1) as pool:
                 memory[kind] = pool.apply(peak, (kind, network, args.device))
         medians = {kind: statistics.median(times[kind] for times in rounds) for kind in KINDS}
+        plain = medians["plain"]
         of_parts = parts(network, pairs, args.device)
         for kind, median in medians.items():
             print(f"{network:15} {kind:10} {median:8.1f} ms  ratio {median / plain:4.2f}  {memory[kind]:6.0f} MiB")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
 from collections.abc import Callable
@@ -100,6 +101,7 @@ def _robust_cifar_resnet() -> nn.Module:
     return model.eval()
 
 
+@functools.cache  # training and validation images are parts of one reading
 def _cifar(root: Path, *, train: bool) -> Pair:
     """The JPEG copy (20,000 of the training images) where ``root`` has it, else torchvision's CIFAR-10."""
     if (root / CIFAR_JPEG).exists():

@@ -47,6 +47,10 @@ def methods_of(cells: Cells) -> list[str]:
     return sorted(cells, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
 
 
+def compressions_of(cells: Cells) -> list[float]:
+    return sorted({compression for rows in cells.values() for compression in rows})
+
+
 def deep_of(cells: Iterable[Cell]) -> Cell | None:
     """The cell that AutoAttack was run in: seed 0's."""
     return next((cell for cell in cells if "AutoAttack" in cell), None)
@@ -73,7 +77,7 @@ def ablations(cells: Cells) -> str:
         "| compression | setting | clean | PGD | AutoAttack (95 %) | only default, only this | p |",
         "| --- " * 7 + "|",
     ]
-    for compression in sorted({compression for rows in cells.values() for compression in rows}):
+    for compression in compressions_of(cells):
         base = deep_of(cells.get("default", {}).get(compression, []))
         for method in methods_of(cells):
             for cell in cells[method].get(compression, []):
@@ -98,7 +102,7 @@ def table(cells: Cells) -> str:
         "| compression | method | clean | PGD | AutoAttack (95 %) | share of dense | seconds |",
         "| --- " * 7 + "|",
     ]
-    for compression in sorted({compression for rows in cells.values() for compression in rows}):
+    for compression in compressions_of(cells):
         for method in methods_of(cells):
             row = cells[method].get(compression)
             if not row:
@@ -150,7 +154,7 @@ def plot(cells: Cells, folder: Path, subject: str) -> None:
             "compression (all convolution and linear weights)" if name == "compression" else "seconds to prune"
         )
         if name == "compression":
-            shown = sorted({compression for rows in cells.values() for compression in rows if compression > 1})
+            shown = [compression for compression in compressions_of(cells) if compression > 1]
             axes.set_xticks(shown, [f"{compression:g}x" for compression in shown])
             axes.minorticks_off()
         else:

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from benchmarks.subjects import CIFAR_CHECKPOINT, SUBJECTS, cifar_resnet
 from pwoa_plugin import evaluate
+from pwoa_plugin._files import write_text
 from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 
 BATCH = 128
@@ -73,11 +74,12 @@ def main() -> None:
     )
     steps = args.epochs * (len(x) // BATCH)
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.lr, total_steps=steps, pct_start=0.25)
+    parts: dict[str, Any] = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
     history: list[dict[str, Any]] = []
     saved = args.out.with_suffix(".training.pt")
     if saved.exists():
         state = torch.load(saved, weights_only=True)
-        for part, name in ((model, "model"), (average, "average"), (optimizer, "optimizer"), (scheduler, "scheduler")):
+        for name, part in parts.items():
             part.load_state_dict(state[name])
         history = state["history"]
         torch.set_rng_state(state["random"])
@@ -107,12 +109,11 @@ def main() -> None:
         if not math.isfinite(total) or robust < max(entry["PGD-10"] for entry in history) - WORST_FALL:
             raise SystemExit("robustness fell: catastrophic overfitting, or a learning rate that is too high")
         args.out.parent.mkdir(parents=True, exist_ok=True)
-        parts = {"model": model, "average": average, "optimizer": optimizer, "scheduler": scheduler}
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save(state | {"history": history, "random": torch.get_rng_state()}, saved.with_suffix(".tmp"))
         os.replace(saved.with_suffix(".tmp"), saved)
         save_file({name: value.contiguous() for name, value in network.state_dict().items()}, args.out)
-        args.out.with_suffix(".json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+        write_text(args.out.with_suffix(".json"), json.dumps(history, indent=1) + "\n")
 
 
 if __name__ == "__main__":
