@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ class Task:
     """What a method is to do.
 
     Attributes:
-        subject: name in ``SUBJECTS``, which the published settings go by.
+        paper: name of the published settings.
         sparsity: share of all convolution and linear weights to prune.
         images: to prune with, and their labels.
         eps: Linf radius, in pixel units.
@@ -66,7 +66,7 @@ class Task:
         fields: of `PwoAConfig`, over the method's own.
     """
 
-    subject: str
+    paper: Literal["mnist", "cifar10"]
     sparsity: float
     images: tuple[Tensor, Tensor]
     eps: float
@@ -91,11 +91,12 @@ def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss
     weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
+    device = next(model.parameters()).device
     with seeded(task.seed):
         for _ in range(task.epochs):
             for x, y in loader:
                 model.train()
-                value = loss(model, x, y)
+                value = loss(model, x.to(device), y.to(device))
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
@@ -163,8 +164,7 @@ def distillation(model: nn.Module, task: Task) -> None:
 
 def published(model: nn.Module, task: Task) -> None:
     """PwoA as published, its phases and milestones cut to the epochs there are."""
-    dataset: Any = task.subject
-    task.prune(model, lambda **fields: PwoAConfig.paper(dataset, **fields))
+    task.prune(model, lambda **fields: PwoAConfig.paper(task.paper, **fields))
 
 
 def default(model: nn.Module, task: Task) -> None:

@@ -65,9 +65,9 @@ def judged(model: nn.Module, images: Any, eps: float, judge: Judge, *, deep: boo
 
 def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -> dict[str, Any]:
     subject = SUBJECTS[args.subject]
-    model = subject.model().to(memory_format=torch.channels_last)
+    model = subject.model().to(args.device, memory_format=torch.channels_last)
     task = Task(
-        subject=args.subject,
+        paper=subject.paper,
         sparsity=1 - 1 / compression,
         images=subject.training(args.data),
         eps=subject.eps,
@@ -97,6 +97,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "prune_seconds": seconds,
         **figures,
         "eps": subject.eps,
+        "device": args.device,
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),
         "torch": torch.__version__,
@@ -126,6 +127,7 @@ def main() -> None:
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--images", type=int, help="to judge by; the subject's unless given")
     parser.add_argument("--deep", type=int, help="of these, for AutoAttack; the subject's unless given")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
     args = parser.parse_args()
     args.fields = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}

@@ -6,23 +6,26 @@ import functools
 import io
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pwoa_plugin.data import mnist_sample
 from pwoa_plugin.models import robust_lenet
-from pwoa_plugin.models.resnet import ResNetCIFAR
+from pwoa_plugin.models.lenet import LeNet, LeNet3
+from pwoa_plugin.models.resnet import ResNetCIFAR, resnet18_cifar
 
-__all__ = ["CIFAR_CHECKPOINT", "SUBJECTS", "Judge", "Subject", "cifar_resnet", "mnist_images"]
+__all__ = ["SUBJECTS", "Judge", "Subject", "mnist_images"]
 
 Pair = tuple[Tensor, Tensor]
 
-CIFAR_CHECKPOINT = Path(__file__).parent / "checkpoints" / "cifar10_resnet.safetensors"
+CHECKPOINTS = Path(__file__).parent / "checkpoints"
 CIFAR_JPEG = "cifar10_jpeg.npz"
 CIFAR_HELD_OUT = 1000
 
@@ -48,23 +51,43 @@ class Subject:
 
     Attributes:
         eps: Linf radius, in pixel units.
-        model: makes the dense robust network.
+        network: makes the network, not trained.
+        checkpoint: the weights of the dense robust network; None is the one that the package ships.
+        trained_by: the command that makes the checkpoint.
         training: images to prune with, ``(N, C, H, W)``, and labels. Not one of them is in the other two splits.
         validation: images cut from the training set, which no training saw: what defaults are chosen by.
         test: for final tables only.
         judge: see `Judge`.
         augment: whether training images are cropped and flipped.
         epochs: of every method that trains, unless told otherwise.
+        paper: name of the published settings.
     """
 
     eps: float
-    model: Callable[[], nn.Module]
+    network: Callable[[], nn.Module]
+    checkpoint: Path | None
+    trained_by: str
     training: Callable[[Path], Pair]
     validation: Callable[[Path], Pair]
     test: Callable[[Path], Pair]
     judge: Judge
     augment: bool = False
     epochs: int = 12
+    paper: Literal["mnist", "cifar10"] = "mnist"
+
+    def model(self) -> nn.Module:
+        """The dense robust network.
+
+        Raises:
+            SystemExit: it has not been trained here.
+        """
+        if self.checkpoint is None:
+            return robust_lenet()
+        if not self.checkpoint.exists():
+            raise SystemExit(f"{self.checkpoint} is missing; make it by: {self.trained_by}")
+        network = self.network()
+        network.load_state_dict(load_file(self.checkpoint))
+        return network.eval()
 
 
 def mnist_images(root: Path, *, train: bool) -> Pair:
@@ -87,18 +110,9 @@ def _mnist_training(root: Path) -> Pair:
     return x[free][-20_000:], y[free][-20_000:]
 
 
-def cifar_resnet() -> ResNetCIFAR:
+def _cifar_resnet() -> ResNetCIFAR:
     """A ResNet-10 of 16 to 128 channels: 0.31 M weights, not trained."""
     return ResNetCIFAR((1, 1, 1, 1), channels=16)
-
-
-def _robust_cifar_resnet() -> nn.Module:
-    """As `benchmarks.train_cifar` left it."""
-    from safetensors.torch import load_file
-
-    model = cifar_resnet()
-    model.load_state_dict(load_file(CIFAR_CHECKPOINT))
-    return model.eval()
 
 
 @functools.cache  # training and validation images are parts of one reading
@@ -134,22 +148,44 @@ def _cifar_validation(root: Path) -> Pair:
     return x[-CIFAR_HELD_OUT:], y[-CIFAR_HELD_OUT:]
 
 
+_MNIST = Subject(
+    eps=0.3,
+    network=LeNet,
+    checkpoint=None,
+    trained_by="python examples/train_robust_lenet.py",
+    training=_mnist_training,
+    validation=_mnist_validation,
+    test=lambda root: mnist_images(root, train=False),
+    judge=Judge(pgd="PGD-40", images=1000, deep=500),
+)
+_CIFAR10 = Subject(
+    eps=8 / 255,
+    network=_cifar_resnet,
+    checkpoint=CHECKPOINTS / "cifar10_resnet.safetensors",
+    trained_by="python -m benchmarks.train_cifar --epochs 36",
+    training=_cifar_training,
+    validation=_cifar_validation,
+    test=lambda root: _cifar(root, train=False),
+    judge=Judge(pgd="PGD-20", images=1000, deep=128),
+    augment=True,
+    paper="cifar10",
+)
+
 SUBJECTS: dict[str, Subject] = {
-    "mnist": Subject(
-        eps=0.3,
-        model=robust_lenet,
-        training=_mnist_training,
-        validation=_mnist_validation,
-        test=lambda root: mnist_images(root, train=False),
-        judge=Judge(pgd="PGD-40", images=1000, deep=500),
+    "mnist": _MNIST,
+    "mnist-lenet3": replace(
+        _MNIST,
+        network=LeNet3,
+        checkpoint=CHECKPOINTS / "mnist_lenet3.safetensors",
+        trained_by="python examples/train_robust_lenet.py --arch lenet3 --images 20000 --epochs 8 --steps 5 "
+        "--out benchmarks/checkpoints/mnist_lenet3.safetensors",
     ),
-    "cifar10": Subject(
-        eps=8 / 255,
-        model=_robust_cifar_resnet,
-        training=_cifar_training,
-        validation=_cifar_validation,
-        test=lambda root: _cifar(root, train=False),
-        judge=Judge(pgd="PGD-20", images=1000, deep=128),
-        augment=True,
+    "cifar10": _CIFAR10,
+    "cifar10-resnet18": replace(
+        _CIFAR10,
+        network=resnet18_cifar,
+        checkpoint=CHECKPOINTS / "cifar10_resnet18.safetensors",
+        trained_by="python -m benchmarks.train_cifar cifar10-resnet18 --device cuda",
+        judge=Judge(pgd="PGD-20", images=1000, deep=1000),
     ),
 }

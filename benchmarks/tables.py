@@ -38,7 +38,7 @@ def read(folder: Path, subject: str, split: str) -> Cells:
     cells: Cells = defaultdict(lambda: defaultdict(list))
     for path in sorted(folder.glob(f"{subject}-*.json")):
         cell = json.loads(path.read_text(encoding="utf-8"))
-        if cell["split"] == split:
+        if cell["subject"] == subject and cell["split"] == split:
             cells[cell["method"]][cell["compression"]].append(cell)
     return cells
 

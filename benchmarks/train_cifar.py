@@ -1,6 +1,6 @@
-"""Train the study's CIFAR-10 network to be robust: fast adversarial training.
+"""Train the study's CIFAR-10 networks to be robust: fast adversarial training.
 
-    python -m benchmarks.train_cifar --data DIR [--epochs 32]
+    python -m benchmarks.train_cifar [cifar10-resnet18 --device cuda] --data DIR [--epochs 36]
 
 One attack step for a training step (N-FGSM: de Jorge et al., NeurIPS 2022: noise of twice eps, not clipped, then a step
 of eps), which at 8/255 does not overfit to that step as FGSM from a random start does. The guard: after every epoch
@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.subjects import CIFAR_CHECKPOINT, SUBJECTS, cifar_resnet
+from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
 from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
@@ -56,16 +56,19 @@ def with_own_statistics(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> n
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("subject", nargs="?", choices=("cifar10", "cifar10-resnet18"), default="cifar10")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--epochs", type=int, default=32)
+    parser.add_argument("--epochs", type=int, default=36)
     parser.add_argument("--lr", type=float, default=0.2, help="at its peak")
-    parser.add_argument("--out", type=Path, default=CIFAR_CHECKPOINT)
+    parser.add_argument("--out", type=Path, help="the subject's own checkpoint unless given")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    subject = SUBJECTS["cifar10"]
-    x, y = subject.training(args.data)
+    subject = SUBJECTS[args.subject]
+    args.out = args.out or subject.checkpoint
+    x, y = (part.to(args.device) for part in subject.training(args.data))
     judge = tuple(part[:500] for part in subject.validation(args.data))
     torch.manual_seed(0)
-    model = cifar_resnet().to(memory_format=torch.channels_last)
+    model = subject.network().to(args.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)
     decayed = [p for p in model.parameters() if p.dim() > 1]
     rest = [p for p in model.parameters() if p.dim() == 1]
@@ -78,7 +81,7 @@ def main() -> None:
     history: list[dict[str, Any]] = []
     saved = args.out.with_suffix(".training.pt")
     if saved.exists():
-        state = torch.load(saved, weights_only=True)
+        state = torch.load(saved, weights_only=True, map_location="cpu")
         for name, part in parts.items():
             part.load_state_dict(state[name])
         history = state["history"]
@@ -88,7 +91,8 @@ def main() -> None:
         generator = torch.Generator().manual_seed(epoch)
         total = 0.0
         for index in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(BATCH):
-            images = crop_and_flip(x[index], *draw_crops_and_flips(BATCH, generator))
+            draws = (draw.to(args.device) for draw in draw_crops_and_flips(BATCH, generator))
+            images = crop_and_flip(x[index], *draws)
             images = images.contiguous(memory_format=torch.channels_last)
             model.train()
             loss = F.cross_entropy(model(n_fgsm(model, images, y[index], subject.eps)), y[index])
@@ -112,7 +116,7 @@ def main() -> None:
         state = {name: part.state_dict() for name, part in parts.items()}
         torch.save(state | {"history": history, "random": torch.get_rng_state()}, saved.with_suffix(".tmp"))
         os.replace(saved.with_suffix(".tmp"), saved)
-        save_file({name: value.contiguous() for name, value in network.state_dict().items()}, args.out)
+        save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, args.out)
         write_text(args.out.with_suffix(".json"), json.dumps(history, indent=1) + "\n")
 
 
