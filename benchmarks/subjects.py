@@ -179,6 +179,7 @@ SUBJECTS: dict[str, Subject] = {
         checkpoint=CHECKPOINTS / "mnist_lenet3.safetensors",
         trained_by="python examples/train_robust_lenet.py --arch lenet3 --images 20000 --epochs 8 --steps 5 "
         "--out benchmarks/checkpoints/mnist_lenet3.safetensors",
+        judge=Judge(pgd="PGD-40", images=1000, deep=150),
     ),
     "cifar10": _CIFAR10,
     "cifar10-resnet18": replace(
