@@ -22,6 +22,7 @@ from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
 from .distillation import frozen_copy
+from .folding import fold_batch_norms
 from .gradual import interval_of_cuts
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
@@ -521,6 +522,7 @@ def build_objective(
     eps: float | None,
     pixel_range: tuple[float, float],
     seed: int = 0,
+    read: Sequence[str] = (),
 ) -> tuple[PwoAObjective, float]:
     """The objective that a config asks for, once some images can be looked at.
 
@@ -529,6 +531,7 @@ def build_objective(
         images: ``(N, C, H, W)``; two are enough unless the perturbation's radius has to be found.
         distillation, perturbation, hsic, eps, pixel_range: see `PwoAConfig`.
         seed: of the search for the radius.
+        read: names of the teacher's modules whose input will be read, beyond the hidden layers found here.
 
     Returns:
         The objective, and the perturbation's radius in pixel units.
@@ -573,7 +576,7 @@ def build_objective(
             len(images),
         )
     objective = PwoAObjective(
-        teacher,
+        fold_batch_norms(teacher, images[:2], keep=(*hidden_layers, *read)),
         hidden_layers,
         alpha=distillation.alpha,
         temperature=distillation.temperature,
