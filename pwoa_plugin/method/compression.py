@@ -22,7 +22,6 @@ from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
 from .distillation import frozen_copy
-from .folding import fold_batch_norms
 from .gradual import interval_of_cuts
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
@@ -522,7 +521,6 @@ def build_objective(
     eps: float | None,
     pixel_range: tuple[float, float],
     seed: int = 0,
-    read: Sequence[str] = (),
 ) -> tuple[PwoAObjective, float]:
     """The objective that a config asks for, once some images can be looked at.
 
@@ -531,7 +529,6 @@ def build_objective(
         images: ``(N, C, H, W)``; two are enough unless the perturbation's radius has to be found.
         distillation, perturbation, hsic, eps, pixel_range: see `PwoAConfig`.
         seed: of the search for the radius.
-        read: names of the teacher's modules whose input will be read, beyond the hidden layers found here.
 
     Returns:
         The objective, and the perturbation's radius in pixel units.
@@ -576,7 +573,7 @@ def build_objective(
             len(images),
         )
     objective = PwoAObjective(
-        fold_batch_norms(teacher, images[:2], keep=(*hidden_layers, *read)),
+        teacher,
         hidden_layers,
         alpha=distillation.alpha,
         temperature=distillation.temperature,

@@ -130,8 +130,6 @@ class PwoALoss(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PwoALoss:
         self.teacher._apply(fn, recurse)
-        if self._objective is not None:
-            self._objective.teacher._apply(fn, recurse)  # shares what was not folded
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
@@ -190,7 +188,6 @@ class PwoALoss(nn.Module):
             eps=self.eps,
             pixel_range=self.pixel_range,
             seed=self.seed,
-            read=() if self.hsic.layers == "auto" else self.hsic.layers,
         )
         return objective
 
