@@ -86,6 +86,7 @@ def main() -> None:
             part.load_state_dict(state[name])
         history = state["history"]
         torch.set_rng_state(state["random"])
+        torch.cuda.set_rng_state_all(state.get("random_cuda", []))
     for epoch in range(len(history), args.epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(epoch)
@@ -114,7 +115,8 @@ def main() -> None:
             raise SystemExit("robustness fell: catastrophic overfitting, or a learning rate that is too high")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         state = {name: part.state_dict() for name, part in parts.items()}
-        torch.save(state | {"history": history, "random": torch.get_rng_state()}, saved.with_suffix(".tmp"))
+        state |= {"history": history, "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all()}
+        torch.save(state, saved.with_suffix(".tmp"))
         os.replace(saved.with_suffix(".tmp"), saved)
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, args.out)
         write_text(args.out.with_suffix(".json"), json.dumps(history, indent=1) + "\n")

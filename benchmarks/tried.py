@@ -2,13 +2,11 @@
 
     python -m benchmarks.tried cifar10 --data DIR --idea toward --compression 16 --epochs 6 --batch-size 64 --set ...
 
-``mixup``: pairs of training images mixed, each with a weight of its own (labels are not mixed: set
-``hsic.lambda_y`` to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a
-random one of three scales, away from it in 3 of 10. ``gradients``: on every second batch the input gradient of the
-difference of two logits (the teacher's first against its second, or against any) is drawn to the teacher's,
-``--weight`` times the squared difference relative to its size; it is a gradient of perturbed natural images, and no
-attack. ``none``: the default, or what ``--set`` makes of it. A line of JSON for each run: PGD on 1,000 validation
-images, and the share given the teacher's class.
+``mixup``: pairs of training images mixed, each with a weight of its own (labels are not mixed: set ``hsic.lambda_y``
+to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a random one of three
+scales, away from it in 3 of 10. ``none``: the default, or what ``--set`` makes of it, as
+`distillation={"gradient_weight":1}`. On the CPU. A line of JSON for each run: PGD on 1,000 validation images, and the
+share given the teacher's class.
 """
 
 from __future__ import annotations
@@ -19,20 +17,18 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.methods import Loader
 from benchmarks.robustness import parse_value
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
-from pwoa_plugin.method.objective import PwoAObjective
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 
-IDEAS = ("none", "mixup", "toward", "gradients")
+IDEAS = ("none", "mixup", "toward")
 SCALES = (1, 2, 4)
 AWAY = 0.3
 
@@ -54,37 +50,11 @@ class Toward(Perturbation):
         return torch.stack(scales)[which, torch.arange(n)].sign()
 
 
-def with_gradients(weight: float) -> Any:
-    """`PwoAObjective.forward` with the gradients' term on every second call."""
-    forward, calls = PwoAObjective.forward, 0
-
-    def objective(self: PwoAObjective, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        nonlocal calls
-        value, calls = forward(self, student, x, y), calls + 1
-        if calls % 2:
-            return value
-        x = (self.perturbation(x) if self.perturbation else x).detach().requires_grad_()
-        logits = self.teacher(x)
-        first, second = logits.detach().topk(2).indices.split(1, dim=1)
-        if torch.rand(()) < 0.5:
-            second = torch.randint(logits.shape[1], second.shape)
-
-        def margin(z: Tensor) -> Tensor:
-            return (z.gather(1, first) - z.gather(1, second)).sum()
-
-        (wanted,) = torch.autograd.grad(margin(logits), x)
-        (got,) = torch.autograd.grad(margin(student(x)), x, create_graph=True)
-        return value + weight * (got - wanted).square().mean() / wanted.square().mean()
-
-    return objective
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--idea", choices=IDEAS, default="none")
-    parser.add_argument("--weight", type=float, default=0.1, help="of the gradients' term")
     parser.add_argument("--compression", type=float, default=16)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -100,8 +70,6 @@ def main() -> None:
     if args.idea == "toward":
         PERTURBATIONS["toward"] = Toward
         config.perturbation = config.perturbation.model_copy(update={"kind": "toward"})
-    if args.idea == "gradients":
-        PwoAObjective.forward = with_gradients(args.weight)  # type: ignore[method-assign]
     model, teacher = subject.model().to(memory_format=torch.channels_last), subject.model()
     started = time.perf_counter()
     PwoAPruner(model, config).compress()

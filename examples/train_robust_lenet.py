@@ -2,9 +2,9 @@
 
     python examples/train_robust_lenet.py --data DIR --out robust_lenet_mnist.safetensors
 
-``--arch lenet3`` trains the paper's network instead. One of two places in this project where adversarial examples are
-made for training (`benchmarks.train_cifar` is the other): the network that is pruned has to be robust before. MNIST is
-downloaded by torchvision into DIR unless it is there.
+``--arch lenet3`` trains the paper's network instead. Adversarial examples are made for training here, in
+`benchmarks.train_cifar` and in the benchmarks' anchor, and nowhere else in this project: the network that is pruned has
+to be robust before. MNIST is downloaded by torchvision into DIR unless it is there.
 The 1,000 images by which the demo judges are left out by exact match, as are 1,000 more to watch the
 training by. Attack steps run in bfloat16 (their gradient's sign is all that is used), and half of
 them start at a corner of the ball (a random sign pattern): from the inside alone, PGD can miss

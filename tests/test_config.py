@@ -57,6 +57,12 @@ BAD = [
     ({"sparsity": 0.5, "data": {"name": "mnist", "worker": 2}}, "^data.worker: unknown key; did you mean workers"),
     ({"sparsity": 0.5, "data": "mnist"}, "^data='mnist'"),
     ({"sparsity": 0.5, "model": {"arch": "lenet"}}, "^model.checkpoint=.*: field required"),
+    (
+        {"sparsity": 0.5, "autocast": "float16", "distillation": {"gradient_weight": 1}},
+        "^distillation.gradient_weight=1 does not go with autocast='float16'.* use bfloat16",
+    ),
+    ({"sparsity": 0.5, "distillation": {"gradient_share": 0}}, "^distillation.gradient_share=0: "),
+    ({"sparsity": 0.5, "distillation": {"gradient_weight": -1}}, "^distillation.gradient_weight=-1: "),
     ({"sparsity": 0.5, "model": {"arch": "os:system", "checkpoint": "x"}}, "^model.arch='os:system' names code, and"),
     ({"sparsity": 0.5, "model": {"arch": "a", "checkpoint": "x", "mean": [0.5]}}, "^model.mean and std go together"),
     ({"sparsity": 0.5, "model": {"arch": "a", "checkpoint": "x", "mean": [0], "std": [0]}}, "^model.std.0=0"),

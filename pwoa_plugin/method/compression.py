@@ -578,6 +578,8 @@ def build_objective(
         alpha=distillation.alpha,
         temperature=distillation.temperature,
         feature_weight=distillation.feature_weight,
+        gradient_weight=distillation.gradient_weight,
+        gradient_share=distillation.gradient_share,
         lambda_x=hsic.lambda_x,
         lambda_y=hsic.lambda_y,
         sigma=hsic.sigma,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-__all__ = ["distillation_loss", "feature_loss", "frozen_copy"]
+__all__ = ["distillation_loss", "feature_loss", "frozen_copy", "gradient_loss"]
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
@@ -65,3 +65,48 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
         size = torch.linalg.vector_norm(target).square() / target.numel()
         terms.append(F.mse_loss(student[name].float(), target) / size.clamp_min(torch.finfo(torch.float32).tiny))
     return torch.stack(terms).mean()
+
+
+def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+    """Squared difference of the networks' input gradients, relative to the teacher's: |s - t|^2 / |t|^2 over the batch.
+
+    Of each image the gradient of one margin is compared: the logit of the teacher's first class less that of its
+    second, or, for half of the images, of a class at random. How an answer changes around an image is what attacks go
+    by; no attack is made. (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, sec. 3.2, match the loss's gradient;
+    Shao et al., arXiv 2110.12072, do so to carry robustness over.)
+
+    Args:
+        student: logits ``(N, classes)`` of ``x``, with a graph that can be differentiated twice.
+        teacher: logits ``(N, classes)`` of ``x``, with a graph to ``x``.
+        x: images ``(N, C, H, W)`` that require a gradient.
+        generator: source of randomness, on the images' device.
+
+    Returns:
+        A scalar, float32 also under autocast, that reaches the student's parameters; 1 is what a student gets whose
+        answer does not depend on ``x``.
+
+    Raises:
+        ValueError: there is but one class, or logits do not depend on ``x``.
+    """
+    if teacher.shape[1] < 2:
+        raise ValueError("gradient_weight is above 0, and the network has one class; set it to 0")
+    first, second = teacher.detach().topk(2, dim=1).indices.split(1, dim=1)
+    other = torch.randint(teacher.shape[1], second.shape, generator=generator, device=x.device)
+    at_random = torch.rand(second.shape, generator=generator, device=x.device) < 0.5
+    second = torch.where(at_random, other, second)
+
+    def gradient(logits: Tensor, *, again: bool) -> Tensor:
+        logits = logits.float()
+        margin = (logits.gather(1, first) - logits.gather(1, second)).sum()
+        try:
+            (result,) = torch.autograd.grad(margin, x, create_graph=again, retain_graph=again)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f"gradient_weight is above 0, and logits have no gradient by the images ({reason})"
+            ) from error
+        return result.float()
+
+    wanted, got = gradient(teacher, again=False), gradient(student, again=True)
+    size = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
+    return F.mse_loss(got, wanted) / size

@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from .distillation import distillation_loss, feature_loss
+from .distillation import distillation_loss, feature_loss, gradient_loss
 from .hidden import read_hidden, unwrapped
 from .hsic import ESTIMATORS, HSICEstimator, gaussian_kernel, hsic, linear_kernel, one_hot
 from .logits import logits_of
@@ -23,8 +23,9 @@ _logger = logging.getLogger(__name__)
 class PwoAObjective(nn.Module):
     """``alpha tau^2 KL(teacher || student) + lambda_x sum_j nHSIC(X, T_j) - lambda_y sum_j nHSIC(Y, T_j)``.
 
-    PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with an optional term for the hidden features. Called as
-    ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each network a call.
+    PwoA, arXiv 2210.04311, eq. 7, on perturbed images, with optional terms for the hidden features and for the input
+    gradients. Called as ``objective(student, x, y)``; the terms of the last call are in `terms`. One forward of each
+    network a call.
 
     `use_hsic` switches HSIC's terms off and on; `classes` is the number of logits, where that is known. HSIC looks at
     the student alone. Hidden features are compared where the teacher has a layer of that name and width; `not_alike`
@@ -37,6 +38,8 @@ class PwoAObjective(nn.Module):
         hidden_layers: names of the student's modules whose inputs are the T_j.
         alpha, temperature: see `distillation_loss`.
         feature_weight: weight of `feature_loss`; 0 is off.
+        gradient_weight: weight of `gradient_loss`; 0 is off. It is left out where gradients are not enabled.
+        gradient_share: share of the calls that have it, drawn at random from torch's global generator.
         lambda_x, lambda_y: weights of HSIC's terms; 0 is off.
         sigma, estimator: see `hsic`.
         perturbation: of the images that teacher, student and HSIC see; None is the paper's own setting.
@@ -50,6 +53,8 @@ class PwoAObjective(nn.Module):
         alpha: float = 10.0,
         temperature: float = 30.0,
         feature_weight: float = 0.0,
+        gradient_weight: float = 0.0,
+        gradient_share: float = 0.5,
         lambda_x: float = 0.0,
         lambda_y: float = 0.0,
         sigma: float = 5.0,
@@ -62,6 +67,7 @@ class PwoAObjective(nn.Module):
         self.hidden_layers = list(hidden_layers)
         self.alpha, self.temperature = alpha, temperature
         self.feature_weight = feature_weight
+        self.gradient_weight, self.gradient_share = gradient_weight, gradient_share
         self.lambda_x, self.lambda_y = lambda_x, lambda_y
         self.sigma, self.estimator = sigma, estimator or ESTIMATORS["nhsic"]
         self.perturbation = perturbation
@@ -101,8 +107,16 @@ class PwoAObjective(nn.Module):
         if self.perturbation is not None:
             x = self.perturbation(x)
         with_features = self.feature_weight > 0
+        with_gradients = (
+            self.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < self.gradient_share
+        )
+        if with_gradients:
+            x = x.detach().requires_grad_()
         in_teacher = [name for name in self.hidden_layers if name in self._names_in_teacher]
-        with torch.no_grad(), _reading(self.teacher, in_teacher, with_features) as teacher_hidden:
+        with (
+            torch.set_grad_enabled(with_gradients),
+            _reading(self.teacher, in_teacher, with_features) as teacher_hidden,
+        ):
             target = logits_of(self.teacher(x))
         with _reading(student, self.hidden_layers, with_features or with_hsic) as hidden:
             logits = logits_of(student(x))
@@ -112,7 +126,14 @@ class PwoAObjective(nn.Module):
                 "of the same classes"
             )
 
+        gradients = torch.zeros((), device=x.device)
+        if with_gradients:  # first: it frees the teacher's graph
+            gradients = self.gradient_weight * gradient_loss(logits, target, x)
+            target = target.detach()
+            teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         terms = {"distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)}
+        if self.gradient_weight > 0:
+            terms["gradients"] = gradients
         if with_features and (alike := self._alike(hidden, teacher_hidden)):
             terms["features"] = self.feature_weight * feature_loss(hidden, alike)
         if with_hsic:

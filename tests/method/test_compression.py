@@ -17,6 +17,7 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.compression import Compression, TrainingError, lr_factor
+from pwoa_plugin.method.distillation import gradient_loss
 from pwoa_plugin.method.sparsity import make_sparsity_set
 from pwoa_plugin.method.state import State, StateError
 
@@ -336,6 +337,7 @@ def own_generator(images: Pair) -> torch.utils.data.DataLoader[Any]:
         (random_crops, {"granularity": "filter", "exclude": "head", "admm": {"epochs": 1}}),
         (random_crops, {"admm": {"epochs": 1}, "gradual": {"epochs": 2}}),
         (own_generator, {"admm": {"epochs": 0}, "autocast": "bfloat16"}),
+        (random_crops, {"distillation": {"gradient_weight": 1}}),
         (
             random_crops,
             {
@@ -498,3 +500,17 @@ def test_admm_alone_with_an_optimizer_of_its_own(trained: nn.Module, images: Pai
 def test_schedules(schedule: dict[str, Any], expected: list[float]) -> None:
     got = [lr_factor(ScheduleConfig(**schedule), 4, 2, step) for step in range(4)]
     assert got == pytest.approx(expected, abs=1e-6)
+
+
+def test_input_gradients_stay_closer_to_the_teachers_with_their_term(trained: nn.Module, images: Pair) -> None:
+    teacher = copy.deepcopy(trained)
+    left = {}
+    for weight in (0.0, 100.0):
+        term = {"gradient_weight": weight, "gradient_share": 1.0}
+        model = copy.deepcopy(trained)
+        done = run(model, config(images, sparsity=0.9, epochs=16, distillation=term))
+        assert all(("gradients" in entry) == (weight > 0) for entry in done.history)
+        x = images[0].clone().requires_grad_()
+        generator = torch.Generator().manual_seed(0)
+        left[weight] = gradient_loss(model(x), teacher(x), x, generator=generator).item()
+    assert left[100.0] < 0.85 * left[0.0]

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pwoa_plugin.method.distillation import distillation_loss, feature_loss, frozen_copy
+from pwoa_plugin.method.distillation import distillation_loss, feature_loss, frozen_copy, gradient_loss
 
 
 def literal(student: Tensor, teacher: Tensor, alpha: float, tau: float) -> float:
@@ -72,3 +74,76 @@ def test_frozen_copy_is_apart_and_asks_for_no_gradient() -> None:
     assert model.training
     assert model[0].weight.requires_grad
     assert model[0].weight.grad is not None
+
+
+def curved(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Flatten(), nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+
+
+def margins_gradient(model: nn.Module, x: Tensor, first: int, second: int, h: float = 1e-6) -> Tensor:
+    """By central differences, one pixel after another."""
+    result = torch.zeros_like(x)
+    for place in range(x.numel()):
+        for sign in (1, -1):
+            moved = x.clone()
+            moved.view(-1)[place] += sign * h
+            logits = model(moved).sum(0)  # one image only
+            result.view(-1)[place] += sign * (logits[first] - logits[second]).item() / (2 * h)
+    return result
+
+
+def test_gradients_are_those_of_the_teachers_margin() -> None:
+    student, teacher = curved(0), frozen_copy(curved(1))
+    x = torch.rand(1, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    first, second = teacher(x)[0].topk(2).indices.tolist()
+    expected = set()
+    for other in (second, *range(3)):
+        wanted, got = (margins_gradient(model, x, first, other) for model in (teacher, student))
+        if other != first:
+            expected.add(round(((got - wanted).square().sum() / wanted.square().sum()).item(), 4))
+    seen = set()
+    for seed in range(20):
+        image = x.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(seed)
+        seen.add(round(gradient_loss(student(image), teacher(image), image, generator=generator).item(), 4))
+    assert len(seen & expected) == len(expected) == 2
+    assert seen - expected <= {0.0}  # the first class against itself
+
+
+def test_gradients_reach_the_students_parameters() -> None:
+    student, teacher = curved(0), frozen_copy(curved(1))
+    x = torch.rand(4, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+
+    def value() -> Tensor:
+        return gradient_loss(student(x), teacher(x), x, generator=torch.Generator().manual_seed(3))
+
+    weight = student.get_parameter("1.weight")
+    value().backward()
+    assert weight.grad is not None
+    with torch.no_grad():
+        weight[2, 3] += 1e-3
+        above = value_of(value)
+        weight[2, 3] -= 2e-3
+        below = value_of(value)
+    assert weight.grad[2, 3].item() == pytest.approx((above - below) / 2e-3, rel=1e-2, abs=1e-5)
+
+
+def value_of(function: Callable[[], Tensor]) -> float:
+    with torch.enable_grad():
+        return function().item()
+
+
+def test_no_gradient_loss_where_both_agree_and_1_where_the_student_is_flat() -> None:
+    teacher = frozen_copy(curved(1))
+    x = torch.rand(3, 2, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(2)).requires_grad_()
+    assert gradient_loss(teacher(x), teacher(x), x).item() == pytest.approx(0, abs=1e-12)
+    assert gradient_loss(0 * teacher(x), teacher(x), x).item() == pytest.approx(1)
+
+
+def test_logits_without_gradient_are_told_of() -> None:
+    x = torch.rand(3, 2, 2, 2, requires_grad=True)
+    with pytest.raises(ValueError, match="no gradient by the images"):
+        gradient_loss(torch.rand(3, 4), torch.rand(3, 4), x)
+    with pytest.raises(ValueError, match="one class"):
+        gradient_loss(torch.rand(3, 1), torch.rand(3, 1), x)

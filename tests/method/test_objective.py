@@ -114,3 +114,50 @@ def test_features_of_a_narrower_student(trained: nn.Module, images: tuple[Tensor
     objective.kept, objective.hidden_layers = {}, ["fc2"]
     objective(student, images[0][:8])
     assert "features" not in objective.terms
+
+
+def test_input_gradients_are_one_more_term(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    x, y = images[0][:8], images[1][:8]
+    student, teacher = Counting(perturbed_student(trained)), Counting(frozen_copy(trained))
+    layers = [f"model.{name}" for name in LAYERS]
+    terms = {"feature_weight": 1.0, "lambda_x": 1e-3, "lambda_y": 1e-3}
+    without, objective = (
+        PwoAObjective(teacher, layers, **terms, gradient_weight=weight, gradient_share=1.0) for weight in (0.0, 3.0)
+    )
+    expected = without(student, x, y)
+    student.seen.clear(), teacher.seen.clear()
+    loss = objective(student, x, y)
+    assert len(student.seen) == len(teacher.seen) == 1
+    assert objective.terms.keys() == without.terms.keys() | {"gradients"}
+    assert objective.terms["gradients"] > 0
+    assert loss.item() == pytest.approx(expected.item() + objective.terms["gradients"].item(), rel=1e-4)
+    loss.backward()
+    assert not x.requires_grad
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_input_gradients_in_a_share_of_the_calls(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    student = perturbed_student(trained)
+    objective = PwoAObjective(frozen_copy(trained), gradient_weight=1.0, gradient_share=0.3)
+    drawn = sum((objective(student, images[0][:4]), objective.terms["gradients"].item() > 0)[1] for _ in range(200))
+    assert 40 <= drawn <= 80
+
+
+def test_no_input_gradients_where_none_are_enabled(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    objective = PwoAObjective(frozen_copy(trained), gradient_weight=1.0, gradient_share=1.0)
+    with torch.no_grad():
+        objective(perturbed_student(trained), images[0][:4])
+    assert objective.terms["gradients"] == 0
+
+
+def test_input_gradients_under_autocast(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    student = perturbed_student(trained)
+    objective = PwoAObjective(frozen_copy(trained), LAYERS, feature_weight=1.0, gradient_weight=1.0, gradient_share=1.0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(student, images[0][:8])
+    loss.backward()
+    assert objective.terms["gradients"].dtype == torch.float32
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in student.parameters())
