@@ -73,6 +73,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         eps=subject.eps,
         epochs=args.epochs or subject.epochs,
         augment=subject.augment,
+        batch_size=args.batch_size,
         seed=seed,
         fields=args.fields,
     )
@@ -91,6 +92,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "seed": seed,
         "split": "validation" if args.validate else "test",
         "epochs": task.epochs,
+        "batch_size": task.batch_size,
         "fields": args.fields,
         "nonzero": nonzero,
         "weights": weights,
@@ -122,6 +124,7 @@ def main() -> None:
     parser.add_argument("--compression", type=float, nargs="+", default=[4, 16, 33, 100])
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--epochs", type=int, help="the subject's unless given")
+    parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as admm={"epochs":0}')
     parser.add_argument("--name", help="of a cell with other settings than its method's")
     parser.add_argument("--validate", action="store_true")
@@ -131,8 +134,8 @@ def main() -> None:
     parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
     args = parser.parse_args()
     args.fields = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}
-    if (args.fields or args.epochs) and not args.name:
-        parser.error("--set and --epochs make another method of it; give it a --name")
+    if (args.fields or args.epochs or args.batch_size != 128) and not args.name:
+        parser.error("--set, --epochs and --batch-size make another method of it; give it a --name")
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for method in args.methods:
