@@ -19,6 +19,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         eps=subject.eps,
         epochs=args.epochs or subject.epochs,
         augment=subject.augment,
-        batch_size=args.batch_size,
+        batch_size=args.batch_size or Task.batch_size,
         seed=seed,
         fields=args.fields,
     )
@@ -108,6 +109,11 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
     }
 
 
+def parse_fields(pairs: Iterable[str]) -> dict[str, Any]:
+    """Fields of `PwoAConfig` from ``FIELD=JSON``."""
+    return {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in pairs)}
+
+
 def parse_value(text: str) -> Any:
     try:
         return json.loads(text)
@@ -124,7 +130,7 @@ def main() -> None:
     parser.add_argument("--compression", type=float, nargs="+", default=[4, 16, 33, 100])
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--epochs", type=int, help="the subject's unless given")
-    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, help="128 unless given")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as admm={"epochs":0}')
     parser.add_argument("--name", help="of a cell with other settings than its method's")
     parser.add_argument("--validate", action="store_true")
@@ -133,8 +139,8 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
     args = parser.parse_args()
-    args.fields = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}
-    if (args.fields or args.epochs or args.batch_size != 128) and not args.name:
+    args.fields = parse_fields(args.set)
+    if (args.fields or args.epochs or args.batch_size) and not args.name:
         parser.error("--set, --epochs and --batch-size make another method of it; give it a --name")
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):

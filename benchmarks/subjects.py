@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pwoa_plugin.data import mnist_sample
-from pwoa_plugin.models import robust_lenet
+from pwoa_plugin.models.checkpoint import CheckpointError, load_checkpoint
 from pwoa_plugin.models.lenet import LeNet, LeNet3
 from pwoa_plugin.models.resnet import ResNetCIFAR, resnet18_cifar
 
@@ -52,7 +51,7 @@ class Subject:
     Attributes:
         eps: Linf radius, in pixel units.
         network: makes the network, not trained.
-        checkpoint: the weights of the dense robust network; None is the one that the package ships.
+        checkpoint: the weights of the dense robust network, as `load_checkpoint` takes them.
         trained_by: the command that makes the checkpoint.
         training: images to prune with, ``(N, C, H, W)``, and labels. Not one of them is in the other two splits.
         validation: images cut from the training set, which no training saw: what defaults are chosen by.
@@ -65,7 +64,7 @@ class Subject:
 
     eps: float
     network: Callable[[], nn.Module]
-    checkpoint: Path | None
+    checkpoint: str
     trained_by: str
     training: Callable[[Path], Pair]
     validation: Callable[[Path], Pair]
@@ -79,14 +78,13 @@ class Subject:
         """The dense robust network.
 
         Raises:
-            SystemExit: it has not been trained here.
+            SystemExit: it cannot be read; most likely it has not been trained here.
         """
-        if self.checkpoint is None:
-            return robust_lenet()
-        if not self.checkpoint.exists():
-            raise SystemExit(f"{self.checkpoint} is missing; make it by: {self.trained_by}")
         network = self.network()
-        network.load_state_dict(load_file(self.checkpoint))
+        try:
+            load_checkpoint(network, self.checkpoint)
+        except CheckpointError as error:
+            raise SystemExit(f"{error}\nIt is made by: {self.trained_by}") from None
         return network.eval()
 
 
@@ -151,7 +149,7 @@ def _cifar_validation(root: Path) -> Pair:
 _MNIST = Subject(
     eps=0.3,
     network=LeNet,
-    checkpoint=None,
+    checkpoint="shipped:robust_lenet_mnist",
     trained_by="python examples/train_robust_lenet.py",
     training=_mnist_training,
     validation=_mnist_validation,
@@ -161,8 +159,8 @@ _MNIST = Subject(
 _CIFAR10 = Subject(
     eps=8 / 255,
     network=_cifar_resnet,
-    checkpoint=CHECKPOINTS / "cifar10_resnet.safetensors",
-    trained_by="python -m benchmarks.train_cifar --epochs 36",
+    checkpoint=str(CHECKPOINTS / "cifar10_resnet.safetensors"),
+    trained_by="python -m benchmarks.train_cifar",
     training=_cifar_training,
     validation=_cifar_validation,
     test=lambda root: _cifar(root, train=False),
@@ -176,7 +174,7 @@ SUBJECTS: dict[str, Subject] = {
     "mnist-lenet3": replace(
         _MNIST,
         network=LeNet3,
-        checkpoint=CHECKPOINTS / "mnist_lenet3.safetensors",
+        checkpoint=str(CHECKPOINTS / "mnist_lenet3.safetensors"),
         trained_by="python examples/train_robust_lenet.py --arch lenet3 --images 20000 --epochs 8 --steps 5 "
         "--out benchmarks/checkpoints/mnist_lenet3.safetensors",
         judge=Judge(pgd="PGD-40", images=1000, deep=150),
@@ -185,7 +183,7 @@ SUBJECTS: dict[str, Subject] = {
     "cifar10-resnet18": replace(
         _CIFAR10,
         network=resnet18_cifar,
-        checkpoint=CHECKPOINTS / "cifar10_resnet18.safetensors",
+        checkpoint=str(CHECKPOINTS / "cifar10_resnet18.safetensors"),
         trained_by="python -m benchmarks.train_cifar cifar10-resnet18 --device cuda",
         judge=Judge(pgd="PGD-20", images=1000, deep=1000),
     ),

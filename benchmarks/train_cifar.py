@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
+from pwoa_plugin._random import random_state, set_random_state
 from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 
 BATCH = 128
@@ -64,7 +65,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     subject = SUBJECTS[args.subject]
-    args.out = args.out or subject.checkpoint
+    args.out = args.out or Path(subject.checkpoint)
     x, y = (part.to(args.device) for part in subject.training(args.data))
     judge = tuple(part[:500] for part in subject.validation(args.data))
     torch.manual_seed(0)
@@ -85,8 +86,7 @@ def main() -> None:
         for name, part in parts.items():
             part.load_state_dict(state[name])
         history = state["history"]
-        torch.set_rng_state(state["random"])
-        torch.cuda.set_rng_state_all(state.get("random_cuda", []))
+        set_random_state(state["random"])
     for epoch in range(len(history), args.epochs):
         started = time.perf_counter()
         generator = torch.Generator().manual_seed(epoch)
@@ -115,8 +115,7 @@ def main() -> None:
             raise SystemExit("robustness fell: catastrophic overfitting, or a learning rate that is too high")
         args.out.parent.mkdir(parents=True, exist_ok=True)
         state = {name: part.state_dict() for name, part in parts.items()}
-        state |= {"history": history, "random": torch.get_rng_state(), "random_cuda": torch.cuda.get_rng_state_all()}
-        torch.save(state, saved.with_suffix(".tmp"))
+        torch.save(state | {"history": history, "random": random_state()}, saved.with_suffix(".tmp"))
         os.replace(saved.with_suffix(".tmp"), saved)
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, args.out)
         write_text(args.out.with_suffix(".json"), json.dumps(history, indent=1) + "\n")

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.methods import Loader
-from benchmarks.robustness import parse_value
+from benchmarks.robustness import parse_fields
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
@@ -61,10 +61,10 @@ def main() -> None:
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as distillation={"temperature":1}')
     args = parser.parse_args()
     subject = SUBJECTS[args.subject]
-    fields = {name: parse_value(value) for name, _, value in (pair.partition("=") for pair in args.set)}
     loader = (Mixup if args.idea == "mixup" else Loader)(subject.training(args.data), args.batch_size, subject.augment)
     config = PwoAConfig(
-        **{"sparsity": 1 - 1 / args.compression, "eps": subject.eps, "epochs": args.epochs, "progress": False} | fields,
+        **{"sparsity": 1 - 1 / args.compression, "eps": subject.eps, "epochs": args.epochs, "progress": False}
+        | parse_fields(args.set),
         train_loader=loader,
     )
     if args.idea == "toward":

@@ -126,14 +126,13 @@ class PwoAObjective(nn.Module):
                 "of the same classes"
             )
 
-        gradients = torch.zeros((), device=x.device)
-        if with_gradients:  # first: it frees the teacher's graph
-            gradients = self.gradient_weight * gradient_loss(logits, target, x)
-            target = target.detach()
+        wanted = target.detach()
+        terms = {"distillation": distillation_loss(logits, wanted, alpha=self.alpha, temperature=self.temperature)}
+        if with_gradients:
+            terms["gradients"] = self.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
-        terms = {"distillation": distillation_loss(logits, target, alpha=self.alpha, temperature=self.temperature)}
-        if self.gradient_weight > 0:
-            terms["gradients"] = gradients
+        elif self.gradient_weight > 0:  # a term of every call, so that means over calls are of all of them
+            terms["gradients"] = torch.zeros((), device=x.device)
         if with_features and (alike := self._alike(hidden, teacher_hidden)):
             terms["features"] = self.feature_weight * feature_loss(hidden, alike)
         if with_hsic:
