@@ -16,7 +16,7 @@ from ..method.state import State
 
 __all__ = ["StateFileError", "read_state", "write_state"]
 
-_FORMAT = "pwoa-state-1"
+_FORMAT = "pwoa-state-2"
 
 
 class StateFileError(ValueError):
@@ -24,7 +24,9 @@ class StateFileError(ValueError):
 
 
 def _checksum(tensor: Tensor) -> int:
-    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data) if tensor.numel() else 0
+    """Of dtype and shape, too: they stand in safetensors' own header, which nothing else guards."""
+    layout = zlib.crc32(f"{tensor.dtype} {list(tensor.shape)}".encode())
+    return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, layout) if tensor.numel() else layout
 
 
 def write_state(path: str | os.PathLike[str], state: State) -> None:

@@ -62,6 +62,22 @@ def test_a_byte_that_has_changed_is_found_wherever_it_is(data: st.DataObject, tm
     assert all(torch.equal(tensor, found.tensors[name]) for name, tensor in expected.tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("there", "instead", "damaged"),
+    [(b'"shape":[0,2]', b'"shape":[0,3]', "empty"), (b'"F32","shape":[]', b'"I32","shape":[]', "optimizer.0.step")],
+)
+def test_another_shape_or_dtype_of_the_same_bytes_is_found(
+    there: bytes, instead: bytes, damaged: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_state(path, a_state())
+    content = path.read_bytes()
+    assert content.count(there) == 1
+    path.write_bytes(content.replace(there, instead))
+    with pytest.raises(StateFileError, match=f"{damaged} is damaged"):
+        read_state(path)
+
+
 def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_state(tmp_path / "missing")
