@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -25,6 +25,7 @@ from .distillation import frozen_copy
 from .gradual import interval_of_cuts
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
+from .layout import channels_last_is_safe
 from .logits import logits_of
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
@@ -159,7 +160,7 @@ class Compression:
         self.residual, self.history, self._training = None, [], None
         with (
             restored_on_error(self.model, self.pruning.undo),
-            _channels_last_on_cpu(self.model, self.teacher, self.device),
+            _laid_out(self.model, self.teacher, self.device),
         ):
             try:
                 training = self._prepare(resume)
@@ -294,7 +295,7 @@ class Compression:
         if {*map(id, parameters)} != {*map(id, training.parameters)}:
             training.parameters, training.optimizer = parameters, None
             if self.device.type == "cpu":
-                _to_channels_last(parameters)
+                _lay_out(self.model, self.teacher)
 
     @staticmethod
     def _optimizer(
@@ -668,13 +669,13 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
 
 
 @contextlib.contextmanager
-def _channels_last_on_cpu(model: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
-    """Convolutions' weights channels last for a run on the CPU (1.5 times as fast there); then as they were."""
+def _laid_out(model: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
+    """Convolutions' weights as they are fastest for a run on the CPU; then as they were."""
     if device.type != "cpu":
         yield
         return
     strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
-    _to_channels_last((*strides, *teacher.parameters()))
+    _lay_out(model, teacher)
     try:
         yield
     finally:
@@ -689,10 +690,12 @@ def _channels_last_on_cpu(model: nn.Module, teacher: nn.Module, device: torch.de
                 parameter.data = as_before.copy_(parameter.data)
 
 
-def _to_channels_last(parameters: Iterable[nn.Parameter]) -> None:
-    for parameter in parameters:
+def _lay_out(model: nn.Module, teacher: nn.Module) -> None:
+    """Both alike, so that the hidden layers of one need no copy to be compared with the other's."""
+    layout = torch.channels_last if channels_last_is_safe(model) else torch.contiguous_format
+    for parameter in (*model.parameters(), *teacher.parameters()):
         if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+            parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from torch import nn
+
+from pwoa_plugin.method.layout import channels_last_is_safe
+from pwoa_plugin.models import LeNet
+
+
+@pytest.mark.parametrize(
+    ("layer", "safe"),
+    [
+        (nn.Conv2d(4, 8, 1, stride=2), False),
+        (nn.Conv2d(15, 8, 1, stride=(1, 2)), False),
+        (nn.Conv2d(32, 32, 1, stride=2, groups=4), False),
+        (nn.Conv2d(16, 8, 1, stride=2), True),
+        (nn.Conv2d(4, 8, 1), True),
+        (nn.Conv2d(4, 8, 3, stride=2), True),
+        (nn.Conv3d(16, 8, 3), False),
+        (nn.Linear(4, 8), True),
+    ],
+    ids=str,
+)
+def test_what_is_safe(layer: nn.Module, safe: bool) -> None:
+    assert channels_last_is_safe(nn.Sequential(layer)) is safe
+
+
+def test_the_shipped_network_is_laid_out() -> None:
+    assert channels_last_is_safe(LeNet())
+
+
+NARROW = """
+import torch
+from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin.models.resnet import ResNetCIFAR
+
+torch.manual_seed(0)
+data = torch.rand(8, 3, 32, 32), torch.arange(8) % 10
+model = ResNetCIFAR((1, 1, 1, 1), channels=4)
+PwoAPruner(model, PwoAConfig(sparsity=0.5, train_loader=data, epochs=2, batch_size=4, progress=False)).compress()
+assert all(p.isfinite().all() for p in model.parameters())
+"""
+
+
+def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspace() -> None:
+    run = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
