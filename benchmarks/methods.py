@@ -21,7 +21,7 @@ from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.oneshot import prune_once
 
-__all__ = ["METHODS", "Task"]
+__all__ = ["METHODS", "SETTABLE", "Task"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -186,3 +186,6 @@ METHODS: dict[str, Callable[[nn.Module, Task], None]] = {
     "default": default,
     "adversarial": adversarial,
 }
+
+# Runs of PwoAPruner, whose config `Task.fields` can change.
+SETTABLE = frozenset({"distillation", "paper", "default"})

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.methods import METHODS, Task
+from benchmarks.methods import METHODS, SETTABLE, Task
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
@@ -89,6 +89,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
     return {
         "subject": args.subject,
         "method": args.name or method,
+        "made_by": method,
         "compression": compression,
         "seed": seed,
         "split": "validation" if args.validate else "test",
@@ -142,6 +143,12 @@ def main() -> None:
     args.fields = parse_fields(args.set)
     if (args.fields or args.epochs or args.batch_size) and not args.name:
         parser.error("--set, --epochs and --batch-size make another method of it; give it a --name")
+    if args.name and len(args.methods) > 1:
+        parser.error(f"--name {args.name} is of one method; give --methods one")
+    if args.fields and not {*args.methods} <= SETTABLE:
+        parser.error(f"--set is for {', '.join(sorted(SETTABLE))}; the others have no PwoAConfig")
+    if {"epochs", "batch_size", "seed", "sparsity"} & args.fields.keys():
+        parser.error("epochs, batch size, seeds and compression have options of their own")
     args.out.mkdir(parents=True, exist_ok=True)
     for seed in range(args.seeds):
         for method in args.methods:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import logging
 import math
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .._random import seeded
 from .admm import ADMM, MasksOfAll, self_scaled_updates
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
-from .distillation import frozen_copy
+from .distillation import frozen_copy, gradient_loss
 from .gradual import interval_of_cuts
 from .hidden import check_names, find_hidden_layers
 from .hsic import ESTIMATORS
@@ -535,11 +537,14 @@ def build_objective(
         The objective, and the perturbation's radius in pixel units.
 
     Raises:
-        ValueError: the network does not answer with finite logits, or a hidden layer is not there.
+        ValueError: the network does not answer with finite logits, changes its images in place, has no input gradients
+            where they are wanted, or a hidden layer is not there.
     """
+    asked = images[:2].clone()
+    untouched = asked._version
     try:
         with torch.no_grad():
-            logits = logits_of(teacher(images[:2]))
+            logits = logits_of(teacher(asked))
     except (RuntimeError, IndexError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error
@@ -549,6 +554,13 @@ def build_objective(
         raise ValueError(f"the model returns a tensor {tuple(logits.shape)}; it must return logits (N, classes)")
     if not logits.isfinite().all():
         raise ValueError("the model's logits are not finite before training; load a sound checkpoint")
+    if asked._version != untouched:
+        raise ValueError(
+            "the model changes the images that it is given in place, and student and teacher are given the same ones; "
+            "write its first steps without in-place operations (x = x - mean, inplace=False)"
+        )
+    if distillation.gradient_weight > 0:
+        _try_gradients(teacher, images[:2], distillation.gradient_weight)
     hidden_layers: list[str] = []
     if hsic.lambda_x > 0 or hsic.lambda_y > 0 or distillation.feature_weight > 0:
         hidden_layers = find_hidden_layers(teacher, images[:2], hsic.layers)
@@ -589,6 +601,29 @@ def build_objective(
     )
     objective.classes = logits.shape[1]
     return objective, radius
+
+
+def _try_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
+    """Whether the network can be differentiated by its images and then by its weights; nothing is left of it.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    student = copy.deepcopy(teacher)
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        with seeded(0), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            x = images.detach().clone().requires_grad_()
+            gradient_loss(logits_of(student(x)), logits_of(teacher(x)), x).backward()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"distillation.gradient_weight={weight:g} needs a network that can be differentiated twice ({reason}); set "
+            "it to 0, or for attention train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        ) from error
 
 
 def build_admm(

@@ -73,7 +73,8 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
     Of each image the gradient of one margin is compared: the logit of the teacher's first class less that of its
     second, or, for half of the images, of a class at random. How an answer changes around an image is what attacks go
     by; no attack is made. (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, sec. 3.2, match the loss's gradient;
-    Shao et al., arXiv 2110.12072, do so to carry robustness over.)
+    Shao et al., arXiv 2110.12072, do so to carry robustness over.) A student whose BatchNorm takes the batch's own
+    statistics gets more than 0 also with the teacher's weights: the smaller the batch, the more.
 
     Args:
         student: logits ``(N, classes)`` of ``x``, with a graph that can be differentiated twice.
@@ -89,7 +90,7 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
         ValueError: there is but one class, or logits do not depend on ``x``.
     """
     if teacher.shape[1] < 2:
-        raise ValueError("gradient_weight is above 0, and the network has one class; set it to 0")
+        raise ValueError("input gradients are of the difference of two logits, and there is one class")
     first, second = teacher.detach().topk(2, dim=1).indices.split(1, dim=1)
     other = torch.randint(teacher.shape[1], second.shape, generator=generator, device=x.device)
     at_random = torch.rand(second.shape, generator=generator, device=x.device) < 0.5
@@ -98,13 +99,11 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
     def gradient(logits: Tensor, *, again: bool) -> Tensor:
         logits = logits.float()
         margin = (logits.gather(1, first) - logits.gather(1, second)).sum()
-        try:
-            (result,) = torch.autograd.grad(margin, x, create_graph=again, retain_graph=again)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                f"gradient_weight is above 0, and logits have no gradient by the images ({reason})"
-            ) from error
+        result: Tensor | None = None
+        if margin.requires_grad:
+            (result,) = torch.autograd.grad(margin, x, create_graph=again, retain_graph=again, allow_unused=True)
+        if result is None:
+            raise ValueError("logits have no gradient by the images")
         return result.float()
 
     wanted, got = gradient(teacher, again=False), gradient(student, again=True)

@@ -12,14 +12,12 @@ _BLOCK = 16
 
 
 def channels_last_is_safe(model: nn.Module) -> bool:
-    """Whether a network may be laid out channels last on the CPU.
+    """Whether a network may be trained channels last on the CPU, by its weights or by its images.
 
-    Not with parameters of five dimensions, which have no such layout. Nor with a 1x1 convolution of stride 2 or more
-    that reads fewer than 16 channels: there oneDNN's gradient of the weights writes beyond its workspace, which ends in
-    wrong gradients or in a crash (github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14 has it).
+    Not with a 1x1 convolution of stride 2 or more that reads fewer than 16 channels: there oneDNN's gradient of the
+    weights writes beyond its workspace, which ends in wrong gradients or in a crash
+    (github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14 has it).
     """
-    if any(parameter.dim() > 4 for parameter in model.parameters()):
-        return False
     return not any(_breaks(module) for module in model.modules() if isinstance(module, _ConvNd))
 
 

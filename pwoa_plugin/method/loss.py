@@ -26,7 +26,8 @@ Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig,
 
 
 class PwoALoss(nn.Module):
-    """PwoA's loss of a student on natural images: distillation from a robust teacher, hidden features and HSIC.
+    """PwoA's loss of a student on natural images: distillation from a robust teacher, hidden features and HSIC;
+    input gradients where ``distillation.gradient_weight`` is above 0.
 
     Called as ``loss(student, x, y)``; `terms` has the summands of the last call by name. No adversarial example is
     made: both networks see the same randomly perturbed images. The student may be any network with the teacher's
@@ -149,6 +150,11 @@ class PwoALoss(nn.Module):
             ValueError: images, labels, teacher or student cannot be used.
         """
         device = self.device
+        if self.distillation.gradient_weight > 0 and getattr(student, "static_graph", False):
+            raise ValueError(
+                f"distillation.gradient_weight={self.distillation.gradient_weight:g} does not go with "
+                "DistributedDataParallel(static_graph=True), which would not average gradients; leave static_graph out"
+            )
         if (other := _device(student, device)) != device:
             raise ValueError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
         if self._calls < _CHECKED_CALLS:

@@ -1,4 +1,4 @@
-"""PwoA's objective: distillation, hidden features and HSIC, by name."""
+"""PwoA's objective: distillation, hidden features, input gradients and HSIC, by name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .distillation import distillation_loss, feature_loss, gradient_loss
 from .hidden import read_hidden, unwrapped
 from .hsic import ESTIMATORS, HSICEstimator, gaussian_kernel, hsic, linear_kernel, one_hot
+from .layout import channels_last_is_safe
 from .logits import logits_of
 from .perturbation import Perturbation
 
@@ -38,7 +39,8 @@ class PwoAObjective(nn.Module):
         hidden_layers: names of the student's modules whose inputs are the T_j.
         alpha, temperature: see `distillation_loss`.
         feature_weight: weight of `feature_loss`; 0 is off.
-        gradient_weight: weight of `gradient_loss`; 0 is off. It is left out where gradients are not enabled.
+        gradient_weight: weight of `gradient_loss`; 0 is off. It is left out where gradients are not enabled. A call
+            that has it is without autocast, whose rounding is as large as what the term is to find.
         gradient_share: share of the calls that have it, drawn at random from torch's global generator.
         lambda_x, lambda_y: weights of HSIC's terms; 0 is off.
         sigma, estimator: see `hsic`.
@@ -106,6 +108,8 @@ class PwoAObjective(nn.Module):
             raise ValueError("labels are missing and lambda_y is above 0; give (x, y) batches or set lambda_y=0")
         if self.perturbation is not None:
             x = self.perturbation(x)
+        if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
+            x = x.contiguous()
         with_features = self.feature_weight > 0
         with_gradients = (
             self.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < self.gradient_share
@@ -115,10 +119,11 @@ class PwoAObjective(nn.Module):
         in_teacher = [name for name in self.hidden_layers if name in self._names_in_teacher]
         with (
             torch.set_grad_enabled(with_gradients),
+            _precise(x, with_gradients),
             _reading(self.teacher, in_teacher, with_features) as teacher_hidden,
         ):
             target = logits_of(self.teacher(x))
-        with _reading(student, self.hidden_layers, with_features or with_hsic) as hidden:
+        with _precise(x, with_gradients), _reading(student, self.hidden_layers, with_features or with_hsic) as hidden:
             logits = logits_of(student(x))
         if logits.shape != target.shape:
             raise ValueError(
@@ -129,7 +134,8 @@ class PwoAObjective(nn.Module):
         wanted = target.detach()
         terms = {"distillation": distillation_loss(logits, wanted, alpha=self.alpha, temperature=self.temperature)}
         if with_gradients:
-            terms["gradients"] = self.gradient_weight * gradient_loss(logits, target, x)
+            with _precise(x, True):
+                terms["gradients"] = self.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif self.gradient_weight > 0:  # a term of every call, so that means over calls are of all of them
             terms["gradients"] = torch.zeros((), device=x.device)
@@ -164,6 +170,10 @@ class PwoAObjective(nn.Module):
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.sigma, estimator=self.estimator).sum(1)
         return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
+
+
+def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:
+    return torch.autocast(x.device.type, enabled=False) if wanted else nullcontext()
 
 
 def _reading(model: nn.Module, layers: Sequence[str], wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:

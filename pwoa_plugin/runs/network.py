@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from ..config import ConfigError, PwoAConfig
-from ..method.layout import channels_last_is_safe
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
 
@@ -14,8 +13,11 @@ __all__ = ["laid_out", "load_weights", "make_network", "network_name"]
 
 
 def laid_out(model: nn.Module, device: str | None) -> nn.Module:
-    """The model itself, channels last where it is judged on the CPU and may be: attacks run 1.5 times as fast there."""
-    if device in (None, "cpu") and channels_last_is_safe(model):
+    """The model itself, channels last where it is judged on the CPU: attacks run 1.5 times as fast there.
+
+    Also where `channels_last_is_safe` says no: a judge asks for no gradient of a weight.
+    """
+    if device in (None, "cpu") and all(parameter.dim() <= 4 for parameter in model.parameters()):
         model.to(memory_format=torch.channels_last)
     return model
 

@@ -514,3 +514,68 @@ def test_input_gradients_stay_closer_to_the_teachers_with_their_term(trained: nn
         generator = torch.Generator().manual_seed(0)
         left[weight] = gradient_loss(model(x), teacher(x), x, generator=generator).item()
     assert left[100.0] < 0.85 * left[0.0]
+
+
+class Attending(nn.Module):
+    """Attention over the rows of an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.squeeze(1)
+        return self.head(self.attention(rows, rows, rows, need_weights=False)[0].mean(1))
+
+
+class Centring(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.sub_(0.5))
+
+
+class Blind(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x.detach().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [(Attending(), "attention.*not implemented.*sdpa_kernel"), (Blind(), "no gradient by the images")],
+    ids=["attention", "detached images"],
+)
+def test_a_network_without_input_gradients_is_refused_before_training(
+    model: nn.Module, reason: str, images: Pair
+) -> None:
+    seen: list[Status] = []
+    callback = Callback()
+    callback.on_step = seen.append  # type: ignore[method-assign]
+    wanted = {"gradient_weight": 2, "gradient_share": 0.01}
+    with pytest.raises(ValueError, match=rf"^distillation.gradient_weight=2 needs .*{reason}"):
+        run(model, config(images, hsic={"lambda_x": 0, "lambda_y": 0}, distillation=wanted), [callback])
+    assert not seen
+
+
+def test_running_out_of_memory_is_told_as_such(
+    trained: nn.Module, images: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch.autograd, "grad", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        run(trained, config(images, distillation={"gradient_weight": 1}))
+
+
+def test_a_network_that_changes_its_images_is_refused(trained: nn.Module, images: Pair) -> None:
+    before = images[0].clone()
+    with pytest.raises(ValueError, match=r"^the model changes the images that it is given in place"):
+        run(Centring(trained), config(images))
+    assert torch.equal(images[0], before)

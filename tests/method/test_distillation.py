@@ -135,7 +135,8 @@ def test_no_gradient_loss_where_both_agree_and_1_where_the_student_is_flat() -> 
 
 def test_logits_without_gradient_are_told_of() -> None:
     x = torch.rand(3, 2, 2, 2, requires_grad=True)
-    with pytest.raises(ValueError, match="no gradient by the images"):
-        gradient_loss(torch.rand(3, 4), torch.rand(3, 4), x)
-    with pytest.raises(ValueError, match="one class"):
+    for logits in (torch.rand(3, 4), torch.rand(3, 4, requires_grad=True)):
+        with pytest.raises(ValueError, match="no gradient by the images"):
+            gradient_loss(logits, logits, x)
+    with pytest.raises(ValueError, match="there is one class"):
         gradient_loss(torch.rand(3, 1), torch.rand(3, 1), x)

@@ -19,7 +19,6 @@ from pwoa_plugin.models import LeNet
         (nn.Conv2d(16, 8, 1, stride=2), True),
         (nn.Conv2d(4, 8, 1), True),
         (nn.Conv2d(4, 8, 3, stride=2), True),
-        (nn.Conv3d(16, 8, 3), False),
         (nn.Linear(4, 8), True),
     ],
     ids=str,
@@ -38,13 +37,18 @@ from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin.models.resnet import ResNetCIFAR
 
 torch.manual_seed(0)
-data = torch.rand(8, 3, 32, 32), torch.arange(8) % 10
+images = torch.rand(8, 3, 32, 32)
+if {channels_last}:
+    images = images.contiguous(memory_format=torch.channels_last)
+data = images, torch.arange(8) % 10
 model = ResNetCIFAR((1, 1, 1, 1), channels=4)
 PwoAPruner(model, PwoAConfig(sparsity=0.5, train_loader=data, epochs=2, batch_size=4, progress=False)).compress()
 assert all(p.isfinite().all() for p in model.parameters())
 """
 
 
-def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspace() -> None:
-    run = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous images", "channels-last images"])
+def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspace(channels_last: bool) -> None:
+    code = NARROW.format(channels_last=channels_last)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

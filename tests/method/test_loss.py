@@ -195,6 +195,12 @@ def test_inside_distributed_data_parallel(trained: TinyNet, images: Pair, tmp_pa
                 assert loss.hidden_layers == ["fc1", "fc2"]
             torch.testing.assert_close(values[0], values[1])
             torch.testing.assert_close(plain.fc1.weight.grad, wrapped.module.fc1.weight.grad)
+        static = DistributedDataParallel(copy.deepcopy(trained), static_graph=True)
+        PwoALoss(trained, eps=0.1)(static, *images).backward()
+        with pytest.raises(
+            ValueError, match=r"^distillation.gradient_weight=1 does not go with .*leave static_graph out"
+        ):
+            PwoALoss(trained, eps=0.1, distillation={"gradient_weight": 1})(static, *images)
     finally:
         torch.distributed.destroy_process_group()
 

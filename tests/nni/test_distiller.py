@@ -387,6 +387,20 @@ def test_quantizers_keep_masks_and_train_on_the_distillers_loss(
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
+GRADIENTS = {"gradient_weight": 1, "gradient_share": 1}
+
+
+@pytest.mark.parametrize("kind", [None, QATQuantizer, LsqQuantizer])
+def test_input_gradients_are_distilled_under_pruners_and_quantizers(
+    trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator, kind: Any
+) -> None:
+    agp = NNI_PRUNERS["AGP + Level"][0](trained, evaluator)
+    distiller = PwoADistiller.from_compressor(agp, [], teacher_model=teacher, eps=0.1, distillation=GRADIENTS)
+    (kind.from_compressor(distiller, QUANTIZED) if kind else distiller).compress(STEPS, None)
+    assert set(distiller.terms) == {"distillation", "gradients", "features", "hsic_x", "hsic_y"}
+    assert distiller.terms["gradients"] > 0
+
+
 def test_beside_nnis_own_distiller(trained: TinyNet, teacher: TinyNet, images: Pair, evaluator: TorchEvaluator) -> None:
     nnis = DynamicLayerwiseDistiller(
         trained,

@@ -182,6 +182,13 @@ def test_what_layers_keep_is_as_it_was_after_an_error(
     assert pruner.allocation == before
 
 
+def test_input_gradients_are_distilled(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    settings = {"gradient_weight": 1, "gradient_share": 1}
+    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, distillation=settings)
+    pruner.compress(20)
+    assert pruner._loss.terms["gradients"] > 0
+
+
 def test_progress_bar_goes_to_stderr_and_quiet_is_quiet(
     trained: nn.Module, images: Pair, capsys: pytest.CaptureFixture[str]
 ) -> None:
