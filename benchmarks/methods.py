@@ -21,7 +21,7 @@ from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.oneshot import prune_once
 
-__all__ = ["METHODS", "SETTABLE", "Task"]
+__all__ = ["HAVE_LR", "METHODS", "SETTABLE", "Task"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -63,6 +63,7 @@ class Task:
         eps: Linf radius, in pixel units.
         augment: whether training images are cropped and flipped.
         epochs, batch_size, seed: of the training.
+        lr: of Adam, for every method but the default and the published one, which have their own.
         fields: of `PwoAConfig`, over the method's own.
     """
 
@@ -73,6 +74,7 @@ class Task:
     epochs: int
     augment: bool = False
     batch_size: int = 128
+    lr: float = 1e-3
     seed: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
 
@@ -86,10 +88,10 @@ class Task:
 
 
 def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss) -> None:
-    """Train under masks with the default's optimizer and schedule: Adam 1e-3, falling to 0 as a cosine."""
+    """Train under masks with Adam, its rate falling to 0 as a cosine."""
     loader = task.loader()
     weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
     device = next(model.parameters()).device
     with seeded(task.seed):
@@ -159,6 +161,7 @@ def distillation(model: nn.Module, task: Task) -> None:
         distillation={"feature_weight": 0},
         hsic={"lambda_x": 0, "lambda_y": 0},
         admm={"epochs": 0},
+        optimizer={"lr": task.lr},
     )
 
 
@@ -189,3 +192,5 @@ METHODS: dict[str, Callable[[nn.Module, Task], None]] = {
 
 # Runs of PwoAPruner, whose config `Task.fields` can change.
 SETTABLE = frozenset({"distillation", "paper", "default"})
+# Methods that `Task.lr` is the learning rate of.
+HAVE_LR = frozenset({"level-ce", "distillation", "adversarial"})

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.methods import METHODS, SETTABLE, Task
+from benchmarks.methods import HAVE_LR, METHODS, SETTABLE, Task
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
@@ -75,6 +75,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         epochs=args.epochs or subject.epochs,
         augment=subject.augment,
         batch_size=args.batch_size or Task.batch_size,
+        lr=args.lr or Task.lr,
         seed=seed,
         fields=args.fields,
     )
@@ -95,7 +96,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "split": "validation" if args.validate else "test",
         "epochs": task.epochs,
         "batch_size": task.batch_size,
-        "fields": args.fields,
+        "fields": args.fields | ({"lr": args.lr} if args.lr else {}),
         "nonzero": nonzero,
         "weights": weights,
         "prune_seconds": seconds,
@@ -132,6 +133,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from 0")
     parser.add_argument("--epochs", type=int, help="the subject's unless given")
     parser.add_argument("--batch-size", type=int, help="128 unless given")
+    parser.add_argument("--lr", type=float, help="of the methods that are not PwoA; 1e-3 unless given")
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as admm={"epochs":0}')
     parser.add_argument("--name", help="of a cell with other settings than its method's")
     parser.add_argument("--validate", action="store_true")
@@ -141,12 +143,14 @@ def main() -> None:
     parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
     args = parser.parse_args()
     args.fields = parse_fields(args.set)
-    if (args.fields or args.epochs or args.batch_size) and not args.name:
-        parser.error("--set, --epochs and --batch-size make another method of it; give it a --name")
+    if (args.fields or args.epochs or args.batch_size or args.lr) and not args.name:
+        parser.error("--set, --epochs, --batch-size and --lr make another method of it; give it a --name")
     if args.name and len(args.methods) > 1:
         parser.error(f"--name {args.name} is of one method; give --methods one")
     if args.fields and not {*args.methods} <= SETTABLE:
         parser.error(f"--set is for {', '.join(sorted(SETTABLE))}; the others have no PwoAConfig")
+    if args.lr and not HAVE_LR.issuperset(args.methods):
+        parser.error(f'--lr is for {", ".join(sorted(HAVE_LR))}; the others have none, or --set optimizer={{"lr":...}}')
     if {"epochs", "batch_size", "seed", "sparsity"} & args.fields.keys():
         parser.error("epochs, batch size, seeds and compression have options of their own")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -119,13 +119,13 @@ class OptimizerConfig(_Section):
 
     Attributes:
         name: ``adam``, ``adamw`` or ``sgd``.
-        lr: learning rate, positive.
+        lr: learning rate, positive. The study has 3e-3; beyond 33x, 1e-2 kept more (docs/results.md).
         momentum: of SGD; not used by the others.
         weight_decay: L2 penalty (decoupled in ``adamw``).
     """
 
     name: Literal["adam", "adamw", "sgd"] = "adam"
-    lr: float = Field(default=1e-3, gt=0)
+    lr: float = Field(default=3e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
 
