@@ -23,13 +23,14 @@ from pwoa_plugin.robustness.statistics import mcnemar_exact, wilson_interval
 Cell = Mapping[str, Any]
 Cells = dict[str, dict[float, list[Cell]]]  # method, compression, one a seed
 
-ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "default", "adversarial"]
+ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "lr-0.001", "default", "adversarial"]
 LABELS = {
     "one-shot": "magnitude, one-shot",
     "level-ce": "NNI Level + cross-entropy",
     "distillation": "magnitude + distillation",
     "paper": "PwoA as published, cut short",
     "default": "PwoA (default)",
+    "lr-0.001": "PwoA, Adam 1e-3",
     "adversarial": "adversarial fine-tuning (PGD-7)",
 }
 
