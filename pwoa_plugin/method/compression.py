@@ -614,7 +614,7 @@ def _try_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
         parameter.requires_grad_(parameter.is_floating_point())
     try:
         with seeded(0), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-            x = images.detach().clone().requires_grad_()
+            x = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
             gradient_loss(logits_of(student(x)), logits_of(teacher(x)), x).backward()
     except torch.OutOfMemoryError:
         raise

@@ -42,13 +42,17 @@ if {channels_last}:
     images = images.contiguous(memory_format=torch.channels_last)
 data = images, torch.arange(8) % 10
 model = ResNetCIFAR((1, 1, 1, 1), channels=4)
-PwoAPruner(model, PwoAConfig(sparsity=0.5, train_loader=data, epochs=2, batch_size=4, progress=False)).compress()
+term = {{"gradient_weight": {gradient_weight}, "gradient_share": 1}}
+settings = {{"epochs": 2, "batch_size": 4, "progress": False, "distillation": term}}
+PwoAPruner(model, PwoAConfig(sparsity=0.5, train_loader=data, **settings)).compress()
 assert all(p.isfinite().all() for p in model.parameters())
 """
 
 
-@pytest.mark.parametrize("channels_last", [False, True], ids=["contiguous images", "channels-last images"])
-def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspace(channels_last: bool) -> None:
-    code = NARROW.format(channels_last=channels_last)
+@pytest.mark.parametrize(("channels_last", "gradient_weight"), [(False, 0), (True, 0), (True, 1)])
+def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspace(
+    channels_last: bool, gradient_weight: float
+) -> None:
+    code = NARROW.format(channels_last=channels_last, gradient_weight=gradient_weight)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
