@@ -619,7 +619,7 @@ def _try_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        reason = " ".join(str(error).split())
         raise ValueError(
             f"distillation.gradient_weight={weight:g} needs a network that can be differentiated twice ({reason}); set "
             "it to 0, or for attention train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"

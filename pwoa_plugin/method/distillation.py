@@ -106,6 +106,7 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
             raise ValueError("logits have no gradient by the images")
         return result.float()
 
-    wanted, got = gradient(teacher, again=False), gradient(student, again=True)
+    with torch.autocast(x.device.type, enabled=False):
+        wanted, got = gradient(teacher, again=False), gradient(student, again=True)
     size = wanted.square().mean().clamp_min(torch.finfo(torch.float32).tiny)
     return F.mse_loss(got, wanted) / size

@@ -134,8 +134,7 @@ class PwoAObjective(nn.Module):
         wanted = target.detach()
         terms = {"distillation": distillation_loss(logits, wanted, alpha=self.alpha, temperature=self.temperature)}
         if with_gradients:
-            with _precise(x, True):
-                terms["gradients"] = self.gradient_weight * gradient_loss(logits, target, x)
+            terms["gradients"] = self.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif self.gradient_weight > 0:  # a term of every call, so that means over calls are of all of them
             terms["gradients"] = torch.zeros((), device=x.device)

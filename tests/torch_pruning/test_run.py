@@ -43,16 +43,6 @@ class Keep(Callback):
         self.widths.append(self.pruner.model.conv3.out_channels)
 
 
-class Terms(Callback):
-    """The loss's terms after every epoch."""
-
-    def __init__(self) -> None:
-        self.seen: list[dict[str, float]] = []
-
-    def on_epoch_end(self, status: Status) -> None:
-        self.seen.append(dict(status.terms))
-
-
 class Stop(Callback):
     def __init__(self, step: int) -> None:
         self.step = step
@@ -272,8 +262,7 @@ class TestRefused:
 
 
 def test_input_gradients_are_distilled_before_and_after_the_removal(small: nn.Module) -> None:
-    terms = Terms()
-    settings = config(distillation={"gradient_weight": 1, "gradient_share": 1})
-    PwoAGroupPruner(small, config=settings, callbacks=[terms]).compress()
-    assert len(terms.seen) == 4
-    assert all(epoch["gradients"] > 0 for epoch in terms.seen)
+    pruner, _ = compressed(small, distillation={"gradient_weight": 1, "gradient_share": 1})
+    assert pruner.run is not None
+    assert len(pruner.run.history) == 4
+    assert all(epoch["gradients"] > 0 for epoch in pruner.run.history)  # type: ignore[operator]
