@@ -31,7 +31,7 @@ class Loader:
     """Batches of images and labels in a new order in every epoch, the draws from torch's global generator.
 
     Attributes:
-        images: ``(N, C, H, W)`` in [0, 1], and labels.
+        images: ``(N, C, H, W)`` in [0, 1], and labels; batches are on their device.
         batch_size: images in a batch; the last has what is left.
         augment: random crop after padding by 4, and horizontal flip.
     """
@@ -49,7 +49,10 @@ class Loader:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if self.augment else None
         for index in order.split(self.batch_size):
             batch = x[index]
-            yield (crop_and_flip(batch, *draw_crops_and_flips(len(index), generator)) if generator else batch), y[index]
+            if generator:
+                draws = draw_crops_and_flips(len(index), generator)
+                batch = crop_and_flip(batch, *(draw.to(x.device) for draw in draws))
+            yield batch, y[index]
 
 
 @dataclass(frozen=True)

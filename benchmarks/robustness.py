@@ -67,10 +67,11 @@ def judged(model: nn.Module, images: Any, eps: float, judge: Judge, *, deep: boo
 def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -> dict[str, Any]:
     subject = SUBJECTS[args.subject]
     model = subject.model().to(args.device, memory_format=torch.channels_last)
+    images, labels = (part.to(args.device) for part in subject.training(args.data))
     task = Task(
         paper=subject.paper,
         sparsity=1 - 1 / compression,
-        images=subject.training(args.data),
+        images=(images, labels),
         eps=subject.eps,
         epochs=args.epochs or subject.epochs,
         augment=subject.augment,

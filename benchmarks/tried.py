@@ -1,12 +1,13 @@
 """Ideas that are not in the package, tried on validation images: what they give, and that they were tried.
 
     python -m benchmarks.tried cifar10 --data DIR --idea toward --compression 16 --epochs 6 --batch-size 64 --set ...
+    python -m benchmarks.tried cifar10 --data DIR --device cuda --deep 400 --set 'distillation={"gradient_weight":1}'
 
 ``mixup``: pairs of training images mixed, each with a weight of its own (labels are not mixed: set ``hsic.lambda_y``
 to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a random one of three
-scales, away from it in 3 of 10. ``none``: the default, or what ``--set`` makes of it, as
-`distillation={"gradient_weight":1}`. On the CPU. A line of JSON for each run: PGD on 1,000 validation images, and the
-share given the teacher's class.
+scales, away from it in 3 of 10. ``frozen-statistics``: BatchNorm normalises by the teacher's statistics, in training
+too. ``none``: the default, or what ``--set`` makes of it. A line of JSON for each run: PGD on 1,000 validation images,
+AutoAttack on the first of them where ``--deep`` says how many, and the share given the teacher's class.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.methods import Loader
-from benchmarks.robustness import parse_fields
-from benchmarks.subjects import SUBJECTS
-from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
+from benchmarks.robustness import judged, parse_fields
+from benchmarks.subjects import SUBJECTS, Judge
+from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 
-IDEAS = ("none", "mixup", "toward")
+IDEAS = ("none", "mixup", "toward", "frozen-statistics")
 SCALES = (1, 2, 4)
 AWAY = 0.3
 
@@ -36,18 +37,28 @@ AWAY = 0.3
 class Mixup(Loader):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for x, y in super().__iter__():
-            share = torch.rand(len(x), 1, 1, 1)
+            share = torch.rand(len(x), 1, 1, 1, device=x.device)
             yield share * x + (1 - share) * x[torch.randperm(len(x))], y
 
 
 class Toward(Perturbation):
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         n, size = len(x), x.shape[2:]
-        difference = x[torch.randperm(n, generator=generator)] - x
-        difference = torch.where(torch.rand((n, 1, 1, 1), generator=generator) < AWAY, -difference, difference)
+        difference = x[torch.randperm(n, generator=generator, device=x.device)] - x
+        away = torch.rand((n, 1, 1, 1), generator=generator, device=x.device) < AWAY
+        difference = torch.where(away, -difference, difference)
         scales = [F.interpolate(F.avg_pool2d(difference, s), size=size, mode="bilinear") for s in SCALES]
-        which = torch.randint(len(SCALES), (n,), generator=generator)
-        return torch.stack(scales)[which, torch.arange(n)].sign()
+        which = torch.randint(len(SCALES), (n,), generator=generator, device=x.device)
+        return torch.stack(scales)[which, torch.arange(n, device=x.device)].sign()
+
+
+def freeze_statistics(model: nn.Module) -> None:
+    def freeze(module: nn.Module, _: object) -> None:
+        module.eval()
+
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.register_forward_pre_hook(freeze)
 
 
 def main() -> None:
@@ -59,9 +70,12 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=JSON", help='as distillation={"temperature":1}')
+    parser.add_argument("--deep", type=int, default=0, help="images for AutoAttack; none unless given")
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     subject = SUBJECTS[args.subject]
-    loader = (Mixup if args.idea == "mixup" else Loader)(subject.training(args.data), args.batch_size, subject.augment)
+    images, labels = (part.to(args.device) for part in subject.training(args.data))
+    loader = (Mixup if args.idea == "mixup" else Loader)((images, labels), args.batch_size, subject.augment)
     config = PwoAConfig(
         **{"sparsity": 1 - 1 / args.compression, "eps": subject.eps, "epochs": args.epochs, "progress": False}
         | parse_fields(args.set),
@@ -70,15 +84,19 @@ def main() -> None:
     if args.idea == "toward":
         PERTURBATIONS["toward"] = Toward
         config.perturbation = config.perturbation.model_copy(update={"kind": "toward"})
-    model, teacher = subject.model().to(memory_format=torch.channels_last), subject.model()
+    model = subject.model().to(args.device, memory_format=torch.channels_last)
+    teacher = subject.model().to(args.device)
+    if args.idea == "frozen-statistics":
+        freeze_statistics(model)
     started = time.perf_counter()
     PwoAPruner(model, config).compress()
     seconds = time.perf_counter() - started
-    x, y = (part[:1000] for part in subject.validation(args.data))
-    report = evaluate(model, (x, y), eps=subject.eps, attacks=subject.judge.pgd, seed=0, progress=False)
+    judge = Judge(subject.judge.pgd, 1000, args.deep)
+    split = subject.validation(args.data)
+    result = judged(model, split, subject.eps, judge, deep=args.deep > 0, seed=0)
+    x = split[0][:1000].to(args.device)
     with torch.no_grad():
         agreement = (teacher(x).argmax(1) == model(x).argmax(1)).float().mean().item()
-    result = {"clean": report.clean, subject.judge.pgd: report.attacks[subject.judge.pgd].accuracy}
     told = {name: value for name, value in vars(args).items() if name != "data"}
     print(json.dumps(result | {"agreement": agreement, "seconds": seconds} | told), flush=True)
 

@@ -69,6 +69,7 @@ def main() -> None:
     parser.add_argument("--corner-share", type=float, default=0.5)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
@@ -77,12 +78,12 @@ def main() -> None:
     judged = {row.tobytes() for row in mnist_sample()[1].tensors[0].mul(255).round().byte().numpy()}
     kept = torch.tensor([row.tobytes() not in judged for row in dataset.data.numpy()])
     assert int((~kept).sum()) >= len(judged), "the judged images are not all among MNIST's training images"
-    x, y = x[kept], y[kept]
+    x, y = x[kept].to(args.device), y[kept].to(args.device)
     watched_x, watched_y, x, y = x[:1000], y[:1000], x[1000:], y[1000:]
     x, y = x[: args.images], y[: args.images]
     print(f"{len(x)} images to train with, {int((~kept).sum())} left out", flush=True)
 
-    model = ARCHITECTURES[args.arch]().to(memory_format=torch.channels_last)
+    model = ARCHITECTURES[args.arch]().to(args.device, memory_format=torch.channels_last)
     average = copy.deepcopy(model)  # exponential moving average of the weights: what is saved
     batches = len(x) // 128
     optimizer = torch.optim.Adam(model.parameters())
@@ -96,7 +97,7 @@ def main() -> None:
             done = epoch + step / batches
             eps = args.train_eps * min(1.0, (done + 0.05) / args.ramp)
             image, label = x[index], y[index]
-            corner = torch.rand(len(index), 1, 1, 1) < args.corner_share
+            corner = torch.rand(len(index), 1, 1, 1, device=args.device) < args.corner_share
             start = torch.where(
                 corner,
                 image + eps * Patterns(radius=1).direction(image),
@@ -118,7 +119,7 @@ def main() -> None:
             f"epoch {epoch + 1:2} {seconds:6.0f} s loss {loss.item():.3f} clean {clean:.3f} PGD-40 {robust:.3f}",
             flush=True,
         )
-        state = {name: value.contiguous() for name, value in average.state_dict().items()}
+        state = {name: value.cpu().contiguous() for name, value in average.state_dict().items()}
         recipe = {name: str(value) for name, value in vars(args).items() if name not in ("data", "out")}
         save_file(state, args.out, metadata={"arch": args.arch, "recipe": json.dumps(recipe)})
 

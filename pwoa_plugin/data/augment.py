@@ -35,5 +35,5 @@ def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
     """
     height, width = x.shape[2:]
     windows = F.pad(x, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)
-    cut = windows[torch.arange(len(x)), :, corners[:, 0], corners[:, 1]]
+    cut = windows[torch.arange(len(x), device=x.device), :, corners[:, 0], corners[:, 1]]
     return torch.where(flips.view(-1, 1, 1, 1), cut.flip(3), cut)
