@@ -1,13 +1,14 @@
 """What a step of PwoA costs over a plain cross-entropy step, in one run.
 
-    python -m benchmarks.speed [--networks lenet lenet3 resnet18-cifar] [--device cuda]
+    python -m benchmarks.speed [--networks lenet lenet3 cifar10 resnet18-cifar] [--device cuda]
 
-Same network, optimizer (Adam) and batch of 128. The steps are interleaved and the ratio is of medians. Student forward
-and backward plus the teacher's forward alone would be 1.33. ``fine-tune`` is a step of the default objective under
-masks; ``gradual`` is that and its share of a cut (every nineteenth step: 12 epochs of 20,000 images); ``admm`` has
-ADMM's gradient, and its dual update every eleventh step; ``published`` is the paper's objective, without perturbation
-and hidden features; ``pgd-7`` is a step of adversarial fine-tuning, the anchor. Peak memory is what a step needs beyond
-what was in use before: on a GPU its allocator's, on the CPU the largest resident size of a process of its own.
+``cifar10`` is the study's own network there. Same network, optimizer (Adam) and batch of 128 for every step; they are
+interleaved and the ratio is of medians. Student forward and backward plus the teacher's forward alone would be 1.33.
+``published`` is the paper's objective, without perturbation and hidden features; ``fine-tune`` the default's under
+masks, ``no-hsic`` the same without HSIC; ``gradual`` is the default's with its share of a cut (every nineteenth step:
+12 epochs of 20,000 images); ``admm`` has ADMM's gradient, and its dual update every eleventh step; ``pgd-7`` is a step
+of adversarial fine-tuning, the anchor. Peak memory is what a step needs beyond what was in use before: on a GPU its
+allocator's, on the CPU the largest resident size of a process of its own.
 """
 
 from __future__ import annotations
@@ -18,19 +19,27 @@ import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.methods import cross_entropy, pgd7
+from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.method.admm import ADMM
 from pwoa_plugin.method.compression import Compression, build_objective
 from pwoa_plugin.models import make_model
 
 BATCH = 128
-SHAPES = {"lenet": (1, 28, 28), "lenet3": (1, 28, 28), "resnet18-cifar": (3, 32, 32), "wrn-34-10": (3, 32, 32)}
-KINDS = ("plain", "published", "fine-tune", "admm", "pgd-7")
+SHAPES = {
+    "lenet": (1, 28, 28),
+    "lenet3": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "resnet18-cifar": (3, 32, 32),
+    "wrn-34-10": (3, 32, 32),
+}
+KINDS = ("plain", "published", "fine-tune", "no-hsic", "admm", "pgd-7")
 CUT, CUTS_APART = "gradual cut", 19
 Step = Callable[[], None]
 
@@ -40,10 +49,17 @@ def images(network: str, device: str) -> tuple[Tensor, Tensor]:
     return torch.rand(BATCH, *SHAPES[network], device=device), torch.randint(0, 10, (BATCH,), device=device)
 
 
+def make_network(name: str) -> nn.Module:
+    """Not trained; a subject of the study, or the package's own by its name."""
+    return (
+        SUBJECTS[name].network() if name in SUBJECTS else make_model(name, num_classes=10, in_channels=SHAPES[name][0])
+    )
+
+
 def make_step(kind: str, network: str, device: str) -> Step:
     """One training step, optimizer included, as a function of nothing."""
     x, y = images(network, device)
-    model = make_model(network, num_classes=10, in_channels=SHAPES[network][0]).to(device)
+    model = make_network(network).to(device)
     if device == "cpu":
         x = x.contiguous(memory_format=torch.channels_last)
         model = model.to(memory_format=torch.channels_last)
@@ -59,8 +75,10 @@ def make_step(kind: str, network: str, device: str) -> Step:
 
         return step
     make = PwoAConfig.paper if kind == "published" else None
-    fields = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
-    config = make("mnist", **fields) if make else PwoAConfig(**fields)  # type: ignore[arg-type]
+    fields: dict[str, Any] = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
+    if kind == "no-hsic":
+        fields["hsic"] = {"lambda_x": 0, "lambda_y": 0}
+    config = make("mnist", **fields) if make else PwoAConfig(**fields)
     run = Compression(model, config)
     teacher = run.teacher.to(memory_format=torch.channels_last) if device == "cpu" else run.teacher
     objective, _ = build_objective(
@@ -105,7 +123,7 @@ def milliseconds(step: Step, device: str) -> float:
 def parts(network: str, pairs: int, device: str) -> dict[str, float]:
     """ADMM's penalty by hand and by autograd, its projection, and a cut, in milliseconds."""
     x, y = images(network, device)
-    model: nn.Module = make_model(network, num_classes=10, in_channels=SHAPES[network][0]).to(device)
+    model = make_network(network).to(device)
     run = Compression(model, PwoAConfig(sparsity=0.9, train_loader=(x, y)))
     weights, masks = run.pruning.admm_problem()
     admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1)
