@@ -23,7 +23,7 @@ from pwoa_plugin.robustness.statistics import mcnemar_exact, wilson_interval
 Cell = Mapping[str, Any]
 Cells = dict[str, dict[float, list[Cell]]]  # method, compression, one a seed
 
-ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "lr-0.001", "default", "adversarial"]
+ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "default", "lr-0.001", "gradients-1", "adversarial"]
 LABELS = {
     "one-shot": "magnitude, one-shot",
     "level-ce": "NNI Level + cross-entropy",
@@ -31,6 +31,7 @@ LABELS = {
     "paper": "PwoA as published, cut short",
     "default": "PwoA (default)",
     "lr-0.001": "PwoA, Adam 1e-3",
+    "gradients-1": "PwoA, `gradient_weight` 1",
     "adversarial": "adversarial fine-tuning (PGD-7)",
 }
 
@@ -111,7 +112,8 @@ def table(cells: Cells) -> str:
             deep = deep_of(row)
             robust = deep_figure(deep) if deep else "not run"
             share = f"{deep['AutoAttack'] / dense['AutoAttack']:.1%}" if deep and dense else ""
-            seconds = statistics.median(cell["prune_seconds"] for cell in row)
+            # On a GPU cells were run side by side: their seconds say nothing.
+            seconds = [cell["prune_seconds"] for cell in row if cell.get("device", "cpu") == "cpu"]
             figures = [
                 f"{compression:g}x",
                 LABELS.get(method, method),
@@ -119,7 +121,7 @@ def table(cells: Cells) -> str:
                 spread([pgd_of(cell) for cell in row]),
                 robust,
                 share,
-                f"{seconds:.0f}",
+                f"{statistics.median(seconds):.0f}" if seconds else "GPU",
             ]
             lines.append(f"| {' | '.join(figures)} |")
     return "\n".join(lines)
