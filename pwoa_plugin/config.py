@@ -119,7 +119,8 @@ class OptimizerConfig(_Section):
 
     Attributes:
         name: ``adam``, ``adamw`` or ``sgd``.
-        lr: learning rate, positive. The study has 3e-3; beyond 33x, 1e-2 kept more (docs/results.md).
+        lr: learning rate, positive. 3e-3 was chosen on MNIST, where 1e-2 kept more beyond 33x; of the study's CIFAR-10
+            network 1e-3 kept as much or more (docs/results.md).
         momentum: of SGD; not used by the others.
         weight_decay: L2 penalty (decoupled in ``adamw``).
     """
