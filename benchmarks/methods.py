@@ -21,7 +21,7 @@ from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.oneshot import prune_once
 
-__all__ = ["HAVE_LR", "METHODS", "SETTABLE", "Task"]
+__all__ = ["METHODS", "Method", "Task"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -183,17 +183,27 @@ def adversarial(model: nn.Module, task: Task) -> None:
     fine_tune(model, prune_once(model, task.sparsity, allocation="lamp"), task, pgd7(task.eps))
 
 
-METHODS: dict[str, Callable[[nn.Module, Task], None]] = {
-    "dense": dense,
-    "one-shot": one_shot,
-    "level-ce": level_cross_entropy,
-    "distillation": distillation,
-    "paper": published,
-    "default": default,
-    "adversarial": adversarial,
-}
+@dataclass(frozen=True)
+class Method:
+    """A way to prune, and which parts of a `Task` it heeds.
 
-# Runs of PwoAPruner, whose config `Task.fields` can change.
-SETTABLE = frozenset({"distillation", "paper", "default"})
-# Methods that `Task.lr` is the learning rate of.
-HAVE_LR = frozenset({"level-ce", "distillation", "adversarial"})
+    Attributes:
+        prune: prunes the model in place.
+        has_fields: whether ``Task.fields`` change it: a run of `PwoAPruner`.
+        has_lr: whether ``Task.lr`` is its learning rate.
+    """
+
+    prune: Callable[[nn.Module, Task], None]
+    has_fields: bool = False
+    has_lr: bool = False
+
+
+METHODS = {
+    "dense": Method(dense),
+    "one-shot": Method(one_shot),
+    "level-ce": Method(level_cross_entropy, has_lr=True),
+    "distillation": Method(distillation, has_fields=True, has_lr=True),
+    "paper": Method(published, has_fields=True),
+    "default": Method(default, has_fields=True),
+    "adversarial": Method(adversarial, has_lr=True),
+}

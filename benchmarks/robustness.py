@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks.methods import HAVE_LR, METHODS, SETTABLE, Task
+from benchmarks.methods import METHODS, Task
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
@@ -81,7 +81,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         fields=args.fields,
     )
     started = time.perf_counter()
-    METHODS[method](model, task)
+    METHODS[method].prune(model, task)
     seconds = time.perf_counter() - started
     nonzero, weights = kept(model)
     split = subject.validation if args.validate else subject.test
@@ -97,7 +97,8 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "split": "validation" if args.validate else "test",
         "epochs": task.epochs,
         "batch_size": task.batch_size,
-        "fields": args.fields | ({"lr": args.lr} if args.lr else {}),
+        "fields": args.fields,
+        **({"lr": task.lr} if METHODS[method].has_lr else {}),
         "nonzero": nonzero,
         "weights": weights,
         "prune_seconds": seconds,
@@ -148,10 +149,12 @@ def main() -> None:
         parser.error("--set, --epochs, --batch-size and --lr make another method of it; give it a --name")
     if args.name and len(args.methods) > 1:
         parser.error(f"--name {args.name} is of one method; give --methods one")
-    if args.fields and not {*args.methods} <= SETTABLE:
-        parser.error(f"--set is for {', '.join(sorted(SETTABLE))}; the others have no PwoAConfig")
-    if args.lr and not HAVE_LR.issuperset(args.methods):
-        parser.error(f'--lr is for {", ".join(sorted(HAVE_LR))}; the others have none, or --set optimizer={{"lr":...}}')
+    if args.fields and not all(METHODS[method].has_fields for method in args.methods):
+        known = ", ".join(name for name, method in METHODS.items() if method.has_fields)
+        parser.error(f"--set is for {known}; the others have no PwoAConfig")
+    if args.lr and not all(METHODS[method].has_lr for method in args.methods):
+        known = ", ".join(name for name, method in METHODS.items() if method.has_lr)
+        parser.error(f'--lr is for {known}; the others have none, or --set optimizer={{"lr":...}}')
     if {"epochs", "batch_size", "seed", "sparsity"} & args.fields.keys():
         parser.error("epochs, batch size, seeds and compression have options of their own")
     args.out.mkdir(parents=True, exist_ok=True)
