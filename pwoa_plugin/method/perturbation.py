@@ -10,7 +10,6 @@ A new kind is one class here and one line in ``PERTURBATIONS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +175,6 @@ class Patterns(BlockSign):
         return torch.where(inside, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))
 
 
-@lru_cache(maxsize=8)
 def _interpolation(size: int, device: torch.device) -> Tensor:
     """``(size, 4)``: what 4 points contribute to each of ``size`` (`F.interpolate`, bilinear, corners not aligned)."""
     points = torch.eye(4, device=device).unsqueeze(0)
@@ -194,18 +192,13 @@ def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
 def _sign_grid(x: Tensor, cells: list[tuple[int, int]], generator: torch.Generator | None) -> Tensor:
     """Random signs, constant on cells whose size is drawn per image from ``cells``."""
     n, channels, height, width = x.shape
-    of_cells = _cells_of_pixels(tuple(cells), height, width, x.device)
-    index = of_cells[torch.randint(len(cells), (n,), generator=generator, device=x.device)]
-    return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, channels, -1)).view(x.shape)
-
-
-@lru_cache(maxsize=8)  # the same for every batch; on a GPU its small kernels are a good part of a step
-def _cells_of_pixels(cells: tuple[tuple[int, int], ...], height: int, width: int, device: torch.device) -> Tensor:
-    """``(kinds, 1, height * width)`` int64: the cell that each pixel is in, by a number of its own."""
+    device = x.device
     size = torch.tensor(cells, device=device)
     row = torch.arange(height, device=device) // size[:, :1]
     column = torch.arange(width, device=device) // size[:, 1:]
-    return (row[:, :, None] * width + column[:, None, :]).view(len(cells), 1, height * width)
+    of_cells = (row[:, :, None] * width + column[:, None, :]).view(len(cells), 1, height * width)
+    index = of_cells[torch.randint(len(cells), (n,), generator=generator, device=device)]
+    return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, channels, -1)).view(x.shape)
 
 
 def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:
