@@ -6,7 +6,7 @@
 One small JSON file a cell in ``--out``; a cell that is there is not run again. Cells of a row share images, epochs and
 judge: PGD on all the judge's images, and for seed 0 the standard AutoAttack on the first of them (those that
 PGD left). ``--validate`` judges by images cut from the training set; whatever is chosen is chosen by them.
-``--set FIELD=JSON`` changes fields of the default's config; such a cell needs a ``--name``. `benchmarks.tables` makes
+``--set FIELD=JSON`` changes fields of a method's config; such a cell needs a ``--name``. `benchmarks.tables` makes
 tables and plots of the files.
 """
 
@@ -98,7 +98,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "epochs": task.epochs,
         "batch_size": task.batch_size,
         "fields": args.fields,
-        **({"lr": task.lr} if METHODS[method].has_lr else {}),
+        **({"lr": task.lr} if METHODS[method].has_lr and "optimizer" not in args.fields else {}),
         "nonzero": nonzero,
         "weights": weights,
         "prune_seconds": seconds,
@@ -155,6 +155,8 @@ def main() -> None:
     if args.lr and not all(METHODS[method].has_lr for method in args.methods):
         known = ", ".join(name for name, method in METHODS.items() if method.has_lr)
         parser.error(f'--lr is for {known}; the others have none, or --set optimizer={{"lr":...}}')
+    if args.lr and "optimizer" in args.fields:
+        parser.error("--lr and --set optimizer both say the learning rate; give one")
     if {"epochs", "batch_size", "seed", "sparsity"} & args.fields.keys():
         parser.error("epochs, batch size, seeds and compression have options of their own")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -115,8 +115,8 @@ def make_step(kind: str, network: str, device: str) -> Step:
 def milliseconds(step: Step, device: str) -> float:
     started = time.perf_counter()
     step()
-    if device == "cuda":
-        torch.cuda.synchronize()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
     return 1e3 * (time.perf_counter() - started)
 
 
@@ -143,13 +143,13 @@ def parts(network: str, pairs: int, device: str) -> dict[str, float]:
 
 def peak(kind: str, network: str, device: str) -> float:
     """MiB that two steps need, their networks included, beyond what was in use before."""
-    if device == "cuda":
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
+    if device.startswith("cuda"):
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
         step = make_step(kind, network, device)
         for _ in range(2):
             step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
     torch.set_num_threads(1)
     before = resident("VmRSS")
     step = make_step(kind, network, device)
@@ -180,7 +180,7 @@ def main() -> None:
         rounds = [{kind: milliseconds(step, args.device) for kind, step in steps.items()} for _ in range(pairs)]
         memory = {}
         for kind in KINDS:
-            if args.device == "cuda":  # counts by itself, and a process of its own would be most of the time
+            if args.device.startswith("cuda"):  # counts by itself, and a process of its own would be most of the time
                 memory[kind] = peak(kind, network, args.device)
                 continue
             with context.Pool(1) as pool:

@@ -184,7 +184,7 @@ SUBJECTS: dict[str, Subject] = {
         _CIFAR10,
         network=resnet18_cifar,
         checkpoint=str(CHECKPOINTS / "cifar10_resnet18.safetensors"),
-        trained_by="python -m benchmarks.train_cifar cifar10-resnet18 --device cuda",
+        trained_by="python -m benchmarks.train_cifar cifar10-resnet18 --epochs 30 --device cuda",
         judge=Judge(pgd="PGD-20", images=1000, deep=1000),
     ),
 }

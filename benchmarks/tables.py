@@ -74,6 +74,19 @@ def deep_figure(cell: Cell) -> str:
     return f"{cell['AutoAttack']:.1%} ({low:.0%} to {high:.0%})"
 
 
+def share_of(cell: Cell, dense: Cell) -> float:
+    """AutoAttack's accuracy over the dense network's, on the images that both have where these are told."""
+    both = min(len(cell.get("robust", "")), len(dense.get("robust", "")))
+    if not both:
+        return float(cell["AutoAttack"] / dense["AutoAttack"])
+    return float(cell["robust"][:both].count("1") / dense["robust"][:both].count("1"))
+
+
+def on_cpu(cell: Cell) -> bool:
+    """Whether its seconds are a CPU's: those of a GPU are not to be compared with them."""
+    return str(cell.get("device", "cpu")) == "cpu"
+
+
 def ablations(cells: Cells) -> str:
     lines = [
         "| compression | setting | clean | PGD | AutoAttack (95 %) | only default, only this | p |",
@@ -111,9 +124,8 @@ def table(cells: Cells) -> str:
                 continue
             deep = deep_of(row)
             robust = deep_figure(deep) if deep else "not run"
-            share = f"{deep['AutoAttack'] / dense['AutoAttack']:.1%}" if deep and dense else ""
-            # On a GPU cells were run side by side: their seconds say nothing.
-            seconds = [cell["prune_seconds"] for cell in row if cell.get("device", "cpu") == "cpu"]
+            share = f"{share_of(deep, dense):.1%}" if deep and dense else ""
+            seconds = [cell["prune_seconds"] for cell in row if on_cpu(cell)]
             figures = [
                 f"{compression:g}x",
                 LABELS.get(method, method),
@@ -143,6 +155,8 @@ def plot(cells: Cells, folder: Path, subject: str) -> None:
             if method == "dense":
                 continue
             found = [deep for _, row in sorted(cells[method].items()) if (deep := deep_of(row))]
+            if name == "seconds":
+                found = [cell for cell in found if on_cpu(cell)]
             if found:
                 style = {"marker": "o", "linestyle": "-" if name == "compression" else ""}
                 x, y = [value(cell) for cell in found], [100 * cell["AutoAttack"] for cell in found]

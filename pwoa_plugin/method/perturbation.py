@@ -140,7 +140,7 @@ class BlockSign(Perturbation):
         return [(s, s) for s in sides]
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return _sign_grid(x, self.cells(x.shape[2], x.shape[3]), generator)
+        return _sign_grid(x, _cells_of_pixels(self.cells(x.shape[2], x.shape[3]), x), generator)
 
 
 class Patterns(BlockSign):
@@ -166,13 +166,13 @@ class Patterns(BlockSign):
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         n, _, height, width = x.shape
-        cells = self.cells(height, width)
+        of_cells = _cells_of_pixels(self.cells(height, width), x)
         field = torch.rand((n, 4, 4), generator=generator, device=x.device)
         with torch.autocast(x.device.type, enabled=False):
             field = _interpolation(height, x.device) @ field @ _interpolation(width, x.device).t()  # bilinear
         threshold = torch.rand((n, 1, 1), generator=generator, device=x.device)
         inside = (field > threshold).unsqueeze(1)
-        return torch.where(inside, _sign_grid(x, cells, generator), _sign_grid(x, cells, generator))
+        return torch.where(inside, _sign_grid(x, of_cells, generator), _sign_grid(x, of_cells, generator))
 
 
 def _interpolation(size: int, device: torch.device) -> Tensor:
@@ -189,16 +189,19 @@ def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
     return bits.view(x.shape).to(x.dtype).mul_(2).sub_(1)
 
 
-def _sign_grid(x: Tensor, cells: list[tuple[int, int]], generator: torch.Generator | None) -> Tensor:
-    """Random signs, constant on cells whose size is drawn per image from ``cells``."""
-    n, channels, height, width = x.shape
-    device = x.device
-    size = torch.tensor(cells, device=device)
-    row = torch.arange(height, device=device) // size[:, :1]
-    column = torch.arange(width, device=device) // size[:, 1:]
-    of_cells = (row[:, :, None] * width + column[:, None, :]).view(len(cells), 1, height * width)
-    index = of_cells[torch.randint(len(cells), (n,), generator=generator, device=device)]
-    return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, channels, -1)).view(x.shape)
+def _cells_of_pixels(cells: list[tuple[int, int]], x: Tensor) -> Tensor:
+    """``(kinds, 1, height * width)`` int64: the cell that each pixel of ``x`` is in, for every ``(height, width)``."""
+    height, width = x.shape[2:]
+    size = torch.tensor(cells, device=x.device)
+    row = torch.arange(height, device=x.device) // size[:, :1]
+    column = torch.arange(width, device=x.device) // size[:, 1:]
+    return (row[:, :, None] * width + column[:, None, :]).view(len(cells), 1, height * width)
+
+
+def _sign_grid(x: Tensor, of_cells: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Random signs shaped as ``x``, constant on cells whose size is drawn per image from those of ``of_cells``."""
+    index = of_cells[torch.randint(len(of_cells), (len(x),), generator=generator, device=x.device)]
+    return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view(x.shape)
 
 
 def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:

@@ -10,6 +10,7 @@ from pwoa_plugin.method.perturbation import (
     PERTURBATIONS,
     BlockSign,
     Patterns,
+    _cells_of_pixels,
     _sign_grid,
     largest_agreeing_radius,
     make_perturbation,
@@ -91,7 +92,8 @@ def test_patterns_hold_stripes_and_splices_of_several_scales() -> None:
     assert ((across == 0) & (down > 0.2)).float().mean() > 0.01
     assert ((down > 0.4) & (across > 0.4)).float().mean() > 0.01  # single pixels
     # Splices: rougher in one quarter than in another, more often than grids that are not spliced.
-    whole = _sign_grid(p, Patterns(radius=1).cells(28, 28), torch.Generator().manual_seed(1))
+    of_cells = _cells_of_pixels(Patterns(radius=1).cells(28, 28), p)
+    whole = _sign_grid(p, of_cells, torch.Generator().manual_seed(1))
     assert uneven(p) > 2 * uneven(whole)
 
 
