@@ -49,10 +49,7 @@ class Loader:
         generator = torch.Generator().manual_seed(int(torch.randint(2**62, ()))) if self.augment else None
         for index in order.split(self.batch_size):
             batch = x[index]
-            if generator:
-                draws = draw_crops_and_flips(len(index), generator)
-                batch = crop_and_flip(batch, *(draw.to(x.device) for draw in draws))
-            yield batch, y[index]
+            yield (crop_and_flip(batch, *draw_crops_and_flips(len(index), generator)) if generator else batch), y[index]
 
 
 @dataclass(frozen=True)

@@ -149,12 +149,12 @@ def main() -> None:
         parser.error("--set, --epochs, --batch-size and --lr make another method of it; give it a --name")
     if args.name and len(args.methods) > 1:
         parser.error(f"--name {args.name} is of one method; give --methods one")
-    if args.fields and not all(METHODS[method].has_fields for method in args.methods):
-        known = ", ".join(name for name, method in METHODS.items() if method.has_fields)
-        parser.error(f"--set is for {known}; the others have no PwoAConfig")
-    if args.lr and not all(METHODS[method].has_lr for method in args.methods):
-        known = ", ".join(name for name, method in METHODS.items() if method.has_lr)
-        parser.error(f'--lr is for {known}; the others have none, or --set optimizer={{"lr":...}}')
+    settable = [name for name, method in METHODS.items() if method.has_fields]
+    if args.fields and not {*args.methods} <= {*settable}:
+        parser.error(f"--set is for {', '.join(settable)}; the others have no PwoAConfig")
+    have_lr = [name for name, method in METHODS.items() if method.has_lr]
+    if args.lr and not {*args.methods} <= {*have_lr}:
+        parser.error(f'--lr is for {", ".join(have_lr)}; the others have none, or --set optimizer={{"lr":...}}')
     if args.lr and "optimizer" in args.fields:
         parser.error("--lr and --set optimizer both say the learning rate; give one")
     if {"epochs", "batch_size", "seed", "sparsity"} & args.fields.keys():

@@ -51,9 +51,9 @@ def images(network: str, device: str) -> tuple[Tensor, Tensor]:
 
 def make_network(name: str) -> nn.Module:
     """Not trained; a subject of the study, or the package's own by its name."""
-    return (
-        SUBJECTS[name].network() if name in SUBJECTS else make_model(name, num_classes=10, in_channels=SHAPES[name][0])
-    )
+    if name in SUBJECTS:
+        return SUBJECTS[name].network()
+    return make_model(name, num_classes=10, in_channels=SHAPES[name][0])
 
 
 def make_step(kind: str, network: str, device: str) -> Step:
@@ -74,11 +74,10 @@ def make_step(kind: str, network: str, device: str) -> Step:
             optimizer.step()
 
         return step
-    make = PwoAConfig.paper if kind == "published" else None
     fields: dict[str, Any] = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
     if kind == "no-hsic":
         fields["hsic"] = {"lambda_x": 0, "lambda_y": 0}
-    config = make("mnist", **fields) if make else PwoAConfig(**fields)
+    config = PwoAConfig.paper("mnist", **fields) if kind == "published" else PwoAConfig(**fields)
     run = Compression(model, config)
     teacher = run.teacher.to(memory_format=torch.channels_last) if device == "cpu" else run.teacher
     objective, _ = build_objective(
@@ -143,19 +142,16 @@ def parts(network: str, pairs: int, device: str) -> dict[str, float]:
 
 def peak(kind: str, network: str, device: str) -> float:
     """MiB that two steps need, their networks included, beyond what was in use before."""
-    if device.startswith("cuda"):
-        before = torch.cuda.memory_allocated(device)
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
         torch.cuda.reset_peak_memory_stats(device)
-        step = make_step(kind, network, device)
-        for _ in range(2):
-            step()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    torch.set_num_threads(1)
-    before = resident("VmRSS")
+    else:
+        torch.set_num_threads(1)
+    before = torch.cuda.memory_allocated(device) / 2**20 if on_gpu else resident("VmRSS")
     step = make_step(kind, network, device)
     for _ in range(2):
         step()
-    return resident("VmHWM") - before
+    return (torch.cuda.max_memory_allocated(device) / 2**20 if on_gpu else resident("VmHWM")) - before
 
 
 def resident(name: str) -> float:

@@ -96,8 +96,7 @@ def main() -> None:
         generator = torch.Generator().manual_seed(epoch)
         total = 0.0
         for index in torch.randperm(len(x), generator=generator)[: len(x) // BATCH * BATCH].split(BATCH):
-            draws = (draw.to(args.device) for draw in draw_crops_and_flips(BATCH, generator))
-            images = crop_and_flip(x[index], *draws)
+            images = crop_and_flip(x[index], *draw_crops_and_flips(BATCH, generator))
             images = images.contiguous(memory_format=torch.channels_last)
             model.train()
             loss = F.cross_entropy(model(n_fgsm(model, images, y[index], subject.eps)), y[index])

@@ -27,12 +27,13 @@ def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
 
     Args:
         x: ``(N, C, H, W)``, any dtype.
-        corners: ``(N, 2)``, row and column in the padded image.
-        flips: ``(N,)`` bool.
+        corners: ``(N, 2)``, row and column in the padded image; on any device.
+        flips: ``(N,)`` bool; on any device.
 
     Returns:
         A new tensor, shape and dtype of ``x``.
     """
+    corners, flips = corners.to(x.device), flips.to(x.device)
     height, width = x.shape[2:]
     windows = F.pad(x, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)
     cut = windows[torch.arange(len(x), device=x.device), :, corners[:, 0], corners[:, 1]]
