@@ -120,7 +120,7 @@ def _add_judging(sub: argparse.ArgumentParser, *, protocol: str, images: str) ->
         metavar="EPS",
         help="a security curve through these radii; for a run alone give --out",
     )
-    add("--curve-attack", default="PGD-20", metavar="NAME", help="of the curve")
+    add("--curve-attack", metavar="NAME", help="of the curve; PGD-20 unless given")
     add("--device", help="cpu, cuda...; a run's own unless given")
     add("--out", type=Path, help="folder of the table and page; judged/NAMES unless given; a run alone has its own")
     _add_loudness(sub)
@@ -286,7 +286,7 @@ def _evaluate(args: argparse.Namespace) -> int:
             raise ValueError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         args.networks, args.protocol = [args.network], args.protocol or (None if args.attacks else "paper")
         return _compare(args)
-    for name in ("mean", "std", "curve", "image_size", "channels"):
+    for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
         if getattr(args, name):
             raise ValueError(f"--{name.replace('_', '-')} does not go with a run in its own folder; give --out as well")
     _set_up_logging(args)
@@ -306,6 +306,7 @@ def _evaluate(args: argparse.Namespace) -> int:
         dense=args.dense,
         arch=args.arch[0] if args.arch else None,
         data_root=args.data_root,
+        download=not args.no_download,
         device=args.device,
         progress=not args.quiet and not args.json,
     )
@@ -318,6 +319,8 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    if args.curve_attack and not args.curve:
+        raise ValueError(f"--curve-attack {args.curve_attack}: goes with --curve and its radii")
     _set_up_logging(args)
     from .runs.compare import default_out, judge_networks
 
@@ -342,7 +345,7 @@ def _compare(args: argparse.Namespace) -> int:
         mean=args.mean,
         std=args.std,
         curve=args.curve,
-        curve_attack=args.curve_attack,
+        curve_attack=args.curve_attack or "PGD-20",
         progress=not args.quiet and not args.json,
     )
     if args.json:

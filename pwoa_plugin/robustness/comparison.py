@@ -417,8 +417,9 @@ def compare(
                 model, pair, protocol=how, norm=norm, eps=eps, sample=len(drawn.images), progress=shown, **common
             )
         if curve:
+            of_curve = {key: value for key, value in common.items() if key != "alarms"}  # it has its own
             curves[name] = security_curve(
-                model, pair, eps=curve, attack=curve_attack, norm=norm, progress=shown, **common
+                model, pair, eps=curve, attack=curve_attack, norm=norm, progress=shown, **of_curve
             )
         if len(reports) > 1:
             broken += _broken(name, reports[name], next(iter(reports.values())), drawn.images)

@@ -176,11 +176,24 @@ class Report:
             column: an attack's name, ``worst case`` or ``clean``.
 
         Raises:
-            ValueError: the images differ, or a report has no such column.
+            ValueError: the images or the attacks differ, or a report has no such column.
         """
         if not self.config.images_sha256 or self.config.images_sha256 != other.config.images_sha256:
             raise ValueError("the reports are not known to be of the same images, so they cannot be paired; judge anew")
-        return paired(self.verdicts(column), other.verdicts(column))
+        mine, theirs = self.verdicts(column), other.verdicts(column)
+        if column != "clean":
+            for name in ("eps", "norm", "pixel_range"):
+                own, others = getattr(self.config, name), getattr(other.config, name)
+                if own != others:
+                    raise ValueError(f"{name}: the reports are of {own} and of {others}; judge both alike")
+            asked = [report._attacks_of(column) for report in (self, other)]
+            if asked[0] != asked[1]:
+                raise ValueError(f"column={column!r}: the reports' attacks differ, or their settings; judge both alike")
+        return paired(mine, theirs)
+
+    def _attacks_of(self, column: str) -> dict[str, Any]:
+        attacks = self.config.attacks
+        return attacks if column == "worst case" else {column: attacks.get(column)}
 
     def verdicts(self, column: str) -> Tensor:
         """Bool ``(N,)`` of an attack's name, ``worst case`` or ``clean``.

@@ -272,9 +272,9 @@ def _data_config(
     if data is None:
         if own is None:
             raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-        given = own.model_dump() | ({"root": data_root} if data_root else {})
-        return DataConfig(**given)
-    fields: dict[str, Any] = {"name": data, "download": download}
+        fields: dict[str, Any] = own.model_dump() | {"download": own.download and download}
+    else:
+        fields = {"name": data, "download": download}
     fields |= {"root": data_root} if data_root else {}
     fields |= {"image_size": image_size} if image_size else {}
     fields |= {"channels": channels} if channels else {}

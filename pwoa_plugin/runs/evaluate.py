@@ -42,6 +42,7 @@ def judge(
     dense: bool = False,
     arch: str | None = None,
     data_root: str | None = None,
+    download: bool = True,
     device: str | None = None,
     progress: bool = True,
 ) -> dict[str, Report]:
@@ -58,6 +59,7 @@ def judge(
         dense: judge the network before pruning, too.
         arch: where the run had an ``--arch`` of the user's own.
         data_root: in place of the config's ``data.root``.
+        download: whether missing images may be downloaded, where the config does not forbid it.
         device: in place of the config's.
         progress: whether bars are shown.
 
@@ -86,6 +88,7 @@ def judge(
         raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
     if data_root is not None:
         config.data.root = data_root
+    config.data.download = config.data.download and download
     if device is not None:
         config.device = device
     networks: dict[str, nn.Module] = {"pruned": _pruned(folder, config, arch)}

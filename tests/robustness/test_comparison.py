@@ -61,6 +61,23 @@ def test_models_are_judged_as_evaluate_judges_them(
     assert len({report.config.images_sha256 for report in compared.reports.values()}) == 1
 
 
+def test_arguments_of_evaluate_go_with_a_curve(make_model: Models, held_out: Pair, eps: float) -> None:
+    found = compare(
+        {"one": make_model(10)},
+        held_out,
+        attacks="FGSM",
+        eps=eps,
+        sample=20,
+        curve=[eps],
+        curve_attack="PGD-2",
+        alarms=False,
+        batch_size=10,
+        progress=False,
+    )
+    assert found.reports["one"].alarms is None
+    assert found.curves["one"].eps == (0.0, eps)
+
+
 def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
     assert compared.pair("<b>tenth").beyond_chance
     assert "<b>tenth is less robust than dense beyond chance: -" in compared.verdict("<b>tenth")

@@ -96,9 +96,6 @@ def test_worst_case_is_below_every_column(model: nn.Module, held_out: Pair, eps:
     columns = [column.robust for column in report.attacks.values()]
     expected = [all(column[i] for column in columns) for i in range(200)]
     assert report.worst_case.robust.tolist() == expected
-    assert report.worst_case.n_robust < min(int(column.sum()) for column in columns) or any(
-        column.tolist() == expected for column in columns
-    )
     assert report.worst_case.seconds == pytest.approx(sum(c.seconds for c in report.attacks.values()))
 
 

@@ -96,6 +96,24 @@ def test_two_reports_are_paired_image_by_image(report: Report) -> None:
         report.paired_with(Report.from_dict(content))
 
 
+def test_reports_of_other_attacks_are_not_paired(report: Report) -> None:
+    for name, value, said in (
+        ("eps", 0.5, r"eps: the reports are of 0.03.* and of 0.5; judge both alike"),
+        ("norm", "L2", "norm: the reports are of Linf and of L2"),
+        ("pixel_range", (0.0, 255.0), "pixel_range: the reports are of"),
+        ("attacks", {"FGSM": {"steps": 2}, "a|b": {"steps": 40}}, "column='FGSM': the reports' attacks differ"),
+    ):
+        content = report.to_dict()
+        content["config"][name] = value
+        other = Report.from_dict(content)
+        with pytest.raises(ValueError, match=said):
+            report.paired_with(other, "FGSM")
+        with pytest.raises(ValueError, match=said.replace("'FGSM'", "'worst case'")):
+            report.paired_with(other)
+        assert report.paired_with(other, "clean").both == 7
+    assert report.paired_with(other, "a|b").both == 5  # its own settings are the same
+
+
 def test_versions_name_what_a_verdict_depends_on(report: Report) -> None:
     assert report.versions["torch"] == torch.__version__
     assert {"python", "torch", "art", "pyautoattack", "numpy"} <= set(report.versions)
