@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from ._text import one_line
+
 __all__ = ["checked"]
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ def checked(kind: type[T], content: Any, what: str) -> T:
     try:
         text = json.dumps(content, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: is not JSON ({_one_line(error)}); give what to_dict wrote") from None
+        raise ValueError(f"{what}: is not JSON ({one_line(error)}); give what to_dict wrote") from None
     try:
         adapter: TypeAdapter[T] = _adapter(kind)
         return adapter.validate_json(text, strict=True)
@@ -50,8 +52,4 @@ def checked(kind: type[T], content: Any, what: str) -> T:
         else:
             said = f"{_shorten.repr(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise ValueError(_one_line(f"{field}: {said}{more}")) from None
-
-
-def _one_line(text: object) -> str:
-    return " ".join(str(text).split())
+        raise ValueError(one_line(f"{field}: {said}{more}")) from None

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ._text import one_line
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -70,7 +72,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         with replaced_whole(path) as scratch:
             save_file(whole, scratch, metadata=dict(metadata))
     except SafetensorError as error:  # what safetensors makes of the disk's errors
-        raise OSError(" ".join(str(error).split())) from error
+        raise OSError(one_line(error)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from ._text import one_line
+
 __all__ = ["YAMLError", "dump_yaml", "parse_yaml"]
 
 
@@ -74,7 +76,7 @@ def parse_yaml(text: str | bytes) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         raise YAMLError(f"{where}{error.problem or error.context}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise YAMLError(" ".join(str(error).split())) from None
+        raise YAMLError(one_line(error)) from None
     except RecursionError:
         raise YAMLError("is nested too deeply") from None
 

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ._files import write_tensors
+from ._text import one_line
 
 __all__ = ["Masks", "check_masks", "load_masks", "save_masks"]
 
@@ -91,7 +92,7 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
                 )
             return masks
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{path} is no usable file of masks: {reason}; make one with save_masks()") from None
 
 

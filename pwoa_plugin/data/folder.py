@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from .._text import one_line
 from .images import DataError, ImageSet
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Folder(ImageSet):
         try:
             found = ImageFolder(str(place))
         except FileNotFoundError as error:
-            said = " ".join(str(error).split()).rstrip(".")
+            said = one_line(error).rstrip(".")
             raise DataError(f"data.root={config.root!r}: {said}; put images there or delete the folder") from error
         strange = [name for name in found.classes if name not in classes]
         if strange:
@@ -69,7 +70,7 @@ class Folder(ImageSet):
                     pixels: Tensor = transforms.pil_to_tensor(image)
                     return pixels
         except Exception as error:  # PIL raises what it likes on a damaged file
-            said = " ".join(str(error).split())
+            said = one_line(error)
             raise DataError(
                 f"data.root={self._root!r}: {path} cannot be decoded ({said}); mend or delete it"
             ) from error

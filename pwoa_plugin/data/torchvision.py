@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .._text import one_line
 from .images import DataError, InMemory
 
 if TYPE_CHECKING:
@@ -116,4 +117,4 @@ class CIFAR100(CIFAR10):
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error) or type(error).__name__

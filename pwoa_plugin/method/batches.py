@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping, Sized
 from typing import Any
 
@@ -58,6 +59,12 @@ def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
         )
 
 
+def _divided(images: int, size: int) -> tuple[int, int]:
+    """Batches that so many images make, and how many of them have one image."""
+    whole, rest = divmod(images, size)
+    return whole + (rest > 0), whole if size == 1 else int(rest == 1)
+
+
 class Batches:
     """Batches of natural images, read again at every epoch.
 
@@ -72,6 +79,9 @@ class Batches:
         pixel_range: what images are checked against.
         labels_because: why labels are needed, or None where they are not; ``y`` is None then if missing.
         name: of the source in messages.
+
+    Attributes:
+        read: batches of this epoch that were read so far, with those left out.
 
     Raises:
         ValueError: the source is missing, empty, can be read once only, or holds something else than images.
@@ -115,21 +125,40 @@ class Batches:
             raise ValueError(f"{self.name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
         self._length: int | None = None
+        self._there = 0
+        self.read = 0
 
     def __len__(self) -> int:
-        """Batches in an epoch; counted by reading them where the source does not know."""
+        """Batches in an epoch, without those left out; counted by reading them where the source does not know.
+
+        Raises:
+            ValueError: there is none, or each has one image.
+        """
         if self._length is None:
-            if self._tensors is not None:
-                whole, rest = divmod(len(self._tensors[0]), self._batch_size)
-                self._length = whole + (rest > 1 or (rest == 1 and whole == 0))
-            else:
-                try:
-                    self._length = len(self._source)
-                except TypeError:
-                    self._length = sum(1 for _ in self._source)
-            if self._length == 0:
+            self._there, of_one = self._count()
+            if self._there == 0:
                 raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
+            if of_one == self._there > 1:
+                raise ValueError(
+                    f"{self.name} gives batches of one image, which neither BatchNorm nor HSIC can use; give "
+                    "batches of 2 or more"
+                )
+            self._length = self._there - of_one if self._there > 1 else 1
         return self._length
+
+    def _count(self) -> tuple[int, int]:
+        """How many batches there are, and how many of them have one image (as far as the source tells)."""
+        source = self._source
+        with contextlib.suppress(TypeError):  # of what has no length after all
+            if self._tensors is not None:
+                return _divided(len(self._tensors[0]), self._batch_size)
+            if isinstance(source, DataLoader) and source.batch_size and not isinstance(source.dataset, IterableDataset):
+                batches, of_one = _divided(len(source.sampler), source.batch_size)  # type: ignore[arg-type]
+                return (len(source), 0) if source.drop_last and source.batch_size > 1 else (batches, of_one)
+            if not isinstance(source, (list, tuple)):
+                return len(source), 0
+        sizes = [len(x) if isinstance(x, Tensor) and x.dim() else 0 for x, _ in self._raw(0, {})]
+        return len(sizes), sizes.count(1)
 
     def _raw(self, start: int, go_on_with: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
         if self._tensors is not None:
@@ -137,7 +166,7 @@ class Batches:
             order = torch.randperm(len(x)).to(x.device)
             if start:
                 self.set_random_state(go_on_with)
-            for index in order.split(self._batch_size)[start : len(self)]:
+            for index in order.split(self._batch_size)[start:]:
                 yield x[index], None if y is None else y[index]
             return
         if hasattr(self._source, "batches_from"):  # our own loaders begin later without reading what is left out
@@ -194,17 +223,21 @@ class Batches:
         """One epoch of batches.
 
         Args:
-            start: leave out this many batches at the beginning. Order and the like are drawn as in a whole epoch.
+            start: leave out this many batches at the beginning, counted as `read` does. Order and the like are drawn as
+                in a whole epoch.
             go_on_with: the random state to set after these.
             check: look at every batch's range and labels, not only at its form. On a GPU loader this waits for the
                 device, so runs ask for it in their first epoch only.
         """
+        len(self)
+        self.read = start
         for x, y in self._raw(start, go_on_with or {}):
             if check:
                 x, y = self._checked(x, y)
             elif self.labels_because is None:
                 y = None
-            if len(x) == 1 and len(self) > 1:
+            self.read += 1
+            if len(x) == 1 and self._there > 1:
                 continue
             x = x.to(self.device, self.dtype, non_blocking=True)
             yield x, None if y is None else y.to(self.device, torch.int64, non_blocking=True)

@@ -18,14 +18,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from .._modes import modes_kept
 from .._random import seeded
+from .._text import one_line
 from .admm import ADMM, MasksOfAll, self_scaled_updates
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
 from .callback import Callback, Status
 from .distillation import frozen_copy, gradient_loss
 from .gradual import interval_of_cuts
-from .hidden import check_names, find_hidden_layers
+from .hidden import check_names, check_readable, find_hidden_layers
 from .hsic import ESTIMATORS
 from .layout import channels_last_is_safe
 from .logits import logits_of
@@ -81,6 +83,7 @@ class Compression:
         self.model, self.config = model, config
         self.pruning = pruning or Masking(model, config)
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
+        check_readable(model)
         self.teacher = frozen_copy(model).to(self.device)
         for name, layer in self.allocation.items():
             if layer.dense_because:
@@ -175,6 +178,7 @@ class Compression:
                 if not self.pruning.done:
                     self._hard_prune(training)
                 self._check_weights(training)
+                self.pruning.settle()
             finally:
                 status_or_none = self._training.status if self._training else None
                 for callback in callbacks:
@@ -232,6 +236,8 @@ class Compression:
             self._hard_prune(training)
         if phase != status.phase or training.optimizer is None:
             was_admm = status.phase == "admm"
+            if was_admm:
+                training.after_admm = status.step
             self._note_residual(training)
             status.phase, status.rho, status.residual = phase, None, None
             self._enter_phase(training, anew=was_admm)
@@ -249,7 +255,7 @@ class Compression:
         own = config.admm.optimizer is not None and admm_steps > 0
         training.objective.use_hsic = config.admm.hsic if in_admm else True
         if in_admm or (own and anew) or training.optimizer is None:
-            done = admm_steps if own and not in_admm else 0
+            done = training.after_admm if own and not in_admm else 0
             training.optimizer, training.scheduler = self._optimizer(
                 training.parameters,
                 (config.admm.optimizer if own and in_admm else None) or config.optimizer,
@@ -279,8 +285,8 @@ class Compression:
 
     def _cut(self, training: _Training) -> None:
         """In the gradual phase, every so many steps."""
-        first, steps = (n * training.per_epoch for n in (self.config.admm_epochs, self.config.gradual_epochs))
-        done = training.status.step - first
+        steps = self.config.gradual_epochs * training.per_epoch
+        done = training.status.step - training.after_admm
         if done % interval_of_cuts(self.config.gradual.interval, steps) == 0 and done < steps:
             self._check_weights(training)
             self.pruning.cut(done / steps)
@@ -295,6 +301,8 @@ class Compression:
         training.objective.kept = self.pruning.kept_inputs()
         parameters = self._parameters()
         if {*map(id, parameters)} != {*map(id, training.parameters)}:
+            for parameter in training.parameters:
+                parameter.grad = None
             training.parameters, training.optimizer = parameters, None
             if self.device.type == "cpu":
                 _lay_out(self.model, self.teacher)
@@ -341,6 +349,8 @@ class Compression:
                 "status": {field.name: getattr(status, field.name) for field in dataclasses.fields(status)}
                 | {"terms": dict(status.terms), "seconds": time.perf_counter() - training.began},
                 "batch": training.batch,
+                "read": self.batches.read if training.batch else 0,
+                "after_admm": training.after_admm,
                 "phases": self._phases(),
                 "radius": self.radius,
                 "hidden_layers": self.hidden_layers,
@@ -374,7 +384,7 @@ class Compression:
                 f"the saved state is of a run of other phases ({facts['phases']}) than this one ({self._phases()}); "
                 "resume with the same config"
             )
-        training.status = saved
+        training.status, training.after_admm = saved, int(facts["after_admm"])
         self.pruning.resume(state)
         self._take_new_parameters(training)
         copy_into(_tensors(self.model), state.part("model"), "parameters or buffers")
@@ -390,7 +400,7 @@ class Compression:
             raise StateError("the saved state looks at other hidden layers; resume with the same model and config")
         if (perturbation := training.objective.perturbation) is not None:
             perturbation.radius = self.radius
-        training.batch = int(facts["batch"])
+        training.batch, training.read = int(facts["batch"]), int(facts["read"])
         training.sums = {name: total.to(self.device) for name, total in state.part("sum").items()}
         training.epoch_random = state.part("epoch_random")
         training.go_on_with = state.part("random")
@@ -404,7 +414,7 @@ class Compression:
 
         After a resume the source draws its order anew from the epoch's own random state, and so draws the same one.
         """
-        skip = training.batch  # done before the resume
+        skip, training.read = training.read, 0  # before the resume
         if skip:
             self.batches.set_random_state(training.epoch_random)
         else:
@@ -490,6 +500,8 @@ class _Training:
     Attributes:
         images: two of them, ``(2, C, H, W)``, for what needs a forward.
         batch: batches done in this epoch.
+        read: batches to leave out of the epoch that a resume begins in.
+        after_admm: the step at which ADMM was over; where the data gives fewer batches than it says, not the planned.
         sums: of the loss's terms over this epoch.
         epoch_random: the random state at the start of this epoch.
         go_on_with: the random state of the step to resume at.
@@ -508,6 +520,8 @@ class _Training:
     admm: ADMM | None = None
     interval: int = 0
     batch: int = 0
+    read: int = 0
+    after_admm: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     epoch_random: dict[str, Tensor] = field(default_factory=dict)
     go_on_with: dict[str, Tensor] = field(default_factory=dict)
@@ -546,7 +560,7 @@ def build_objective(
         with torch.no_grad():
             logits = logits_of(teacher(asked))
     except (RuntimeError, IndexError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error
     if not isinstance(logits, Tensor):
         raise ValueError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
@@ -619,7 +633,7 @@ def _try_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(
             f"distillation.gradient_weight={weight:g} needs a network that can be differentiated twice ({reason}); set "
             "it to 0, or for attention train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
@@ -681,13 +695,13 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
         model: the network.
         undo: gives it its structure back, before its values come back.
     """
-    modes = {module: module.training for module in model.modules()}
     before = {name: tensor.detach().clone() for name, tensor in _tensors(model).items()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in model.parameters():
         parameter.grad = None
     try:
-        yield
+        with modes_kept(model):
+            yield
     except BaseException:
         undo()
         with torch.no_grad():
@@ -696,8 +710,6 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
                     tensor.data = before[name]
         raise
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter in model.parameters():
             gradient = gradients.get(parameter)  # None for a parameter that is new
             parameter.grad = gradient if gradient is None else gradient.to(parameter.device)

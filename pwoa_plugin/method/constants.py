@@ -8,8 +8,7 @@ and activations need no graph and no table of operations.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from .._modes import modes_kept
 from .layers import is_weighted
 
 __all__ = ["ConstantChannels", "dead_constants", "find_constant_channels", "links"]
@@ -112,7 +112,8 @@ def dead_constants(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor
         return links(module, present.get(module, torch.ones_like(weight, dtype=torch.bool)))
 
     batch = images[:SAMPLES].repeat(math.ceil(SAMPLES / len(images[:SAMPLES])), *[1] * (images.dim() - 1))
-    with _eval_mode(model):
+    with modes_kept(model):
+        model.eval()
         found = find_constant_channels(model, lambda: model(torch.rand_like(batch)), connections, zero_constants=True)
     held: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -212,14 +213,3 @@ def _fixed(x: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
     constant = spread <= torch.finfo(x.dtype).eps ** 0.5 * largest
     zero = largest == 0
     return zero, constant if len(x) > 1 else zero
-
-
-@contextmanager
-def _eval_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

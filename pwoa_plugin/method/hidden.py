@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from .._modes import modes_kept
 from .layers import is_weighted
 
-__all__ = ["Around", "check_names", "find_hidden_layers", "read_hidden", "unwrapped"]
+__all__ = ["Around", "check_names", "check_readable", "find_hidden_layers", "read_hidden", "unwrapped"]
 
 _MOST = 8
 
@@ -29,6 +30,24 @@ def unwrapped(model: nn.Module) -> nn.Module:
     while isinstance(model, (DataParallel, DistributedDataParallel, Around)):
         model = model.module
     return model
+
+
+def check_readable(model: nn.Module) -> None:
+    """Whether hooks see what runs inside a network.
+
+    Raises:
+        ValueError: it is compiled, or spread over several devices.
+    """
+    if hasattr(model, "_orig_mod"):  # torch.compile does not look at hooks that come later
+        raise ValueError(
+            "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
+            "(model._orig_mod)"
+        )
+    if isinstance(model, DataParallel) and len(model.device_ids) > 1:  # copies share their hooks
+        raise ValueError(
+            f"the model is in DataParallel over {len(model.device_ids)} devices, where a hidden layer is in pieces; "
+            "use DistributedDataParallel, or one device"
+        )
 
 
 @contextmanager
@@ -111,16 +130,13 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
                 order.append((name, args[0]))
 
         handles.append(modules[name].register_forward_pre_hook(read))
-    modes = {module: module.training for module in model.modules()}
     try:
-        model.eval()
-        with torch.no_grad():
+        with modes_kept(model), torch.no_grad():
+            model.eval()
             model(images)
     finally:
         for handle in handles:
             handle.remove()
-        for module, mode in modes.items():
-            module.training = mode
 
     if layers != "auto":
         silent = sorted(set(wanted) - {name for name, _ in order})

@@ -33,7 +33,8 @@ def prunable_layers(
         ``{name: module}``; a module registered under several names is listed once, by the first.
 
     Raises:
-        ValueError: a name or pattern matches no such layer, none is left to prune, or a weight is no parameter.
+        ValueError: a name or pattern matches no such layer, none is left to prune, a weight is no parameter, or is two
+            layers'.
     """
     layers = {name: module for name, module in model.named_modules() if is_weighted(module)}
     if not layers:
@@ -62,6 +63,14 @@ def prunable_layers(
             raise ValueError(
                 f"{name}: its weight is computed from others (a parametrization, weight_norm, or another compressor's "
                 "wrapper); remove that first, or exclude the layer"
+            )
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in chosen.items():
+        other = owners.setdefault(module.get_parameter("weight"), name)
+        if other != name:
+            raise ValueError(
+                f"{other}.weight and {name}.weight are one tensor, which cannot be pruned in two layers; untie them, "
+                f"or exclude {name}"
             )
     return chosen
 

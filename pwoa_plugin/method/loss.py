@@ -14,7 +14,7 @@ from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, 
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
-from .hidden import check_names, find_hidden_layers
+from .hidden import check_names, check_readable, find_hidden_layers
 from .layers import is_weighted
 from .objective import PwoAObjective
 
@@ -110,11 +110,13 @@ class PwoALoss(nn.Module):
         return _device(self.teacher, torch.device("cpu"))
 
     def check_student(self, student: nn.Module) -> None:
-        """Whether the hidden layers that are named are modules of the student; a call looks at it, too.
+        """Whether the student's hidden layers can be read, and those that are named are its modules; a call looks, too.
 
         Raises:
-            ValueError: one is not.
+            ValueError: they cannot, or one is not.
         """
+        if self._looks_inside:
+            check_readable(student)
         if self.hsic.layers != "auto":
             check_names(student, self.hsic.layers)
 
@@ -172,6 +174,7 @@ class PwoALoss(nn.Module):
         self._calls += 1
         if self._looks_inside:
             if student not in self._seen:
+                check_readable(student)
                 self._seen[student] = self._hidden_layers_of(student, x[:2]), set()
             objective.hidden_layers, objective.not_alike = self._seen[student]
         objective.use_hsic, objective.kept = self.use_hsic, self.kept

@@ -96,6 +96,10 @@ class Pruning(ABC):
     def undo(self) -> None:
         """Give the model its structure back, after an error."""
 
+    @abstractmethod
+    def settle(self) -> None:
+        """A run ended well: what `undo` would need may go."""
+
 
 class Masking(Pruning):
     """Groups of weights are held at 0 by masks.
@@ -193,3 +197,6 @@ class Masking(Pruning):
 
     def undo(self) -> None:
         """Nothing: parameters stay the same objects."""
+
+    def settle(self) -> None:
+        """Nothing is kept for `undo`."""

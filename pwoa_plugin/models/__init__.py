@@ -1,6 +1,6 @@
 """Architectures, checkpoints, and the robust network that the package ships."""
 
-from .checkpoint import SHIPPED, Checkpoint, CheckpointError, load_checkpoint, read_checkpoint, sha256_of
+from .checkpoint import SHIPPED, Checkpoint, CheckpointError, load_checkpoint, read_checkpoint
 from .lenet import LeNet, LeNet3
 from .make import ARCHITECTURES, load_architecture, make_model
 from .normalisation import normalise_inputs
@@ -26,7 +26,6 @@ __all__ = [
     "read_checkpoint",
     "resnet18_cifar",
     "robust_lenet",
-    "sha256_of",
     "vgg16_cifar",
     "wrn_34_10",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 import re
@@ -20,9 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .._text import one_line
 from .normalisation import normalisation_of
 
-__all__ = ["SHIPPED", "Checkpoint", "CheckpointError", "load_checkpoint", "read_checkpoint", "sha256_of"]
+__all__ = ["SHIPPED", "Checkpoint", "CheckpointError", "load_checkpoint", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,16 +89,6 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     """
     with _file(path) as file:
         return Checkpoint(*_state_dict(_loaded(file, os.fspath(path)), os.fspath(path)))
-
-
-def sha256_of(path: str | os.PathLike[str]) -> str:
-    """SHA-256 of a checkpoint's file, in hexadecimal.
-
-    Raises:
-        CheckpointError: the file is missing or cannot be read.
-    """
-    with _file(path) as file, file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]:
@@ -368,5 +358,5 @@ def _numbers(value: Tensor) -> str:
 
 
 def _one_line(error: Exception) -> str:
-    first = " ".join(str(error).split()).split(". ")[0]
+    first = one_line(error).split(". ")[0]
     return first[:160] if " " in first and not first.startswith("Weights only") else type(error).__name__

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import nn
 
+from .._text import named
 from .lenet import LeNet, LeNet3
 from .normalisation import normalise_inputs
 from .resnet import resnet18_cifar
@@ -120,7 +121,7 @@ def load_architecture(
         try:
             found: Any = importlib.import_module(module_name)
         except Exception as error:
-            raise ValueError(f"arch={spec!r}: importing {module_name} fails ({_one_line(error)})") from error
+            raise ValueError(f"arch={spec!r}: importing {module_name} fails ({named(error)})") from error
         for name in path.split("."):
             if not hasattr(found, name):
                 close = difflib.get_close_matches(name, dir(found), n=1)
@@ -132,7 +133,7 @@ def load_architecture(
         try:
             model = found(**_taken(found, num_classes, in_channels))
         except Exception as error:
-            raise ValueError(f"arch={spec!r}: calling {path} fails ({_one_line(error)})") from error
+            raise ValueError(f"arch={spec!r}: calling {path} fails ({named(error)})") from error
     if not isinstance(model, nn.Module):
         raise ValueError(f"arch={spec!r}: {path} returns a {type(model).__name__}; it must return a torch.nn.Module")
     return _with_normalisation(model, in_channels, mean, std)
@@ -161,8 +162,3 @@ def _current_directory() -> Iterator[None]:
     finally:
         if here in sys.path:
             sys.path.remove(here)
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

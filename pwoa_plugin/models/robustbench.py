@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from .._text import named
 from .checkpoint import CheckpointError, read_checkpoint
 
 __all__ = ["PREFIX", "load_robustbench", "robustbench_spec"]
@@ -109,11 +110,11 @@ def load_robustbench(
             )
     except OSError as error:
         raise CheckpointError(
-            f"{source!r}: its weights cannot be loaded ({_one_line(error)}); run again with a network"
+            f"{source!r}: its weights cannot be loaded ({named(error, 200)}); run again with a network"
         ) from error
     except (RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{source!r}: the weights in {folder} do not fit RobustBench's network ({_one_line(error)}); "
+            f"{source!r}: the weights in {folder} do not fit RobustBench's network ({named(error, 200)}); "
             "delete them and run again"
         ) from error
     return model.cpu().eval()
@@ -146,7 +147,7 @@ def _download(source: str, file: Path, gdrive_id: str, download: Any) -> None:
         os.replace(scratch, file)
     except Exception as error:  # of requests, urllib3, gdown...
         raise CheckpointError(
-            f"{source!r}: its weights cannot be downloaded ({_one_line(error)}); run again with a network, "
+            f"{source!r}: its weights cannot be downloaded ({named(error, 200)}); run again with a network, "
             f"or put the file at {file}"
         ) from error
     finally:
@@ -170,7 +171,7 @@ def _imported() -> _Zoo:
         enums = importlib.import_module("robustbench.model_zoo.enums")
     except ImportError as error:
         raise ModuleNotFoundError(
-            f"RobustBench is installed and does not import ({_one_line(error)}); {_INSTALL}", name=error.name
+            f"RobustBench is installed and does not import ({named(error, 200)}); {_INSTALL}", name=error.name
         ) from error
     return _Zoo(utils.load_model, utils.download_gdrive_new, zoo.model_dicts, enums.BenchmarkDataset, enums.ThreatModel)
 
@@ -211,8 +212,3 @@ def _pkg_resources() -> types.ModuleType:
     module = types.ModuleType("pkg_resources")
     module.resource_filename = resource_filename  # type: ignore[attr-defined]
     return module
-
-
-def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:200]
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

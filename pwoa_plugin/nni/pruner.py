@@ -151,6 +151,7 @@ class PwoAPruner(Baking, Pruner):
         self.radius: float | None = None
         self.residual: float | None = None
         self._run: Compression | None = None
+        self._own_loss: PwoALoss | None = None
         self._training: Training | None = None
         self._pruned = False
         # Constants of dead filters: False where a parameter stays 0. None until they are known.
@@ -184,7 +185,7 @@ class PwoAPruner(Baking, Pruner):
             if not evaluator._initialization_complete:
                 evaluator._init_optimizer_helpers(model)
             check_optimizers(evaluator, [f"{x.module}.{x.name}" for x in self._targets.values()])
-            self._loss = PwoALoss(
+            self._own_loss = PwoALoss(
                 teacher,
                 distillation=distillation,
                 perturbation=perturbation,
@@ -192,7 +193,7 @@ class PwoAPruner(Baking, Pruner):
                 eps=eps,
                 pixel_range=pixel_range,
             )
-            self._loss.check_student(model)
+            self._own_loss.check_student(model)
             self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
             self._gradual = section(GradualConfig, gradual, "gradual")
             _check_one_way(self._admm, self._gradual, self._targets)
@@ -208,15 +209,6 @@ class PwoAPruner(Baking, Pruner):
         allocated, pruning = run.allocation.items(), run.pruning
         assert isinstance(pruning, Masking)
         self._targets = {n: Target(n, "weight", x, pruning.budget) for n, x in allocated}
-        self._loss = PwoALoss(
-            run.teacher,
-            distillation=config.distillation,
-            perturbation=config.perturbation,
-            hsic=config.hsic,
-            eps=config.eps,
-            pixel_range=config.pixel_range,
-            seed=config.seed,
-        )
         self._admm, self._gradual, self._take_batch = config.admm, config.gradual, take_batch
         # The ratio is for NNI's books: what each layer keeps is in `allocation`.
         ratio = 1 - sum(x.weights * x.density for _, x in allocated) / sum(x.weights for _, x in allocated)
@@ -260,7 +252,24 @@ class PwoAPruner(Baking, Pruner):
     @property
     def teacher(self) -> nn.Module:
         """The frozen robust network that the loss asks the pruned one to agree with."""
-        return self._loss.teacher
+        return self._run.teacher if self._own_loss is None and self._run is not None else self._loss.teacher
+
+    @property
+    def _loss(self) -> PwoALoss:
+        """What a fused pruner trains with; it has a teacher of its own, and is made when it is first wanted."""
+        if self._own_loss is None:
+            assert self._run is not None
+            config = self._run.config
+            self._own_loss = PwoALoss(
+                self._run.teacher,
+                distillation=config.distillation,
+                perturbation=config.perturbation,
+                hsic=config.hsic,
+                eps=config.eps,
+                pixel_range=config.pixel_range,
+                seed=config.seed,
+            )
+        return self._own_loss
 
     # -- wrapping --------------------------------------------------------------------------------
 

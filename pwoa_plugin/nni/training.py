@@ -125,18 +125,19 @@ class Training:
 
     Args:
         model: the wrapped network that is trained.
-        teacher: the frozen network.
         loss: PwoA's own, with the frozen teacher.
         admm: see `PwoAConfig`.
         take_batch: see `take_images_and_labels`.
         plan: of ADMM or gradual pruning, and the hard prune; None: prune at the first step, without either.
         weights: the parameters to prune, by the names of ``targets``.
         targets: what they keep; none where only fine-tuning is wanted.
-        shares: for each, how much of its sparsity its scheduler asks for at the moment, 0 to 1.
+        share: how much of a target's sparsity its scheduler asks for at the moment, 0 to 1, by the target's name.
         cut: does a cut of gradual pruning, at a share of the way to the hard prune.
         hold_cut: keeps at zero what was cut.
         prune: does the hard prune.
         hold: keeps at zero what is pruned.
+        pruned: whether the hard prune is behind already.
+        per_epoch: optimizer steps of an epoch, where ADMM's interval is in epochs.
 
     Attributes:
         step: optimizer steps done.
@@ -180,7 +181,9 @@ class Training:
     def loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         """PwoA's loss on a batch, added to what ``others`` have; NNI calls this."""
         x, y = self._take_batch(batch)
-        self._loss.to(next(self.model.parameters()).device)  # evaluators move models, teachers are ours to move
+        device = next(self.model.parameters()).device
+        if device != self._loss.device:  # evaluators move models, teachers are ours to move
+            self._loss.to(device)
         self._loss.use_hsic = self._admm is None or self._config.hsic
         loss: Tensor = self._loss(self.model, x, y)
         if self.images is None:

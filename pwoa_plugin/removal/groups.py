@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch_pruning.ops import OPTYPE
 
+from .._text import named
 from ..method.constants import ConstantChannels, links
 from ..method.layers import is_weighted
-from .inputs import call, described, map_tensors, one_line, tensors_of
+from .inputs import call, described, map_tensors, tensors_of
 
 __all__ = ["Network", "Obstacle", "freed", "output_nodes", "remove_dead", "trace"]
 
@@ -108,7 +109,7 @@ def trace(model: nn.Module, inputs: Any) -> Any:
         raise
     except Exception as error:
         raise ValueError(
-            f"model: Torch-Pruning cannot trace {_where_it_fails(model, inputs)} ({one_line(error)}); "
+            f"model: Torch-Pruning cannot trace {_where_it_fails(model, inputs)} ({named(error)}); "
             "rewrite that forward with plain operations"
         ) from error
 

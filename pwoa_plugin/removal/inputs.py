@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
+from .._text import named
+
 __all__ = [
     "ForwardError",
     "call",
@@ -20,7 +22,6 @@ __all__ = [
     "described",
     "forward_saying_where",
     "map_tensors",
-    "one_line",
     "random_batch",
     "tensors_of",
 ]
@@ -48,16 +49,20 @@ def check_model(model: Any) -> None:
             raise ValueError(f"{name} has no values yet; run the model once, or load its weights, first")
 
 
-def copy_of(model: nn.Module) -> nn.Module:
+def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """A deep copy without gradients, in eval mode.
+
+    Args:
+        model: the network.
+        memo: `copy.deepcopy`'s, by which parts of the copy are found; filled.
 
     Raises:
         ValueError: the model cannot be copied.
     """
     try:
-        copied = copy.deepcopy(model)
+        copied = copy.deepcopy(model, memo)
     except Exception as error:
-        raise ValueError(f"model: copy.deepcopy fails on it ({one_line(error)}); make it copyable") from error
+        raise ValueError(f"model: copy.deepcopy fails on it ({named(error)}); make it copyable") from error
     for parameter in copied.parameters():
         parameter.grad = None
     return copied.eval()
@@ -128,7 +133,7 @@ def forward_saying_where(model: nn.Module, inputs: Any, forward: Callable[[nn.Mo
     try:
         return (forward or call)(model, inputs)
     except Exception as error:
-        raise ForwardError(running[-1] if running else "the model", one_line(error)) from error
+        raise ForwardError(running[-1] if running else "the model", named(error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -171,8 +176,3 @@ def random_batch(inputs: Any, random: torch.Generator, samples: int = 0) -> Any:
 def described(name: str, module: nn.Module) -> str:
     """A module as messages name it."""
     return f"{name} ({type(module).__name__})" if name else f"the forward of {type(module).__name__} itself"
-
-
-def one_line(error: BaseException) -> str:
-    """An error's type and message on one line, at most 300 characters."""
-    return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from .._text import named
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels, links
 from ..method.layers import is_weighted
 from .groups import Network, Obstacle, freed, remove_dead, trace
-from .inputs import call, call_saying_where, check_model, copy_of, map_tensors, one_line, random_batch, tensors_of
+from .inputs import call, call_saying_where, check_model, copy_of, map_tensors, random_batch, tensors_of
 from .masks import bake, check_masks
 from .report import KeptChannels, ShrunkLayer, SpeedupReport
 
@@ -201,7 +202,7 @@ def _constants(model: nn.Module, inputs: Any, *, zero_constants: bool = False) -
     if found is None:
         assert error is not None
         raise ValueError(
-            f"example_inputs: the model does not run on batches of {SAMPLES} or 2 random samples ({one_line(error)})"
+            f"example_inputs: the model does not run on batches of {SAMPLES} or 2 random samples ({named(error)})"
         ) from error
     return found
 
@@ -227,7 +228,7 @@ def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
                 again = remove_dead(attempt, inputs)
             return removed, reference.problem(attempt.model)
         except Exception as error:
-            return True, one_line(error)
+            return True, named(error)
 
     skip: dict[str, str] = {}
     attempt = copy.deepcopy(network)

@@ -11,6 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from .._modes import modes_kept
 from ..models.normalisation import Normalisation
 
 __all__ = [
@@ -139,18 +140,16 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
     parameter (the same ``grad`` tensor, not a copy). Inside, attacks leave no gradient behind and
     pay for none: only the images are differentiated.
     """
-    modes = [(module, module.training) for module in model.modules()]
     leaves = [t for t in chain(model.parameters(), model.buffers()) if t.is_leaf]
     gradients = [(leaf, leaf.requires_grad, leaf.grad) for leaf in leaves]
     try:
-        model.eval()
-        for leaf in leaves:
-            leaf.grad = None
-            leaf.requires_grad_(False)
-        yield model
+        with modes_kept(model):
+            model.eval()
+            for leaf in leaves:
+                leaf.grad = None
+                leaf.requires_grad_(False)
+            yield model
     finally:
-        for module, mode in modes:
-            module.training = mode
         for leaf, requires_grad, grad in gradients:
             leaf.requires_grad_(requires_grad)
             leaf.grad = grad

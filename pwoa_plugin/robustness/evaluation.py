@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .._digest import digest_of, digest_of_tensors
 from .._random import check_seed, seeded
+from .._text import one_line
 from .._versions import installed_versions
 from ..data.split import stratified_order
 from .alarms import find_alarms
@@ -328,7 +329,7 @@ def _clean_logits(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        said = " ".join(str(error).split())
+        said = one_line(error)
         raise ValueError(
             f"model does not take images {tuple(images.shape[1:])}: {said}; give images of the shape it was made for"
         ) from error

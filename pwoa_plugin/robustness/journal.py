@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .._files import write_tensors
 from .._random import random_state, set_random_state
+from .._text import one_line
 
 __all__ = ["Journal"]
 
@@ -85,7 +86,7 @@ class Journal:
             found: Tensor = tensors.pop("found")
             set_random_state({key.removeprefix(_RANDOM): value for key, value in tensors.items()})
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            logger.warning("%s is damaged (%s); computed again", path, " ".join(str(error).split()))
+            logger.warning("%s is damaged (%s); computed again", path, one_line(error))
             return None
         if notes is not None:
             notes += [note for note in said if note not in notes]

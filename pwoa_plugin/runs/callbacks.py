@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_text
+from .._modes import modes_kept
 from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.compression import Compression
+from ..method.logits import logits_of
 from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation
 from .folder import RunError, RunFolder
 from .state_file import write_state
@@ -92,21 +94,16 @@ class Validation(Callback):
     def _answers(self, model: nn.Module) -> tuple[Tensor, int, int]:
         """Probabilities of the perturbed images; how many clean ones are right; how many there are."""
         answers, correct, images = [], 0, 0
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with seeded(self.run.config.seed):  # training's draws are left alone
-                if not self._random:
-                    self._random = self.batches.random_state()
-                self.batches.set_random_state(self._random)  # the same order and draws every time
-                for x, y in self.batches.epoch(check=self._teacher is None):
-                    assert y is not None
-                    correct += int((model(x).argmax(1) == y).sum())
-                    answers.append(model(self._perturbation(x)).softmax(1))
-                    images += len(x)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+        with modes_kept(model), seeded(self.run.config.seed):  # training's draws are left alone
+            model.eval()
+            if not self._random:
+                self._random = self.batches.random_state()
+            self.batches.set_random_state(self._random)  # the same order and draws every time
+            for x, y in self.batches.epoch(check=self._teacher is None):
+                assert y is not None
+                correct += int((logits_of(model(x)).argmax(1) == y).sum())
+                answers.append(logits_of(model(self._perturbation(x))).softmax(1))
+                images += len(x)
         return torch.cat(answers), correct, images
 
     def on_epoch_end(self, status: Status) -> None:

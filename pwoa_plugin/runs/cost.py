@@ -14,6 +14,8 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._text import one_line
+
 __all__ = ["CostReport", "NetworkCost", "cost_report"]
 
 _logger = logging.getLogger(__name__)
@@ -101,7 +103,7 @@ def _latency_or_none(dense: nn.Module, pruned: nn.Module, image: Tensor, batch: 
     try:
         return _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1)))
     except (RuntimeError, MemoryError) as error:
-        _logger.warning("latency of batch %d is left out: %s", batch, " ".join(str(error).split())[:200] or "no memory")
+        _logger.warning("latency of batch %d is left out: %s", batch, one_line(error)[:200] or "no memory")
         return None, None, None
 
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from .._digest import digest_of
 from .._random import seeded
+from .._text import one_line
 from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
@@ -335,7 +336,7 @@ def _finish(run: Compression, folder: RunFolder) -> None:
                 raise ValueError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
             run.model.load_state_dict(weights)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            _logger.warning("%s; the last epoch's weights are taken", " ".join(str(error).split()))
+            _logger.warning("%s; the last epoch's weights are taken", one_line(error))
             best = run.history[-1]
     cost = None
     if run.config.granularity == STRUCTURED:

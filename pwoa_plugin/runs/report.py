@@ -59,7 +59,7 @@ class ModelReport:
     Attributes:
         arch: its name.
         checkpoint: where its weights came from.
-        sha256: of that file.
+        sha256: of its parameters' and buffers' names and values.
         parameters: their number.
         notes: what was done to load it, such as prefixes undone.
     """

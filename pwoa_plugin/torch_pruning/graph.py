@@ -13,8 +13,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torchvision.models import VisionTransformer
 
+from .._modes import modes_kept
+from .._text import named
 from ..removal.groups import output_nodes, trace
-from ..removal.inputs import ForwardError, call, forward_saying_where, map_tensors, one_line, tensors_of
+from ..removal.inputs import ForwardError, call, forward_saying_where, map_tensors, tensors_of
 
 __all__ = [
     "Adapt",
@@ -161,24 +163,21 @@ class Tracing:
         except Exception as error:
             with kept_as_before(model):
                 trace(model, self.inputs)  # says where it fails
-            raise ValueError(f"model: Torch-Pruning cannot trace it ({one_line(error)})") from error
+            raise ValueError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
 
 
 @contextlib.contextmanager
 def kept_as_before(model: nn.Module) -> Iterator[None]:
     """Gradients on everywhere, as Torch-Pruning's trace needs; modes and ``requires_grad`` come back."""
-    modes = {module: module.training for module in model.modules()}
     asked = {parameter: parameter.requires_grad for parameter in model.parameters()}
     try:
         for parameter in asked:
             parameter.requires_grad_(parameter.is_floating_point())
-        model.eval()
-        with torch.enable_grad(), warnings.catch_warnings():
+        with modes_kept(model), torch.enable_grad(), warnings.catch_warnings():
+            model.eval()
             warnings.simplefilter("ignore")
             yield
     finally:
-        for module, mode in modes.items():
-            module.training = mode
         for parameter, ask in asked.items():
             parameter.requires_grad_(ask)
 

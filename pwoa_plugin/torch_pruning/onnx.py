@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from .._files import replaced_whole
-from ..removal.inputs import call_saying_where, check_model, map_tensors, one_line, tensors_of
+from .._text import named
+from ..removal.inputs import call_saying_where, check_model, map_tensors, tensors_of
 
 __all__ = ["export_onnx"]
 
@@ -77,7 +78,7 @@ def export_onnx(
                 )
         except Exception as error:
             cure = "; with batch=False it may do, for as many images as the example has" if batch else ""
-            raise ValueError(f"model: torch.onnx.export fails on it ({one_line(error)}){cure}") from error
+            raise ValueError(f"model: torch.onnx.export fails on it ({named(error)}){cure}") from error
         if check:
             _check(os.fspath(scratch), tensors_of(inputs), expected)
 

@@ -15,12 +15,13 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._random import seeded
+from .._text import named
 from ..config import ADMMConfig, PwoAConfig
 from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
 from ..method.compression import Compression
-from ..removal.inputs import call_saying_where, check_model, one_line, tensors_of
+from ..removal.inputs import call_saying_where, check_model, copy_of, tensors_of
 from .checks import (
     CONFIGS_WORDS,
     check_count,
@@ -56,7 +57,6 @@ from .graph import (
 from .importance import PwoAImportance, normalised
 from .run import ChannelRemoval, admm_of_a_loop, images_of, settings_of
 from .selection import Candidates, Rounding, keep
-from .twin import twin_of
 
 __all__ = ["PwoAGroupPruner"]
 
@@ -219,7 +219,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             **{name: options.pop(name) for name in _TRACING if name in options},
             ignored_params=[entry for entry in ignored if isinstance(entry, nn.Parameter)],
         )
-        twin, _ = twin_of(model)
+        twin = copy_of(model)
         with torch.no_grad():
             outputs = tensors_of(
                 call_saying_where(twin, inputs)
@@ -251,7 +251,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 )
         except Exception as error:
             self.tracing.graph(model)  # for its errors, which say where
-            raise ValueError(f"model: Torch-Pruning cannot trace it ({one_line(error)})") from error
+            raise ValueError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
         self.DG.verbose, self.root_module_types = False, roots
 
     def _first_plan(self) -> _Plan:
@@ -678,7 +678,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         Raises:
             ValueError: it fails, or does not remove what the plan does.
         """
-        twin, memo = twin_of(self.model)
+        memo: dict[int, Any] = {}
+        twin = copy_of(self.model, memo)
         tracing = self.tracing.on(next(twin.parameters()).device).of_copy(memo)
         expected = plan.tensors(self.model)
         zeroed = plan.zeroed(self.model, twin, tracing)

@@ -146,6 +146,9 @@ class ChannelRemoval(Pruning):
         except ValueError as error:
             raise StateError(f"the saved state is of another network ({error}); resume with the same model") from error
 
+    def settle(self) -> None:
+        self._undo = None
+
     def undo(self) -> None:
         """Layers have their channels and their own parameters again."""
         if self._undo is not None:

@@ -17,7 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .._files import write_tensors
-from ..removal.inputs import call_saying_where, check_model
+from .._text import one_line
+from ..removal.inputs import call_saying_where, check_model, copy_of
 from .checks import check_kind, check_no_inference
 from .graph import (
     Adapt,
@@ -28,12 +29,11 @@ from .graph import (
     removals_to_json,
     replay,
 )
-from .twin import twin_of
 
 if TYPE_CHECKING:
     from .pruner import PwoAGroupPruner
 
-__all__ = ["holds_pruned", "load_pruned", "save_pruned"]
+__all__ = ["load_pruned", "save_pruned"]
 
 _FORMAT, _VERSION = "pwoa-pruned", "1"
 
@@ -62,15 +62,6 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
         "inputs": json.dumps(_form_of(pruner.tracing.inputs)),
     }
     write_tensors(path, pruner.model.state_dict(), header)
-
-
-def holds_pruned(path: str | os.PathLike[str]) -> bool:
-    """Whether `save_pruned` wrote this file."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return bool((file.metadata() or {}).get("format") == _FORMAT)
-    except (SafetensorError, OSError):
-        return False
 
 
 def load_pruned(
@@ -112,9 +103,10 @@ def load_pruned(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         removals, form = _read(header)
     except (SafetensorError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ValueError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
-    small, memo = twin_of(model)
+    memo: dict[int, Any] = {}
+    small = copy_of(model, memo)
     _check_dtypes(small, tensors, path)
     if example_inputs is not None:
         if forward_fn is None:
@@ -135,7 +127,7 @@ def load_pruned(
         _load(small, tensors)
         keep_history(small, removals)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise ValueError(
             f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture that was pruned, not "
             "pruned yet"

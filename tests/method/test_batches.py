@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,8 +19,13 @@ def make(source: Any, **fields: Any) -> Batches:
 
 
 class Stream:
+    """Can be read again, and has no length."""
+
+    def __init__(self, batches: Sequence[Tensor]) -> None:
+        self.batches = batches
+
     def __iter__(self) -> Iterator[Tensor]:
-        yield from X.split(5)
+        yield from self.batches
 
 
 SOURCES = {
@@ -30,7 +35,7 @@ SOURCES = {
     "loader": DataLoader(TensorDataset(X, Y), batch_size=4),
     "list of batches": [(X[:4], Y[:4]), (X[4:], Y[4:])],
     "list of two image batches": [X[:4], X[4:]],
-    "no length": Stream(),
+    "no length": Stream(X.split(5)),
 }
 
 
@@ -42,6 +47,47 @@ def test_every_image_once_an_epoch_and_again(name: str) -> None:
         assert len(got) == len(batches)
         x = torch.cat([x for x, _ in got])
         assert sorted(x.sum((1, 2, 3)).tolist()) == sorted(X.sum((1, 2, 3)).tolist())
+
+
+NINE = TensorDataset(X[:9], Y[:9])
+WITH_ONE = {
+    "tensors": (X[:9], Y[:9]),
+    "loader": DataLoader(NINE, batch_size=4),
+    "loader by a sampler": DataLoader(NINE, batch_size=4, sampler=RandomSampler(NINE)),
+    "loader that drops it": DataLoader(NINE, batch_size=4, drop_last=True),
+    "list": [X[:4], X[4:5], X[5:9]],
+    "no length": Stream([X[:4], X[4:8], X[8:9]]),
+}
+
+
+@pytest.mark.parametrize("name", WITH_ONE)
+def test_a_batch_of_one_image_is_left_out_and_not_counted(name: str) -> None:
+    batches = make(WITH_ONE[name])
+    assert [len(x) for x, _ in batches.epoch()] == [4, 4]
+    assert len(batches) == 2
+    assert batches.read == (2 if name == "loader that drops it" else 3)
+
+
+def test_what_was_read_is_left_out_by_its_number() -> None:
+    batches = make([X[:4], X[4:5], X[5:9]])
+    epoch = batches.epoch()
+    next(epoch)
+    assert batches.read == 1
+    for start in (1, 2):
+        (left,) = batches.epoch(start=start, go_on_with=batches.random_state())
+        assert torch.equal(left[0], X[5:9])
+        assert batches.read == 3
+
+
+def test_a_batch_of_one_that_is_alone_is_given() -> None:
+    for source in ((X[:1], Y[:1]), [X[:1]], DataLoader(TensorDataset(X[:1]), batch_size=4)):
+        assert [len(x) for x, _ in make(source).epoch()] == [1]
+
+
+def test_batches_of_one_alone_are_refused() -> None:
+    for source in (list(X.split(1)), DataLoader(NINE, batch_size=1), DataLoader(NINE, batch_size=1, drop_last=True)):
+        with pytest.raises(ValueError, match=r"^train_loader gives batches of one image"):
+            make(source).first(4)
 
 
 def test_labels_stay_with_their_images() -> None:

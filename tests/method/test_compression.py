@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -322,6 +323,27 @@ def random_crops(images: Pair) -> torch.utils.data.DataLoader[Any]:
     return torch.utils.data.DataLoader(data, batch_size=64, shuffle=True, collate_fn=augmented)
 
 
+def with_one_image_alone(images: Pair) -> list[Pair]:
+    x, y = images
+    return [(x[:60], y[:60]), (x[60:61], y[60:61]), (x[61:110], y[61:110]), (x[110:], y[110:])]
+
+
+class Promising:
+    """Says that it has a batch more than it gives."""
+
+    def __init__(self, images: Pair) -> None:
+        self.batches = with_one_image_alone(images)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Pair]:
+        yield from self.batches
+
+
+OWN_ADMM = {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"name": "cycle"}}
+
+
 def own_generator(images: Pair) -> torch.utils.data.DataLoader[Any]:
     generator = torch.Generator().manual_seed(3)
     return torch.utils.data.DataLoader(
@@ -338,10 +360,12 @@ def own_generator(images: Pair) -> torch.utils.data.DataLoader[Any]:
         (random_crops, {"admm": {"epochs": 1}, "gradual": {"epochs": 2}}),
         (own_generator, {"admm": {"epochs": 0}, "autocast": "bfloat16"}),
         (random_crops, {"distillation": {"gradient_weight": 1}}),
+        (with_one_image_alone, {}),
+        (Promising, {"admm": OWN_ADMM}),
         (
             random_crops,
             {
-                "admm": {"epochs": 2, "optimizer": {"name": "sgd", "lr": 0.01}, "schedule": {"name": "cycle"}},
+                "admm": OWN_ADMM,
                 "optimizer": {"name": "adamw", "weight_decay": 0.1},
                 "schedule": {"name": "multistep", "milestones": (1,)},
             },
@@ -478,6 +502,19 @@ def test_own_optimizer_of_admm_starts_anew_for_fine_tuning(trained: nn.Module, i
     history = run(trained, settings).history
     assert [entry["lr"] for entry in history] == pytest.approx([0.01, 0.001, 0.0001, 1e-3, 1e-4])
     assert ["hsic_x" in entry for entry in history] == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("phases", [{"admm": OWN_ADMM}, {"admm": {"epochs": 2}, "gradual": {"epochs": 2}}])
+@pytest.mark.parametrize("make_source", [Promising, with_one_image_alone, None])
+def test_phases_and_rates_go_by_the_batches_that_there_are(images: Pair, make_source: Any, phases: Any) -> None:
+    colour = images[0].expand(-1, 3, -1, -1)[:161], images[1][:161]
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(*colour), batch_size=40, shuffle=True)
+    done = run(BatchNormNet(), config(make_source(colour) if make_source else loader, epochs=5, **phases))
+    names = ["admm", "admm"] + (["gradual"] * 2 if "gradual" in phases else ["fine-tune"] * 2) + ["fine-tune"]
+    assert [entry["phase"] for entry in done.history] == names
+    assert all(torch.equal(done.model.get_submodule(name).weight != 0, mask) for name, mask in done.masks.items())
+    if make_source is not Promising:
+        assert float(str(done.history[-1]["lr"])) < 0.1 * 5e-3  # the cosine is at its end
 
 
 def test_admm_alone_with_an_optimizer_of_its_own(trained: nn.Module, images: Pair) -> None:

@@ -8,7 +8,8 @@ import torchvision
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pwoa_plugin.method.hidden import Around, find_hidden_layers, read_hidden, unwrapped
+from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
+from pwoa_plugin.method.hidden import Around, check_readable, find_hidden_layers, read_hidden, unwrapped
 from pwoa_plugin.models import LeNet
 
 
@@ -130,3 +131,21 @@ def test_names_inside_what_is_around_a_network(trained: nn.Module, images: tuple
     with read_hidden(around, ["fc2"]) as seen:
         around(images[0][:4])
     assert seen["fc2"].shape == (4, 16)
+
+
+def test_what_hooks_do_not_see_is_refused(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    check_readable(nn.DataParallel(trained))
+    compiled = torch.compile(trained, backend="eager")
+    said = r"the model is compiled, .*; give the module that went into torch.compile \(model._orig_mod\)"
+    loss = PwoALoss(trained, eps=0.1)
+    for call in (
+        lambda: check_readable(compiled),
+        lambda: loss(compiled, *images),
+        lambda: PwoAPruner(compiled, PwoAConfig(sparsity=0.5, train_loader=images)),
+    ):
+        with pytest.raises(ValueError, match=said):
+            call()
+    spread = nn.DataParallel(trained)
+    spread.device_ids = [0, 1]
+    with pytest.raises(ValueError, match=r"in DataParallel over 2 devices, .*; use DistributedDataParallel"):
+        loss(spread, *images)

@@ -36,3 +36,8 @@ def test_refused() -> None:
         prunable_layers(LeNet(), exclude=["*"])
     with pytest.raises(ValueError, match="the model has no prunable layer"):
         prunable_layers(nn.Sequential(nn.ReLU()))
+    tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    with pytest.raises(ValueError, match=r"0.weight and 1.weight are one tensor, .*; untie them, or exclude 1"):
+        prunable_layers(tied)
+    assert list(prunable_layers(tied, exclude=["1"])) == ["0"]

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
 import logging
 import os
 import pickle
@@ -26,7 +25,6 @@ from pwoa_plugin.models import (
     normalise_inputs,
     read_checkpoint,
     robust_lenet,
-    sha256_of,
 )
 
 
@@ -342,11 +340,3 @@ def test_shipped_checkpoints_come_by_name() -> None:
     assert same(model.state_dict(), robust_lenet().state_dict())
     assert "did you mean shipped:robust_lenet_mnist?" in refused("shipped:robust_lenet", model)
     assert "there is shipped:robust_lenet_mnist" in refused("shipped:x", model)
-
-
-def test_sha256_is_the_file_s(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
-    assert len(sha256_of("shipped:robust_lenet_mnist")) == 64
-    with pytest.raises(CheckpointError, match="is missing"):
-        sha256_of(tmp_path / "b")

@@ -59,6 +59,19 @@ def test_config_run_returns_the_users_model_with_real_zeros(trained: nn.Module, 
     assert len(pruner.history) == 4
 
 
+def test_there_is_one_teacher_until_the_pruner_is_fused(trained: nn.Module, images: Pair) -> None:
+    pruner = PwoAPruner(trained, config(images, epochs=1))
+    assert pruner._run is not None
+    assert pruner.teacher is pruner._run.teacher
+    pruner.compress()
+    assert pruner.teacher is pruner._run.teacher
+    of_a_fusion = pruner._loss.teacher
+    assert pruner.teacher is of_a_fusion is not pruner._run.teacher
+    assert all(
+        torch.equal(a, b) for a, b in zip(of_a_fusion.parameters(), pruner._run.teacher.parameters(), strict=True)
+    )
+
+
 def test_config_run_is_bit_equal_under_a_seed_and_gives_the_random_state_back(trained: nn.Module, images: Pair) -> None:
     other = copy.deepcopy(trained)
     state = torch.get_rng_state()

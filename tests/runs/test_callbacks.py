@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -42,6 +43,27 @@ def test_validation_is_counted_and_leaves_training_alone(trained: nn.Module, ima
     assert validation.dense_clean == (run.teacher(x).argmax(1) == y).float().mean().item()
     assert run.history[-1]["clean"] == pytest.approx((trained(x).argmax(1) == y).float().mean().item())
     assert all(0 <= entry["agreement"] <= 1 for entry in run.history)
+
+
+class WithLogits(nn.Module):
+    """Answers as Transformers' models do."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.network(x))
+
+
+def test_a_network_that_answers_with_an_object_of_logits(trained: nn.Module, images: Pair) -> None:
+    histories = []
+    for model in (WithLogits(copy.deepcopy(trained)), trained):
+        torch.manual_seed(0)
+        run, validation = watched(model, images, epochs=2)
+        run.run([validation])
+        histories.append([(entry["clean"], entry["agreement"]) for entry in run.history])
+    assert histories[0] == histories[1]
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,18 @@ def test_it_draws_removes_and_finetunes(small: nn.Module, x: Tensor, caplog: pyt
     assert all(parameter.is_contiguous() for parameter in small.parameters())
 
 
+def test_the_dense_network_s_gradients_are_let_go(small: nn.Module) -> None:
+    dense = list(small.parameters())
+    pruner, _ = compressed(small)
+    left = {id(parameter) for parameter in small.parameters()}
+    gone = [parameter for parameter in dense if id(parameter) not in left]
+    assert gone
+    assert all(parameter.grad is None for parameter in gone)
+    assert pruner.run is not None
+    pruner.run.pruning.undo()  # nothing is kept to go back to
+    assert small.conv3.out_channels == 6
+
+
 def test_the_inputs_that_are_left_are_the_teachers(
     small: nn.Module, x: Tensor, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Literal
 
 import nni
@@ -16,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
 
+from ..._modes import modes_kept
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from .checks import check_optimizer, check_scheduler
@@ -173,7 +173,8 @@ class _Training:
         self._check_length(lr_scheduler, max_steps, max_epochs)
         device = next(model.parameters()).device
         step = epoch = 0
-        with warnings.catch_warnings(), _training_mode(model):
+        with warnings.catch_warnings(), modes_kept(model):
+            model.train()
             # NNI's hooks around optimizer.step() hide from schedulers that it was called.
             warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
             while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
@@ -216,17 +217,6 @@ class _Training:
                 f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "
                 f"steps; give total_steps={wanted} or more"
             )
-
-
-@contextlib.contextmanager
-def _training_mode(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.train()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _length(loader: Iterable[Any]) -> int | None:
