@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["modes_kept"]
+__all__ = ["modes_kept", "train_mode"]
 
 
 @contextmanager
@@ -19,3 +20,16 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def train_mode(model: nn.Module) -> None:
+    """``model.train()``, but that BatchNorm stays in eval mode where it is frozen: in eval mode, its parameters too."""
+    frozen = [module for module in model.modules() if isinstance(module, _BatchNorm) and _is_frozen(module)]
+    model.train()
+    for module in frozen:
+        module.eval()
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    parameters = list(module.parameters())
+    return bool(parameters) and not module.training and not any(parameter.requires_grad for parameter in parameters)

@@ -128,7 +128,7 @@ def _add_judging(sub: argparse.ArgumentParser, *, protocol: str, images: str) ->
 
 def _add_loudness(sub: argparse.ArgumentParser) -> None:
     loudness = sub.add_mutually_exclusive_group()
-    loudness.add_argument("--quiet", action="store_true", help="no progress; errors only")
+    loudness.add_argument("--quiet", action="store_true", help="no progress; errors, and what was asked for")
     loudness.add_argument("--json", action="store_true", help="progress and result as JSON lines on stdout")
 
 
@@ -218,6 +218,8 @@ def _prune(args: argparse.Namespace) -> int:
     elif not args.quiet:
         said = " ".join(headline(read_report(folder.path)))
         how = f"pwoa evaluate {shlex.quote(str(folder))}"
+        if args.arch and ":" in args.arch:
+            how += f" --arch {shlex.quote(args.arch)}"
         sys.stderr.write(f"{said}\nIts report is {folder.page}. How robust it is: {how}\n")
     return 0
 

@@ -21,6 +21,7 @@ from pydantic import (
 )
 
 from ._files import write_text
+from ._pixels import refuse_radius_of_other_pixels
 from ._yaml import YAMLError, dump_yaml, parse_yaml
 
 __all__ = [
@@ -101,8 +102,8 @@ def _names(value: Any) -> Any:
 Names = Annotated[tuple[str, ...], BeforeValidator(_names)]
 
 
-def _fraction(value: Any) -> Any:
-    """``8/255`` as files and command lines have it."""
+def fraction(value: Any) -> Any:
+    """A number for ``8/255`` as files and command lines have it."""
     if isinstance(value, str) and "/" in value:
         try:
             return float(Fraction(value.replace(" ", "")))
@@ -111,7 +112,7 @@ def _fraction(value: Any) -> Any:
     return value
 
 
-Pixels = Annotated[float, BeforeValidator(_fraction)]
+Pixels = Annotated[float, BeforeValidator(fraction)]
 
 
 class OptimizerConfig(_Section):
@@ -481,6 +482,8 @@ class PwoAConfig(_Section):
             raise ValueError(
                 f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
             )
+        if self.eps is not None:
+            refuse_radius_of_other_pixels(self.eps, self.pixel_range)
         if self.gradual.asked_for and self._reached_in_one_cut:
             raise ValueError(
                 f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "

@@ -261,6 +261,7 @@ def test_a_network_of_ones_own(
     own = ["--arch", "my_networks:net"]
     status, _, err = pwoa("prune", config_file, "--out", "a", *own, "--checkpoint", "own.pth")
     assert status == 0
+    assert "How robust it is: pwoa evaluate a --arch my_networks:net\n" in err
     assert "took 'module.' off the names" in caplog.text
     assert any("module." in note for note in json.loads(Path("a/run.json").read_text())["model"]["notes"])
     status, _, err = pwoa("evaluate", "a", "--attacks", "FGSM", "--images", 10)

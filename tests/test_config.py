@@ -15,6 +15,7 @@ BAD = [
     ({"sparsity": 0.0}, r"sparsity=0.0 is outside \(0, 1\)"),
     ({"sparsity": 1.5}, r"sparsity=1.5 is outside"),
     ({}, "sparsity is missing"),
+    ({"sparsity": 0.5, "eps": "8/255", "pixel_range": (0, 255)}, r"eps=0.031.* is next to nothing .*did you mean 8\?"),
     ({"sparsity": 0.5, "sparsty": 0.5}, "sparsty: unknown key; did you mean sparsity"),
     ({"sparsity": 0.5, "colour": 1}, "colour: unknown key; known: sparsity, train_loader"),
     ({"sparsity": 0.5, "hsic": {"lambda": 1}}, "hsic.lambda: unknown key; did you mean lambda_"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from .._modes import modes_kept
+from .._modes import modes_kept, train_mode
 from .._random import seeded
 from .._text import one_line
 from .admm import ADMM, MasksOfAll, self_scaled_updates
@@ -29,7 +29,7 @@ from .distillation import frozen_copy, gradient_loss
 from .gradual import interval_of_cuts
 from .hidden import check_names, check_readable, find_hidden_layers
 from .hsic import ESTIMATORS
-from .layout import channels_last_is_safe
+from .layout import channels_last_is_safe, lay_out, set_layout
 from .logits import logits_of
 from .objective import PwoAObjective
 from .perturbation import largest_agreeing_radius, make_perturbation
@@ -84,6 +84,12 @@ class Compression:
         self.pruning = pruning or Masking(model, config)
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
         check_readable(model)
+        for name, parameter in model.named_parameters():
+            if parameter.dtype == torch.float16:
+                raise ValueError(
+                    f"{name} is float16, in which Adam's steps are no numbers; give the model in float32 "
+                    "(model.float()) and say autocast='float16'"
+                )
         self.teacher = frozen_copy(model).to(self.device)
         for name, layer in self.allocation.items():
             if layer.dense_because:
@@ -128,6 +134,8 @@ class Compression:
         perturbation = config.perturbation
         search = perturbation.kind != "none" and perturbation.radius is None and config.eps is None
         images = self.batches.first(_RADIUS_IMAGES if search else 2)
+        if self.device.type == "cpu":
+            _lay_out(self.model, self.teacher, images[:2])
         objective, self.radius = build_objective(
             self.teacher,
             images,
@@ -162,10 +170,13 @@ class Compression:
             ValueError: data or model cannot be used, or the state is another run's.
             TrainingError: the loss is no number. In both cases, and when interrupted, the model is as it was.
         """
+        if torch.is_inference_mode_enabled():
+            raise ValueError("torch.inference_mode is on, and its tensors cannot be trained; call this outside")
         self.residual, self.history, self._training = None, [], None
         with (
+            torch.enable_grad(),
             restored_on_error(self.model, self.pruning.undo),
-            _laid_out(self.model, self.teacher, self.device),
+            _layout_kept(self.model, self.device),
         ):
             try:
                 training = self._prepare(resume)
@@ -190,10 +201,11 @@ class Compression:
         """All that training needs, at its first step or where a state left it."""
         config = self.config
         objective, images = self._look()
-        _logger.info("allocation\n%s", allocation_table(self.allocation))
+        when = " by the weights as they are now; it is made anew at each cut" if config.gradual_epochs else ""
+        _logger.info("allocation%s\n%s", when, allocation_table(self.allocation))
         self.model.to(self.device)
         self.pruning.begin()
-        self.model.train()
+        train_mode(self.model)
         per_epoch = len(self.batches)
         dtype = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}[config.autocast]
         self._training = training = _Training(
@@ -305,7 +317,7 @@ class Compression:
                 parameter.grad = None
             training.parameters, training.optimizer = parameters, None
             if self.device.type == "cpu":
-                _lay_out(self.model, self.teacher)
+                _lay_out(self.model, self.teacher, training.images)
 
     @staticmethod
     def _optimizer(
@@ -583,7 +595,7 @@ def build_objective(
     elif perturbation.radius is not None:
         radius = perturbation.radius
     elif eps is not None:
-        radius = 1.5 * eps
+        radius = min(1.5 * eps, pixel_range[1] - pixel_range[0])
     else:
         radius = largest_agreeing_radius(
             teacher,
@@ -716,13 +728,12 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
 
 
 @contextlib.contextmanager
-def _laid_out(model: nn.Module, teacher: nn.Module, device: torch.device) -> Iterator[None]:
-    """Convolutions' weights as they are fastest for a run on the CPU; then as they were."""
+def _layout_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Convolutions' weights lie afterwards as they did; on the CPU a run lays them out as is fastest."""
     if device.type != "cpu":
         yield
         return
     strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
-    _lay_out(model, teacher)
     try:
         yield
     finally:
@@ -737,12 +748,9 @@ def _laid_out(model: nn.Module, teacher: nn.Module, device: torch.device) -> Ite
                 parameter.data = as_before.copy_(parameter.data)
 
 
-def _lay_out(model: nn.Module, teacher: nn.Module) -> None:
+def _lay_out(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
     """Both alike, so that the hidden layers of one need no copy to be compared with the other's."""
-    layout = torch.channels_last if channels_last_is_safe(model) else torch.contiguous_format
-    for parameter in (*model.parameters(), *teacher.parameters()):
-        if parameter.dim() == 4:
-            parameter.data = parameter.data.contiguous(memory_format=layout)
+    set_layout(model, lay_out(teacher, images, safe=channels_last_is_safe(model)))
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

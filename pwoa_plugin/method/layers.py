@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.parameter import is_lazy
 
 from .sparsity import SparsitySet, Unstructured
 
-__all__ = ["is_weighted", "prunable_layers", "refuse_transposed"]
+__all__ = ["is_weighted", "prunable_layers", "refuse_transposed", "tell_of_uncounted"]
+
+_logger = logging.getLogger(__name__)
+
+_TOLD = 0.05  # share of the weights
 
 
 def is_weighted(module: nn.Module) -> bool:
@@ -64,6 +70,8 @@ def prunable_layers(
                 f"{name}: its weight is computed from others (a parametrization, weight_norm, or another compressor's "
                 "wrapper); remove that first, or exclude the layer"
             )
+        if is_lazy(module._parameters["weight"]):
+            raise ValueError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
     owners: dict[nn.Parameter, str] = {}
     for name, module in chosen.items():
         other = owners.setdefault(module.get_parameter("weight"), name)
@@ -88,3 +96,23 @@ def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet
             raise ValueError(
                 f"{name}: a transposed convolution can be pruned with granularity='unstructured' only; exclude it"
             )
+
+
+def tell_of_uncounted(model: nn.Module) -> None:
+    """Log where a good part of a network's matrices is in no convolution and no linear layer: not pruned, not counted.
+
+    `nn.MultiheadAttention` is such: queries, keys and values come by an ``in_proj_weight`` of its own.
+    """
+    counted = {module._parameters.get("weight") for module in model.modules() if is_weighted(module)}
+    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    left_out = {name: parameter.numel() for name, parameter in matrices.items() if parameter not in counted}
+    total = sum(parameter.numel() for parameter in matrices.values())
+    if (share := sum(left_out.values()) / max(1, total)) > _TOLD:
+        largest = sorted(left_out, key=lambda name: -left_out[name])[:3]
+        _logger.warning(
+            "%.0f %% of the network's weights are in no convolution and no linear layer (%s%s): they are not pruned, "
+            "and sparsity does not count them",
+            100 * share,
+            ", ".join(largest),
+            ", ..." if len(left_out) > len(largest) else "",
+        )

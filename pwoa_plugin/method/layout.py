@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["channels_last_is_safe"]
+__all__ = ["channels_last_is_safe", "lay_out", "set_layout"]
 
 # oneDNN's block of input channels: 8 with AVX2, 16 with AVX-512.
 _BLOCK = 16
@@ -25,3 +26,34 @@ def _breaks(layer: _ConvNd) -> bool:
     pointwise = all(size == 1 for size in layer.kernel_size)
     strided = any(stride > 1 for stride in layer.stride)
     return pointwise and strided and layer.in_channels // layer.groups < _BLOCK
+
+
+def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.memory_format:
+    """Put a network's convolutions channels last, or contiguous where its forward does not take that (`Tensor.view`).
+
+    Args:
+        model: on the CPU, in eval mode; asked about the images.
+        images: ``(N, C, H, W)``, two are enough.
+        safe: False: contiguous in any case.
+
+    Returns:
+        The layout that the weights have now.
+    """
+    if safe:
+        set_layout(model, torch.channels_last)
+        try:
+            with torch.no_grad():
+                model(images)
+        except RuntimeError:  # also of images that do not fit, which are told of elsewhere
+            pass
+        else:
+            return torch.channels_last
+    set_layout(model, torch.contiguous_format)
+    return torch.contiguous_format
+
+
+def set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    """Put the weights of two-dimensional convolutions in a layout."""
+    for parameter in model.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=layout)

@@ -9,8 +9,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .._pixels import refuse_radius_of_other_pixels
 from .._random import check_seed
-from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig
+from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, fraction
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
@@ -41,7 +42,7 @@ class PwoALoss(nn.Module):
     Args:
         teacher: the robust network, images ``(N, C, H, W)`` to logits ``(N, classes)``; a frozen copy is kept.
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
-        eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
+        eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: of a valid image.
         seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
         kept: where the student has some of the teacher's channels only: ``{hidden layer: (dimension of its input,
@@ -64,7 +65,7 @@ class PwoALoss(nn.Module):
         distillation: DistillationConfig | Mapping[str, Any] | None = None,
         perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
         hsic: HSICConfig | Mapping[str, Any] | None = None,
-        eps: float | None = None,
+        eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
         kept: Mapping[str, tuple[int, Tensor]] | None = None,
@@ -72,11 +73,16 @@ class PwoALoss(nn.Module):
         super().__init__()
         if not isinstance(teacher, nn.Module):
             raise ValueError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
+        eps = fraction(eps)
+        if isinstance(eps, str):
+            raise ValueError(f"eps={eps!r} is no radius; give a number of pixel units, as 8/255")
         low, high = pixel_range
         if not low < high:
             raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
         if eps is not None and not 0 < eps < high - low:
             raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
+        if eps is not None:
+            refuse_radius_of_other_pixels(eps, pixel_range)
         self.distillation = section(DistillationConfig, distillation, "distillation")
         self.perturbation = section(PerturbationConfig, perturbation, "perturbation")
         self.hsic = section(HSICConfig, hsic, "hsic")
@@ -161,7 +167,7 @@ class PwoALoss(nn.Module):
             raise ValueError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
         if self._calls < _CHECKED_CALLS:
             check_images(x, self.pixel_range, "x")
-        x = x.to(device)
+        x = x.to(device, _dtype(student, x.dtype))
         if self._objective is None:
             self._objective = self._build(x)
         objective = self._objective
@@ -222,3 +228,7 @@ def section(kind: type[Section], given: Section | Mapping[str, Any] | None, name
 def _device(module: nn.Module, default: torch.device) -> torch.device:
     parameter = next(module.parameters(), None)
     return default if parameter is None else parameter.device
+
+
+def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)

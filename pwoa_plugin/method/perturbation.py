@@ -44,7 +44,7 @@ class Perturbation(ABC):
         pixel_range: ``(low, high)`` of a valid image.
 
     Raises:
-        ValueError: ``radius`` is negative, or ``pixel_range`` is empty.
+        ValueError: ``radius`` is negative or wider than ``pixel_range``, or that is empty.
     """
 
     def __init__(self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> None:
@@ -52,6 +52,11 @@ class Perturbation(ABC):
             raise ValueError(f"radius={radius} is negative; give a radius of 0 or more, in pixel units")
         if not pixel_range[0] < pixel_range[1]:
             raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+        if radius > pixel_range[1] - pixel_range[0]:
+            raise ValueError(
+                f"perturbation: radius={radius:g} is wider than pixel_range={pixel_range}; it is in pixel units, "
+                "as 12/255"
+            )
         self.radius = float(radius)
         self.pixel_range = (float(pixel_range[0]), float(pixel_range[1]))
 

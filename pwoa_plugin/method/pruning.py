@@ -15,7 +15,7 @@ from .admm import ADMM, MasksOfAll
 from .allocation import ALLOCATIONS, LayerAllocation
 from .constants import dead_constants
 from .gradual import Budget
-from .layers import prunable_layers, refuse_transposed
+from .layers import prunable_layers, refuse_transposed, tell_of_uncounted
 from .sparsity import Filter, make_sparsity_set
 from .state import State, copy_into
 
@@ -121,6 +121,7 @@ class Masking(Pruning):
     def __init__(self, model: nn.Module, config: PwoAConfig) -> None:
         self.model = model
         self.layers = prunable_layers(model, config.include, config.exclude)
+        tell_of_uncounted(model)
         self.sparsity_set = make_sparsity_set(config.granularity)
         refuse_transposed(self.layers, self.sparsity_set)
         # In a set with a fixed density (n:m) the total follows from the set.

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,6 +57,7 @@ _UNUSED = ("sub_block1.", "aux1.", "aux2.", "AuxLogits.")
 _PLAIN_PICKLE = re.compile(rb"\x80[\x03-\x05]")  # torch writes protocol 2
 
 _NORMALISER = re.compile(r"normali|(^|[._])(mean|std|mu|sigma)$")
+_NARROWED = "pwoa-pruned"  # in the header of what `torch_pruning.save_pruned` writes
 _FEW = 4  # numbers at most in the mean or std of a normaliser: one for each channel
 
 
@@ -192,7 +193,16 @@ def _loaded(file: Path, name: str) -> Any:
         raise CheckpointError(f"checkpoint {name!r} is a Git LFS pointer and no weights; run git lfs pull")
     if head[8:9] == b"{":
         try:
+            with safe_open(file, framework="pt") as opened:
+                header = opened.metadata() or {}
+            if _NARROWED in header:
+                raise CheckpointError(
+                    f"checkpoint {name!r} is of a network whose channels were removed; give its run's folder, or "
+                    "load it with pwoa_plugin.torch_pruning.load_pruned"
+                )
             return load_file(file)
+        except CheckpointError:
+            raise
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise CheckpointError(
                 f"checkpoint {name!r} is damaged or no safetensors file ({_one_line(error)}); save or download it again"

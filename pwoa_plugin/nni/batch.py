@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..method.hidden import Around
 
-__all__ = ["Asked", "Predict", "TakeBatch", "take_images_and_labels", "with_images"]
+__all__ = ["Asked", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
 
 #: A batch as an evaluator gives it, to images and labels.
 TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
@@ -34,6 +34,11 @@ def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise ValueError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
     return x, y
+
+
+def take_batch_of(evaluator: object, given: TakeBatch | None) -> TakeBatch:
+    """The function that is given, or the evaluator's, or `take_images_and_labels`."""
+    return given or getattr(evaluator, "take_batch", None) or take_images_and_labels
 
 
 #: NNI's ``teacher_predict``: a batch and a network, to the network's answer.

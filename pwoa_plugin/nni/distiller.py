@@ -20,13 +20,14 @@ from torch.utils.hooks import RemovableHandle
 
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..method.loss import PwoALoss
-from .batch import Asked, Predict, TakeBatch, take_images_and_labels
+from .batch import Asked, Predict, TakeBatch, take_batch_of
 from .config_list import select
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import (
     Train,
     at_next_training,
     check_optimizers,
+    own_loss_spared,
     refuse_idle_pruners,
     refuse_pwoa_twice,
     undone_on_error,
@@ -67,7 +68,8 @@ class PwoADistiller(Baking, Distiller):
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
         eps, pixel_range: see `PwoAConfig`.
         origin_loss_lambda: weight of the evaluator's own training loss beside ours.
-        take_batch: a function from the evaluator's batch to ``(x, y)``; ``y`` may be None where ``hsic.lambda_y`` is 0.
+        take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
+            may be None where ``hsic.lambda_y`` is 0.
 
     Attributes:
         terms: summands of the last step's loss by name, detached.
@@ -92,10 +94,10 @@ class PwoADistiller(Baking, Distiller):
         distillation: DistillationConfig | Mapping[str, Any] | None = None,
         perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
         hsic: HSICConfig | Mapping[str, Any] | None = None,
-        eps: float | None = None,
+        eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
-        take_batch: TakeBatch = take_images_and_labels,
+        take_batch: TakeBatch | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
             raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
@@ -123,7 +125,7 @@ class PwoADistiller(Baking, Distiller):
         check_optimizers(evaluator)
         self.loss = loss
         self._student = model if teacher_predict is None else Asked(model, teacher_predict)
-        self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch
+        self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch_of(evaluator, take_batch)
         self._hooks: list[RemovableHandle] = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
@@ -236,7 +238,8 @@ class PwoADistiller(Baking, Distiller):
         check_length(max_steps, max_epochs)
         refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
         self.wrap_model()
-        model: nn.Module = super().compress(max_steps, max_epochs)
+        with own_loss_spared(self, self.origin_loss_lambda):
+            model: nn.Module = super().compress(max_steps, max_epochs)
         return model
 
     def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from nni.compression.base.compressor import Compressor
 from nni.compression.pruning import FPGMPruner, L1NormPruner, L2NormPruner, LevelPruner
+from nni.compression.pruning.scheduled_pruner import ScheduledPruner
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
@@ -21,6 +22,7 @@ __all__ = [
     "check_optimizers",
     "loss_is_patched",
     "members",
+    "own_loss_spared",
     "refuse_idle_pruners",
     "refuse_pwoa_twice",
     "undone_on_error",
@@ -30,6 +32,8 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 
 Train = Callable[[int | None, int | None], None]  # max_steps, max_epochs
+
+_BY_WEIGHTS = (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)  # no forward or gradient tells them anything
 
 
 def members(compressor: Compressor) -> Iterator[Compressor]:
@@ -65,7 +69,7 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
         ValueError: there is one that has made no mask yet.
     """
     for other in compressor.fused_compressors:
-        if not isinstance(other, (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)) or other.interval_steps > 0:
+        if not isinstance(other, _BY_WEIGHTS) or other.interval_steps > 0:
             continue
         masks = [space.mask for spaces in other._target_spaces.values() for space in spaces.values()]
         if not any(mask is not None and (mask == 0).any() for mask in masks):
@@ -152,6 +156,23 @@ def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
     except BaseException:
         evaluator.unbind_model()
         raise
+
+
+@contextmanager
+def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
+    """While this lasts, the evaluator's own loss is not computed, if it counts nothing and nobody needs its forward.
+
+    Args:
+        compressor: the outermost of those that train.
+        weight: of the own loss.
+    """
+    spare = getattr(compressor.evaluator, "without_own_loss", None)
+    others = (member for member in members(compressor) if member is not compressor)
+    if weight != 0 or spare is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
+        yield
+        return
+    with spare():
+        yield
 
 
 def weighing(weight: float) -> Callable[..., Tensor]:

@@ -29,13 +29,14 @@ from ..method.layers import is_weighted
 from ..method.loss import PwoALoss, section
 from ..method.pruning import Masking
 from ..method.sparsity import Filter
-from .batch import TakeBatch, take_images_and_labels
+from .batch import TakeBatch, take_batch_of
 from .config_list import Target, read_config_list, register_settings
 from .fusion import (
     Train,
     at_next_training,
     check_optimizers,
     loss_is_patched,
+    own_loss_spared,
     refuse_idle_pruners,
     refuse_pwoa_twice,
     undone_on_error,
@@ -97,7 +98,7 @@ class PwoAPruner(Baking, Pruner):
             compressor's loss, that one's own weight counts instead.
         steps_per_epoch: with a list: optimizer steps of an epoch, where ``max_epochs`` is given and the evaluator does
             not know them.
-        take_batch: a function from the evaluator's batch to ``(x, y)``.
+        take_batch: a function from the evaluator's batch to ``(x, y)``; that of `make_evaluator` unless given.
         teacher_model: with a list: the robust network, where ``model`` is no longer it; of the same architecture.
 
     Attributes:
@@ -128,11 +129,11 @@ class PwoAPruner(Baking, Pruner):
         hsic: HSICConfig | Mapping[str, Any] | None = None,
         admm: ADMMConfig | Mapping[str, Any] | None = None,
         gradual: GradualConfig | Mapping[str, Any] | None = None,
-        eps: float | None = None,
+        eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
         steps_per_epoch: int | None = None,
-        take_batch: TakeBatch = take_images_and_labels,
+        take_batch: TakeBatch | None = None,
         teacher_model: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
@@ -194,7 +195,7 @@ class PwoAPruner(Baking, Pruner):
                 pixel_range=pixel_range,
             )
             self._own_loss.check_student(model)
-            self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch
+            self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch_of(evaluator, take_batch)
             self._gradual = section(GradualConfig, gradual, "gradual")
             _check_one_way(self._admm, self._gradual, self._targets)
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
@@ -202,14 +203,14 @@ class PwoAPruner(Baking, Pruner):
         super().__init__(model, entries, evaluator, existed_wrappers)
         self._wrap_now = True
 
-    def _read_config(self, model: nn.Module, config: PwoAConfig, take_batch: TakeBatch) -> list[dict[str, Any]]:
+    def _read_config(self, model: nn.Module, config: PwoAConfig, take_batch: TakeBatch | None) -> list[dict[str, Any]]:
         """Prepare a `PwoAConfig` run; the entry for NNI's books."""
         self._run = run = Compression(model, config)
         register_settings(model)
         allocated, pruning = run.allocation.items(), run.pruning
         assert isinstance(pruning, Masking)
         self._targets = {n: Target(n, "weight", x, pruning.budget) for n, x in allocated}
-        self._admm, self._gradual, self._take_batch = config.admm, config.gradual, take_batch
+        self._admm, self._gradual, self._take_batch = config.admm, config.gradual, take_batch_of(None, take_batch)
         # The ratio is for NNI's books: what each layer keeps is in `allocation`.
         ratio = 1 - sum(x.weights * x.density for _, x in allocated) / sum(x.weights for _, x in allocated)
         return [{"op_names": list(run.layers), "target_names": ["weight"], "sparse_ratio": ratio, "granularity": [1]}]
@@ -463,7 +464,8 @@ class PwoAPruner(Baking, Pruner):
         self._plan(max_steps, max_epochs)
         pruned, self._pruned = self._pruned, False
         try:
-            super().compress(max_steps, max_epochs)
+            with own_loss_spared(self, self.origin_loss_lambda):
+                super().compress(max_steps, max_epochs)
         except BaseException:
             self._pruned = pruned
             raise

@@ -7,6 +7,7 @@ is taken out contributes to the output.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -183,6 +184,22 @@ def _where_it_fails(model: nn.Module, inputs: Any) -> str:
     return described("", model)
 
 
+@contextlib.contextmanager
+def grouping_told() -> Iterator[None]:
+    """Where Torch-Pruning fails to find what depends on a layer's channels, as with a GRU, say so.
+
+    Raises:
+        ValueError: in place of its IndexError.
+    """
+    try:
+        yield
+    except IndexError as error:
+        raise ValueError(
+            f"model: Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another "
+            "layer that it does not know; prune by masks, without removing channels"
+        ) from error
+
+
 def remove_dead(
     network: Network, inputs: Any, *, only: str | None = None, skip: Mapping[str, str] | None = None
 ) -> bool:
@@ -208,7 +225,8 @@ def remove_dead(
         if name is None or not is_weighted(module) or only not in (None, name) or seen[name].all():
             continue
         prune = graph.get_pruner_of_module(module).prune_out_channels
-        group = graph.get_pruning_group(module, prune, list(range(len(network.filters[name]))))
+        with grouping_told():
+            group = graph.get_pruning_group(module, prune, list(range(len(network.filters[name]))))
         obstacles = look.obstacles(group)
         for other, side, numbers, _ in look.positions(group):
             if side == "filters":

@@ -191,6 +191,10 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     found = []
     anything = holds(PGD(steps=20), eps=span, norm="Linf")
     if int(anything.sum()) > max(1, _SURVIVORS * n):
+        noise = low + span * torch.rand((_PROBED, *images.shape[1:]), device=images.device, dtype=images.dtype)
+        answers = predict(estimator.model, torch.cat([images, noise]), settings.batch_size).argmax(1).unique()
+        if len(answers) == 1:
+            return [_one_class(int(answers), n)]
         found.append(
             Alarm(
                 name="survives-any-eps",
@@ -226,6 +230,15 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     if _many(missed := int((white & ~black).sum()), n):
         found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
     return found
+
+
+def _one_class(answer: int, n: int) -> Alarm:
+    return Alarm(
+        name="one-class",
+        saw=f"The model answers {answer} to each of {n} images that it has right, and to noise",
+        do="What answers one class to everything withstands every attack: look at the accuracy of each class before "
+        "its robustness",
+    )
 
 
 def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) -> list[Alarm]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._pixels import GREY_LEVEL, refuse_radius_of_other_pixels
 from ..models.normalisation import normalisation_of
 from .attacks import NORMS, Attack, make_attack
 from .protocol import Protocol, load_protocol
@@ -30,7 +31,6 @@ __all__ = [
     "collect",
 ]
 
-_GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 _ROUNDING = 1e-6  # of the pixel range: what resizing or a dtype may add to a valid image
 
 
@@ -76,7 +76,7 @@ def check_eps(eps: float | None, pixel_range: tuple[float, float], norm: str = "
         n_pixels: values in an image, on which the widest L2 ball depends.
 
     Raises:
-        ValueError: it is not positive, or reaches beyond all valid images.
+        ValueError: it is not positive, reaches beyond all valid images, or is of other units.
     """
     if eps is None:
         raise ValueError("eps is missing; give the radius in pixel units, such as 8/255")
@@ -87,6 +87,7 @@ def check_eps(eps: float | None, pixel_range: tuple[float, float], norm: str = "
         meant = f"; did you mean {eps:g}/255?" if pixel_range == (0.0, 1.0) and eps <= 255 else ""
         cure = meant or "; give eps in the units of the pixels"
         raise ValueError(f"eps={eps!r} is wider than pixel_range={pixel_range}{cure}")
+    refuse_radius_of_other_pixels(eps, pixel_range)
     return float(eps)
 
 
@@ -298,7 +299,7 @@ def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
             "or give the pixel_range of these images"
         )
         raise ValueError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
-    if most - low <= _GREY_LEVEL * (high - low):
+    if most - low <= GREY_LEVEL * (high - low):
         raise ValueError(
             f"data: images span [{least:.4g}, {most:.4g}], a 255th of pixel_range={pixel_range} or less, as if divided "
             "by 255 once too often; give them in that range, or give the pixel_range of these images"

@@ -176,8 +176,9 @@ def judge_networks(
     check_curve_attack(curve_attack)
     images = _data_config(configs, data, data_root, download, image_size, channels)
     classes, shape = DATASETS[images.name].describe(images)
-    models = {source.name: laid_out(_network(source, images.name, norm, classes, shape[0]), device) for source in named}
+    networks = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}
     x, y = load_test(images, images=sample or None, at_most=how.sample if sample is None else None, seed=seed)
+    models = {name: laid_out(network, x, device) for name, network in networks.items()}
     settings = AttackSettings(eps=1.0, n_classes=classes)
     asked = {
         "networks": {name: digest_of(model) for name, model in models.items()},

@@ -107,7 +107,7 @@ def judge(
         state = folder.robustness / "state"
         for name, model in networks.items():
             reports[name] = evaluate(
-                laid_out(model, config.device),
+                laid_out(model, data[0], config.device),
                 data,
                 eps=config.eps,
                 norm=norm,

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..config import ConfigError, PwoAConfig
+from ..method.layout import lay_out
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
 
 __all__ = ["laid_out", "load_weights", "make_network", "network_name"]
 
 
-def laid_out(model: nn.Module, device: str | None) -> nn.Module:
-    """The model itself, channels last where it is judged on the CPU: attacks run 1.5 times as fast there.
+def laid_out(model: nn.Module, images: Tensor, device: str | None) -> nn.Module:
+    """The model itself, channels last where it is judged on the CPU and takes that: attacks are 1.5 times as fast.
 
     Also where `channels_last_is_safe` says no: a judge asks for no gradient of a weight.
     """
-    if device in (None, "cpu") and all(parameter.dim() <= 4 for parameter in model.parameters()):
-        model.to(memory_format=torch.channels_last)
+    if device in (None, "cpu"):
+        lay_out(model, images[:2])
     return model
 
 

@@ -477,8 +477,8 @@ def headline(report: RunReport) -> list[str]:
         )
     elif size is not None and size.compression is not None:
         said.append(
-            f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} weights are left, "
-            f"{size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
+            f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} convolution and linear weights "
+            f"are left, {size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
         )
     pruned, dense = report.judged.get("pruned"), report.judged.get("dense")
     if pruned is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,6 +21,7 @@ from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
 from ..method.compression import Compression
+from ..removal.groups import grouping_told
 from ..removal.inputs import call_saying_where, check_model, copy_of, tensors_of
 from .checks import (
     CONFIGS_WORDS,
@@ -323,7 +324,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         found: list[Coupling] = []
         names = {module: name for name, module in self.model.named_modules()}
         groups = self.DG.get_all_groups(ignored_layers=self.ignored_layers, root_module_types=self.root_module_types)
-        for group in groups:
+        for group in _told(groups):
             if makes_output(group):
                 self._leave_alone(group)
                 continue
@@ -813,3 +814,9 @@ def _check_same(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
                 f"{name}: Torch-Pruning takes out other channels than the projection has at 0 "
                 f"({tuple(parameter.shape)}, not {tuple(expected[name].shape)}); list its layer in ignored_layers"
             )
+
+
+def _told(groups: Iterable[Any]) -> Iterator[Any]:
+    """The groups, one after another as they are asked for: what is left alone meanwhile begins none."""
+    with grouping_told():
+        yield from groups

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["load_pruned", "save_pruned"]
 
-_FORMAT, _VERSION = "pwoa-pruned", "1"
+_FORMAT, _VERSION = "pwoa-pruned", 2
 
 
 def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
@@ -56,12 +56,12 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
     if not pruner.removals:
         raise ValueError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
-        "format": _FORMAT,
         "version": _VERSION,
-        "removals": json.dumps(removals_to_json(pruner.removals)),
-        "inputs": json.dumps(_form_of(pruner.tracing.inputs)),
+        "removals": removals_to_json(pruner.removals),
+        "inputs": _form_of(pruner.tracing.inputs),
     }
-    write_tensors(path, pruner.model.state_dict(), header)
+    # One entry: safetensors writes several in any order, and equal networks would differ in their files.
+    write_tensors(path, pruner.model.state_dict(), {_FORMAT: json.dumps(header)})
 
 
 def load_pruned(
@@ -154,14 +154,16 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
-    if header.get("format") != _FORMAT:
+    if _FORMAT not in header:
         raise ValueError("it is a safetensors file of something else")
-    if header.get("version") != _VERSION:
-        raise ValueError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
     try:
-        return removals_from_json(json.loads(header.get("removals", ""))), json.loads(header.get("inputs", ""))
-    except (ValueError, RecursionError):
+        content = json.loads(header[_FORMAT])
+        version = content["version"]
+        if version == _VERSION:
+            return removals_from_json(content["removals"]), content["inputs"]
+    except (ValueError, RecursionError, KeyError, TypeError):
         raise ValueError("its header lists no removals") from None
+    raise ValueError(f"its version is {version!r}, this release reads {_VERSION}")
 
 
 def _form_of(value: Any) -> Any:

@@ -230,6 +230,36 @@ def test_an_interrupt_leaves_parameters_and_statistics_as_they_were(images: Pair
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
+def test_frozen_batchnorm_stays_as_it_is(images: Pair) -> None:
+    colour = images[0].expand(-1, 3, -1, -1), images[1]
+    moved = {}
+    for frozen in (False, True):
+        model = BatchNormNet().eval()
+        (norm,) = (module for module in model.modules() if isinstance(module, nn.BatchNorm2d))
+        norm.requires_grad_(not frozen)
+        before = copy.deepcopy(norm.state_dict())
+        run(model, config(colour, epochs=2))
+        moved[frozen] = any(not torch.equal(value, before[name]) for name, value in norm.state_dict().items())
+        assert not norm.training
+    assert moved == {False: True, True: False}
+
+
+def test_gradients_may_be_off_around_a_run(trained: nn.Module, images: Pair) -> None:
+    other = copy.deepcopy(trained)
+    with torch.no_grad():
+        run(trained, config(images, epochs=2))
+        assert not torch.is_grad_enabled()
+    run(other, config(images, epochs=2))
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), other.parameters(), strict=True))
+    with torch.inference_mode(), pytest.raises(ValueError, match=r"inference_mode is on, .*; call this outside"):
+        run(trained, config(images, epochs=2))
+
+
+def test_half_precision_is_refused_with_its_cure(trained: nn.Module, images: Pair) -> None:
+    with pytest.raises(ValueError, match=r"conv.weight is float16, .*float32 .* autocast='float16'"):
+        Compression(trained.half(), config(images))
+
+
 def test_double_models_take_float_images(trained: nn.Module, images: Pair) -> None:
     run(trained.double(), config(images, epochs=1))
     assert trained.fc1.weight.dtype == torch.float64

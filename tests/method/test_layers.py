@@ -4,7 +4,7 @@ import pytest
 import torchvision
 from torch import nn
 
-from pwoa_plugin.method.layers import prunable_layers
+from pwoa_plugin.method.layers import prunable_layers, tell_of_uncounted
 from pwoa_plugin.models import LeNet
 
 
@@ -41,3 +41,16 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match=r"0.weight and 1.weight are one tensor, .*; untie them, or exclude 1"):
         prunable_layers(tied)
     assert list(prunable_layers(tied, exclude=["1"])) == ["0"]
+    lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
+    with pytest.raises(ValueError, match=r"1.weight has no values yet; run the model once"):
+        prunable_layers(lazy)
+
+
+def test_matrices_that_are_in_no_layer_are_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    tell_of_uncounted(LeNet())
+    assert not caplog.messages
+    tell_of_uncounted(nn.TransformerEncoderLayer(8, 2, dim_feedforward=16))  # 3 of 8 parts are in_proj_weight's
+    (said,) = caplog.messages
+    assert said.startswith(
+        "38 % of the network's weights are in no convolution and no linear layer (self_attn.in_proj_"
+    )

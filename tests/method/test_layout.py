@@ -4,10 +4,13 @@ import subprocess
 import sys
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pwoa_plugin.method.layout import channels_last_is_safe
+from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin.method.layout import channels_last_is_safe, lay_out
 from pwoa_plugin.models import LeNet
+from pwoa_plugin.runs.network import laid_out
 
 
 @pytest.mark.parametrize(
@@ -56,3 +59,37 @@ def test_a_narrow_network_is_pruned_where_onednn_would_write_beyond_its_workspac
     code = NARROW.format(channels_last=channels_last, gradient_weight=gradient_weight)
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
+
+
+class Viewing(nn.Module):
+    """Flattens as PyTorch's tutorials do, which a map in channels last does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.Linear(128, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.second(self.first(x).relu())
+        return self.head(x.view(x.size(0), -1))
+
+
+def test_channels_last_where_the_forward_takes_it() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    plain = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 8, 3), nn.Flatten())
+    for network, safe, layout in (
+        (plain, True, torch.channels_last),
+        (plain, False, torch.contiguous_format),
+        (Viewing(), True, torch.contiguous_format),
+    ):
+        before = network(x)
+        assert lay_out(network, x, safe=safe) == layout
+        *_, last = (module for module in network.modules() if isinstance(module, nn.Conv2d))
+        assert last.weight.is_contiguous(memory_format=layout)
+        torch.testing.assert_close(network(x), before)
+
+
+def test_a_network_that_views_is_pruned_and_judged(images: tuple[Tensor, Tensor]) -> None:
+    model = Viewing()
+    _, masks = PwoAPruner(model, PwoAConfig(sparsity=0.5, train_loader=images, epochs=2, progress=False)).compress()
+    assert set(masks) == {"first", "second", "head"}
+    assert laid_out(model, images[0], None)(images[0][:4]).shape == (4, 3)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from pwoa_plugin import PwoAPruner, make_evaluator
+from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
 from pwoa_plugin.config import HSICConfig
 
 Pair = tuple[Tensor, Tensor]
@@ -188,3 +188,82 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
         with pytest.raises(ValueError, match=said) as caught:
             refused()
         assert "\n" not in str(caught.value)
+
+
+class Dict(TensorDataset):
+    """Batches as dicts with names of one's own."""
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = super().__getitem__(index)
+        return {"img": x, "target": y}
+
+
+def test_the_own_loss_costs_no_forward_where_it_counts_nothing(conv_net: Any, loader: DataLoader[Any]) -> None:
+    def seen(**options: Any) -> int:
+        model = copy.deepcopy(conv_net)
+        evaluator = make_evaluator(model, loader, torch.optim.Adam, lr=1e-3)
+        pruner = PwoAPruner(model, PRUNED, evaluator, eps=0.1, **options)
+        before = int(model.bn1.num_batches_tracked)
+        pruner.compress(max_steps=4, max_epochs=None)
+        pruner.unwrap_model()
+        assert evaluator.own_loss.counts
+        return int(model.bn1.num_batches_tracked) - before
+
+    assert seen() == 4
+    assert seen(origin_loss_lambda=0.5) == 8
+
+
+def test_the_own_loss_is_there_for_those_who_look_at_its_forward(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    calls: list[bool] = []
+
+    def counted(logits: Tensor, y: Tensor) -> Tensor:
+        calls.append(True)
+        return F.cross_entropy(logits, y)
+
+    def distilled(make: Any) -> int:
+        calls.clear()
+        evaluator = make_evaluator(trained, loader, torch.optim.Adam, lr=1e-3, loss=counted)
+        pruner = make(evaluator)
+        distiller = PwoADistiller.from_compressor(pruner, [], copy.deepcopy(trained), eps=0.1)
+        distiller.compress(max_steps=6, max_epochs=None)
+        distiller.unwrap_model()
+        return len(calls)
+
+    def by_weights(evaluator: TorchEvaluator) -> AGPPruner:
+        return AGPPruner(LevelPruner(trained, PRUNED), interval_steps=1, total_times=2, evaluator=evaluator)
+
+    def by_gradients(evaluator: TorchEvaluator) -> TaylorPruner:
+        return TaylorPruner(trained, PRUNED, evaluator, training_steps=2)
+
+    assert distilled(by_weights) == 0
+    assert distilled(by_gradients) == 6
+
+
+def test_take_batch_is_said_once(trained: nn.Module, images: Pair) -> None:
+    loader = DataLoader(Dict(*images), batch_size=32)
+    evaluator = make_evaluator(trained, loader, lr=1e-3, take_batch=lambda batch: (batch["img"], batch["target"]))
+    pruner = PwoAPruner(trained, PRUNED, evaluator, eps="1/10")
+    pruner.compress(max_steps=3, max_epochs=None)
+    assert pruner.radius == pytest.approx(0.15)
+
+
+def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> None:
+    x, y = images
+    for data, said in (
+        ((x, y + 5), "labels reach from 5 to 7, and the model has 3 classes"),
+        (((255 * x).byte(), y), "images are a tensor .* of torch.uint8; give float tensors"),
+    ):
+        evaluator = make_evaluator(trained, DataLoader(TensorDataset(*data), batch_size=32), lr=1e-3)
+        pruner = PwoAPruner(trained, PRUNED, evaluator, eps=0.1)
+        with pytest.raises(ValueError, match=said):
+            pruner.compress(max_steps=3, max_epochs=None)
+        pruner.unwrap_model()
+    for source in (TensorDataset(*images), images):
+        with pytest.raises(ValueError, match=r"of single images, or of all at once; put it into a DataLoader"):
+            make_evaluator(trained, source)
+
+
+def test_doubles_are_taken_as_the_model_s_floats(trained: nn.Module, images: Pair) -> None:
+    loader = DataLoader(TensorDataset(images[0].double(), images[1]), batch_size=32)
+    evaluator = make_evaluator(trained, loader, lr=1e-3)
+    PwoAPruner(trained, PRUNED, evaluator, eps=0.1).compress(max_steps=3, max_epochs=None)

@@ -78,6 +78,15 @@ def test_what_blinds_attacks_raises_an_alarm(model: nn.Module, held_out: Pair, e
     assert Report.from_dict(report.to_dict()).alarms == report.alarms
 
 
+def test_a_model_that_says_one_class_to_everything_is_told_as_such(
+    model: nn.Module, held_out: Pair, eps: float
+) -> None:
+    collapsed = Changed(model, behind=lambda z: 0.01 * z + 5 * F.one_hot(torch.tensor(3), 10))
+    found = names(judged(collapsed, held_out, eps))
+    assert "one-class" in found
+    assert "survives-any-eps" not in found
+
+
 @pytest.mark.parametrize("colour", [False, True])
 def test_logits_that_saturate_in_l2_alone_raise_alarms_there_alone(
     model: nn.Module, held_out: Pair, eps: float, colour: bool

@@ -259,6 +259,7 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"eps": "8/255"}, "eps='8/255' "),
         ({"eps": None}, "eps is missing"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255\?"),
+        ({"eps": 8 / 255, "pixel_range": (0, 255)}, r"eps=0.031.* is next to nothing in .*did you mean 8\?"),
         ({"eps": 300, "pixel_range": (0, 255)}, r"eps=300 is wider than pixel_range=\(0.0, 255.0\)"),
         ({"pixel_range": (1.0, 0.0)}, r"pixel_range=\(1.0, 0.0\)"),
         ({"pixel_range": 1.0}, "pixel_range=1.0"),

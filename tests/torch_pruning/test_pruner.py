@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin.config import ADMMConfig
+from pwoa_plugin.removal import speedup
 from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
 Zeroed = Callable[..., nn.Module]
@@ -556,6 +557,24 @@ class TestRefused:
         model = Recurrent()
         PwoAGroupPruner(model, x, ignored_layers="two").step()
         assert (model.one.out_channels, model.two.out_channels) == (3, 4)
+
+    def test_what_torch_pruning_cannot_group(self, x: Tensor) -> None:
+        class Gated(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.conv, self.gru = nn.Conv2d(1, 16, 3, padding=1), nn.GRU(16, 16, batch_first=True)
+                self.head = nn.Linear(16, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.head(self.gru(self.conv(x).relu().mean(3).transpose(1, 2))[0][:, -1])
+
+        said = "model: Torch-Pruning cannot tell which channels go together .* as with a GRU"
+        self.refuses(said, Gated(), x)
+        model = Gated()
+        mask = torch.ones_like(model.conv.weight)
+        mask[:4] = 0
+        with pytest.raises(ValueError, match=said):
+            speedup(model, {"conv": {"weight": mask}}, x)
 
     @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda m: torch.jit.script(m)])
     def test_wrapped_models(self, x: Tensor, wrap: Callable[[nn.Module], Any]) -> None:

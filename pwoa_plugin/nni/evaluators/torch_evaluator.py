@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import nni
@@ -14,8 +15,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
+from torch.utils.data import Dataset
 
-from ..._modes import modes_kept
+from ..._modes import modes_kept, train_mode
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from .checks import check_optimizer, check_scheduler
@@ -54,7 +56,7 @@ def make_evaluator(
         lr_scheduler_options: the class's arguments.
         lr_scheduler_interval: when the scheduler steps.
         loss: of logits and labels. It alone trains under NNI's compressors; PwoA's leave it out unless
-            ``origin_loss_lambda`` is above 0.
+            ``origin_loss_lambda`` is above 0, and spare its forward then.
         device: where to train; the model is moved there now. None: where it is.
         take_batch: a function from a batch to ``(x, y)``; ``y`` may be None where a distiller brings its own loss.
         evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
@@ -72,6 +74,11 @@ def make_evaluator(
     if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
         what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
         raise ValueError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
+    if isinstance(train_loader, Dataset) or (isinstance(train_loader, tuple) and isinstance(train_loader[0], Tensor)):
+        what = f"a {type(train_loader).__name__} of single images, or of all at once"
+        raise ValueError(
+            f"train_loader is {what}; put it into a DataLoader (with a TensorDataset, where it is tensors)"
+        )
     if _length(train_loader) == 0:
         raise ValueError("train_loader is empty; give at least one batch of images")
     if lr_scheduler_interval not in ("step", "epoch"):
@@ -96,21 +103,35 @@ def make_evaluator(
         raise ValueError("optimizer_options go with a class as optimizer")
     check_optimizer(optimizer, model)
 
-    def training_step(batch: Any, model: nn.Module) -> Tensor:
-        x, y = take_batch(batch)
-        if y is None:
-            return x.new_zeros(())
-        return loss(logits_of(model(x)), y)
-
+    step = _OwnLoss(loss, take_batch)
     made = _LoaderEvaluator(
-        _Training(train_loader, lr_scheduler_interval), optimizer, training_step, None, dummy_input, evaluating_func
+        _Training(train_loader, lr_scheduler_interval), optimizer, step, None, dummy_input, evaluating_func
     )
+    made.own_loss = step
     if lr_scheduler is not None:
         made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
     # Now, by the names of the parameters: NNI's compressors ask for it when the first of them that has the evaluator is
     # made, by identity, and one that wrapped the model before has replaced the weights. They would never be trained.
     made._init_optimizer_helpers(model)
     return made
+
+
+class _OwnLoss:
+    """The training step: the evaluator's own loss, or 0 while it does not count.
+
+    Attributes:
+        counts: whether it does.
+    """
+
+    def __init__(self, loss: Loss, take_batch: TakeBatch) -> None:
+        self.loss, self.take_batch, self.counts = loss, take_batch, True
+
+    def __call__(self, batch: Any, model: nn.Module) -> Tensor:
+        if self.counts:
+            x, y = self.take_batch(batch)
+            if y is not None:
+                return self.loss(logits_of(model(x)), y)
+        return torch.zeros((), device=next(model.parameters()).device)
 
 
 class _Scheduler:
@@ -134,7 +155,22 @@ class _LoaderEvaluator(TorchEvaluator):
     """A `TorchEvaluator` that knows its loader and makes its scheduler by a function."""
 
     training_func: _Training
+    own_loss: _OwnLoss
     scheduler: _Scheduler | None = None
+
+    @property
+    def take_batch(self) -> TakeBatch:
+        """A batch, to images and labels."""
+        return self.own_loss.take_batch
+
+    @contextmanager
+    def without_own_loss(self) -> Iterator[None]:
+        """While this lasts, the own loss is 0 and costs no forward: BatchNorm would see that as well."""
+        self.own_loss.counts = False
+        try:
+            yield
+        finally:
+            self.own_loss.counts = True
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -174,7 +210,7 @@ class _Training:
         device = next(model.parameters()).device
         step = epoch = 0
         with warnings.catch_warnings(), modes_kept(model):
-            model.train()
+            train_mode(model)
             # NNI's hooks around optimizer.step() hide from schedulers that it was called.
             warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
             while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
