@@ -256,11 +256,11 @@ class Batches:
                 break
         if not found:
             raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
-        there = torch.cat(found)[:images]
+        there = torch.cat(found)
         (low, high), most = self.pixel_range, there.max().item()
         if low < most <= low + GREY_LEVEL * (high - low):
             raise ValueError(
                 f"{self.name}: pixels reach {most:.4g} at most, a 255th of pixel_range={self.pixel_range} or less, as "
                 "if divided by 255 once too often; give them in that range, or set pixel_range"
             )
-        return there
+        return there[:images]

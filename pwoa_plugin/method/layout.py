@@ -43,8 +43,8 @@ def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.mem
         set_layout(model, torch.channels_last)
         try:
             with torch.no_grad():
-                model(images)
-        except RuntimeError:  # also of images that do not fit, which are told of elsewhere
+                model(images.clone())
+        except Exception:  # also where images do not fit, which is told of elsewhere
             pass
         else:
             return torch.channels_last

@@ -12,7 +12,6 @@ from pwoa_plugin.removal.inputs import (
     check_model,
     copy_of,
     map_tensors,
-    one_line,
     random_batch,
     tensors_of,
 )
@@ -102,8 +101,3 @@ def test_copy() -> None:
     assert model[0].weight.grad is not None
     with pytest.raises(ValueError, match=r"model: copy.deepcopy fails on it \(RuntimeError: not me\)"):
         copy_of(Uncopied(1, 1))
-
-
-def test_one_line() -> None:
-    assert one_line(KeyError("a\n  b")) == r"KeyError: 'a\n b'"
-    assert len(one_line(ValueError("x" * 1000))) == 300

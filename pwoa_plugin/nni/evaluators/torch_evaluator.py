@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, IterableDataset
 
 from ..._modes import modes_kept, train_mode
 from ...method.logits import logits_of
@@ -74,7 +74,8 @@ def make_evaluator(
     if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
         what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
         raise ValueError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
-    if isinstance(train_loader, Dataset) or (isinstance(train_loader, tuple) and isinstance(train_loader[0], Tensor)):
+    one_by_one = isinstance(train_loader, Dataset) and not isinstance(train_loader, IterableDataset)
+    if one_by_one or (isinstance(train_loader, tuple) and any(isinstance(part, Tensor) for part in train_loader)):
         what = f"a {type(train_loader).__name__} of single images, or of all at once"
         raise ValueError(
             f"train_loader is {what}; put it into a DataLoader (with a TensorDataset, where it is tensors)"
