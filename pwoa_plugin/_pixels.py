@@ -13,8 +13,9 @@ def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) 
     Raises:
         ValueError: pixels span 100 or more, and ``eps`` is less than a tenth.
     """
-    if pixel_range[1] - pixel_range[0] >= 100 and eps < 0.1:
+    span = pixel_range[1] - pixel_range[0]
+    if span >= 100 and eps < 0.1:
         raise ValueError(
             f"eps={eps:g} is next to nothing in pixel_range={pixel_range}; give it in the units of the pixels "
-            f"(did you mean {255 * eps:g}?)"
+            f"(did you mean {span * eps:g}?)"
         )

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from .._pixels import GREY_LEVEL
 from .._random import random_state, set_random_state
@@ -153,11 +153,13 @@ class Batches:
         with contextlib.suppress(TypeError):  # of what has no length after all
             if self._tensors is not None:
                 return _divided(len(self._tensors[0]), self._batch_size)
-            if isinstance(source, DataLoader) and source.batch_size and not isinstance(source.dataset, IterableDataset):
-                batches, of_one = _divided(len(source.sampler), source.batch_size)  # type: ignore[arg-type]
-                return (len(source), 0) if source.drop_last and source.batch_size > 1 else (batches, of_one)
             if not isinstance(source, (list, tuple)):
-                return len(source), 0
+                there, of_one = len(source), 0
+                # A collate_fn of one's own may make anything of a batch.
+                if isinstance(source, DataLoader) and source.batch_size and source.collate_fn is default_collate:
+                    counted = _divided(len(source.sampler), source.batch_size)  # type: ignore[arg-type]
+                    of_one = counted[1] if counted[0] == there else 0
+                return there, of_one
         sizes = [len(x) if isinstance(x, Tensor) and x.dim() else 0 for x, _ in self._raw(0, {})]
         return len(sizes), sizes.count(1)
 

@@ -32,7 +32,7 @@ from .hsic import ESTIMATORS
 from .layout import channels_last_is_safe, lay_out, set_layout
 from .logits import logits_of
 from .objective import PwoAObjective
-from .perturbation import largest_agreeing_radius, make_perturbation
+from .perturbation import largest_agreeing_radius, make_perturbation, radius_for
 from .pruning import Masking, Pruning
 from .state import State, StateError, admm_state, copy_into, optimizer_state, set_admm_state, set_optimizer_state
 
@@ -189,12 +189,12 @@ class Compression:
                 if not self.pruning.done:
                     self._hard_prune(training)
                 self._check_weights(training)
-                self.pruning.settle()
             finally:
                 status_or_none = self._training.status if self._training else None
                 for callback in callbacks:
                     callback.on_end(status_or_none)
                 self._training = None
+        self.pruning.settle()
         return self.masks
 
     def _prepare(self, resume: State | None) -> _Training:
@@ -595,7 +595,7 @@ def build_objective(
     elif perturbation.radius is not None:
         radius = perturbation.radius
     elif eps is not None:
-        radius = min(1.5 * eps, pixel_range[1] - pixel_range[0])
+        radius = radius_for(eps, pixel_range)
     else:
         radius = largest_agreeing_radius(
             teacher,
@@ -711,20 +711,20 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in model.parameters():
         parameter.grad = None
-    try:
-        with modes_kept(model):
+    with modes_kept(model):  # around the rest: `undo` brings the modes of its time back
+        try:
             yield
-    except BaseException:
-        undo()
-        with torch.no_grad():
-            for name, tensor in _tensors(model).items():
-                if name in before:  # a quantizer makes buffers while it trains
-                    tensor.data = before[name]
-        raise
-    finally:
-        for parameter in model.parameters():
-            gradient = gradients.get(parameter)  # None for a parameter that is new
-            parameter.grad = gradient if gradient is None else gradient.to(parameter.device)
+        except BaseException:
+            undo()
+            with torch.no_grad():
+                for name, tensor in _tensors(model).items():
+                    if name in before:  # a quantizer makes buffers while it trains
+                        tensor.data = before[name]
+            raise
+        finally:
+            for parameter in model.parameters():
+                gradient = gradients.get(parameter)  # None for a parameter that is new
+                parameter.grad = gradient if gradient is None else gradient.to(parameter.device)
 
 
 @contextlib.contextmanager

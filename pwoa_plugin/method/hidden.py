@@ -38,7 +38,9 @@ def check_readable(model: nn.Module) -> None:
     Raises:
         ValueError: it is compiled, or spread over several devices.
     """
-    if hasattr(model, "_orig_mod"):  # torch.compile does not look at hooks that come later
+    if any(
+        hasattr(module, "_orig_mod") for module in model.modules()
+    ):  # torch.compile does not look at hooks that come later
         raise ValueError(
             "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
             "(model._orig_mod)"

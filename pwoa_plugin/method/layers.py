@@ -104,7 +104,11 @@ def tell_of_uncounted(model: nn.Module) -> None:
     `nn.MultiheadAttention` is such: queries, keys and values come by an ``in_proj_weight`` of its own.
     """
     counted = {module._parameters.get("weight") for module in model.modules() if is_weighted(module)}
-    matrices = {name: parameter for name, parameter in model.named_parameters() if parameter.dim() > 1}
+    matrices = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if not is_lazy(parameter) and parameter.dim() > 1
+    }
     left_out = {name: parameter.numel() for name, parameter in matrices.items() if parameter not in counted}
     total = sum(parameter.numel() for parameter in matrices.values())
     if (share := sum(left_out.values()) / max(1, total)) > _TOLD:

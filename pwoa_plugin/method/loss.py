@@ -167,7 +167,11 @@ class PwoALoss(nn.Module):
             raise ValueError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
         if self._calls < _CHECKED_CALLS:
             check_images(x, self.pixel_range, "x")
-        x = x.to(device, _dtype(student, x.dtype))
+        dtype = _dtype(student, x.dtype)
+        teachers = _dtype(self.teacher, dtype)
+        if teachers != dtype and not torch.is_autocast_enabled(device.type):
+            raise ValueError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
+        x = x.to(device, dtype)
         if self._objective is None:
             self._objective = self._build(x)
         objective = self._objective
@@ -231,4 +235,6 @@ def _device(module: nn.Module, default: torch.device) -> torch.device:
 
 
 def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    return next((p.dtype for p in module.parameters() if p.is_floating_point()), default)
+    """Of the first weights that images meet, or the default where there are none of a floating dtype."""
+    weights = (part.weight for part in module.modules() if is_weighted(part) and isinstance(part.weight, Tensor))
+    return next((weight.dtype for weight in weights if weight.is_floating_point()), default)

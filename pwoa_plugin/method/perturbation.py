@@ -28,6 +28,7 @@ __all__ = [
     "Uniform",
     "largest_agreeing_radius",
     "make_perturbation",
+    "radius_for",
 ]
 
 _CHUNK = 128  # images in one forward
@@ -207,6 +208,11 @@ def _sign_grid(x: Tensor, of_cells: Tensor, generator: torch.Generator | None) -
     """Random signs shaped as ``x``, constant on cells whose size is drawn per image from those of ``of_cells``."""
     index = of_cells[torch.randint(len(of_cells), (len(x),), generator=generator, device=x.device)]
     return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view(x.shape)
+
+
+def radius_for(eps: float, pixel_range: tuple[float, float]) -> float:
+    """The default radius where the attacks' ``eps`` is known: 1.5 times that, or the whole pixel range."""
+    return min(1.5 * eps, pixel_range[1] - pixel_range[0])
 
 
 def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:

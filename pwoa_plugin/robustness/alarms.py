@@ -83,6 +83,11 @@ def find_alarms(
         blind = any(alarm.name == "no-gradients" for alarm in found)
         if len(chosen) and not blind:
             found += _of_attacks(estimator, images[chosen], labels[chosen], settings)
+            if any(alarm.name == "survives-any-eps" for alarm in found):
+                answers = predict(view, images[order[:_PROBED]], settings.batch_size).argmax(1).unique()
+                if len(answers) == 1 < len(labels[order[:_PROBED]].unique()):
+                    collapsed = _one_class(int(answers), min(len(order), _PROBED))
+                    found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     found += _of_columns(attacks, columns or {})
     by_name: dict[str, Alarm] = {}
     for alarm in found:
@@ -191,10 +196,6 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     found = []
     anything = holds(PGD(steps=20), eps=span, norm="Linf")
     if int(anything.sum()) > max(1, _SURVIVORS * n):
-        noise = low + span * torch.rand((_PROBED, *images.shape[1:]), device=images.device, dtype=images.dtype)
-        answers = predict(estimator.model, torch.cat([images, noise]), settings.batch_size).argmax(1).unique()
-        if len(answers) == 1:
-            return [_one_class(int(answers), n)]
         found.append(
             Alarm(
                 name="survives-any-eps",
@@ -235,9 +236,9 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
 def _one_class(answer: int, n: int) -> Alarm:
     return Alarm(
         name="one-class",
-        saw=f"The model answers {answer} to each of {n} images that it has right, and to noise",
-        do="What answers one class to everything withstands every attack: look at the accuracy of each class before "
-        "its robustness",
+        saw=f"The model answers {answer} to each of {n} images of several classes",
+        do="What answers one class to everything withstands every attack on it: look at the accuracy of each class "
+        "before its robustness",
     )
 
 

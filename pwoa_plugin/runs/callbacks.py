@@ -21,7 +21,7 @@ from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.compression import Compression
 from ..method.logits import logits_of
-from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation
+from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation, radius_for
 from .folder import RunError, RunFolder
 from .state_file import write_state
 from .weights import write_weights
@@ -77,7 +77,7 @@ class Validation(Callback):
         kind, radius = config.perturbation.kind, self.run.radius
         if kind == "none" or radius == 0:
             kind = "patterns"
-            radius = 1.5 * config.eps if config.eps else self._radius(kind)
+            radius = radius_for(config.eps, config.pixel_range) if config.eps else self._radius(kind)
         self._perturbation: Perturbation = make_perturbation(kind, radius=radius, pixel_range=config.pixel_range)
         self._teacher, correct, self.images = self._answers(teacher)
         self.dense_clean = correct / self.images
@@ -96,6 +96,7 @@ class Validation(Callback):
         answers, correct, images = [], 0, 0
         with modes_kept(model), seeded(self.run.config.seed):  # training's draws are left alone
             model.eval()
+            len(self.batches)  # where they have to be read to be counted, before the order is drawn
             if not self._random:
                 self._random = self.batches.random_state()
             self.batches.set_random_state(self._random)  # the same order and draws every time

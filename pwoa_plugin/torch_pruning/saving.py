@@ -154,6 +154,8 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
+    if header.get("format") == _FORMAT:
+        raise ValueError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
     if _FORMAT not in header:
         raise ValueError("it is a safetensors file of something else")
     try:

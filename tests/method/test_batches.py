@@ -54,6 +54,7 @@ WITH_ONE = {
     "tensors": (X[:9], Y[:9]),
     "loader": DataLoader(NINE, batch_size=4),
     "loader by a sampler": DataLoader(NINE, batch_size=4, sampler=RandomSampler(NINE)),
+    "ready batches": DataLoader([(X[:4], Y[:4]), (X[4:8], Y[4:8])], batch_size=1, collate_fn=lambda batch: batch[0]),
     "loader that drops it": DataLoader(NINE, batch_size=4, drop_last=True),
     "list": [X[:4], X[4:5], X[5:9]],
     "no length": Stream([X[:4], X[4:8], X[8:9]]),
@@ -65,7 +66,18 @@ def test_a_batch_of_one_image_is_left_out_and_not_counted(name: str) -> None:
     batches = make(WITH_ONE[name])
     assert [len(x) for x, _ in batches.epoch()] == [4, 4]
     assert len(batches) == 2
-    assert batches.read == (2 if name == "loader that drops it" else 3)
+    assert batches.read == (2 if name in ("loader that drops it", "ready batches") else 3)
+
+
+def test_the_length_is_what_the_loader_says() -> None:
+    class Limited(DataLoader[Any]):
+        def __len__(self) -> int:
+            return 1
+
+    assert len(make(Limited(NINE, batch_size=4))) == 1
+    two_views = DataLoader(NINE, batch_size=4, collate_fn=lambda items: torch.stack([x for x, _ in items] * 2))
+    assert [len(x) for x, _ in make(two_views).epoch()] == [8, 8, 2]
+    assert len(make(two_views)) == 3
 
 
 def test_what_was_read_is_left_out_by_its_number() -> None:

@@ -136,6 +136,8 @@ def test_names_inside_what_is_around_a_network(trained: nn.Module, images: tuple
 def test_what_hooks_do_not_see_is_refused(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     check_readable(nn.DataParallel(trained))
     compiled = torch.compile(trained, backend="eager")
+    with pytest.raises(ValueError, match="the model is compiled"):
+        check_readable(nn.Sequential(compiled))
     said = r"the model is compiled, .*; give the module that went into torch.compile \(model._orig_mod\)"
     loss = PwoALoss(trained, eps=0.1)
     for call in (

@@ -242,6 +242,16 @@ def test_a_student_without_hidden_layers(trained: TinyNet, images: Pair) -> None
         PwoALoss(trained, eps=0.1)(linear, *images)
 
 
+def test_precisions_are_told(trained: TinyNet, images: Pair) -> None:
+    x, y = images[0][:8], images[1][:8]
+    loss = PwoALoss(trained, eps=0.1)
+    assert torch.equal(
+        loss(copy.deepcopy(trained), x.double(), y), loss.terms["distillation"] * 0 + sum(loss.terms.values())
+    )
+    with pytest.raises(ValueError, match="the student is float64, the teacher float32; give both alike"):
+        loss(copy.deepcopy(trained).double(), x, y)
+
+
 def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
     x, y = images
     refusals = {

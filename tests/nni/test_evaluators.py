@@ -13,7 +13,7 @@ from nni.compression.pruning import AGPPruner, LevelPruner, TaylorPruner
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
 from pwoa_plugin.config import HSICConfig
@@ -258,6 +258,17 @@ def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> 
         with pytest.raises(ValueError, match=said):
             pruner.compress(max_steps=3, max_epochs=None)
         pruner.unwrap_model()
+    ready = list(zip(x.split(32), y.split(32), strict=True))
+
+    class Ready(Dataset[Any]):
+        def __len__(self) -> int:
+            return len(ready)
+
+        def __getitem__(self, index: int) -> Any:
+            return ready[index]
+
+    for source in (Ready(), tuple(ready), tuple(x.split(32))):
+        make_evaluator(trained, source)
     for source in (TensorDataset(*images), images):
         with pytest.raises(ValueError, match=r"of single images, or of all at once; put it into a DataLoader"):
             make_evaluator(trained, source)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +101,33 @@ def test_a_loader_with_an_order_of_its_own_is_judged_alike_every_time(trained: n
     validation = Validation(run, Batches(loader, batch_size=32, device=torch.device("cpu"), labels_because=""))
     run.run([validation])
     assert torch.equal(validation._answers(run.teacher)[0], validation._answers(run.teacher)[0])
+
+
+class Stream:
+    """A shuffled source without a length."""
+
+    def __init__(self, images: Pair) -> None:
+        self.images = images
+
+    def __iter__(self) -> Iterator[Pair]:
+        x, y = self.images
+        for index in torch.randperm(len(x)).split(30):
+            yield x[index], y[index]
+
+
+def test_a_source_without_a_length_is_judged_alike_every_time(trained: nn.Module, images: Pair) -> None:
+    run, _ = watched(trained, images, epochs=1)
+    source = Stream((images[0][:90], images[1][:90]))
+    validation = Validation(run, Batches(source, batch_size=30, device=torch.device("cpu"), labels_because=""))
+    run.run([validation])
+    assert validation._teacher is not None
+    assert torch.equal(validation._teacher, validation._answers(run.teacher)[0])
+
+
+def test_a_wide_eps_is_judged_within_the_pixel_range(trained: nn.Module, images: Pair) -> None:
+    run, validation = watched(trained, images, epochs=1, eps=0.7, perturbation={"kind": "none"})
+    run.run([validation])
+    assert validation._perturbation.radius == 1.0
 
 
 def test_best_epoch() -> None:

@@ -207,6 +207,20 @@ def test_interrupted_it_is_as_it_was_and_can_be_run_again(small: nn.Module, x: T
     assert all(torch.equal(one, other) for one, other in zip(small.parameters(), fresh.parameters(), strict=True))
 
 
+def test_an_error_after_the_last_step_leaves_the_model_too(small: nn.Module, x: Tensor) -> None:
+    class Full(Callback):
+        def on_end(self, status: Status | None) -> None:
+            raise OSError("no space left on device")
+
+    small.eval()
+    before = small(x)
+    pruner = PwoAGroupPruner(small, config=config(), callbacks=[Full()])
+    with pytest.raises(OSError, match="no space"):
+        pruner.compress()
+    assert small.conv3.out_channels == 12
+    assert torch.equal(small(x), before)
+
+
 def test_a_loss_that_is_no_number_leaves_the_model(small: nn.Module) -> None:
     pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 0}, optimizer={"name": "sgd", "lr": 1e30}))
     with pytest.raises(TrainingError, match="the model is as it was"):

@@ -205,6 +205,11 @@ class TestRefused:
         with pytest.raises(ValueError, match="a safetensors file of something else"):
             load_pruned(type(small)(), saved)
 
+    def test_a_file_of_version_1(self, small: nn.Module, saved: Path) -> None:
+        save_file({"a": torch.zeros(1)}, saved, {"format": "pwoa-pruned", "version": "1", "removals": "[]"})
+        with pytest.raises(ValueError, match=r"its version is '1', this release reads 2"):
+            load_pruned(type(small)(), saved)
+
     def test_as_a_checkpoint(self, small: nn.Module, saved: Path) -> None:
         with pytest.raises(CheckpointError, match=r"channels were removed; give its run's folder, or load it with"):
             load_checkpoint(type(small)(), saved)

@@ -56,7 +56,8 @@ def make_evaluator(
         lr_scheduler_options: the class's arguments.
         lr_scheduler_interval: when the scheduler steps.
         loss: of logits and labels. It alone trains under NNI's compressors; PwoA's leave it out unless
-            ``origin_loss_lambda`` is above 0, and spare its forward then.
+            ``origin_loss_lambda`` is above 0, and spare its forward where
+                they are the outermost compressor and the others go by weights alone.
         device: where to train; the model is moved there now. None: where it is.
         take_batch: a function from a batch to ``(x, y)``; ``y`` may be None where a distiller brings its own loss.
         evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
@@ -74,8 +75,7 @@ def make_evaluator(
     if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
         what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
         raise ValueError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
-    one_by_one = isinstance(train_loader, Dataset) and not isinstance(train_loader, IterableDataset)
-    if one_by_one or (isinstance(train_loader, tuple) and any(isinstance(part, Tensor) for part in train_loader)):
+    if _is_unbatched(train_loader, take_batch):
         what = f"a {type(train_loader).__name__} of single images, or of all at once"
         raise ValueError(
             f"train_loader is {what}; put it into a DataLoader (with a TensorDataset, where it is tensors)"
@@ -115,6 +115,19 @@ def make_evaluator(
     # made, by identity, and one that wrapped the model before has replaced the weights. They would never be trained.
     made._init_optimizer_helpers(model)
     return made
+
+
+def _is_unbatched(loader: Any, take_batch: TakeBatch) -> bool:
+    """Whether this is ``(x, y)`` as a whole, or a data set of single images."""
+    if isinstance(loader, tuple):
+        return len(loader) == 2 and all(isinstance(part, Tensor) for part in loader) and loader[1].dim() == 1
+    if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
+        return False
+    try:
+        x, _ = take_batch(loader[0])
+    except Exception:
+        return True
+    return x.dim() < 4
 
 
 class _OwnLoss:
