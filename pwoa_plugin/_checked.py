@@ -20,6 +20,14 @@ _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
+_MOST = 100  # characters of a value; reprlib's own limits are for each level
+
+
+def _short(value: object) -> str:
+    shown = _shorten.repr(value)
+    return shown if len(shown) <= _MOST else shown[: _MOST - 3] + "..."
+
+
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one takes longer than using it
 
 
@@ -50,6 +58,6 @@ def checked(kind: type[T], content: Any, what: str) -> T:
         elif detail["type"] == "missing":
             said = "is missing"
         else:
-            said = f"{_shorten.repr(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            said = f"{_short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         raise ValueError(one_line(f"{field}: {said}{more}")) from None
