@@ -38,14 +38,13 @@ def check_readable(model: nn.Module) -> None:
     Raises:
         ValueError: it is compiled, or spread over several devices.
     """
-    if any(
-        hasattr(module, "_orig_mod") for module in model.modules()
-    ):  # torch.compile does not look at hooks that come later
+    # torch.compile does not look at hooks that come later, and DataParallel's copies share theirs.
+    if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise ValueError(
             "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
             "(model._orig_mod)"
         )
-    if isinstance(model, DataParallel) and len(model.device_ids) > 1:  # copies share their hooks
+    if isinstance(model, DataParallel) and len(model.device_ids) > 1:
         raise ValueError(
             f"the model is in DataParallel over {len(model.device_ids)} devices, where a hidden layer is in pieces; "
             "use DistributedDataParallel, or one device"

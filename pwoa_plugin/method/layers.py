@@ -64,6 +64,7 @@ def prunable_layers(
     if not kept:
         raise ValueError("no prunable layer is left; shorten `exclude` or widen `include`")
     chosen = {name: module for name, module in layers.items() if name in kept}
+    owners: dict[nn.Parameter, str] = {}
     for name, module in chosen.items():
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
             raise ValueError(
@@ -72,8 +73,6 @@ def prunable_layers(
             )
         if is_lazy(module._parameters["weight"]):
             raise ValueError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
-    owners: dict[nn.Parameter, str] = {}
-    for name, module in chosen.items():
         other = owners.setdefault(module.get_parameter("weight"), name)
         if other != name:
             raise ValueError(

@@ -79,9 +79,9 @@ class PwoALoss(nn.Module):
         low, high = pixel_range
         if not low < high:
             raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
-        if eps is not None and not 0 < eps < high - low:
-            raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
         if eps is not None:
+            if not 0 < eps < high - low:
+                raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
             refuse_radius_of_other_pixels(eps, pixel_range)
         self.distillation = section(DistillationConfig, distillation, "distillation")
         self.perturbation = section(PerturbationConfig, perturbation, "perturbation")

@@ -27,6 +27,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from schema import SchemaError
 from torch import Tensor, nn
 
+from .._text import one_line
 from ..method.allocation import ALLOCATIONS, LayerAllocation
 from ..method.gradual import Budget
 from ..method.layers import is_weighted, refuse_transposed
@@ -222,7 +223,7 @@ def _check_settings(where: str, config: dict[str, Any]) -> None:
     try:
         default_config_schema("pruning").validate(checked)
     except SchemaError as error:
-        raise ValueError(f"{where}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"{where}: {one_line(error)}") from None
 
 
 def select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn.Module]:

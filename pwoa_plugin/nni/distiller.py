@@ -18,6 +18,7 @@ from schema import SchemaError
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from .._text import one_line
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_batch_of
@@ -335,7 +336,7 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
         try:
             schema.validate(entry)
         except SchemaError as error:
-            raise ValueError(f"config_list: {' '.join(str(error).split())}") from None
+            raise ValueError(f"config_list: {one_line(error)}") from None
         if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
             raise ValueError(
                 f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="

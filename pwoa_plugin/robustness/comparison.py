@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .._checked import checked
 from .._files import write_text
 from .._random import check_seed
+from .._text import one_line
 from ..pages.text import interval_text, markdown_plain, markdown_table, percent
 from .attacks import Attack
 from .attacks.base import positive_int
@@ -280,7 +281,7 @@ class Comparison:
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{os.fspath(path)}: {one_line(error)}") from error
 
     def benchmark_rows(self) -> list[dict[str, Any]]:
         """The models in the Adversarial Pruning Benchmark's terms (arXiv 2409.01249), figures in percent.

@@ -12,6 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from .._text import one_line
 from .._yaml import YAMLError, parse_yaml
 from .attacks import FAMILIES, NORMS, Attack, AutoAttack, make_attack
 
@@ -77,7 +78,7 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     try:
         return _parsed(parse_yaml(text), shipped=False)
     except (YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"protocol={name!r}: {' '.join(str(error).split())}") from None
+        raise ValueError(f"protocol={name!r}: {one_line(error)}") from None
 
 
 @cache

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from .._text import one_line
 
 __all__ = ["Folder", "RunError", "RunFolder"]
 
@@ -115,7 +116,7 @@ class RunFolder(Folder):
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, FileNotFoundError) as error:
-            raise ValueError(f"{path}: is damaged ({' '.join(str(error).split())})") from None
+            raise ValueError(f"{path}: is damaged ({one_line(error)})") from None
 
     def write_facts(self, **changed: Any) -> None:
         """Change entries of ``run.json``."""

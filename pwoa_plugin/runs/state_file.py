@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._files import write_tensors
+from .._text import one_line
 from ..method.state import State
 
 __all__ = ["StateFileError", "read_state", "write_state"]
@@ -67,5 +68,5 @@ def read_state(path: str | os.PathLike[str]) -> State:
             if _checksum(tensor) != content["checksums"][name]:
                 raise StateFileError(f"{name} is damaged")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise StateFileError(f"{os.fspath(path)}: {' '.join(str(error).split())}") from None
+        raise StateFileError(f"{os.fspath(path)}: {one_line(error)}") from None
     return state

@@ -10,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .._files import write_tensors
+from .._text import one_line
 
 __all__ = ["read_weights", "write_weights"]
 
@@ -38,4 +39,4 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{os.fspath(path)}: is damaged ({' '.join(str(error).split())})") from None
+        raise ValueError(f"{os.fspath(path)}: is damaged ({one_line(error)})") from None

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from ..._modes import modes_kept, train_mode
+from ..._text import one_line
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from .checks import check_optimizer, check_scheduler
@@ -99,7 +100,7 @@ def make_evaluator(
         try:
             optimizer = nni.trace(optimizer)(parameters, **options)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer: {' '.join(str(error).split())}; see optimizer_options={options}") from None
+            raise ValueError(f"optimizer: {one_line(error)}; see optimizer_options={options}") from None
     elif optimizer_options:
         raise ValueError("optimizer_options go with a class as optimizer")
     check_optimizer(optimizer, model)
