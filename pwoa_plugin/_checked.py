@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from ._text import one_line
+from .errors import InputError
 
 __all__ = ["checked"]
 
@@ -45,7 +46,7 @@ def checked(kind: type[T], content: Any, what: str) -> T:
     try:
         text = json.dumps(content, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{what}: is not JSON ({one_line(error)}); give what to_dict wrote") from None
+        raise InputError(f"{what}: is not JSON ({one_line(error)}); give what to_dict wrote") from None
     try:
         adapter: TypeAdapter[T] = _adapter(kind)
         return adapter.validate_json(text, strict=True)
@@ -60,4 +61,4 @@ def checked(kind: type[T], content: Any, what: str) -> T:
         else:
             said = f"{_short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-        raise ValueError(one_line(f"{field}: {said}{more}")) from None
+        raise InputError(one_line(f"{field}: {said}{more}")) from None

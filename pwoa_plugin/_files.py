@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 from collections.abc import Iterator, Mapping
@@ -10,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._text import one_line
+from .errors import FileError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["replaced_whole", "write_tensors", "write_text"]
+__all__ = ["read_bytes", "replaced_whole", "write_tensors", "write_text"]
 
 
 @contextmanager
@@ -23,11 +25,14 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
     Where the body raises, ``path`` is as it was. What was written is on the disk before the move, so that a crash
     leaves the old file or the new one. Missing folders are made.
+
+    Raises:
+        FileError: it cannot be written (a full disk, say).
     """
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch(exist_ok=False)
         mode = scratch.stat().st_mode  # what the umask gives; some writers make files for their owner alone
         yield scratch
@@ -36,8 +41,32 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(scratch, target)
         if os.name == "posix":
             _sync(target.parent)
+    except FileError:
+        raise
+    except OSError as error:
+        raise FileError(f"{target}: cannot be written ({error.strerror or one_line(error)})") from error
     finally:
-        scratch.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            scratch.unlink(missing_ok=True)
+
+
+def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
+    """The content of a file that the user named.
+
+    Raises:
+        FileError: it is missing, cannot be read, or has more than ``most`` bytes.
+    """
+    file = Path(path)
+    try:
+        if (size := file.stat().st_size) > most:
+            raise FileError(f"{file}: has {size:,} bytes, more than {most:,}; give another file")
+        return file.read_bytes()
+    except FileError:
+        raise
+    except FileNotFoundError:
+        raise MissingFileError(f"{file}: no such file") from None
+    except OSError as error:
+        raise FileError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from None
 
 
 def _sync(path: Path) -> None:
@@ -72,7 +101,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         with replaced_whole(path) as scratch:
             save_file(whole, scratch, metadata=dict(metadata))
     except SafetensorError as error:  # what safetensors makes of the disk's errors
-        raise OSError(one_line(error)) from error
+        raise FileError(one_line(error)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

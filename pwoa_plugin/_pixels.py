@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .errors import InputError
+
 __all__ = ["GREY_LEVEL", "refuse_radius_of_other_pixels"]
 
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
@@ -15,7 +17,7 @@ def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) 
     """
     span = pixel_range[1] - pixel_range[0]
     if span >= 100 and eps < 0.1:
-        raise ValueError(
+        raise InputError(
             f"eps={eps:g} is next to nothing in pixel_range={pixel_range}; give it in the units of the pixels "
             f"(did you mean {span * eps:g}?)"
         )

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from .errors import InputError
+
 __all__ = ["check_seed", "random_state", "seeded", "set_random_state"]
 
 _SEED_LIMIT = 2**32  # numpy's global generator takes no more than 32 bits
@@ -22,7 +24,7 @@ def check_seed(seed: int) -> int:
         ValueError: ``seed`` is no integer in [0, 2**32).
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEED_LIMIT:
-        raise ValueError(f"seed={seed!r} does not seed numpy; give an integer from 0 to {_SEED_LIMIT - 1}")
+        raise InputError(f"seed={seed!r} does not seed numpy; give an integer from 0 to {_SEED_LIMIT - 1}")
     return int(seed)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import yaml
 
 from ._text import one_line
+from .errors import InputError
 
 __all__ = ["YAMLError", "dump_yaml", "parse_yaml"]
 
 
-class YAMLError(ValueError):
+class YAMLError(InputError):
     """Text that is no YAML of ours; one line."""
 
 

@@ -1,8 +1,8 @@
 """The command line: ``pwoa init``, ``prune``, ``evaluate``, ``compare``, ``show``.
 
-Exit status: 0 done; 1 the run could not go on (a loss that is no number, a full disk); 2 bad input, told in one line;
-130 and 143 stopped by Ctrl-C and SIGTERM, with the state saved. What is heavy to import is imported by the command
-that needs it.
+Exit status: 0 done; 1 the run cannot go on (the loss is NaN, the disk is full); 2 bad input, in one line; 70 a fault of
+the package, with its traceback; 130 and 143 stopped by Ctrl-C and SIGTERM, with the state saved. What is slow to import
+is imported by the command that needs it.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .errors import FileError, InputError, PwoAError, RunError, TrainingError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -138,6 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
+    from . import __version__
+
     parser = _parser()
     args = parser.parse_args(arguments)
     args.command = ["pwoa", *(sys.argv[1:] if arguments is None else arguments)]
@@ -156,22 +161,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         status = _status_of(error)
         if status is None:
-            raise
+            traceback.print_exc()
+            sys.stderr.write(
+                f"{args.prog}: this is a fault of pwoa-plugin {__version__}, not yours; please report it to its issue "
+                "tracker, with the lines above\n"
+            )
+            return 70
         return _fail(args, str(error), status)
 
 
 def _status_of(error: Exception) -> int | None:
-    """2 for bad input, 1 for a run that cannot go on, None for a fault of ours, which keeps its traceback."""
+    """2 for bad input, 1 for a run that cannot go on, None for anything else: a fault of ours."""
     import torch
-
-    from .method.compression import TrainingError
-    from .runs.folder import RunError
 
     if isinstance(error, (TrainingError, RunError, torch.OutOfMemoryError)):
         return 1
-    if isinstance(error, (ValueError, OSError, ModuleNotFoundError)):
-        return 2
-    return None
+    return 2 if isinstance(error, PwoAError) else None
 
 
 def _fail(args: argparse.Namespace, message: str, status: int) -> int:
@@ -183,9 +188,9 @@ def _init(args: argparse.Namespace) -> int:
     from ._files import write_text
 
     if args.config.is_dir():
-        raise IsADirectoryError(f"{args.config}: is a folder; name a file in it")
+        raise FileError(f"{args.config}: is a folder; name a file in it")
     if args.config.exists() and not args.force:
-        raise FileExistsError(f"{args.config}: exists; give --force to replace it")
+        raise FileError(f"{args.config}: exists; give --force to replace it")
     write_text(args.config, (files(__package__) / "configs" / f"{args.preset}.yaml").read_text(encoding="utf-8"))
     sys.stdout.write(f"{args.config} is written; next: pwoa prune {shlex.quote(str(args.config))} --out runs/first\n")
     return 0
@@ -285,17 +290,17 @@ def _progress_of(args: argparse.Namespace, console: Console) -> list[Callback]:
 def _evaluate(args: argparse.Namespace) -> int:
     if not Path(args.network).is_dir() or args.data is not None or args.out is not None:
         if args.dense:
-            raise ValueError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
+            raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         args.networks, args.protocol = [args.network], args.protocol or (None if args.attacks else "paper")
         return _compare(args)
     for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
         if getattr(args, name):
-            raise ValueError(f"--{name.replace('_', '-')} does not go with a run in its own folder; give --out as well")
+            raise InputError(f"--{name.replace('_', '-')} does not go with a run in its own folder; give --out as well")
     _set_up_logging(args)
     from .runs.evaluate import judge
 
     if len(args.arch) > 1:
-        raise ValueError(f"--arch {' '.join(args.arch)}: a run has one network; give one")
+        raise InputError(f"--arch {' '.join(args.arch)}: a run has one network; give one")
     reports = judge(
         args.network,
         eps=args.eps,
@@ -322,7 +327,7 @@ def _evaluate(args: argparse.Namespace) -> int:
 
 def _compare(args: argparse.Namespace) -> int:
     if args.curve_attack and not args.curve:
-        raise ValueError(f"--curve-attack {args.curve_attack}: goes with --curve and its radii")
+        raise InputError(f"--curve-attack {args.curve_attack}: goes with --curve and its radii")
     _set_up_logging(args)
     from .runs.compare import default_out, judge_networks
 

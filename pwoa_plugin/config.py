@@ -7,7 +7,6 @@ import os
 import reprlib
 from collections.abc import Mapping
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import (
@@ -20,9 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from ._files import write_text
+from ._files import read_bytes, write_text
 from ._pixels import refuse_radius_of_other_pixels
 from ._yaml import YAMLError, dump_yaml, parse_yaml
+from .errors import InputError
 
 __all__ = [
     "ADMMConfig",
@@ -46,7 +46,7 @@ _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config that cannot be run: one line that names the fields and how to mend them."""
 
     def __init__(self, *said: str) -> None:
@@ -153,9 +153,9 @@ class ScheduleConfig(_Section):
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
         if self.name == "multistep" and not self.milestones:
-            raise ValueError("milestones is empty: name the epochs at which `multistep` drops the rate")
+            raise InputError("milestones is empty: name the epochs at which `multistep` drops the rate")
         if self.name == "cycle" and not self.factors:
-            raise ValueError("factors is empty: name the factors that `cycle` repeats")
+            raise InputError("factors is empty: name the factors that `cycle` repeats")
         return self
 
 
@@ -202,7 +202,7 @@ class PerturbationConfig(_Section):
         from .method.perturbation import PERTURBATIONS
 
         if kind not in PERTURBATIONS:
-            raise ValueError(f"kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
+            raise InputError(f"kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
         return kind
 
 
@@ -259,7 +259,7 @@ class ADMMConfig(_Section):
     @model_validator(mode="after")
     def _ordered(self) -> ADMMConfig:
         if self.rho > self.rho_max:
-            raise ValueError(f"rho={self.rho} is above rho_max={self.rho_max}; raise the cap")
+            raise InputError(f"rho={self.rho} is above rho_max={self.rho_max}; raise the cap")
         return self
 
 
@@ -321,11 +321,11 @@ class DataConfig(_Section):
         from .data import DATASETS
 
         if self.name not in DATASETS:
-            raise ValueError(f"name={self.name!r} is unknown; use one of {', '.join(DATASETS)}")
+            raise InputError(f"name={self.name!r} is unknown; use one of {', '.join(DATASETS)}")
         if self.name == "folder" and self.image_size is None:
-            raise ValueError("image_size is missing; images of a folder are resized to it, as 224")
+            raise InputError("image_size is missing; images of a folder are resized to it, as 224")
         if self.name != "folder" and self.image_size is not None:
-            raise ValueError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
+            raise InputError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
         return self
 
 
@@ -354,15 +354,15 @@ class ModelConfig(_Section):
         if self.checkpoint.startswith("robustbench:"):
             for name in ("arch", "num_classes", "mean"):
                 if (value := getattr(self, name)) is not None:
-                    raise ValueError(
+                    raise InputError(
                         f"{name}={value!r} does not go with {self.checkpoint}, which has its own; leave it out"
                     )
         elif self.arch is None:
-            raise ValueError("arch is missing; name the network that the checkpoint is of, as resnet18-cifar")
+            raise InputError("arch is missing; name the network that the checkpoint is of, as resnet18-cifar")
         elif ":" in self.arch:
-            raise ValueError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
+            raise InputError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
-            raise ValueError("mean and std go together, with a number for each channel; give both or neither")
+            raise InputError("mean and std go together, with a number for each channel; give both or neither")
         return self
 
 
@@ -430,7 +430,7 @@ class PwoAConfig(_Section):
     @classmethod
     def _inside(cls, sparsity: float | None) -> float | None:
         if sparsity is not None and not 0 < sparsity < 1:
-            raise ValueError(f"sparsity={sparsity} is outside (0, 1); 0.9375 prunes 15 weights in 16")
+            raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9375 prunes 15 weights in 16")
         return sparsity
 
     @field_validator("allocation")
@@ -439,7 +439,7 @@ class PwoAConfig(_Section):
         from .method.allocation import ALLOCATIONS
 
         if allocation not in ALLOCATIONS:
-            raise ValueError(f"allocation={allocation!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
+            raise InputError(f"allocation={allocation!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
         return allocation
 
     @field_validator("device")
@@ -453,7 +453,7 @@ class PwoAConfig(_Section):
                     raise RuntimeError("it holds no numbers")
             except (RuntimeError, AssertionError, NotImplementedError) as error:
                 reason = str(error).splitlines()[0]
-                raise ValueError(
+                raise InputError(
                     f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out"
                 ) from None
         return device
@@ -465,34 +465,34 @@ class PwoAConfig(_Section):
         structured = self.granularity == STRUCTURED
         density = None if structured else make_sparsity_set(self.granularity).fixed_density
         if density is None and self.sparsity is None:
-            raise ValueError(f"sparsity is missing; give the share to prune with granularity={self.granularity!r}")
+            raise InputError(f"sparsity is missing; give the share to prune with granularity={self.granularity!r}")
         if density is not None and self.sparsity is not None and abs(1 - density - self.sparsity) > 1e-9:
-            raise ValueError(
+            raise InputError(
                 f"sparsity={self.sparsity} contradicts granularity={self.granularity!r}, which prunes {1 - density:g}; "
                 "leave sparsity out"
             )
         low, high = self.pixel_range
         if self.data is not None and self.pixel_range != (0.0, 1.0):
-            raise ValueError(
+            raise InputError(
                 f"pixel_range={self.pixel_range} does not go with data, whose pixels are in [0, 1]; leave it out"
             )
         if not low < high:
-            raise ValueError(f"pixel_range={self.pixel_range} is empty; give (low, high) with low < high")
+            raise InputError(f"pixel_range={self.pixel_range} is empty; give (low, high) with low < high")
         if self.eps is not None and self.eps >= high - low:
-            raise ValueError(
+            raise InputError(
                 f"eps={self.eps:g} is as wide as the pixel range {self.pixel_range}; eps is in pixel units, as 8/255"
             )
         if self.eps is not None:
             refuse_radius_of_other_pixels(self.eps, self.pixel_range)
         if self.gradual.asked_for and self._reached_in_one_cut:
-            raise ValueError(
+            raise InputError(
                 f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "
                 "cut; leave it out"
             )
         phases = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if sum(phases.values()) > self.epochs:
             said = " and ".join(f"{name}={length}" for name, length in phases.items() if length)
-            raise ValueError(f"{said}: more than epochs={self.epochs}, which counts every phase; raise epochs")
+            raise InputError(f"{said}: more than epochs={self.epochs}, which counts every phase; raise epochs")
         return self
 
     @property
@@ -531,12 +531,10 @@ class PwoAConfig(_Section):
 
         Raises:
             ConfigError: the file is no YAML mapping, or a value in it is refused; the line names file and field.
-            OSError: the file cannot be read.
+            FileError: the file cannot be read.
         """
-        if (size := Path(path).stat().st_size) > _MOST_BYTES:
-            raise ConfigError(f"{os.fspath(path)}: {size:,} bytes are no config; give a YAML file")
         try:
-            values = parse_yaml(Path(path).read_bytes())
+            values = parse_yaml(read_bytes(path, most=_MOST_BYTES))
         except YAMLError as error:
             raise ConfigError(f"{os.fspath(path)}: {error}") from None
         if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -30,8 +30,9 @@ from torch.nn import functional as F
 
 from . import PwoAConfig, Report, evaluate
 from ._random import seeded
+from ._weights import is_weighted
 from .data import mnist_sample
-from .method.layers import is_weighted
+from .errors import InputError
 from .method.oneshot import prune_once
 from .models import robust_lenet
 
@@ -135,7 +136,7 @@ def run(
         ValueError: ``compression`` is not above 1.
     """
     if compression <= 1:
-        raise ValueError(f"compression={compression} prunes nothing; give a factor above 1, as 8")
+        raise InputError(f"compression={compression} prunes nothing; give a factor above 1, as 8")
     from .nni import PwoAPruner  # not at the top: the processes that judge need no NNI
 
     to_prune, to_judge = (data.tensors for data in mnist_sample())

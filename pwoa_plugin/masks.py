@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ._files import write_tensors
 from ._text import one_line
+from .errors import InputError, MissingFileError
 
 __all__ = ["Masks", "check_masks", "load_masks", "save_masks"]
 
@@ -52,11 +53,11 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
             key = _key(module, target)
             _check_mask(key, mask)
             if key in tensors:
-                raise ValueError(f"masks: two masks have the name {key}; rename a module")
+                raise InputError(f"masks: two masks have the name {key}; rename a module")
             tensors[key] = mask != 0
             pairs.append((module, target))
     if not tensors:
-        raise ValueError("masks: there is none to save; call compress() first")
+        raise InputError("masks: there is none to save; call compress() first")
     header = {"format": _FORMAT, "version": _VERSION, "targets": json.dumps(pairs)}
     write_tensors(path, tensors, header)
 
@@ -74,17 +75,17 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
     """
     path = os.fspath(path)
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file of masks")
+        raise MissingFileError(f"{path}: no such file of masks")
     try:
         with safe_open(path, framework="pt") as file:
             header, names = file.metadata() or {}, set(file.keys())
             if header.get("format") != _FORMAT:
-                raise ValueError("it is a safetensors file of something else")
+                raise InputError("it is a safetensors file of something else")
             if header.get("version") != _VERSION:
-                raise ValueError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
+                raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
             pairs = _pairs(header.get("targets", ""))
             if {_key(*pair) for pair in pairs} != names or len(pairs) != len(names):
-                raise ValueError("its header does not name the masks that are in it")
+                raise InputError("its header does not name the masks that are in it")
             masks: Masks = {}
             for module, target in pairs:
                 masks.setdefault(module, {})[target] = _mask(
@@ -93,7 +94,7 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
             return masks
     except (SafetensorError, OSError, ValueError) as error:
         reason = one_line(error)
-        raise ValueError(f"{path} is no usable file of masks: {reason}; make one with save_masks()") from None
+        raise InputError(f"{path} is no usable file of masks: {reason}; make one with save_masks()") from None
 
 
 def _pairs(text: str) -> list[tuple[str, str]]:
@@ -104,19 +105,19 @@ def _pairs(text: str) -> list[tuple[str, str]]:
     if not isinstance(pairs, list) or not all(
         isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
     ):
-        raise ValueError("its header lists no modules and targets")
+        raise InputError("its header lists no modules and targets")
     return [(module, target) for module, target in pairs]
 
 
 def _check_mask(key: str, mask: object) -> None:
     if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
-        raise ValueError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
+        raise InputError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
 
 
 def _mask(key: str, stored: Tensor) -> Tensor:
     # As bytes: a bool of a damaged file may hold more than 0 and 1.
     if stored.dtype not in (torch.bool, torch.uint8) or (stored.view(torch.uint8) > 1).any():
-        raise ValueError(f"{key} is no mask of zeros and ones")
+        raise InputError(f"{key} is no mask of zeros and ones")
     return stored.float()
 
 
@@ -133,7 +134,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor | None
         if name not in modules:
             close = difflib.get_close_matches(name, modules, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"masks are of another model: it has no module {name!r}{hint}")
+            raise InputError(f"masks are of another model: it has no module {name!r}{hint}")
         for target, mask in targets.items():
             if mask is None:
                 continue
@@ -142,9 +143,9 @@ def check_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor | None
                 continue
             tensor = getattr(modules[name], target, None)
             if not isinstance(tensor, Tensor):
-                raise ValueError(f"masks are of another model: module {name!r} has no parameter {target!r}")
+                raise InputError(f"masks are of another model: module {name!r} has no parameter {target!r}")
             if tensor.shape != mask.shape:
-                raise ValueError(
+                raise InputError(
                     f"masks are of another model: {_key(name, target)} is {tuple(tensor.shape)}, its mask "
                     f"{tuple(mask.shape)}"
                 )

@@ -410,8 +410,9 @@ def run(stop_at: int | None, **fields: Any) -> Record:
         if stop_at is not None:
             try:
                 go(False, [_StopAt(stop_at)])
-            except BaseException as stopped:
-                assert type(stopped).__name__ == "Stopped", stopped
+            except BaseException as error:
+                if type(error).__name__ != "Stopped":
+                    raise
         go(stop_at is not None, [])
         report = json.loads((out / "report.json").read_text())
         weights = hashlib.sha256((out / "pruned.safetensors").read_bytes()).hexdigest()[:16]
@@ -538,5 +539,5 @@ if __name__ == "__main__":
     if arguments.against:
         old = json.loads(arguments.against.read_text())
         lines = differences({name: old[name] for name in made if name in old}, made)
-        print("\n".join(lines) or f"equal in {len(made)} cases")
+        sys.stdout.write(("\n".join(lines) or f"equal in {len(made)} cases") + "\n")
         sys.exit(bool(lines))

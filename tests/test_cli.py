@@ -270,17 +270,24 @@ def test_a_network_of_ones_own(
     assert pwoa("evaluate", "a", "--attacks", "FGSM", "--images", 10, "--quiet", *own)[0] == 0
 
 
-def test_faults_of_our_own_keep_their_traceback(pwoa: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fault(*_: object, **__: object) -> None:
-        raise ZeroDivisionError
-
-    monkeypatch.setattr("pwoa_plugin.runs.prune.prune", fault)
-    with pytest.raises(ZeroDivisionError):
-        pwoa("prune", config_file, "--out", "a")
-
-
 def test_the_pruned_file_loads_into_ones_own_module(finished: Path) -> None:
     model = robust_lenet()
     model.load_state_dict(load_file(finished / "pruned.safetensors"))
     save_file(model.state_dict(), finished.parent / "again.safetensors")
     assert 0.05 < float((model.fc1.weight != 0).float().mean()) < 0.2
+
+
+@pytest.mark.parametrize("error", [ValueError("nonsense"), OSError("nonsense"), ZeroDivisionError("nonsense")])
+def test_a_fault_of_ours_keeps_its_traceback_and_says_where_to_report(
+    pwoa: Run, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("pwoa_plugin.runs.prune._is_begun", fail)
+    status, _, err = pwoa("prune", config_file, "--out", tmp_path / "run")
+    assert status == 70
+    assert "Traceback" in err
+    assert "nonsense" in err
+    assert "fault of pwoa-plugin" in err.splitlines()[-1]
+    assert "report" in err.splitlines()[-1]

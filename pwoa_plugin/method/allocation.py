@@ -14,6 +14,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ..errors import InputError
 from .sparsity import SparsitySet
 
 __all__ = [
@@ -38,7 +39,8 @@ class LayerGroups:
     shape: tuple[int, ...]
     scores: Tensor  # (groups,): squared norms, float64
     sizes: Tensor | None = None  # (groups,): weights in each, where they differ (blocks at an edge)
-    least: int = 1  # groups that are kept at any rate
+    least: int = 1  # groups that are always kept
+    counted: int | None = None  # what the budget counts of this layer, where that is not its weights (channels)
 
     def kept(self, k: int) -> float:
         """Weights kept with the k groups of largest norm."""
@@ -54,7 +56,8 @@ class LayerGroups:
 
     @property
     def weights(self) -> int:
-        return math.prod(self.shape)
+        """What the budget counts: weights, unless ``counted`` says something else."""
+        return math.prod(self.shape) if self.counted is None else self.counted
 
     @property
     def size(self) -> float:
@@ -230,7 +233,7 @@ def allocate(
         ValueError: the total would leave less than a group a layer, or no layer supports the set.
     """
     if not 0 < sparsity < 1:
-        raise ValueError(f"sparsity={sparsity} is outside (0, 1); 0.9 prunes nine weights in ten")
+        raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9 prunes nine weights in ten")
     result: dict[str, LayerAllocation] = {}
     layers: dict[str, LayerGroups] = {}
     for name, weight in weights.items():
@@ -239,7 +242,7 @@ def allocate(
         if why is None:
             scores = sparsity_set.scores((weight.cpu() if weight.is_mps else weight).detach().double())
             if not scores.isfinite().all():
-                raise ValueError(
+                raise InputError(
                     f"layer {name!r} holds a weight that is not finite; load a checkpoint without NaN or inf"
                 )
             sizes = sparsity_set.scores(torch.ones(shape))
@@ -249,7 +252,7 @@ def allocate(
         result[name] = LayerAllocation(shape, weight.numel(), weight.numel(), why)
     if not layers:
         reasons = "; ".join(f"{name}: {entry.dense_because}" for name, entry in result.items())
-        raise ValueError(f"granularity: no layer can be pruned in this sparsity set ({reasons})")
+        raise InputError(f"granularity: no layer can be pruned in this sparsity set ({reasons})")
     listed = list(layers.values())
     if sparsity_set.fixed_density is not None:
         keep = [round(layer.groups * sparsity_set.fixed_density) for layer in listed]
@@ -258,7 +261,7 @@ def allocate(
         least = sum(layer.size for layer in listed)
         if budget < least - max(layer.size for layer in listed) / 2:
             most = 1 - least / sum(layer.weights for layer in listed)
-            raise ValueError(
+            raise InputError(
                 f"sparsity={sparsity} would empty a layer: one group in each of {len(listed)} layers is "
                 f"{least:.0f} weights; use at most {most:.6g} or exclude layers"
             )

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, default_colla
 
 from .._pixels import GREY_LEVEL
 from .._random import random_state, set_random_state
+from ..errors import InputError
 
 __all__ = ["Batches", "check_images", "check_labels"]
 
@@ -31,13 +32,13 @@ def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
     """
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
         what = f"a tensor {tuple(x.shape)} of {x.dtype}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
-        raise ValueError(f"{where}: images are {what}; give float tensors (N, C, H, W), as ToTensor() does")
+        raise InputError(f"{where}: images are {what}; give float tensors (N, C, H, W), as ToTensor() does")
     if len(x) == 0:
-        raise ValueError(f"{where} gives an empty batch; give natural images")
+        raise InputError(f"{where} gives an empty batch; give natural images")
     low, high = pixel_range
     least, most = (value.item() for value in x.aminmax())
     if not (low - 1e-4 <= least and most <= high + 1e-4):
-        raise ValueError(
+        raise InputError(
             f"{where}: pixels reach from {least:.4g} to {most:.4g}, outside pixel_range={pixel_range}; "
             "scale the images and leave normalisation to the model, or set pixel_range"
         )
@@ -51,10 +52,10 @@ def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
     """
     if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != (images,):
         what = f"a tensor {tuple(y.shape)} of {y.dtype}" if isinstance(y, Tensor) else f"a {type(y).__name__}"
-        raise ValueError(f"{where}: labels are {what}; give int64 class indices of shape ({images},)")
+        raise InputError(f"{where}: labels are {what}; give int64 class indices of shape ({images},)")
     least, most = (int(value) for value in y.aminmax())
     if classes is not None and not (least >= 0 and most < classes):
-        raise ValueError(
+        raise InputError(
             f"{where}: labels reach from {least} to {most}, and the model has {classes} classes; "
             f"give indices from 0 to {classes - 1}"
         )
@@ -101,7 +102,7 @@ class Batches:
     ) -> None:
         self.name = name
         if source is None:
-            raise ValueError(f"{self.name} is missing; give a DataLoader, a Dataset or tensors of natural images")
+            raise InputError(f"{self.name} is missing; give a DataLoader, a Dataset or tensors of natural images")
         self.device, self.dtype = device, dtype
         self.pixel_range, self.labels_because = pixel_range, labels_because
         self.classes: int | None = None  # once known, labels are checked against it
@@ -112,18 +113,18 @@ class Batches:
         if _is_pair(source):
             x, y = source[0], source[1] if len(source) > 1 else None
             if y is not None and len(x) != len(y):
-                raise ValueError(f"{self.name}: {len(x)} images and {len(y)} labels; give as many of each")
+                raise InputError(f"{self.name}: {len(x)} images and {len(y)} labels; give as many of each")
             self._tensors = (x, y)
         if self._tensors is None and isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             if not isinstance(source, Sized) or len(source) == 0:
-                raise ValueError(f"{self.name}: the data set is empty; give natural images")
+                raise InputError(f"{self.name}: the data set is empty; give natural images")
             source = DataLoader(
                 source, batch_size=batch_size, shuffle=True, drop_last=len(source) > 1 and len(source) % batch_size == 1
             )
         if self._tensors is None and not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-            raise ValueError(f"{self.name} is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
+            raise InputError(f"{self.name} is a {type(source).__name__}; give a DataLoader, a Dataset or tensors")
         if self._tensors is None and isinstance(source, Iterator):
-            raise ValueError(f"{self.name} is an iterator that can be read once only; give a DataLoader or a list")
+            raise InputError(f"{self.name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
         self._length: int | None = None
         self._there = 0
@@ -138,9 +139,9 @@ class Batches:
         if self._length is None:
             self._there, of_one = self._count()
             if self._there == 0:
-                raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
+                raise InputError(f"{self.name} is empty; give at least one batch of natural images")
             if of_one == self._there > 1:
-                raise ValueError(
+                raise InputError(
                     f"{self.name} gives batches of one image, which neither BatchNorm nor HSIC can use; give "
                     "batches of 2 or more"
                 )
@@ -182,13 +183,13 @@ class Batches:
             self.set_random_state(go_on_with)
         for batch in batches:
             if isinstance(batch, Mapping):
-                raise ValueError(
+                raise InputError(
                     f"{self.name} gives a dict with keys {list(batch)}; give (x, y) tuples "
                     "(map the loader, or set its collate_fn)"
                 )
             if isinstance(batch, (tuple, list)):
                 if not batch:
-                    raise ValueError(f"{self.name} gives an empty tuple; give (x, y) or x")
+                    raise InputError(f"{self.name} gives an empty tuple; give (x, y) or x")
                 yield batch[0], batch[1] if len(batch) > 1 else None
             else:
                 yield batch, None
@@ -198,7 +199,7 @@ class Batches:
         if self.labels_because is None:
             return x, None
         if y is None:
-            raise ValueError(f"{self.name} gives no labels, and {self.labels_because}")
+            raise InputError(f"{self.name} gives no labels, and {self.labels_because}")
         check_labels(y, len(x), self.classes, self.name)
         return x, y
 
@@ -257,11 +258,11 @@ class Batches:
             if sum(map(len, found)) >= images:
                 break
         if not found:
-            raise ValueError(f"{self.name} is empty; give at least one batch of natural images")
+            raise InputError(f"{self.name} is empty; give at least one batch of natural images")
         there = torch.cat(found)
         (low, high), most = self.pixel_range, there.max().item()
         if low < most <= low + GREY_LEVEL * (high - low):
-            raise ValueError(
+            raise InputError(
                 f"{self.name}: pixels reach {most:.4g} at most, a 255th of pixel_range={self.pixel_range} or less, as "
                 "if divided by 255 once too often; give them in that range, or set pixel_range"
             )

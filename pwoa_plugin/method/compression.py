@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from .._modes import modes_kept, train_mode
 from .._random import seeded
 from .._text import one_line
+from ..errors import InputError, TrainingError
 from .admm import ADMM, MasksOfAll, self_scaled_updates
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
@@ -47,16 +48,12 @@ if TYPE_CHECKING:
         ScheduleConfig,
     )
 
-__all__ = ["Compression", "TrainingError", "build_admm", "build_objective", "lr_factor", "restored_on_error"]
+__all__ = ["Compression", "build_admm", "build_objective", "lr_factor", "restored_on_error"]
 
 _logger = logging.getLogger(__name__)
 
 _RADIUS_IMAGES = 512
 _STEPS_BETWEEN_REPORTS = 10
-
-
-class TrainingError(RuntimeError):
-    """Training went where it cannot go on; the model is as it was before."""
 
 
 class Compression:
@@ -86,7 +83,7 @@ class Compression:
         check_readable(model)
         for name, parameter in model.named_parameters():
             if parameter.dtype == torch.float16:
-                raise ValueError(
+                raise InputError(
                     f"{name} is float16, in which Adam's steps are no numbers; give the model in float32 "
                     "(model.float()) and say autocast='float16'"
                 )
@@ -171,7 +168,7 @@ class Compression:
             TrainingError: the loss is no number. In both cases, and when interrupted, the model is as it was.
         """
         if torch.is_inference_mode_enabled():
-            raise ValueError("torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+            raise InputError("torch.inference_mode is on, and its tensors cannot be trained; call this outside")
         self.residual, self.history, self._training = None, [], None
         with (
             torch.enable_grad(),
@@ -287,6 +284,7 @@ class Compression:
     def _hard_prune(self, training: _Training) -> None:
         self._note_residual(training)
         self.pruning.prune(training.images, training.admm)
+        training.admm = None  # a second look would be at masked weights
         self.pruning.hold()
         self._take_new_parameters(training)
 
@@ -485,7 +483,7 @@ class Compression:
             for callback in callbacks:
                 callback.on_step(status)
         if not training.batch:
-            raise ValueError("train_loader gave no batch this time; give one that can be read again at every epoch")
+            raise InputError("train_loader gave no batch this time; give one that can be read again at every epoch")
         self._report(training, callbacks)
         status.epoch += 1
         self.history.append(
@@ -573,15 +571,15 @@ def build_objective(
             logits = logits_of(teacher(asked))
     except (RuntimeError, IndexError) as error:
         reason = one_line(error)
-        raise ValueError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error
+        raise InputError(f"the model does not take images {tuple(images.shape[1:])} ({reason}); give others") from error
     if not isinstance(logits, Tensor):
-        raise ValueError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
+        raise InputError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
     if logits.dim() != 2:
-        raise ValueError(f"the model returns a tensor {tuple(logits.shape)}; it must return logits (N, classes)")
+        raise InputError(f"the model returns a tensor {tuple(logits.shape)}; it must return logits (N, classes)")
     if not logits.isfinite().all():
-        raise ValueError("the model's logits are not finite before training; load a sound checkpoint")
+        raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if asked._version != untouched:
-        raise ValueError(
+        raise InputError(
             "the model changes the images that it is given in place, and student and teacher are given the same ones; "
             "write its first steps without in-place operations (x = x - mean, inplace=False)"
         )
@@ -646,7 +644,7 @@ def _try_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
         raise
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)
-        raise ValueError(
+        raise InputError(
             f"distillation.gradient_weight={weight:g} needs a network that can be differentiated twice ({reason}); set "
             "it to 0, or for attention train inside torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         ) from error

@@ -18,7 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from .._modes import modes_kept
-from .layers import is_weighted
+from .._weights import is_weighted
+from ..errors import InputError
 
 __all__ = ["ConstantChannels", "dead_constants", "find_constant_channels", "links"]
 
@@ -96,10 +97,10 @@ def dead_constants(model: nn.Module, masks: Mapping[str, Tensor], images: Tensor
     modules = dict(model.named_modules())
     for name, mask in masks.items():
         if not is_weighted(modules.get(name, nn.Identity())):
-            raise ValueError(f"masks: the model has no convolution or linear layer {name!r}")
+            raise InputError(f"masks: the model has no convolution or linear layer {name!r}")
         shape = modules[name].weight.shape
         if mask.shape != shape:
-            raise ValueError(f"masks: {name} is {tuple(mask.shape)}, and the weight is {tuple(shape)}")
+            raise InputError(f"masks: {name} is {tuple(mask.shape)}, and the weight is {tuple(shape)}")
     present = {modules[name]: mask != 0 for name, mask in masks.items()}
     if not any((~links(module, mask).any(2)).any() for module, mask in present.items()):
         return {}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from ..errors import InputError
+
 __all__ = ["distillation_loss", "feature_loss", "frozen_copy", "gradient_loss"]
 
 
@@ -71,10 +73,10 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
     """Squared difference of the networks' input gradients, relative to the teacher's: |s - t|^2 / |t|^2 over the batch.
 
     Of each image the gradient of one margin is compared: the logit of the teacher's first class less that of its
-    second, or, for half of the images, of a class at random. How an answer changes around an image is what attacks go
-    by; no attack is made. (Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928, sec. 3.2, match the loss's gradient;
-    Shao et al., arXiv 2110.12072, do so to carry robustness over.) A student whose BatchNorm takes the batch's own
-    statistics gets more than 0 also with the teacher's weights: the smaller the batch, the more.
+    second, or, for half of the images, of another class at random. Attacks follow these gradients; none is made here.
+    Zagoruyko and Komodakis (ICLR 2017, arXiv 1612.03928, sec. 3.2) match the loss's gradient; Shao et al. (arXiv
+    2110.12072) do so to carry robustness over. A student whose BatchNorm uses batch statistics gets more than 0 even
+    with the teacher's weights; the smaller the batch, the more.
 
     Args:
         student: logits ``(N, classes)`` of ``x``, with a graph that can be differentiated twice.
@@ -90,9 +92,10 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
         ValueError: there is but one class, or logits do not depend on ``x``.
     """
     if teacher.shape[1] < 2:
-        raise ValueError("input gradients are of the difference of two logits, and there is one class")
+        raise InputError("input gradients are of the difference of two logits, and there is one class")
     first, second = teacher.detach().topk(2, dim=1).indices.split(1, dim=1)
-    other = torch.randint(teacher.shape[1], second.shape, generator=generator, device=x.device)
+    other = torch.randint(teacher.shape[1] - 1, second.shape, generator=generator, device=x.device)
+    other = other + (other >= first)  # any class but the first, whose margin to itself has no gradient
     at_random = torch.rand(second.shape, generator=generator, device=x.device) < 0.5
     second = torch.where(at_random, other, second)
 
@@ -103,7 +106,7 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
         if margin.requires_grad:
             (result,) = torch.autograd.grad(margin, x, create_graph=again, retain_graph=again, allow_unused=True)
         if result is None:
-            raise ValueError("logits have no gradient by the images")
+            raise InputError("logits have no gradient by the images")
         return result.float()
 
     with torch.autocast(x.device.type, enabled=False):

@@ -12,7 +12,8 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from .._modes import modes_kept
-from .layers import is_weighted
+from .._weights import is_weighted
+from ..errors import InputError
 
 __all__ = ["Around", "check_names", "check_readable", "find_hidden_layers", "read_hidden", "unwrapped"]
 
@@ -40,12 +41,12 @@ def check_readable(model: nn.Module) -> None:
     """
     # torch.compile does not look at hooks that come later, and DataParallel's copies share theirs.
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
-        raise ValueError(
+        raise InputError(
             "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
             "(model._orig_mod)"
         )
     if isinstance(model, DataParallel) and len(model.device_ids) > 1:
-        raise ValueError(
+        raise InputError(
             f"the model is in DataParallel over {len(model.device_ids)} devices, where a hidden layer is in pieces; "
             "use DistributedDataParallel, or one device"
         )
@@ -95,7 +96,7 @@ def check_names(model: nn.Module, names: Iterable[str]) -> None:
         if name not in modules or not name:
             close = difflib.get_close_matches(name, modules, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise ValueError(f"hsic.layers: the model has no module {name!r}{hint}")
+            raise InputError(f"hsic.layers: the model has no module {name!r}{hint}")
 
 
 def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] | str = "auto") -> list[str]:
@@ -142,7 +143,7 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
     if layers != "auto":
         silent = sorted(set(wanted) - {name for name, _ in order})
         if silent:
-            raise ValueError(
+            raise InputError(
                 f"hsic.layers: {', '.join(silent)} took no tensor in a forward of the model; name modules that "
                 "the forward calls with a tensor"
             )
@@ -154,7 +155,7 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] |
             found.append(name)
             held.append(tensor)
     if not found:
-        raise ValueError(
+        raise InputError(
             "hsic.layers='auto' found no hidden layer; name the modules whose inputs are the hidden layers"
         )
     if len(found) > _MOST:

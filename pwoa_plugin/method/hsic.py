@@ -26,6 +26,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 __all__ = [
     "ESTIMATORS",
     "HSIC",
@@ -238,10 +240,10 @@ def hsic(
     """
     estimator = estimator or ESTIMATORS["nhsic"]
     if not references or not hidden:
-        raise ValueError("hsic needs at least one reference and one hidden layer")
+        raise InputError("hsic needs at least one reference and one hidden layer")
     sizes = {len(tensor) for tensor in (*references, *hidden)}
     if len(sizes) > 1 or min(sizes) < 2:
-        raise ValueError(f"hsic needs one batch of at least 2 samples on both sides, got sizes {sorted(sizes)}")
+        raise InputError(f"hsic needs one batch of at least 2 samples on both sides, got sizes {sorted(sizes)}")
     values: Tensor = _Dependence.apply(estimator, sigma, torch.stack(list(references)).detach(), *hidden)
     return values
 

@@ -8,21 +8,18 @@ from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
-from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from .._weights import is_weighted
+from ..errors import InputError
 from .sparsity import SparsitySet, Unstructured
 
-__all__ = ["is_weighted", "prunable_layers", "refuse_transposed", "tell_of_uncounted"]
+__all__ = ["prunable_layers", "refuse_transposed", "tell_of_uncounted"]
 
 _logger = logging.getLogger(__name__)
 
 _TOLD = 0.05  # share of the weights
-
-
-def is_weighted(module: nn.Module) -> bool:
-    """True for convolutions and linear layers (transposed ones and subclasses too) that hold a weight matrix."""
-    return isinstance(module, (_ConvNd, nn.Linear)) and getattr(module, "weight", None) is not None
 
 
 def prunable_layers(
@@ -44,7 +41,7 @@ def prunable_layers(
     """
     layers = {name: module for name, module in model.named_modules() if is_weighted(module)}
     if not layers:
-        raise ValueError("the model has no prunable layer: it holds no convolution and no linear layer with a weight")
+        raise InputError("the model has no prunable layer: it holds no convolution and no linear layer with a weight")
 
     def matching(field: str, patterns: Sequence[str]) -> set[str]:
         chosen: set[str] = set()
@@ -52,7 +49,7 @@ def prunable_layers(
             hits = {name for name in layers if fnmatchcase(name, pattern)}
             if not hits:
                 close = difflib.get_close_matches(pattern, layers, n=3) or list(layers)[:3]
-                raise ValueError(
+                raise InputError(
                     f"{field}: {pattern!r} matches no convolution or linear layer of the model; "
                     f"it has {', '.join(close)}{', ...' if len(layers) > len(close) else ''}"
                 )
@@ -62,20 +59,20 @@ def prunable_layers(
     kept = set(layers) if include is None else matching("include", include)
     kept -= matching("exclude", exclude)
     if not kept:
-        raise ValueError("no prunable layer is left; shorten `exclude` or widen `include`")
+        raise InputError("no prunable layer is left; shorten `exclude` or widen `include`")
     chosen = {name: module for name, module in layers.items() if name in kept}
     owners: dict[nn.Parameter, str] = {}
     for name, module in chosen.items():
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
-            raise ValueError(
+            raise InputError(
                 f"{name}: its weight is computed from others (a parametrization, weight_norm, or another compressor's "
                 "wrapper); remove that first, or exclude the layer"
             )
         if is_lazy(module._parameters["weight"]):
-            raise ValueError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
+            raise InputError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
         other = owners.setdefault(module.get_parameter("weight"), name)
         if other != name:
-            raise ValueError(
+            raise InputError(
                 f"{other}.weight and {name}.weight are one tensor, which cannot be pruned in two layers; untie them, "
                 f"or exclude {name}"
             )
@@ -92,7 +89,7 @@ def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet
         return
     for name, module in layers.items():
         if isinstance(module, _ConvTransposeNd):
-            raise ValueError(
+            raise InputError(
                 f"{name}: a transposed convolution can be pruned with granularity='unstructured' only; exclude it"
             )
 

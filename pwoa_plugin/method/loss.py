@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 from .._pixels import refuse_radius_of_other_pixels
 from .._random import check_seed
+from .._weights import is_weighted
 from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, fraction
+from ..errors import InputError
 from .batches import check_images, check_labels
 from .compression import build_objective
 from .distillation import frozen_copy
 from .hidden import check_names, check_readable, find_hidden_layers
-from .layers import is_weighted
 from .objective import PwoAObjective
 
 __all__ = ["PwoALoss", "section"]
@@ -72,16 +73,16 @@ class PwoALoss(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(teacher, nn.Module):
-            raise ValueError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
+            raise InputError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
         eps = fraction(eps)
         if isinstance(eps, str):
-            raise ValueError(f"eps={eps!r} is no radius; give a number of pixel units, as 8/255")
+            raise InputError(f"eps={eps!r} is no radius; give a number of pixel units, as 8/255")
         low, high = pixel_range
         if not low < high:
-            raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+            raise InputError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
         if eps is not None:
             if not 0 < eps < high - low:
-                raise ValueError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
+                raise InputError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
             refuse_radius_of_other_pixels(eps, pixel_range)
         self.distillation = section(DistillationConfig, distillation, "distillation")
         self.perturbation = section(PerturbationConfig, perturbation, "perturbation")
@@ -159,24 +160,24 @@ class PwoALoss(nn.Module):
         """
         device = self.device
         if self.distillation.gradient_weight > 0 and getattr(student, "static_graph", False):
-            raise ValueError(
+            raise InputError(
                 f"distillation.gradient_weight={self.distillation.gradient_weight:g} does not go with "
                 "DistributedDataParallel(static_graph=True), which would not average gradients; leave static_graph out"
             )
         if (other := _device(student, device)) != device:
-            raise ValueError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
+            raise InputError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
         if self._calls < _CHECKED_CALLS:
             check_images(x, self.pixel_range, "x")
         dtype = _dtype(student, x.dtype)
         teachers = _dtype(self.teacher, dtype)
         if teachers != dtype and not torch.is_autocast_enabled(device.type):
-            raise ValueError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
+            raise InputError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
         if self._objective is None:
             self._objective = self._build(x)
         objective = self._objective
         if objective.needs_labels and y is None:
-            raise ValueError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
+            raise InputError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
         if y is not None and objective.needs_labels:
             if self._calls < _CHECKED_CALLS:
                 check_labels(y, len(x), objective.classes, "y")
@@ -223,9 +224,9 @@ def section(kind: type[Section], given: Section | Mapping[str, Any] | None, name
         try:
             return kind(**given)
         except ValueError as error:
-            raise ValueError(f"{name}.{error}") from None
+            raise InputError(f"{name}.{error}") from None
     if not isinstance(given, kind):
-        raise ValueError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
+        raise InputError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
     return given
 
 

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .distillation import distillation_loss, feature_loss, gradient_loss
 from .hidden import read_hidden, unwrapped
 from .hsic import ESTIMATORS, HSICEstimator, gaussian_kernel, hsic, linear_kernel, one_hot
@@ -105,7 +106,7 @@ class PwoAObjective(nn.Module):
         """
         with_hsic = self.use_hsic and (self.lambda_x > 0 or self.lambda_y > 0) and len(x) > 1
         if with_hsic and self.needs_labels and y is None:
-            raise ValueError("labels are missing and lambda_y is above 0; give (x, y) batches or set lambda_y=0")
+            raise InputError("labels are missing and lambda_y is above 0; give (x, y) batches or set lambda_y=0")
         if self.perturbation is not None:
             x = self.perturbation(x)
         if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
@@ -126,7 +127,7 @@ class PwoAObjective(nn.Module):
         with _precise(x, with_gradients), _reading(student, self.hidden_layers, with_features or with_hsic) as hidden:
             logits = logits_of(student(x))
         if logits.shape != target.shape:
-            raise ValueError(
+            raise InputError(
                 f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "
                 "of the same classes"
             )

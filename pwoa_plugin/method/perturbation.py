@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
 from .logits import logits_of
 
 __all__ = [
@@ -50,11 +51,11 @@ class Perturbation(ABC):
 
     def __init__(self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> None:
         if radius < 0:
-            raise ValueError(f"radius={radius} is negative; give a radius of 0 or more, in pixel units")
+            raise InputError(f"radius={radius} is negative; give a radius of 0 or more, in pixel units")
         if not pixel_range[0] < pixel_range[1]:
-            raise ValueError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+            raise InputError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
         if radius > pixel_range[1] - pixel_range[0]:
-            raise ValueError(
+            raise InputError(
                 f"perturbation: radius={radius:g} is wider than pixel_range={pixel_range}; it is in pixel units, "
                 "as 12/255"
             )
@@ -136,7 +137,7 @@ class BlockSign(Perturbation):
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range)
         if not scales or min(scales) < 1:
-            raise ValueError(f"scales={scales} must name at least one cell side of 1 pixel or more")
+            raise InputError(f"scales={scales} must name at least one cell side of 1 pixel or more")
         self.scales = tuple(scales)
 
     def cells(self, height: int, width: int) -> list[tuple[int, int]]:
@@ -222,7 +223,7 @@ def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, flo
         ValueError: no kind has this name, or a value is out of its range.
     """
     if kind not in PERTURBATIONS:
-        raise ValueError(f"perturbation kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
+        raise InputError(f"perturbation kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
     return PERTURBATIONS[kind](radius=radius, pixel_range=pixel_range)
 
 

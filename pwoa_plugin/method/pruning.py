@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .admm import ADMM, MasksOfAll
 from .allocation import ALLOCATIONS, LayerAllocation
 from .constants import dead_constants
@@ -151,7 +152,7 @@ class Masking(Pruning):
         self.masks, self.held, self.allocation, self._done = {}, {}, self._of_dense, False
         frozen = [name for name in self.layers if not self._weight(name).requires_grad]
         if frozen:
-            raise ValueError(
+            raise InputError(
                 f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
             )
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 __all__ = [
     "STRUCTURED",
     "Block",
@@ -74,7 +76,7 @@ class SparsitySet(ABC):
         """
         scores = self.scores(weight.detach())
         if not 0 <= k <= len(scores):
-            raise ValueError(f"k={k} groups cannot be kept: the weight {tuple(weight.shape)} has {len(scores)}")
+            raise InputError(f"k={k} groups cannot be kept: the weight {tuple(weight.shape)} has {len(scores)}")
         return self.expand(top_k(scores, k), weight.shape)
 
 
@@ -131,7 +133,7 @@ class Block(SparsitySet):
 
     def __init__(self, rows: int = 4, columns: int = 4) -> None:
         if rows < 1 or columns < 1:
-            raise ValueError(f"granularity: a block of {rows}x{columns} is empty; give sides of 1 or more")
+            raise InputError(f"granularity: a block of {rows}x{columns} is empty; give sides of 1 or more")
         self.rows, self.columns = rows, columns
 
     def _grid(self, shape: torch.Size) -> tuple[int, int]:
@@ -161,7 +163,7 @@ class NofM(SparsitySet):
 
     def __init__(self, n: int, m: int) -> None:
         if not 0 < n < m:
-            raise ValueError(f"granularity {n}:{m} keeps nothing or everything; give 0 < n < m, as 2:4")
+            raise InputError(f"granularity {n}:{m} keeps nothing or everything; give 0 < n < m, as 2:4")
         self.n, self.m = n, m
         self.fixed_density = n / m
 
@@ -179,7 +181,7 @@ class NofM(SparsitySet):
     def mask(self, weight: Tensor, k: int) -> Tensor:
         expected = weight.numel() * self.n // self.m
         if k != expected or self.supports(weight.shape):
-            raise ValueError(f"{self.n}:{self.m} keeps {expected} weights of {tuple(weight.shape)}, never {k}")
+            raise InputError(f"{self.n}:{self.m} keeps {expected} weights of {tuple(weight.shape)}, never {k}")
         along_input = weight.detach().transpose(1, -1)
         blocks = along_input.reshape(-1, self.m).abs()
         kept = torch.zeros_like(blocks, dtype=torch.bool)
@@ -209,9 +211,9 @@ def make_sparsity_set(granularity: str) -> SparsitySet:
     if found := re.fullmatch(r"block:(\d+)x(\d+)", granularity):
         return Block(int(found[1]), int(found[2]))
     if granularity == STRUCTURED:
-        raise ValueError(
+        raise InputError(
             "granularity='structured' removes channels, by groups of layers: use "
             "pwoa_plugin.torch_pruning.PwoAGroupPruner, or pwoa prune; 'filter' masks filters layer by layer"
         )
     known = ", ".join(_SETS)
-    raise ValueError(f"granularity={granularity!r} is unknown; use {known}, block:RxC (block:8x1) or n:m (2:4)")
+    raise InputError(f"granularity={granularity!r} is unknown; use {known}, block:RxC (block:8x1) or n:m (2:4)")

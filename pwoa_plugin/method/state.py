@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from ..errors import InputError
 from .admm import ADMM
 
 __all__ = ["State", "StateError"]
 
 
-class StateError(ValueError):
+class StateError(InputError):
     """A state that does not fit the run it is given to."""
 
 

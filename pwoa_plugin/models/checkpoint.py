@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .._text import one_line
+from ..errors import InputError
 from .normalisation import normalisation_of
 
 __all__ = ["SHIPPED", "Checkpoint", "CheckpointError", "load_checkpoint", "read_checkpoint"]
@@ -61,7 +62,7 @@ _NARROWED = "pwoa-pruned"  # in the header of what `torch_pruning.save_pruned` w
 _FEW = 4  # numbers at most in the mean or std of a normaliser: one for each channel
 
 
-class CheckpointError(ValueError):
+class CheckpointError(InputError):
     """A checkpoint that cannot be loaded: one line that says what it is and what to do."""
 
 

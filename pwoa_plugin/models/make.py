@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from .._text import named
+from ..errors import InputError
 from .lenet import LeNet, LeNet3
 from .normalisation import normalise_inputs
 from .resnet import resnet18_cifar
@@ -64,10 +65,10 @@ def _with_normalisation(
     if mean is None and std is None:
         return model
     if mean is None or std is None:
-        raise ValueError("model.mean and model.std go together; give both or neither")
+        raise InputError("model.mean and model.std go together; give both or neither")
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != in_channels:
-            raise ValueError(
+            raise InputError(
                 f"model.{name}={tuple(values)}: {len(values)} numbers for images of {in_channels} channels; "
                 "give one for each channel"
             )
@@ -81,11 +82,11 @@ def _from_torchvision(arch: str, num_classes: int, in_channels: int) -> nn.Modul
     if arch not in known:
         close = difflib.get_close_matches(arch.lower(), [*ARCHITECTURES, *known], n=3)
         cure = f"did you mean {' or '.join(close)}?" if close else "see torchvision.models.list_models()"
-        raise ValueError(
+        raise InputError(
             f"model.arch={arch!r} is unknown; use {', '.join(ARCHITECTURES)} or a torchvision name; {cure}"
         )
     if in_channels != 3:
-        raise ValueError(f"model.arch={arch!r} takes images of 3 channels, and these have {in_channels}")
+        raise InputError(f"model.arch={arch!r} takes images of 3 channels, and these have {in_channels}")
     options: dict[str, Any] = {}
     if arch in ("googlenet", "inception_v3"):
         options = {"aux_logits": False, "init_weights": False}  # the slow init is for training from scratch
@@ -116,26 +117,26 @@ def load_architecture(
     """
     module_name, _, path = spec.partition(":")
     if not module_name or not path:
-        raise ValueError(f"arch={spec!r} is no package.module:function, as mynets.small:SmallNet")
+        raise InputError(f"arch={spec!r} is no package.module:function, as mynets.small:SmallNet")
     with _current_directory():
         try:
             found: Any = importlib.import_module(module_name)
         except Exception as error:
-            raise ValueError(f"arch={spec!r}: importing {module_name} fails ({named(error)})") from error
+            raise InputError(f"arch={spec!r}: importing {module_name} fails ({named(error)})") from error
         for name in path.split("."):
             if not hasattr(found, name):
                 close = difflib.get_close_matches(name, dir(found), n=1)
                 cure = f"did you mean {close[0]}?" if close else "check its name"
-                raise ValueError(f"arch={spec!r}: {module_name} has no {path}; {cure}")
+                raise InputError(f"arch={spec!r}: {module_name} has no {path}; {cure}")
             found = getattr(found, name)
         if not callable(found):
-            raise ValueError(f"arch={spec!r}: {path} is a {type(found).__name__}; name a function or a class")
+            raise InputError(f"arch={spec!r}: {path} is a {type(found).__name__}; name a function or a class")
         try:
             model = found(**_taken(found, num_classes, in_channels))
         except Exception as error:
-            raise ValueError(f"arch={spec!r}: calling {path} fails ({named(error)})") from error
+            raise InputError(f"arch={spec!r}: calling {path} fails ({named(error)})") from error
     if not isinstance(model, nn.Module):
-        raise ValueError(f"arch={spec!r}: {path} returns a {type(model).__name__}; it must return a torch.nn.Module")
+        raise InputError(f"arch={spec!r}: {path} returns a {type(model).__name__}; it must return a torch.nn.Module")
     return _with_normalisation(model, in_channels, mean, std)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 __all__ = ["Normalisation", "normalisation_of", "normalise_inputs"]
 
 
@@ -55,9 +57,9 @@ def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[floa
         ValueError: ``mean`` and ``std`` differ in length, or a ``std`` is not positive.
     """
     if len(mean) != len(std) or not mean:
-        raise ValueError(f"model.mean has {len(mean)} numbers and model.std {len(std)}; give one for each channel")
+        raise InputError(f"model.mean has {len(mean)} numbers and model.std {len(std)}; give one for each channel")
     if not all(value > 0 for value in std):
-        raise ValueError(f"model.std={tuple(std)} is not positive; give the standard deviation of each channel")
+        raise InputError(f"model.std={tuple(std)} is not positive; give the standard deviation of each channel")
     # First of all, so that other hooks see what the network's layers see.
     model.register_forward_pre_hook(Normalisation(mean, std), prepend=True)
     return model

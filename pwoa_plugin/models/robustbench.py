@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from .._text import named
+from ..errors import FileError, InputError, MissingPackageError
 from .checkpoint import CheckpointError, read_checkpoint
 
 __all__ = ["PREFIX", "load_robustbench", "robustbench_spec"]
@@ -57,10 +58,10 @@ def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Li
         name = ""
     dataset = "imagenet" if dataset == "folder" else dataset
     if not source.startswith(PREFIX) or not name:
-        raise ValueError(f"{source!r}: give robustbench:NAME or robustbench:DATASET/THREAT/NAME")
+        raise InputError(f"{source!r}: give robustbench:NAME or robustbench:DATASET/THREAT/NAME")
     for what, value, known in (("data set", dataset, _DATASETS), ("threat model", threat, _THREATS)):
         if value not in known:
-            raise ValueError(
+            raise InputError(
                 f"{source!r}: {value!r} is no {what} of RobustBench's; give robustbench:DATASET/THREAT/NAME "
                 f"with one of {', '.join(known)}"
             )
@@ -94,7 +95,7 @@ def load_robustbench(
         zoo = _imported()
     known = zoo.model_dicts[zoo.BenchmarkDataset(spec.dataset)][zoo.ThreatModel(spec.threat)]
     if spec.name not in known:
-        raise ValueError(
+        raise InputError(
             f"{source!r}: RobustBench has no such network for {spec.dataset}, {spec.threat}; {_near(spec, known)}"
         )
     folder = Path(torch.hub.get_dir()) / "robustbench" if cache is None else Path(cache)
@@ -143,7 +144,7 @@ def _download(source: str, file: Path, gdrive_id: str, download: Any) -> None:
         with contextlib.redirect_stdout(sys.stderr):
             download(gdrive_id, scratch)
         if not scratch.is_file():
-            raise OSError("nothing came")
+            raise FileError("nothing came")
         os.replace(scratch, file)
     except Exception as error:  # of requests, urllib3, gdown...
         raise CheckpointError(
@@ -164,13 +165,13 @@ class _Zoo(NamedTuple):
 
 def _imported() -> _Zoo:
     if importlib.util.find_spec("robustbench") is None:
-        raise ModuleNotFoundError(f"robustbench:... needs RobustBench; {_INSTALL}", name="robustbench")
+        raise MissingPackageError(f"robustbench:... needs RobustBench; {_INSTALL}", name="robustbench")
     try:
         utils = importlib.import_module("robustbench.utils")
         zoo = importlib.import_module("robustbench.model_zoo")
         enums = importlib.import_module("robustbench.model_zoo.enums")
     except ImportError as error:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"RobustBench is installed and does not import ({named(error, 200)}); {_INSTALL}", name=error.name
         ) from error
     return _Zoo(utils.load_model, utils.download_gdrive_new, zoo.model_dicts, enums.BenchmarkDataset, enums.ThreatModel)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..errors import InputError
+
 __all__ = ["WideResNet", "wrn_34_10"]
 
 
@@ -62,7 +64,7 @@ class WideResNet(nn.Module):
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
-            raise ValueError(f"depth={depth} is no WideResNet's; give 6n + 4, as 28 or 34")
+            raise InputError(f"depth={depth} is no WideResNet's; give 6n + 4, as 28 or 34")
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
         self.block1 = WideStage(blocks, 16, 16 * width, 1)
         self.block2 = WideStage(blocks, 16 * width, 32 * width, 2)

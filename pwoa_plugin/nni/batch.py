@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..method.hidden import Around
 
 __all__ = ["Asked", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
@@ -32,7 +33,7 @@ def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
         x = y = None
     if not isinstance(x, Tensor):
         what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
-        raise ValueError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
+        raise InputError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
     return x, y
 
 

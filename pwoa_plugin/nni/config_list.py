@@ -28,9 +28,11 @@ from schema import SchemaError
 from torch import Tensor, nn
 
 from .._text import one_line
+from .._weights import is_weighted
+from ..errors import InputError
 from ..method.allocation import ALLOCATIONS, LayerAllocation
 from ..method.gradual import Budget
-from ..method.layers import is_weighted, refuse_transposed
+from ..method.layers import refuse_transposed
 from ..method.sparsity import SparsitySet, make_sparsity_set
 from .granularity import sparsity_set_of
 
@@ -132,9 +134,9 @@ def read_config_list(
     """
     if not isinstance(config_list, list) or not all(isinstance(entry, dict) for entry in config_list):
         what = f"a {type(config_list).__name__}" if not isinstance(config_list, list) else "not one of dicts"
-        raise ValueError(f"config_list is {what}; give a PwoAConfig or NNI's list of dicts")
+        raise InputError(f"config_list is {what}; give a PwoAConfig or NNI's list of dicts")
     if not config_list:
-        raise ValueError("config_list is empty; give an entry, as {'op_types': ['Linear'], 'sparse_ratio': 0.9}")
+        raise InputError("config_list is empty; give an entry, as {'op_types': ['Linear'], 'sparse_ratio': 0.9}")
     _check_rule("allocation", allocation)
     register_settings(model)
     entries = [
@@ -175,7 +177,7 @@ def _key(module: str, parameter: str) -> str:
 
 def _check_rule(where: str, rule: Any) -> None:
     if not isinstance(rule, str) or rule not in ALLOCATIONS:
-        raise ValueError(f"{where}={rule!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
+        raise InputError(f"{where}={rule!r} is unknown; use one of {', '.join(ALLOCATIONS)}")
 
 
 # -- one entry -----------------------------------------------------------------------------------
@@ -186,7 +188,7 @@ def _translated(config_list: list[dict[str, Any]]) -> Iterator[tuple[str, dict[s
     for i, entry in enumerate(config_list):
         for key, cure in _LEGACY_UNSUPPORTED.items():
             if key in entry:
-                raise ValueError(f"config_list[{i}]: {key} is not supported; {cure}")
+                raise InputError(f"config_list[{i}]: {key} is not supported; {cure}")
     for i, (given, config) in enumerate(
         zip(config_list, trans_legacy_config_list(copy.deepcopy(config_list)), strict=True)
     ):
@@ -204,26 +206,26 @@ def _check_settings(where: str, config: dict[str, Any]) -> None:
     checked = copy.deepcopy(config)
     per_target = config.get("target_settings", {})
     if not isinstance(per_target, dict) or not all(isinstance(setting, dict) for setting in per_target.values()):
-        raise ValueError(f"{where}: target_settings is no dict of dicts; give {{'weight': {{'sparse_ratio': 0.9}}}}")
+        raise InputError(f"{where}: target_settings is no dict of dicts; give {{'weight': {{'sparse_ratio': 0.9}}}}")
     for setting, as_nni in ((config, checked), *((per_target[k], checked["target_settings"][k]) for k in per_target)):
         for key, cure in _UNSUPPORTED.items():
             if setting.get(key) is not None:
-                raise ValueError(f"{where}: {key} is not supported; {cure}")
+                raise InputError(f"{where}: {key} is not supported; {cure}")
         if setting.get("apply_method", "mul") != "mul":
-            raise ValueError(f"{where}: apply_method={setting['apply_method']!r} is not supported; leave it out")
+            raise InputError(f"{where}: apply_method={setting['apply_method']!r} is not supported; leave it out")
         granularity = setting.get("granularity")
         if isinstance(granularity, str) and granularity not in _NNI_GRANULARITIES:
             try:
                 density = make_sparsity_set(granularity).fixed_density
             except ValueError as error:
-                raise ValueError(f"{where}: {error}, or NNI's out_channel, in_channel or a list") from None
+                raise InputError(f"{where}: {error}, or NNI's out_channel, in_channel or a list") from None
             as_nni["granularity"] = "default"
             if density is not None and "sparse_ratio" not in setting:
                 setting["sparse_ratio"] = 1 - density
     try:
         default_config_schema("pruning").validate(checked)
     except SchemaError as error:
-        raise ValueError(f"{where}: {one_line(error)}") from None
+        raise InputError(f"{where}: {one_line(error)}") from None
 
 
 def select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn.Module]:
@@ -242,7 +244,7 @@ def select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn
     for name in config.get("op_names", ()):
         if name not in names:
             close = ", ".join(difflib.get_close_matches(name, names, n=3)) or ", ".join([n for n in names if n][:3])
-            raise ValueError(f"{where}: op_names: the model has no module {name!r}; it has {close}")
+            raise InputError(f"{where}: op_names: the model has no module {name!r}; it has {close}")
     idle = {("exclude_op_names", name) for name in config.get("exclude_op_names", ()) if name not in names}
     idle |= {
         (key, kind) for key in ("op_types", "exclude_op_types") for kind in config.get(key, ()) if kind not in kinds
@@ -253,11 +255,11 @@ def select(model: nn.Module, where: str, config: dict[str, Any]) -> dict[str, nn
                 if not any(re.match(pattern, name) for name in names):
                     idle.add((key, pattern))
             except re.error as error:
-                raise ValueError(f"{where}: {pattern!r} is no regular expression ({error})") from None
+                raise InputError(f"{where}: {pattern!r} is no regular expression ({error})") from None
     selected, _, _ = select_modules_by_config(model, config)
     if not selected:
         asked = ", ".join(f"{key}={value}" for key, value in config.items() if key.startswith(("op_", "exclude_")))
-        raise ValueError(f"{where} selects no layer ({asked}); check it against model.named_modules()")
+        raise InputError(f"{where} selects no layer ({asked}); check it against model.named_modules()")
     for key, given in sorted(idle):
         _logger.warning("%s: %s: the model has no module %r", where, key, given)
     return {name: module for name, module in names.items() if name in selected}
@@ -269,23 +271,23 @@ def _settings_of(entry: _Entry) -> dict[Key, dict[str, Any]]:
     for name, module in entry.modules.items():
         kind = type(module).__name__
         if kind not in PruningSetting.registry:
-            raise ValueError(
+            raise InputError(
                 f"{entry.where} selects {name!r}, a {kind}, and NNI knows nothing to prune in one; exclude it, add "
                 "op_types, or call NNI's PruningSetting.register()"
             )
         try:
             settings = PruningSetting.get(module, public)
         except KeyError as error:
-            raise ValueError(
+            raise InputError(
                 f"{entry.where}: target_names: {name}, a {kind}, has no target {error}; "
                 f"it has {', '.join(PruningSetting.registry[kind])}"
             ) from None
         for target, setting in settings.items():
             if target.startswith((INPUT_PREFIX, OUTPUT_PREFIX)):
                 if setting.get("sparse_ratio") is not None:
-                    raise ValueError(f"{entry.where}: PwoA prunes parameters, and {target} is none; leave it out")
+                    raise InputError(f"{entry.where}: PwoA prunes parameters, and {target} is none; leave it out")
             elif not hasattr(module, target):
-                raise ValueError(f"{entry.where}: {name}, a {kind}, has no parameter {target!r}; leave it out")
+                raise InputError(f"{entry.where}: {name}, a {kind}, has no parameter {target!r}; leave it out")
             found[name, target] = setting
     return found
 
@@ -302,7 +304,7 @@ def _exclude_aliases(model: nn.Module, entries: list[_Entry]) -> None:
             if first[module] == name:
                 continue
             if first[module] not in selected:
-                raise ValueError(f"{entry.where}: {name!r} is the module {first[module]!r} again; name that one")
+                raise InputError(f"{entry.where}: {name!r} is the module {first[module]!r} again; name that one")
             entry.config.setdefault("exclude_op_names", []).append(name)
             del entry.modules[name]
 
@@ -328,7 +330,7 @@ def _share_out(model: nn.Module, entries: list[_Entry], wrappers: Mapping[str, M
                 entry.settings[key] = setting
         active = {key for key, setting in asked.items() if setting.get("sparse_ratio") is not None}
         if not active and not any((setting.get("align") or {}).get("module_name") for setting in asked.values()):
-            raise ValueError(f"{entry.where} gives no weight a sparse_ratio; PwoA needs one")
+            raise InputError(f"{entry.where} gives no weight a sparse_ratio; PwoA needs one")
         _check_overlap(entry, asked, {key: other for key, other in taken.items() if key in active})
         for name, target in entry.own:
             _check_parameter(model, entry.where, name, target, names)
@@ -345,19 +347,19 @@ def _check_overlap(entry: _Entry, asked: dict[Key, dict[str, Any]], taken: dict[
             continue
         others.add(other.where)
         if name in other.config.get("op_names", ()) and name in entry.config.get("op_names", ()):
-            raise ValueError(
+            raise InputError(
                 f"{other.where} and {entry.where} contradict each other: both name {name!r} in op_names and ask for "
                 "different things; take it out of one"
             )
     if entry.own or not taken:
         return
     if others:
-        raise ValueError(
+        raise InputError(
             f"{entry.where} contradicts {', '.join(sorted(others))}: all its layers are there already, and the first "
             "entry wins; put it before, or take it out"
         )
     if None in taken.values():
-        raise ValueError(
+        raise InputError(
             f"{entry.where}: all its layers are pruned by another compressor already; call that one's unwrap_model() "
             "and PwoAPruner(model, ...), or select others"
         )
@@ -368,20 +370,20 @@ def _check_parameter(model: nn.Module, where: str, name: str, target: str, names
     module = model.get_submodule(name)
     parameter = module._parameters.get(target)
     if not isinstance(parameter, nn.Parameter):
-        raise ValueError(
+        raise InputError(
             f"{where}: {target} of {name} is computed from others (a parametrization, weight_norm); remove that first, "
             "or exclude the layer"
         )
     if not parameter.requires_grad:
-        raise ValueError(f"{where}: {target} of {name} has requires_grad=False; set it to True, or exclude the layer")
+        raise InputError(f"{where}: {target} of {name} has requires_grad=False; set it to True, or exclude the layer")
     shared = names[id(parameter)]
     if len({id(model.get_submodule(n.rpartition(".")[0])) for n in shared}) > 1:
-        raise ValueError(
+        raise InputError(
             f"{where}: {' and '.join(shared)} are one parameter, which NNI's wrappers would make two; exclude the layer"
         )
     spec = inspect.getfullargspec(module.forward)
     if spec.kwonlydefaults:
-        raise ValueError(
+        raise InputError(
             f"{where}: forward of {name} has keyword-only arguments ({', '.join(spec.kwonlydefaults)}), whose defaults "
             "NNI's wrappers lose; exclude the layer"
         )
@@ -406,7 +408,7 @@ def _allocate(model: nn.Module, entry: _Entry) -> dict[str, Target]:
             refuse_transposed({name: module}, sparsity_set)
         density = sparsity_set.fixed_density
         if density is not None and abs(1 - density - ratio) > 1e-9:
-            raise ValueError(
+            raise InputError(
                 f"{entry.where}: sparse_ratio={ratio} contradicts granularity={granularity!r}, which prunes "
                 f"{1 - density:g}; leave sparse_ratio out"
             )
@@ -420,7 +422,7 @@ def _allocate(model: nn.Module, entry: _Entry) -> dict[str, Target]:
             budget = Budget(ratio, sparsity_set, ALLOCATIONS[entry.rule])
             allocated = budget.allocate(weights)
         except ValueError as error:
-            raise ValueError(f"{entry.where}: {error}") from None
+            raise InputError(f"{entry.where}: {error}") from None
         for name, target in sets:
             share = allocated[_key(name, target)]
             if share.dense_because:

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from .._text import one_line
 from ..config import DistillationConfig, HSICConfig, PerturbationConfig
+from ..errors import InputError
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_batch_of
 from .config_list import select
@@ -101,13 +102,13 @@ class PwoADistiller(Baking, Distiller):
         take_batch: TakeBatch | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+            raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
         if not isinstance(evaluator, Evaluator):
-            raise ValueError("evaluator is missing; make_evaluator(model, train_loader) makes one")
+            raise InputError("evaluator is missing; make_evaluator(model, train_loader) makes one")
         if not isinstance(teacher_model, nn.Module):
-            raise ValueError("teacher_model is missing; give the robust network")
+            raise InputError("teacher_model is missing; give the robust network")
         if teacher_predict is not None and not callable(teacher_predict):
-            raise ValueError(
+            raise InputError(
                 f"teacher_predict is a {type(teacher_predict).__name__}; give a function (batch, network) to logits"
             )
         check_weight("origin_loss_lambda", origin_loss_lambda)
@@ -118,7 +119,7 @@ class PwoADistiller(Baking, Distiller):
         )
         if layers:
             if loss.hsic.layers != "auto":
-                raise ValueError("hsic.layers and config_list both name hidden layers; leave one of them out")
+                raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
             loss.hsic = loss.hsic.model_copy(update={"layers": tuple(layers)})
         loss.check_student(model)
         if not evaluator._initialization_complete:
@@ -260,7 +261,7 @@ class PwoADistiller(Baking, Distiller):
             if steps is None and max_epochs is not None and per_epoch:
                 steps = max_epochs * per_epoch
             for name, least in self._too_short(steps):
-                raise ValueError(
+                raise InputError(
                     f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; "
                     f"give max_steps={least} or more"
                 )
@@ -291,7 +292,7 @@ class PwoADistiller(Baking, Distiller):
             return
         trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
         if not any(id(weight) in trained for weight in weights):
-            raise ValueError(
+            raise InputError(
                 "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
                 "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
             )
@@ -329,20 +330,20 @@ class PwoADistiller(Baking, Distiller):
 def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
     """Names of the modules that a config list selects, in the model's order."""
     if not isinstance(config_list, list):
-        raise ValueError(f"config_list is a {type(config_list).__name__}; give NNI's list of dicts, or [] for 'auto'")
+        raise InputError(f"config_list is a {type(config_list).__name__}; give NNI's list of dicts, or [] for 'auto'")
     schema = default_config_schema("distillation")
     names: set[str] = set()
     for entry in config_list:
         try:
             schema.validate(entry)
         except SchemaError as error:
-            raise ValueError(f"config_list: {one_line(error)}") from None
+            raise InputError(f"config_list: {one_line(error)}") from None
         if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
-            raise ValueError(
+            raise InputError(
                 f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="
             )
         if any(not target.startswith("_input_") for target in entry.get("target_names", ())):
-            raise ValueError(
+            raise InputError(
                 f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
         names |= set(select(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING}))
@@ -358,7 +359,7 @@ def _refuse_missed_target(other: Compressor) -> None:
     inner = getattr(other, "bound_pruner", None)
     training_steps = getattr(inner, "training_steps", None)
     if training_steps is not None and training_steps != other.interval_steps:
-        raise ValueError(
+        raise InputError(
             f"{type(other).__name__} over {type(inner).__name__} misses the target: training_steps={training_steps} "
             f"and interval_steps={other.interval_steps} differ; make them equal"
         )

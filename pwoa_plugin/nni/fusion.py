@@ -14,6 +14,7 @@ from nni.compression.pruning.scheduled_pruner import ScheduledPruner
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
+from ..errors import InputError
 from ..method.compression import restored_on_error
 
 __all__ = [
@@ -56,7 +57,7 @@ def refuse_pwoa_twice(compressor: Compressor, by: str) -> None:
     """
     for other in members(compressor):
         if getattr(other, "trains_with_pwoa", False):
-            raise ValueError(
+            raise InputError(
                 f"{by} and {type(other).__name__} cannot be fused: both train with PwoA's loss, which would count "
                 "twice; take one"
             )
@@ -73,7 +74,7 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
             continue
         masks = [space.mask for spaces in other._target_spaces.values() for space in spaces.values()]
         if not any(mask is not None and (mask == 0).any() for mask in masks):
-            raise ValueError(
+            raise InputError(
                 f"{type(other).__name__} has made no mask, and in a fusion it never will (NNI's interval_steps=-1); "
                 "call its compress() first, or put it inside AGPPruner or LinearPruner"
             )
@@ -96,7 +97,7 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
             return
         groups: list[dict[str, Any]] = helper.kwargs["params"] if "params" in helper.kwargs else helper.args[0]
         if any(not group["params"] for group in groups):
-            raise ValueError(
+            raise InputError(
                 "the evaluator's optimizer has a group without a parameter of this model and would train nothing; "
                 "make it with model.parameters() of the very model (not named_parameters())"
             )
@@ -104,7 +105,7 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
     wanted = list(wanted)
     missing = [name for name in wanted if name not in trained]
     if wanted and missing == wanted:
-        raise ValueError(
+        raise InputError(
             f"the evaluator's optimizer trains none of the weights to prune ({wanted[0]}...); make it with "
             "model.parameters(), before another compressor wraps the model"
         )

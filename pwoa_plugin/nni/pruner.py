@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .._random import seeded
+from .._weights import is_weighted
 from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, PwoAConfig
+from ..errors import InputError
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
@@ -25,7 +27,6 @@ from ..method.compression import Compression
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.gradual import Budget
-from ..method.layers import is_weighted
 from ..method.loss import PwoALoss, section
 from ..method.pruning import Masking
 from ..method.sparsity import Filter
@@ -137,9 +138,9 @@ class PwoAPruner(Baking, Pruner):
         teacher_model: nn.Module | None = None,
     ) -> None:
         if not isinstance(model, nn.Module):
-            raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+            raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
         if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-            raise ValueError(
+            raise InputError(
                 "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
                 "unwrap_model()"
             )
@@ -172,7 +173,7 @@ class PwoAPruner(Baking, Pruner):
                 "teacher_model": teacher_model is not None,
             }
             if given := [name for name, is_given in list_only.items() if is_given]:
-                raise ValueError(
+                raise InputError(
                     f"{'; '.join(given)}: with a PwoAConfig, say it there (these go with NNI's config_list)"
                 )
             entries = self._read_config(model, self.config, take_batch)
@@ -180,7 +181,7 @@ class PwoAPruner(Baking, Pruner):
             entries, self._targets = read_config_list(model, config_list, allocation, existed_wrappers)
             if not isinstance(evaluator, Evaluator):
                 what = "missing" if evaluator is None else f"a {type(evaluator).__name__}, not NNI's"
-                raise ValueError(f"evaluator is {what}; NNI's config_list needs one (a PwoAConfig does not)")
+                raise InputError(f"evaluator is {what}; NNI's config_list needs one (a PwoAConfig does not)")
             _check_steps_per_epoch(steps_per_epoch, evaluator)
             teacher = _teacher_of(model, teacher_model, existed_wrappers or {})
             if not evaluator._initialization_complete:
@@ -233,7 +234,7 @@ class PwoAPruner(Baking, Pruner):
                 trains with PwoA, too, or would never make a mask in a fusion.
         """
         if isinstance(new_config_list, PwoAConfig):
-            raise ValueError(
+            raise InputError(
                 "new_config_list is a PwoAConfig, whose run trains by itself; call the other compressor's "
                 "unwrap_model() and PwoAPruner(model, config), or fuse by NNI's config_list"
             )
@@ -311,14 +312,14 @@ class PwoAPruner(Baking, Pruner):
         for name, targets in masks.items():
             spaces = self._module_wrappers[name].pruning_target_spaces if name in self._module_wrappers else {}
             if unknown := [target for target in targets if target not in spaces]:
-                raise ValueError(f"masks: {unknown[0]} of {name} is not pruned here; config_list does not select it")
+                raise InputError(f"masks: {unknown[0]} of {name} is not pruned here; config_list does not select it")
         missing = [
             f"{target.name} of {target.module}"
             for target in self._targets.values()
             if masks.get(target.module, {}).get(target.name) is None
         ]
         if missing and not self._pruned:
-            raise ValueError(
+            raise InputError(
                 f"masks: {missing[0]} has none, and config_list selects it; give masks of all layers, or select those"
             )
         super().update_masks(masks)
@@ -453,7 +454,7 @@ class PwoAPruner(Baking, Pruner):
         refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
         if self._run is not None:
             if max_steps is not None or max_epochs is not None:
-                raise ValueError(
+                raise InputError(
                     "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
                 )
             self._compress_by_config(self._run)
@@ -500,21 +501,21 @@ class PwoAPruner(Baking, Pruner):
         steps = min((n for n in (max_steps, by_epochs) if n is not None), default=None)
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
-                raise ValueError("admm: inside a scheduler, which says when, leave epochs and interval out")
+                raise InputError("admm: inside a scheduler, which says when, leave epochs and interval out")
             if gradual.asked_for:
-                raise ValueError("gradual: inside a scheduler, which says when, leave it out")
+                raise InputError("gradual: inside a scheduler, which says when, leave it out")
             plan = plan_scheduled(self.interval_steps, self.total_times, steps)
             if steps is not None and steps < plan.last_update:
-                raise ValueError(
+                raise InputError(
                     f"compress: {steps} steps are over before the scheduler's last update, at step {plan.last_update}; "
                     f"give max_steps={plan.last_update} or more"
                 )
             return plan
         if steps is None:
-            raise ValueError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
+            raise InputError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
         if per_epoch is None and (config.epochs or config.interval or gradual.epochs):
             name = "gradual: epochs needs" if gradual.epochs else "admm: epochs and interval need"
-            raise ValueError(f"{name} steps_per_epoch=; give it to PwoAPruner, or leave them out")
+            raise InputError(f"{name} steps_per_epoch=; give it to PwoAPruner, or leave them out")
         return plan_alone(config, gradual, steps, per_epoch, one_cut=_in_one_cut(self._targets))
 
     def _steps_of_an_epoch(self) -> int | None:
@@ -527,7 +528,7 @@ class PwoAPruner(Baking, Pruner):
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
         """Weigh the user's own loss now; ours is added when training starts, over all others: then none scales it."""
         if self._run is not None and not self._pruned:
-            raise ValueError("a PwoAConfig's run trains by itself; call PwoAPruner's compress() before others'")
+            raise InputError("a PwoAConfig's run trains by itself; call PwoAPruner's compress() before others'")
         if not loss_is_patched(evaluator):
             evaluator.patch_loss(weighing(self.origin_loss_lambda))
         at_next_training(evaluator, partial(self._train, evaluator))
@@ -607,7 +608,7 @@ def _check_steps_per_epoch(given: int | None, evaluator: Evaluator) -> None:
     check_count("steps_per_epoch", given)
     known: int | None = getattr(evaluator, "steps_per_epoch", None)
     if known is not None and known != given:
-        raise ValueError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
+        raise InputError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
 
 
 def _in_one_cut(targets: Mapping[str, Target]) -> bool:
@@ -617,17 +618,17 @@ def _in_one_cut(targets: Mapping[str, Target]) -> bool:
 
 def _check_one_way(admm: ADMMConfig, gradual: GradualConfig, targets: Mapping[str, Target]) -> None:
     if gradual.asked_for and admm.asked_for:
-        raise ValueError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
+        raise InputError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
     if gradual.asked_for and _in_one_cut(targets):
-        raise ValueError(f"gradual: {gradual} does not go with n:m, which is reached in one cut; leave it out")
+        raise InputError(f"gradual: {gradual} does not go with n:m, which is reached in one cut; leave it out")
 
 
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: dict[str, ModuleWrapper]) -> nn.Module:
     if given is None:
         return masked_copy(model, wrappers)
     if not isinstance(given, nn.Module):
-        raise ValueError(f"teacher_model is a {type(given).__name__}; give a torch.nn.Module, or leave it out")
+        raise InputError(f"teacher_model is a {type(given).__name__}; give a torch.nn.Module, or leave it out")
     mine = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if {name: tuple(parameter.shape) for name, parameter in given.named_parameters()} != mine:
-        raise ValueError("teacher_model is not of the model's architecture: names or shapes of parameters differ")
+        raise InputError("teacher_model is not of the model's architecture: names or shapes of parameters differ")
     return frozen_copy(given)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..config import ADMMConfig, GradualConfig
+from ..errors import InputError, TrainingError
 from ..method.admm import ADMM
-from ..method.compression import TrainingError, build_admm
+from ..method.compression import build_admm
 from ..method.gradual import interval_of_cuts
 from ..method.loss import PwoALoss
 from .batch import TakeBatch
@@ -65,7 +66,7 @@ def check_length(max_steps: object, max_epochs: object) -> None:
         ValueError: not one of the two is given, or it is no int of at least 1.
     """
     if (max_steps is None) == (max_epochs is None):
-        raise ValueError("compress: give max_steps or max_epochs, one of them")
+        raise InputError("compress: give max_steps or max_epochs, one of them")
     check_counts(max_steps, max_epochs)
 
 
@@ -79,13 +80,13 @@ def check_counts(max_steps: object, max_epochs: object) -> None:
 def check_count(name: str, value: object) -> None:
     """Raise ValueError where ``value`` is no int of at least 1; ``name`` is what it goes by."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}; give an int of at least 1")
+        raise InputError(f"{name}={value!r}; give an int of at least 1")
 
 
 def check_weight(name: str, value: object) -> None:
     """Raise ValueError where ``value`` is no finite number of at least 0; ``name`` is what it goes by."""
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise ValueError(f"{name}={value!r}; give a number of at least 0")
+        raise InputError(f"{name}={value!r}; give a number of at least 0")
 
 
 def plan_alone(

@@ -17,6 +17,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..errors import InputError
 from ..method.distillation import frozen_copy
 
 __all__ = [
@@ -53,7 +54,7 @@ def refuse_taken_over(is_wrapped: bool, wrappers: Iterable[ModuleWrapper]) -> No
         ValueError: a later compressor has put them on.
     """
     if not is_wrapped and any(is_on(wrapper) for wrapper in wrappers):
-        raise ValueError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
+        raise InputError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
 
 
 def live_parameter(model: nn.Module, name: str) -> nn.Parameter:

@@ -22,8 +22,9 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch_pruning.ops import OPTYPE
 
 from .._text import named
+from .._weights import is_weighted
+from ..errors import InputError
 from ..method.constants import ConstantChannels, links
-from ..method.layers import is_weighted
 from .inputs import call, described, map_tensors, tensors_of
 
 __all__ = ["Network", "Obstacle", "freed", "output_nodes", "remove_dead", "trace"]
@@ -109,13 +110,13 @@ def trace(model: nn.Module, inputs: Any) -> Any:
     except _LostTraceError:
         raise
     except Exception as error:
-        raise ValueError(
+        raise InputError(
             f"model: Torch-Pruning cannot trace {_where_it_fails(model, inputs)} ({named(error)}); "
             "rewrite that forward with plain operations"
         ) from error
 
 
-class _LostTraceError(ValueError):
+class _LostTraceError(InputError):
     """Autograd sees no way from the weights to the output."""
 
 
@@ -194,7 +195,7 @@ def grouping_told() -> Iterator[None]:
     try:
         yield
     except IndexError as error:
-        raise ValueError(
+        raise InputError(
             f"model: Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another "
             "layer that it does not know; prune by masks, without removing channels"
         ) from error

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedParameter
 
 from .._text import named
+from ..errors import InputError
 
 __all__ = [
     "ForwardError",
@@ -34,19 +35,19 @@ def check_model(model: Any) -> None:
         ValueError: one line that says what to give instead.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("model is a ScriptModule, which cannot be traced; give the nn.Module that it was made from")
+        raise InputError("model is a ScriptModule, which cannot be traced; give the nn.Module that it was made from")
     if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise ValueError(f"model is wrapped by {type(model).__name__}; give model.module")
+        raise InputError(f"model is wrapped by {type(model).__name__}; give model.module")
     if hasattr(model, "_orig_mod"):
-        raise ValueError("model is compiled; give the module that went into torch.compile (model._orig_mod)")
+        raise InputError("model is compiled; give the module that went into torch.compile (model._orig_mod)")
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
-            raise ValueError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")
+            raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")
     for name, parameter in model.named_parameters():
         if isinstance(parameter, UninitializedParameter) or parameter.is_meta:
-            raise ValueError(f"{name} has no values yet; run the model once, or load its weights, first")
+            raise InputError(f"{name} has no values yet; run the model once, or load its weights, first")
 
 
 def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
@@ -62,7 +63,7 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     try:
         copied = copy.deepcopy(model, memo)
     except Exception as error:
-        raise ValueError(f"model: copy.deepcopy fails on it ({named(error)}); make it copyable") from error
+        raise InputError(f"model: copy.deepcopy fails on it ({named(error)}); make it copyable") from error
     for parameter in copied.parameters():
         parameter.grad = None
     return copied.eval()
@@ -83,19 +84,19 @@ def call_saying_where(model: nn.Module, inputs: Any) -> Any:
     """
     tensors = tensors_of(inputs)
     if not tensors:
-        raise ValueError(
+        raise InputError(
             f"example_inputs is a {type(inputs).__name__} without a tensor; give what the model's forward takes"
         )
     devices = {parameter.device for parameter in model.parameters()}
     for tensor in tensors:
         if len(devices) == 1 and tensor.device not in devices:
-            raise ValueError(
+            raise InputError(
                 f"example_inputs is on {tensor.device}, and the model on {devices.pop()}; put them together"
             )
     try:
         return forward_saying_where(model, inputs)
     except ForwardError as failed:
-        raise ValueError(
+        raise InputError(
             f"example_inputs: {failed.where} fails on them: {failed.reason}; give what the model's forward takes"
         ) from failed.__cause__
 

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
+
 __all__ = ["bake", "check_masks"]
 
 Masks = Mapping[str, Mapping[str, Tensor | None]]
@@ -25,14 +27,14 @@ def check_masks(model: nn.Module, masks: Any) -> dict[str, dict[str, Tensor]]:
         ValueError: a name, a shape or a value does not fit.
     """
     if not isinstance(masks, Mapping) or not all(isinstance(targets, Mapping) for targets in masks.values()):
-        raise ValueError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
+        raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
     modules = dict(model.named_modules())
     checked: dict[str, dict[str, Tensor]] = {}
     for name, targets in masks.items():
         if name not in modules:
             close = difflib.get_close_matches(str(name), modules, n=3)
             hint = f"; did you mean {', '.join(close)}?" if close else "; are they another model's?"
-            raise ValueError(f"masks: the model has no module {name!r}{hint}")
+            raise InputError(f"masks: the model has no module {name!r}{hint}")
         for target, mask in targets.items():
             if mask is None:
                 continue
@@ -40,16 +42,16 @@ def check_masks(model: nn.Module, masks: Any) -> dict[str, dict[str, Tensor]]:
             parameter = modules[name]._parameters.get(target)
             if parameter is None:
                 if isinstance(getattr(modules[name], target, None), Tensor):
-                    raise ValueError(
+                    raise InputError(
                         f"{where} is computed from other parameters (a parametrization, weight_norm or another "
                         "pruner's hook); remove that first"
                     )
-                raise ValueError(f"{where} is no parameter of the model; give masks of weights and biases only")
+                raise InputError(f"{where} is no parameter of the model; give masks of weights and biases only")
             if not isinstance(mask, Tensor) or mask.shape != parameter.shape:
                 what = tuple(mask.shape) if isinstance(mask, Tensor) else f"a {type(mask).__name__}"
-                raise ValueError(f"{where} is {what}, and the parameter is {tuple(parameter.shape)}")
+                raise InputError(f"{where} is {what}, and the parameter is {tuple(parameter.shape)}")
             if not ((mask == 0) | (mask == 1)).all():
-                raise ValueError(f"{where} has values other than 0 and 1; give 0 where the parameter is pruned, else 1")
+                raise InputError(f"{where} has values other than 0 and 1; give 0 where the parameter is pruned, else 1")
             checked.setdefault(name, {})[target] = mask.detach()
     return checked
 

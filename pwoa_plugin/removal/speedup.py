@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from .._text import named
+from .._weights import is_weighted
+from ..errors import InputError
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels, links
-from ..method.layers import is_weighted
 from .groups import Network, Obstacle, freed, remove_dead, trace
 from .inputs import call, call_saying_where, check_model, copy_of, map_tensors, random_batch, tensors_of
 from .masks import bake, check_masks
@@ -89,7 +90,7 @@ def speedup_with_report(
         work, inputs = _runnable_copy(model, checked, example_inputs)
         reference = _Reference(work, inputs)
         if problem := reference.problem(work):
-            raise ValueError(f"model: called again on the same inputs, {problem}; its eval mode must not be random")
+            raise InputError(f"model: called again on the same inputs, {problem}; its eval mode must not be random")
         network = Network(work, _constants(work, inputs))
         trace(work, inputs)
         network = _shrink(network, inputs, reference)
@@ -125,7 +126,7 @@ class _Reference:
         self.outputs = [_outputs(model, inputs)]
         self.error = 0.0
         if not all(tensor.isfinite().all() for tensor in self.outputs[0]):
-            raise ValueError("the masked model's output on example_inputs is not finite; give a sound model and inputs")
+            raise InputError("the masked model's output on example_inputs is not finite; give a sound model and inputs")
         with contextlib.suppress(Exception):  # some models take no random numbers; then the examples must do
             drawn = random_batch(inputs, torch.Generator().manual_seed(1))
             answer = _outputs(model, drawn)
@@ -201,7 +202,7 @@ def _constants(model: nn.Module, inputs: Any, *, zero_constants: bool = False) -
             error = raised
     if found is None:
         assert error is not None
-        raise ValueError(
+        raise InputError(
             f"example_inputs: the model does not run on batches of {SAMPLES} or 2 random samples ({named(error)})"
         ) from error
     return found

@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +16,11 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from .._checked import checked
-from .._files import write_text
+from .._files import read_bytes, write_text
 from .._random import check_seed
 from .._text import one_line
+from .._weights import counted_weights
+from ..errors import FileError, InputError
 from ..pages.text import interval_text, markdown_plain, markdown_table, percent
 from .attacks import Attack
 from .attacks.base import positive_int
@@ -43,6 +44,7 @@ from .statistics import Paired, holm
 __all__ = ["Broken", "Comparison", "Weights", "compare", "count_weights", "verdict_text"]
 
 _FORMAT = 1
+_MOST_BYTES = 500_000_000
 _MOST_BROKEN = 6  # images shown for each model
 _WIDE = 0.05  # 95 % intervals wider than this are said to be wide
 # Adversarial Pruning Benchmark (arXiv 2409.01249): its sparsities, in percent.
@@ -71,13 +73,13 @@ class Weights:
 
 
 def count_weights(model: nn.Module, dense: nn.Module | None = None) -> Weights:
-    """Count the weights of a model's convolution and linear layers: parameters of two dimensions or more.
+    """Count the weights of a model's convolution and linear layers, as sparsity and `size_report` do.
 
     Args:
         model: whose weights are counted.
         dense: what it may have been made of by removing channels; of no account where it is another network.
     """
-    named, whole = _weights(model), {} if dense is None else _weights(dense)
+    named, whole = counted_weights(model), {} if dense is None else counted_weights(dense)
     weights = list(named.values())
     there, nonzero = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
     total = sum(w.numel() for w in whole.values()) if _is_part(named, whole) else there
@@ -93,10 +95,6 @@ def count_weights(model: nn.Module, dense: nn.Module | None = None) -> Weights:
         if max(in_filters, in_channels) > 0.95 * zeros:
             struct = "filters" if in_filters >= in_channels else "channels"
     return Weights(total=total, nonzero=nonzero, struct=struct)
-
-
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.dim() > 1}
 
 
 def _is_part(weights: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
@@ -257,13 +255,13 @@ class Comparison:
             ValueError: ``content`` is no such dict, or one of a later format.
         """
         if not isinstance(content, Mapping) or content.get("format") != _FORMAT:
-            raise ValueError(
+            raise InputError(
                 f"comparison has no format={_FORMAT}; give what Comparison.to_dict wrote, or compare again"
             )
         given = checked(_Content, {key: content.get(key) for key in ("reports", "weights", "curves")}, "comparison")
         reports = {name: Report.from_dict(report) for name, report in given.reports.items()}
         if not reports or reports.keys() != given.weights.keys():
-            raise ValueError("comparison has reports and weights of other models; compare again")
+            raise InputError("comparison has reports and weights of other models; compare again")
         return cls(reports=reports, weights=given.weights, curves=given.curves)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -279,9 +277,11 @@ class Comparison:
             FileNotFoundError: there is no file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_bytes(path, most=_MOST_BYTES)))
+        except FileError:
+            raise
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {one_line(error)}") from error
+            raise InputError(f"{os.fspath(path)}: {one_line(error)}") from error
 
     def benchmark_rows(self) -> list[dict[str, Any]]:
         """The models in the Adversarial Pruning Benchmark's terms (arXiv 2409.01249), figures in percent.
@@ -386,12 +386,12 @@ def compare(
         ValueError: there is no model, or something is off; see `evaluate`.
     """
     if not isinstance(models, Mapping):
-        raise ValueError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
+        raise InputError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
     if not models:
-        raise ValueError("models is empty; give one at least, as {'dense': model}")
+        raise InputError("models is empty; give one at least, as {'dense': model}")
     for name in models:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"models: {name!r} names no model; give a non-empty string")
+            raise InputError(f"models: {name!r} names no model; give a non-empty string")
     how = as_protocol(protocol, attacks, "standard")
     pixel_range = check_pixel_range(pixel_range)
     norm = check_norm(norm or how.norm or "Linf")
@@ -435,7 +435,7 @@ def _said_of(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise InputError(f"{name}: {error}") from error
 
 
 def check_curve_attack(name: str) -> None:
@@ -448,7 +448,7 @@ def check_curve_attack(name: str) -> None:
     try:
         as_attacks(name)
     except ValueError as error:
-        raise ValueError(f"curve_attack={name!r}: {error}") from error
+        raise InputError(f"curve_attack={name!r}: {error}") from error
 
 
 def _check_curve(
@@ -460,7 +460,7 @@ def _check_curve(
         try:
             check_eps(radius, pixel_range, norm, n_pixels)
         except ValueError as error:
-            raise ValueError(f"curve: {error}") from error
+            raise InputError(f"curve: {error}") from error
 
 
 def _broken(name: str, report: Report, first: Report, images: Tensor) -> list[Broken]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from ..errors import InputError
 from .alarms import Alarm, rises_with_eps
 from .attacks import Attack
 from .evaluation import evaluate
@@ -83,7 +84,7 @@ def security_curve(
     n_pixels = data.images[0].numel()
     radii = sorted({check_eps(value, pixel_range, norm, n_pixels) for value in eps})
     if not radii:
-        raise ValueError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
+        raise InputError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
     columns: list[AttackReport] = []
     for radius in radii:
         report = evaluate(

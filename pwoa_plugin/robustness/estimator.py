@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from .._modes import modes_kept
+from ..errors import InputError
 from ..models.normalisation import Normalisation
 
 __all__ = [
@@ -69,16 +70,16 @@ def check_logits(output: object, n_images: int) -> Tensor:
     logits = logits_in(output, n_images)
     if not isinstance(logits, Tensor):
         kind = type(output).__name__
-        raise ValueError(f"model returns a {kind}; wrap it so that it returns logits, one tensor (N, C)")
+        raise InputError(f"model returns a {kind}; wrap it so that it returns logits, one tensor (N, C)")
     shape = tuple(logits.shape)
     if len(shape) != 2 or shape[0] != n_images:
-        raise ValueError(
+        raise InputError(
             f"model returns a tensor {shape} for {n_images} images; wrap it so that it returns logits (N, C)"
         )
     if shape[1] < 2:
-        raise ValueError("model returns one logit per image; wrap it so that it returns one for each class")
+        raise InputError("model returns one logit per image; wrap it so that it returns one for each class")
     if not logits.is_floating_point():
-        raise ValueError(f"model returns {logits.dtype} values; wrap it so that it returns logits, not labels")
+        raise InputError(f"model returns {logits.dtype} values; wrap it so that it returns logits, not labels")
     return logits
 
 

@@ -24,6 +24,7 @@ from .._random import check_seed, seeded
 from .._text import one_line
 from .._versions import installed_versions
 from ..data.split import stratified_order
+from ..errors import InputError
 from .alarms import find_alarms
 from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.base import OnProgress, positive_int
@@ -118,7 +119,7 @@ def evaluate(
         OSError: a finished batch cannot be written.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     how = as_protocol(protocol, attacks, "paper")
     pixel_range = check_pixel_range(pixel_range)
     norm = check_norm(norm or how.norm or "Linf")
@@ -224,7 +225,7 @@ def draw(data: Images, sample: int | None, at_most: int | None, seed: int) -> Im
     if sample is None:
         sample = min(at_most, there) if at_most else there
     elif positive_int("sample", sample) > there:
-        raise ValueError(f"sample={sample}: there are {there} images; give 1 to {there}")
+        raise InputError(f"sample={sample}: there are {there} images; give 1 to {there}")
     if sample == there:
         return data
     chosen = stratified_order(data.labels, seed)[:sample]
@@ -263,7 +264,7 @@ def _attacked(
         except RuntimeError as error:
             if "does not require grad" not in str(error):
                 raise
-            raise ValueError(
+            raise InputError(
                 f"attacks: {attack.name} needs gradients, and the model's logits carry none; "
                 "take no_grad, detach or numpy out of its forward, or use Square"
             ) from error
@@ -330,11 +331,11 @@ def _clean_logits(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
         raise
     except RuntimeError as error:
         said = one_line(error)
-        raise ValueError(
+        raise InputError(
             f"model does not take images {tuple(images.shape[1:])}: {said}; give images of the shape it was made for"
         ) from error
     if n_nan := int(logits.isnan().any(1).sum()):
-        raise ValueError(f"model returns NaN for {n_nan} of {len(images)} clean images; mend its weights")
+        raise InputError(f"model returns NaN for {n_nan} of {len(images)} clean images; mend its weights")
     return logits
 
 
@@ -353,7 +354,7 @@ def check_model(
         ValueError: it is no model, does not take the images, or returns no logits, NaN or too few classes.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     place = as_device(device, model_device(model))
     images = data.images[:_LOOKED_AT]
     with seeded(0), undisturbed(model), _placed(model, place), _deterministic_cudnn():
@@ -373,7 +374,7 @@ def _placed(model: nn.Module, device: torch.device) -> Iterator[None]:
             yield
             return
         spread = ", ".join(sorted(map(str, homes)))
-        raise ValueError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
+        raise InputError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
     (home,) = homes
     try:
         model.to(device)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .._pixels import GREY_LEVEL, refuse_radius_of_other_pixels
+from ..errors import InputError
 from ..models.normalisation import normalisation_of
 from .attacks import NORMS, Attack, make_attack
 from .protocol import Protocol, load_protocol
@@ -50,7 +51,7 @@ def check_pixel_range(pixel_range: tuple[float, float]) -> tuple[float, float]:
     except (TypeError, ValueError):
         low = high = math.nan
     if not _is_number(low) or not _is_number(high) or not low < high:
-        raise ValueError(f"pixel_range={pixel_range!r} is no range; give (low, high) with low < high")
+        raise InputError(f"pixel_range={pixel_range!r} is no range; give (low, high) with low < high")
     return float(low), float(high)
 
 
@@ -62,7 +63,7 @@ def check_norm(norm: str) -> str:
     """
     by_lower = {name.lower(): name for name in NORMS}
     if not isinstance(norm, str) or norm.lower() not in by_lower:
-        raise ValueError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
+        raise InputError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
     return by_lower[norm.lower()]
 
 
@@ -79,14 +80,14 @@ def check_eps(eps: float | None, pixel_range: tuple[float, float], norm: str = "
         ValueError: it is not positive, reaches beyond all valid images, or is of other units.
     """
     if eps is None:
-        raise ValueError("eps is missing; give the radius in pixel units, such as 8/255")
+        raise InputError("eps is missing; give the radius in pixel units, such as 8/255")
     if not _is_number(eps) or eps <= 0:
-        raise ValueError(f"eps={eps!r} is no radius; give a positive number of pixel units, such as 8/255")
+        raise InputError(f"eps={eps!r} is no radius; give a positive number of pixel units, such as 8/255")
     span = pixel_range[1] - pixel_range[0]
     if eps > span * (math.sqrt(n_pixels) if norm == "L2" else 1):
         meant = f"; did you mean {eps:g}/255?" if pixel_range == (0.0, 1.0) and eps <= 255 else ""
         cure = meant or "; give eps in the units of the pixels"
-        raise ValueError(f"eps={eps!r} is wider than pixel_range={pixel_range}{cure}")
+        raise InputError(f"eps={eps!r} is wider than pixel_range={pixel_range}{cure}")
     refuse_radius_of_other_pixels(eps, pixel_range)
     return float(eps)
 
@@ -103,12 +104,12 @@ def check_normalisation(
     if mean is None and std is None:
         return None
     if mean is None or std is None:
-        raise ValueError(f"{'mean' if mean is None else 'std'} is missing; mean and std go together")
+        raise InputError(f"{'mean' if mean is None else 'std'} is missing; mean and std go together")
     given = _by_channel("mean", mean, channels), _by_channel("std", std, channels)
     if not all(value > 0 for value in given[1]):
-        raise ValueError(f"std={given[1]} is not positive; give the standard deviation of each channel")
+        raise InputError(f"std={given[1]} is not positive; give the standard deviation of each channel")
     if model is not None and normalisation_of(model) is not None:
-        raise ValueError("mean and std are given, and the model normalises already; give them in one place")
+        raise InputError("mean and std are given, and the model normalises already; give them in one place")
     return given
 
 
@@ -118,7 +119,7 @@ def _by_channel(name: str, values: Sequence[float], channels: int) -> tuple[floa
     except (TypeError, ValueError):
         numbers = ()
     if len(numbers) != channels or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name}={values!r} does not fit images of {channels} channels; give one number each")
+        raise InputError(f"{name}={values!r} does not fit images of {channels} channels; give one number each")
     return numbers
 
 
@@ -131,7 +132,7 @@ def check_step_size(step_size: float | None) -> float | None:
     if step_size is None:
         return None
     if not _is_number(step_size) or step_size <= 0:
-        raise ValueError(f"step_size={step_size!r} is no step; give a positive number of pixel units, or None")
+        raise InputError(f"step_size={step_size!r} is no step; give a positive number of pixel units, or None")
     return float(step_size)
 
 
@@ -146,13 +147,13 @@ def as_attacks(attacks: str | Attack | Iterable[str | Attack]) -> list[Attack]:
     for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
         attack = make_attack(item) if isinstance(item, str) else item
         if not isinstance(attack, Attack):
-            raise ValueError(f"attacks: {item!r} is no attack; give a name or an instance of Attack")
+            raise InputError(f"attacks: {item!r} is no attack; give a name or an instance of Attack")
         if attack.name in {other.name for other in made}:
-            raise ValueError(f"attacks: {attack.name!r} comes twice; give one of them another name=")
+            raise InputError(f"attacks: {attack.name!r} comes twice; give one of them another name=")
         attack.require()
         made.append(attack)
     if not made:
-        raise ValueError("attacks is empty; give one at least, such as 'PGD-20'")
+        raise InputError("attacks is empty; give one at least, such as 'PGD-20'")
     return made
 
 
@@ -177,7 +178,7 @@ def as_protocol(
         return replace(how, attacks=tuple(as_attacks(how.attacks)))
     if protocol is not None:
         name = protocol.name if isinstance(protocol, Protocol) else os.fspath(protocol)
-        raise ValueError(f"protocol={name!r} and attacks are given; give one of them")
+        raise InputError(f"protocol={name!r} and attacks are given; give one of them")
     return Protocol(name="custom", version=1, attacks=tuple(as_attacks(attacks)))
 
 
@@ -194,7 +195,7 @@ def as_device(device: str | torch.device | None, default: torch.device) -> torch
         return torch.empty(0, device=device).device
     except (RuntimeError, AssertionError, TypeError) as error:
         reason = str(error).splitlines()[0].split(". ")[0]
-        raise ValueError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
+        raise InputError(f"device={str(device)!r} cannot be used ({reason}); give one torch sees") from error
 
 
 class Images(NamedTuple):
@@ -228,12 +229,12 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
     """
     batches = [data] if _is_pair_of_arrays(data) else data
     if not isinstance(batches, Iterable):
-        raise ValueError(f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)")
+        raise InputError(f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)")
     images, labels, widths = [], [], set()
     for batch in batches:
         if not _is_pair_of_arrays(batch):
             kind = type(batch).__name__
-            raise ValueError(f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)")
+            raise InputError(f"data: a batch is a {kind}, not a pair of tensors; have it give (images, labels)")
         x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
         if y.dim() == 2 and y.shape[1] > 1:
             widths.add(y.shape[1])
@@ -242,11 +243,11 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
         images.append(x.detach().to("cpu", torch.float32))
         labels.append(y.detach().to("cpu", torch.int64))
     if not images or not sum(map(len, images)):
-        raise ValueError("data holds no images; give one at least (a used-up iterator gives none)")
+        raise InputError("data holds no images; give one at least (a used-up iterator gives none)")
     if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
-        raise ValueError(f"data: images have shapes {sorted(shapes)}; resize them to one")
+        raise InputError(f"data: images have shapes {sorted(shapes)}; resize them to one")
     if len(widths) > 1:
-        raise ValueError(f"data: one-hot labels have {sorted(widths)} columns; give one for each class")
+        raise InputError(f"data: one-hot labels have {sorted(widths)} columns; give one for each class")
     # Contiguous, since pyautoattack views gradients as rows.
     whole = _checked_pixels(torch.cat(images).contiguous(), pixel_range)
     return Images(whole, torch.cat(labels), next(iter(widths), None))
@@ -254,7 +255,7 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
 
 def _from_one_hot(y: Tensor) -> Tensor:
     if y.is_complex() or not bool(((y == 0) | (y == 1)).all()) or not bool((y != 0).sum(1).eq(1).all()):
-        raise ValueError(f"data: labels have shape {tuple(y.shape)} and are not one-hot; give labels.argmax(1)")
+        raise InputError(f"data: labels have shape {tuple(y.shape)} and are not one-hot; give labels.argmax(1)")
     return y.to(torch.uint8).argmax(1)
 
 
@@ -269,25 +270,25 @@ def _is_pair_of_arrays(item: object) -> bool:
 def _check_batch(x: Tensor, y: Tensor) -> None:
     if x.dim() != 4:
         cure = "wrap the Dataset in a DataLoader" if x.dim() == 3 else "reshape them"
-        raise ValueError(f"data: images have shape {tuple(x.shape)}, not (N, C, H, W); {cure}")
+        raise InputError(f"data: images have shape {tuple(x.shape)}, not (N, C, H, W); {cure}")
     if not x.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"data: images are {x.dtype}; convert them to float32 in pixel_range (0 to 255: divide by 255)"
         )
     if y.dim() == 2:
-        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give labels.squeeze(1)")
+        raise InputError(f"data: labels have shape {tuple(y.shape)}, not (N,); give labels.squeeze(1)")
     if y.dim() != 1:
-        raise ValueError(f"data: labels have shape {tuple(y.shape)}, not (N,); give one class for each image")
+        raise InputError(f"data: labels have shape {tuple(y.shape)}, not (N,); give one class for each image")
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
-        raise ValueError(f"data: labels are {y.dtype}; give the classes as int64")
+        raise InputError(f"data: labels are {y.dtype}; give the classes as int64")
     if len(x) != len(y):
-        raise ValueError(f"data: {len(x)} images come with {len(y)} labels; give one label for each image")
+        raise InputError(f"data: {len(x)} images come with {len(y)} labels; give one label for each image")
 
 
 def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
     low, high = pixel_range
     if not bool(torch.isfinite(images).all()):
-        raise ValueError("data: images hold NaN or infinite pixels; mend or leave out those images")
+        raise InputError("data: images hold NaN or infinite pixels; mend or leave out those images")
     least, most = float(images.min()), float(images.max())
     rounding = _ROUNDING * (high - low)
     if least < low - rounding or most > high + rounding:
@@ -298,9 +299,9 @@ def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
             else "give images as they are and mean and std apart (or normalise inside the model), "
             "or give the pixel_range of these images"
         )
-        raise ValueError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
+        raise InputError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
     if most - low <= GREY_LEVEL * (high - low):
-        raise ValueError(
+        raise InputError(
             f"data: images span [{least:.4g}, {most:.4g}], a 255th of pixel_range={pixel_range} or less, as if divided "
             "by 255 once too often; give them in that range, or give the pixel_range of these images"
         )
@@ -319,9 +320,9 @@ def check_labels(labels: Tensor, n_classes: int, width: int | None = None) -> No
         ValueError: one is below 0, or ``n_classes`` or more, or ``width`` is another number.
     """
     if width is not None and width != n_classes:
-        raise ValueError(f"data: labels are one-hot over {width} classes, and the model has {n_classes}; give as many")
+        raise InputError(f"data: labels are one-hot over {width} classes, and the model has {n_classes}; give as many")
     least, most = int(labels.min()), int(labels.max())
     if least < 0 or most >= n_classes:
-        raise ValueError(
+        raise InputError(
             f"data: labels span {least}..{most}, the model has classes 0..{n_classes - 1}; number them from 0"
         )

@@ -14,6 +14,7 @@ from typing import Any
 
 from .._text import one_line
 from .._yaml import YAMLError, parse_yaml
+from ..errors import InputError
 from .attacks import FAMILIES, NORMS, Attack, AutoAttack, make_attack
 
 __all__ = ["PROTOCOLS", "Protocol", "load_protocol", "parse_radius"]
@@ -60,7 +61,7 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     if isinstance(protocol, Protocol):
         return protocol
     if not isinstance(protocol, (str, os.PathLike)):
-        raise ValueError(f"protocol={protocol!r} is no protocol; give a name, a YAML file or a Protocol")
+        raise InputError(f"protocol={protocol!r} is no protocol; give a name, a YAML file or a Protocol")
     name = os.fspath(protocol)
     if name in PROTOCOLS:
         return _shipped(name)
@@ -68,17 +69,17 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     if path.suffix not in (".yaml", ".yml"):
         close = difflib.get_close_matches(name.lower(), PROTOCOLS, n=1)
         cure = f"did you mean {close[0]}?" if close else f"use {', '.join(PROTOCOLS)} or a .yaml file"
-        raise ValueError(f"protocol={name!r} is unknown; {cure}")
+        raise InputError(f"protocol={name!r} is unknown; {cure}")
     try:
         text = path.read_bytes()
     except OSError as error:
-        raise ValueError(f"protocol={name!r} cannot be read ({error.strerror}); give a YAML file") from None
+        raise InputError(f"protocol={name!r} cannot be read ({error.strerror}); give a YAML file") from None
     if len(text) > _MOST_BYTES:
-        raise ValueError(f"protocol={name!r} has {len(text):,} bytes; that is no protocol")
+        raise InputError(f"protocol={name!r} has {len(text):,} bytes; that is no protocol")
     try:
         return _parsed(parse_yaml(text), shipped=False)
     except (YAMLError, ValueError, TypeError) as error:
-        raise ValueError(f"protocol={name!r}: {one_line(error)}") from None
+        raise InputError(f"protocol={name!r}: {one_line(error)}") from None
 
 
 @cache
@@ -91,34 +92,34 @@ _KEYS = ("name", "version", "extends", "norm", "eps", "sample", "attacks")
 
 def _parsed(content: Any, *, shipped: bool) -> Protocol:
     if not isinstance(content, Mapping):
-        raise ValueError("is no mapping; give name, version and attacks")
+        raise InputError("is no mapping; give name, version and attacks")
     for key in content:
         if key not in _KEYS:
             close = difflib.get_close_matches(str(key), _KEYS, n=1)
             cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(_KEYS)}"
-            raise ValueError(f"{key}: unknown key; {cure}")
+            raise InputError(f"{key}: unknown key; {cure}")
     name, version = content.get("name"), content.get("version", 1)
     if not isinstance(name, str) or not name.strip():
-        raise ValueError(f"name={name!r} names no protocol; give a non-empty string")
+        raise InputError(f"name={name!r} names no protocol; give a non-empty string")
     if name in PROTOCOLS and not shipped:
-        raise ValueError(f"name={name!r} is a protocol of the package's own; give this one another name")
+        raise InputError(f"name={name!r} is a protocol of the package's own; give this one another name")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
-        raise ValueError(f"version={version!r}; give an integer of 1 or more")
+        raise InputError(f"version={version!r}; give an integer of 1 or more")
     base = content.get("extends")
     if base is not None and base not in PROTOCOLS:
-        raise ValueError(f"extends={base!r} is unknown; use {', '.join(PROTOCOLS)}")
+        raise InputError(f"extends={base!r} is unknown; use {', '.join(PROTOCOLS)}")
     attacks = [] if base is None else list(_shipped(base).attacks)
     listed = content.get("attacks", [])
     if not isinstance(listed, list):
-        raise ValueError(f"attacks={listed!r} is no list")
+        raise InputError(f"attacks={listed!r} is no list")
     attacks += [_attack(item, f"attacks.{i}") for i, item in enumerate(listed)]
     if not attacks:
-        raise ValueError("attacks is empty; name one at least, such as PGD-20")
+        raise InputError("attacks is empty; name one at least, such as PGD-20")
     norm, eps, sample = content.get("norm"), content.get("eps"), content.get("sample")
     if norm is not None and norm not in NORMS:
-        raise ValueError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
+        raise InputError(f"norm={norm!r} is unknown; use {' or '.join(NORMS)}")
     if sample is not None and (not isinstance(sample, int) or isinstance(sample, bool) or sample < 1):
-        raise ValueError(f"sample={sample!r} is no count; give an integer of 1 or more, or leave it out for all")
+        raise InputError(f"sample={sample!r} is no count; give an integer of 1 or more, or leave it out for all")
     return Protocol(
         name=name,
         version=version,
@@ -140,7 +141,7 @@ def parse_radius(value: Any) -> float:
     except (ValueError, TypeError, ZeroDivisionError, OverflowError):
         radius = 0.0
     if not 0 < radius < float("inf") or isinstance(value, bool):
-        raise ValueError(f"eps={value!r} is no radius; give a positive number of pixel units, such as 8/255")
+        raise InputError(f"eps={value!r} is no radius; give a positive number of pixel units, such as 8/255")
     return radius
 
 
@@ -148,15 +149,15 @@ def _attack(item: Any, field: str) -> Attack:
     if isinstance(item, str):
         return make_attack(item)
     if not isinstance(item, Mapping) or item.get("attack") not in FAMILIES:
-        raise ValueError(f"{field}={item!r}: give a name, or {{attack: NAME, ...}} with {', '.join(FAMILIES)}")
+        raise InputError(f"{field}={item!r}: give a name, or {{attack: NAME, ...}} with {', '.join(FAMILIES)}")
     arguments = {str(key): value for key, value in item.items() if key != "attack"}
     try:
         attack = FAMILIES[item["attack"]](**arguments)
     except TypeError as error:
         said = str(error).split("() ", 1)[-1].replace("__init__", item["attack"])
-        raise ValueError(f"{field}: {item['attack']} {said}") from None
+        raise InputError(f"{field}: {item['attack']} {said}") from None
     except ValueError as error:
-        raise ValueError(f"{field}: {error}") from None
+        raise InputError(f"{field}: {error}") from None
     if attack.name == "AutoAttack" and not (isinstance(attack, AutoAttack) and attack.is_standard):
-        raise ValueError(f"{field}: name='AutoAttack' is the standard one's, whole; give this attack another name")
+        raise InputError(f"{field}: name='AutoAttack' is the standard one's, whole; give this attack another name")
     return attack

@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,14 +14,16 @@ from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 from .._checked import checked
-from .._files import write_text
+from .._files import read_bytes, write_text
 from .._versions import installed_versions
+from ..errors import FileError, InputError
 from .alarms import Alarm
 from .statistics import Paired, paired, wilson_interval
 
 __all__ = ["AttackReport", "Config", "Report", "eps_text"]
 
 _FORMAT = 2  # of the JSON; to be raised when a reader of the old one would misread the new one
+_MOST_BYTES = 500_000_000
 _READ = (1, 2)  # what 2 added may be missing
 
 
@@ -179,16 +180,16 @@ class Report:
             ValueError: the images or the attacks differ, or a report has no such column.
         """
         if not self.config.images_sha256 or self.config.images_sha256 != other.config.images_sha256:
-            raise ValueError("the reports are not known to be of the same images, so they cannot be paired; judge anew")
+            raise InputError("the reports are not known to be of the same images, so they cannot be paired; judge anew")
         mine, theirs = self.verdicts(column), other.verdicts(column)
         if column != "clean":
             for name in ("eps", "norm", "pixel_range"):
                 own, others = getattr(self.config, name), getattr(other.config, name)
                 if own != others:
-                    raise ValueError(f"{name}: the reports are of {own} and of {others}; judge both alike")
+                    raise InputError(f"{name}: the reports are of {own} and of {others}; judge both alike")
             asked = [report._attacks_of(column) for report in (self, other)]
             if asked[0] != asked[1]:
-                raise ValueError(f"column={column!r}: the reports' attacks differ, or their settings; judge both alike")
+                raise InputError(f"column={column!r}: the reports' attacks differ, or their settings; judge both alike")
         return paired(mine, theirs)
 
     def _attacks_of(self, column: str) -> dict[str, Any]:
@@ -206,7 +207,7 @@ class Report:
         if column == "worst case":
             return self.worst_case.robust
         if column not in self.attacks:
-            raise ValueError(f"column={column!r}: the report has {', '.join(self.attacks)}, clean and worst case")
+            raise InputError(f"column={column!r}: the report has {', '.join(self.attacks)}, clean and worst case")
         return self.attacks[column].robust
 
     def to_dict(self) -> dict[str, Any]:
@@ -238,9 +239,9 @@ class Report:
             ValueError: ``content`` is no such dict, or one of a later format.
         """
         if not isinstance(content, Mapping) or "format" not in content:
-            raise ValueError("report has no field 'format'; give what Report.to_dict or to_json wrote")
+            raise InputError("report has no field 'format'; give what Report.to_dict or to_json wrote")
         if content["format"] not in _READ or isinstance(content["format"], bool):
-            raise ValueError(
+            raise InputError(
                 f"report has format={content['format']!r}, this version reads up to {_FORMAT}; update pwoa_plugin"
             )
         try:
@@ -263,12 +264,12 @@ class Report:
                 versions=given.versions,
             )
         except ValueError as error:
-            raise ValueError(f"report is incomplete or malformed ({error}); evaluate again") from error
+            raise InputError(f"report is incomplete or malformed ({error}); evaluate again") from error
         lengths = {report.config.n_images, len(report.clean_correct)}
         lengths |= {len(column.robust) for column in report.attacks.values()}
         lengths |= set() if report.labels is None else {len(report.labels)}
         if len(lengths) > 1:
-            raise ValueError(f"report has verdicts on {sorted(lengths)} images; evaluate again")
+            raise InputError(f"report has verdicts on {sorted(lengths)} images; evaluate again")
         return report
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
@@ -288,9 +289,11 @@ class Report:
             FileNotFoundError: there is no file.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+            return cls.from_dict(json.loads(read_bytes(path, most=_MOST_BYTES)))
+        except FileError:
+            raise
         except ValueError as error:
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            raise InputError(f"{os.fspath(path)}: {error}") from error
 
     def _rows(self) -> list[tuple[str, ...]]:
         rows: list[tuple[str, ...]] = [
@@ -368,7 +371,7 @@ def _to_bits(flags: Tensor) -> str:
 
 def _from_bits(bits: str) -> Tensor:
     if not bits or set(bits) - {"0", "1"}:
-        raise ValueError(f"{bits[:20]!r} is no string of 0 and 1")
+        raise InputError(f"{bits[:20]!r} is no string of 0 and 1")
     return torch.tensor([bit == "1" for bit in bits])
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from scipy.stats import binomtest
 from torch import Tensor
 
+from ..errors import InputError
+
 __all__ = ["Paired", "holm", "mcnemar_exact", "paired", "tango_interval", "wilson_interval"]
 
 _Z = 1.959963984540054  # of a two-sided 95 % interval
@@ -80,7 +82,7 @@ def tango_interval(n_first_only: int, n_second_only: int, n: int) -> tuple[float
     """
     b, c = n_first_only, n_second_only
     if b < 0 or c < 0 or n < 1 or b + c > n:
-        raise ValueError(f"{b} and {c} of {n} are no counts of differing images")
+        raise InputError(f"{b} and {c} of {n} are no counts of differing images")
 
     def score(delta: float) -> float:
         quadratic, linear = 2 * n, -b - c + (2 * n - b + c) * delta
@@ -157,7 +159,7 @@ def paired(first: Tensor, second: Tensor) -> Paired:
         ValueError: they are of different lengths.
     """
     if first.shape != second.shape:
-        raise ValueError(f"verdicts on {len(first)} and {len(second)} images cannot be paired; judge the same images")
+        raise InputError(f"verdicts on {len(first)} and {len(second)} images cannot be paired; judge the same images")
     return Paired(
         n=len(first),
         both=int((first & second).sum()),

@@ -17,12 +17,13 @@ from torch import Tensor, nn
 from .._files import write_text
 from .._modes import modes_kept
 from .._random import seeded
+from ..errors import RunError
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.compression import Compression
 from ..method.logits import logits_of
 from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation, radius_for
-from .folder import RunError, RunFolder
+from .folder import RunFolder
 from .state_file import write_state
 from .weights import write_weights
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._files import write_text
+from ..errors import InputError
 from ..pages import write_plots
 from .callbacks import read_metrics
 from .folder import RunFolder
@@ -28,7 +29,7 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
     config = facts.get("config")
     layers = facts.get("layers")
     if not isinstance(config, dict) or not isinstance(layers, list) or "radius" not in facts:
-        raise ValueError(f"{folder}: the run has not come to its first step; go on with `pwoa prune ... --resume`")
+        raise InputError(f"{folder}: the run has not come to its first step; go on with `pwoa prune ... --resume`")
     epochs = [line for line in read_metrics(folder.metrics) if line.pop("event") == "epoch"]
     for line in epochs:
         del line["step"]
@@ -45,19 +46,19 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
     try:
         return RunReport.from_dict(content)
     except ValueError as error:
-        raise ValueError(f"{folder}: its {folder.facts.name} or {folder.metrics.name} is damaged ({error})") from None
+        raise InputError(f"{folder}: its {folder.facts.name} or {folder.metrics.name} is damaged ({error})") from None
 
 
 def _sparsity(layers: list[Any]) -> float:
     try:
         return 1 - float(sum(layer["kept"] for layer in layers) / sum(layer["weights"] for layer in layers))
     except (TypeError, KeyError, ZeroDivisionError) as error:
-        raise ValueError(f"layers: are damaged ({error!r})") from None
+        raise InputError(f"layers: are damaged ({error!r})") from None
 
 
 def _robustness(folder: RunFolder, files: Any) -> dict[str, Any]:
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise ValueError(f"{folder.facts}: is damaged (robustness)")
+        raise InputError(f"{folder.facts}: is damaged (robustness)")
     return {which: folder.read_json(folder.robustness / Path(name).name) for which, name in files.items()}
 
 

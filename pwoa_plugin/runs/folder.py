@@ -11,12 +11,9 @@ from typing import Any
 
 from .._files import write_text
 from .._text import one_line
+from ..errors import FileError, InputError, RunError
 
-__all__ = ["Folder", "RunError", "RunFolder"]
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on where it is (a disk is full, a folder in use); one line that says what to do."""
+__all__ = ["Folder", "RunFolder"]
 
 
 class Folder:
@@ -40,8 +37,12 @@ class Folder:
         Raises:
             RunError: another process has it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with self.lock.open("w") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = self.lock.open("w")
+        except OSError as error:
+            raise FileError(f"{self}: cannot be written to ({error.strerror}); give another --out") from None
+        with opened as file:
             try:
                 import fcntl
             except ModuleNotFoundError:  # Windows: no lock there
@@ -100,10 +101,10 @@ class RunFolder(Folder):
             ValueError: there is none, or it is damaged.
         """
         if not self.exists():
-            raise ValueError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+            raise InputError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
         facts = self.read_json(self.facts)
         if not isinstance(facts, dict):
-            raise ValueError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
+            raise InputError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
         return facts
 
     @staticmethod
@@ -116,7 +117,7 @@ class RunFolder(Folder):
         try:
             return json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError, FileNotFoundError) as error:
-            raise ValueError(f"{path}: is damaged ({one_line(error)})") from None
+            raise InputError(f"{path}: is damaged ({one_line(error)})") from None
 
     def write_facts(self, **changed: Any) -> None:
         """Change entries of ``run.json``."""

@@ -21,17 +21,18 @@ from .._text import one_line
 from .._versions import installed_versions
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
+from ..errors import InputError, RunError, TrainingError
 from ..masks import save_masks
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
-from ..method.compression import Compression, TrainingError
+from ..method.compression import Compression
 from ..method.sparsity import STRUCTURED
 from ..method.state import State
 from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
 from .cost import cost_report
 from .files import write_report
-from .folder import RunError, RunFolder
+from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
@@ -333,7 +334,7 @@ def _finish(run: Compression, folder: RunFolder) -> None:
         try:
             weights, facts = read_weights(folder.best)
             if facts.get("epoch") != str(best["epoch"]):
-                raise ValueError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
+                raise InputError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
             run.model.load_state_dict(weights)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             _logger.warning("%s; the last epoch's weights are taken", one_line(error))

@@ -14,6 +14,7 @@ from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegative
 
 from .._checked import checked
 from .._yaml import dump_yaml
+from ..errors import InputError
 from ..pages import render, svg_plots
 from ..pages.text import (
     duration,
@@ -97,7 +98,7 @@ class LayerReport:
 
     def __post_init__(self) -> None:
         if self.kept > self.weights or self.weights != math.prod(self.shape):
-            raise ValueError(f"{self.kept} kept of {self.weights} weights contradict shape {list(self.shape)}")
+            raise InputError(f"{self.kept} kept of {self.weights} weights contradict shape {list(self.shape)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,12 +231,12 @@ class RunReport:
         try:
             datetime.fromisoformat(self.started)
         except ValueError:
-            raise ValueError(f"started={self.started!r} is no ISO 8601 time") from None
+            raise InputError(f"started={self.started!r} is no ISO 8601 time") from None
         numbers = [epoch.epoch for epoch in self.epochs]
         if numbers != sorted(set(numbers)):
-            raise ValueError(f"epochs are numbered {numbers[:20]}, not upwards")
+            raise InputError(f"epochs are numbered {numbers[:20]}, not upwards")
         if self.best and self.best.epoch not in numbers:
-            raise ValueError(f"best.epoch={self.best.epoch} is none of the epochs")
+            raise InputError(f"best.epoch={self.best.epoch} is none of the epochs")
         _ = self.judged
 
     @cached_property
@@ -250,7 +251,7 @@ class RunReport:
             try:
                 reports[str(name)] = Report.from_dict(self.robustness[name])
             except ValueError as error:
-                raise ValueError(f"robustness.{name}: {error}") from None
+                raise InputError(f"robustness.{name}: {error}") from None
         return reports
 
     def to_dict(self) -> dict[str, Any]:
@@ -270,9 +271,9 @@ class RunReport:
             ValueError: ``content`` is no such dict, or one of a later format; one line names the field.
         """
         if not isinstance(content, Mapping) or "format" not in content:
-            raise ValueError("report.format: is missing; give what RunReport.to_dict wrote")
+            raise InputError("report.format: is missing; give what RunReport.to_dict wrote")
         if content["format"] != _FORMAT or isinstance(content["format"], bool):
-            raise ValueError(f"report.format: is {content['format']!r}, this version reads 1; update pwoa_plugin")
+            raise InputError(f"report.format: is {content['format']!r}, this version reads 1; update pwoa_plugin")
         content = {key: value for key, value in content.items() if key != "format"}
         epochs = content.get("epochs")
         if isinstance(epochs, Sequence):

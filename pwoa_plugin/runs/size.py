@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._checked import checked
-from ..method.layers import is_weighted
+from .._weights import is_weighted, same_memory
+from ..errors import InputError
 
 __all__ = ["LayerSize", "SizeReport", "size_report"]
 
@@ -44,7 +45,7 @@ class LayerSize:
 
     def __post_init__(self) -> None:
         if self.weights != math.prod(self.shape) or self.nonzero > self.weights:
-            raise ValueError(f"{self.nonzero} nonzero of {self.weights} weights contradict shape {list(self.shape)}")
+            raise InputError(f"{self.nonzero} nonzero of {self.weights} weights contradict shape {list(self.shape)}")
 
     @property
     def format(self) -> str:
@@ -78,7 +79,7 @@ class SizeReport:
 
     def __post_init__(self) -> None:
         if self.nonzero_parameters > self.parameters:
-            raise ValueError(f"{self.nonzero_parameters} nonzero of {self.parameters} parameters")
+            raise InputError(f"{self.nonzero_parameters} nonzero of {self.parameters} parameters")
 
     @property
     def counted(self) -> tuple[LayerSize, ...]:
@@ -173,15 +174,15 @@ def size_report(model: nn.Module) -> SizeReport:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_meta or is_lazy(tensor):
-            raise ValueError(f"{name}: has no values yet; load a checkpoint, or run the model once, before it is sized")
-    parameters = {_identity(tensor): tensor for tensor in model.parameters()}
-    stored = parameters | {_identity(tensor): tensor for tensor in model.buffers()}
+            raise InputError(f"{name}: has no values yet; load a checkpoint, or run the model once, before it is sized")
+    parameters = {same_memory(tensor): tensor for tensor in model.parameters()}
+    stored = parameters | {same_memory(tensor): tensor for tensor in model.buffers()}
     layers: list[LayerSize] = []
     first: dict[object, str] = {}
     for name, module in model.named_modules():
         if is_weighted(module):
             weight = module.weight.detach()
-            own = _identity(weight)
+            own = same_memory(weight)
             # The memory of a computed weight is free again at once, and may be the next one's.
             tied_to = first.setdefault(own, name) if own in stored else name
             layers.append(_layer_size(name, weight, own in stored, tied_to if tied_to != name else None))
@@ -191,12 +192,6 @@ def size_report(model: nn.Module) -> SizeReport:
         parameters=sum(tensor.numel() for tensor in parameters.values()),
         nonzero_parameters=sum(int(tensor.count_nonzero()) for tensor in parameters.values()),
     )
-
-
-def _identity(tensor: Tensor) -> object:
-    """Equal for two tensors that are the same memory, as tied weights may be after a move or a load."""
-    place = tensor.data_ptr()
-    return (place, tuple(tensor.shape), tensor.stride(), tensor.dtype) if place else id(tensor)
 
 
 def _layer_size(name: str, weight: Tensor, stored: bool, tied_to: str | None) -> LayerSize:

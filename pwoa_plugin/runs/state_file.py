@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .._files import write_tensors
 from .._text import one_line
+from ..errors import InputError, MissingFileError
 from ..method.state import State
 
 __all__ = ["StateFileError", "read_state", "write_state"]
@@ -20,7 +21,7 @@ __all__ = ["StateFileError", "read_state", "write_state"]
 _FORMAT = "pwoa-state-2"
 
 
-class StateFileError(ValueError):
+class StateFileError(InputError):
     """A file that holds no state, or a damaged one; one line."""
 
 
@@ -51,7 +52,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
         FileNotFoundError: there is none.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
+        raise MissingFileError(f"{os.fspath(path)}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}

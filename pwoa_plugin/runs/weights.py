@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._files import write_tensors
 from .._text import one_line
+from ..errors import InputError, MissingFileError
 
 __all__ = ["read_weights", "write_weights"]
 
@@ -34,9 +35,9 @@ def read_weights(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         FileNotFoundError: there is none.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
+        raise MissingFileError(f"{os.fspath(path)}: no such file")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{os.fspath(path)}: is damaged ({one_line(error)})") from None
+        raise InputError(f"{os.fspath(path)}: is damaged ({one_line(error)})") from None

@@ -16,7 +16,8 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-from ..method.layers import is_weighted
+from .._weights import is_weighted
+from ..errors import InputError
 from .coupling import Coupling
 
 __all__ = [
@@ -77,11 +78,11 @@ def in_words(words: Mapping[str, str]) -> Iterator[None]:
         yield
     except ValueError as error:
         said = str(error)
-        if words and type(error) is ValueError:
+        if words and type(error) is InputError:
             said = re.sub(rf"\b({'|'.join(words)})\b", lambda found: words[found[0]], said)
         if said == str(error):
             raise
-        raise ValueError(said) from error
+        raise InputError(said) from error
 
 
 def check_kind(name: str, value: Any, kind: Any, what: str) -> None:
@@ -91,7 +92,7 @@ def check_kind(name: str, value: Any, kind: Any, what: str) -> None:
         ValueError: it is not.
     """
     if value is not None and not isinstance(value, kind):
-        raise ValueError(f"{name} is a {type(value).__name__}; give {what}")
+        raise InputError(f"{name} is a {type(value).__name__}; give {what}")
 
 
 def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False) -> None:
@@ -103,7 +104,7 @@ def check_ratio(name: str, value: Any, *, low: bool = False, high: bool = False)
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not number or not (value >= 0 if low else value > 0) or not (value <= 1 if high else value < 1):
         bounds = f"{'[' if low else '('}0, 1{']' if high else ')'}"
-        raise ValueError(f"{name}={value!r} is outside {bounds}; 0.75 removes three channels in four")
+        raise InputError(f"{name}={value!r} is outside {bounds}; 0.75 removes three channels in four")
 
 
 def check_no_inference(what: str) -> None:
@@ -113,7 +114,7 @@ def check_no_inference(what: str) -> None:
         ValueError: it is on.
     """
     if torch.is_inference_mode_enabled():
-        raise ValueError(f"{what}: torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+        raise InputError(f"{what}: torch.inference_mode is on, and its tensors cannot be trained; call this outside")
 
 
 def check_finite(model: nn.Module) -> None:
@@ -124,7 +125,7 @@ def check_finite(model: nn.Module) -> None:
     """
     for name, parameter in model.named_parameters():
         if not parameter.isfinite().all():
-            raise ValueError(f"{name}: a weight is not finite; lower the learning rate")
+            raise InputError(f"{name}: a weight is not finite; lower the learning rate")
 
 
 def checked_options(options: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -136,11 +137,11 @@ def checked_options(options: Mapping[str, Any], model: nn.Module) -> dict[str, A
     known = [name for name in inspect.signature(tp.pruner.BasePruner.__init__).parameters if name not in _NOT_PASSED]
     for name in options:
         if name in _NOT_PASSED:
-            raise ValueError(f"{name}: {_NOT_PASSED[name] or 'is an argument already'}")
+            raise InputError(f"{name}: {_NOT_PASSED[name] or 'is an argument already'}")
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             cure = f"did you mean {close[0]}?" if close else f"Torch-Pruning has {', '.join(known)}"
-            raise ValueError(f"{name}: unknown option; {cure}")
+            raise InputError(f"{name}: unknown option; {cure}")
     options = {name: value for name, value in options.items() if value is not None}
     for name, (kind, what) in _KINDS.items():
         check_kind(name, options.get(name), kind, what)
@@ -160,12 +161,12 @@ def checked_options(options: Mapping[str, Any], model: nn.Module) -> dict[str, A
     own = {*model.parameters()}
     for entry in unwrapped.items() if isinstance(unwrapped, Mapping) else unwrapped:
         if not (isinstance(entry, tuple) and len(entry) == 2 and isinstance(entry[1], int) and entry[0] in own):
-            raise ValueError("unwrapped_parameters: give {parameter of the model: dimension that gets shorter}")
+            raise InputError("unwrapped_parameters: give {parameter of the model: dimension that gets shorter}")
     steps = options.get("iterative_steps", 1)
     check_count("iterative_steps", steps)
     schedule = options.get("iterative_pruning_ratio_scheduler")
     if schedule is not None and len(schedule(0.5, steps)) != steps + 1:
-        raise ValueError(
+        raise InputError(
             f"iterative_pruning_ratio_scheduler: let it return {steps + 1} ratios, from 0 to the one that it is given"
         )
     return options
@@ -178,7 +179,7 @@ def check_count(name: str, value: Any) -> None:
         ValueError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name}={value!r}: give a whole number, 1 or more")
+        raise InputError(f"{name}={value!r}: give a whole number, 1 or more")
 
 
 def root_types(given: Any) -> list[type]:
@@ -219,7 +220,7 @@ def modules_named(model: nn.Module, given: Any, what: str) -> list[Any]:
         if not hits:
             close = difflib.get_close_matches(str(entry), modules, n=1) if isinstance(entry, str) else []
             hint = f"; did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{what}: {name} is not in the model{hint}")
+            raise InputError(f"{what}: {name} is not in the model{hint}")
         found += hits
     return found
 
@@ -263,12 +264,12 @@ def check_reached(model: nn.Module, graph: Any, ignored: Sequence[Any]) -> None:
         if not is_weighted(module) or id(module) in inside | passed:
             continue
         if module not in graph.module2node:
-            raise ValueError(
+            raise InputError(
                 f"{name}: the forward on example_inputs in eval mode does not come to it, so it would not fit its "
                 "smaller neighbours; take it out (torchvision: aux_logits=False), or list it in ignored_layers"
             )
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
-            raise ValueError(
+            raise InputError(
                 f"{name}: its weight is computed from others (a parametrization or weight_norm); remove that first, "
                 "or list the layer in ignored_layers"
             )
@@ -290,24 +291,24 @@ def check_layers(model: nn.Module, couplings: Sequence[Coupling]) -> None:
         for part in coupling.parts:
             tied = users[id(part.parameter)]
             if len(tied) > 1:
-                raise ValueError(
+                raise InputError(
                     f"{tied[0]} and {tied[1]} are one tensor, which cannot lose channels in one place only; untie "
                     f"them, or list {coupling.root} in ignored_layers"
                 )
             if not part.parameter.requires_grad:
-                raise ValueError(
+                raise InputError(
                     f"{names[part.parameter]} has requires_grad=False, and ADMM cannot move it; set it to True, or "
                     f"list {coupling.root}, whose channels it has, in ignored_layers"
                 )
         for item in coupling.group:
             module, kind, name = item.dep.target.module, item.dep.target.type, item.dep.target.name.split(" (")[0]
             if kind == OPTYPE.LSTM:
-                raise ValueError(
+                raise InputError(
                     f"{name}: an LSTM that reads fewer channels is not supported; list {coupling.root}, which it "
                     "reads, in ignored_layers"
                 )
             if kind == OPTYPE.DEPTHWISE_CONV and module.in_channels != module.out_channels:
-                raise ValueError(
+                raise InputError(
                     f"{name}: Torch-Pruning takes {module.groups} groups of one filter and several "
                     "inputs for a depthwise convolution; list it in ignored_layers"
                 )

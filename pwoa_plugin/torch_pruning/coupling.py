@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
+from ..errors import InputError
+
 __all__ = ["MIXING", "Axis", "Coupling", "Part", "channel_scores", "inputs_of", "parts_of"]
 
 #: Layers whose answer for one channel depends on the others: without some of them it changes, also where they were 0.
@@ -99,13 +101,13 @@ def parts_of(group: Any) -> Iterator[Part]:
     for item in group:
         roots = item.root_idxs
         if roots is None or any(root not in place for root in roots):
-            raise ValueError(f"Torch-Pruning loses track of channels on the way to {item.dep.target.name}")
+            raise InputError(f"Torch-Pruning loses track of channels on the way to {item.dep.target.name}")
         channels = torch.tensor([place[root] for root in roots], dtype=torch.long)
         positions = torch.tensor(list(item.idxs), dtype=torch.long)
         for parameter, dim, where, of in _places(item.dep, positions, channels):
             if isinstance(parameter, nn.Parameter):
                 if len(where) and int(where.max()) >= parameter.shape[dim]:
-                    raise ValueError(
+                    raise InputError(
                         f"Torch-Pruning loses track of channels on the way to {item.dep.target.name.split(' (')[0]} "
                         "(a concatenation that is flattened at once, say); list the layers before in ignored_layers"
                     )

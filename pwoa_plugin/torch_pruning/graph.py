@@ -15,6 +15,7 @@ from torchvision.models import VisionTransformer
 
 from .._modes import modes_kept
 from .._text import named
+from ..errors import InputError
 from ..removal.groups import output_nodes, trace
 from ..removal.inputs import ForwardError, call, forward_saying_where, map_tensors, tensors_of
 
@@ -71,7 +72,7 @@ def removals_from_json(entries: Any) -> list[Removal]:
                 raise TypeError(f"{layer!r} is no removal")
         return [Removal(layer, out, tuple(channels)) for layer, out, channels in entries]
     except (TypeError, ValueError) as error:
-        raise ValueError(f"these are no removals ({error})") from None
+        raise InputError(f"these are no removals ({error})") from None
 
 
 #: An attribute of a model that lost channels: it goes along with copies. Plain lists, which need no class of ours.
@@ -163,7 +164,7 @@ class Tracing:
         except Exception as error:
             with kept_as_before(model):
                 trace(model, self.inputs)  # says where it fails
-            raise ValueError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
+            raise InputError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
 
 
 @contextlib.contextmanager
@@ -207,11 +208,11 @@ def to_take_out(model: nn.Module, graph: Any, removal: Removal) -> tuple[Any, in
         function = pruner.prune_out_channels if removal.out else pruner.prune_in_channels
         channels = graph.get_out_channels(module) if removal.out else graph.get_in_channels(module)
     except (AttributeError, KeyError) as error:
-        raise ValueError(f"the model has no layer {removal.layer!r} with channels to remove") from error
+        raise InputError(f"the model has no layer {removal.layer!r} with channels to remove") from error
     if not 0 < len(set(removal.channels)) == len(removal.channels) < channels or not (
         min(removal.channels) >= 0 and max(removal.channels) < channels
     ):
-        raise ValueError(f"{removal.layer} has {channels} channels here, and others are to be removed")
+        raise InputError(f"{removal.layer} has {channels} channels here, and others are to be removed")
     return graph.get_pruning_group(module, function, list(removal.channels)), channels
 
 
@@ -261,7 +262,7 @@ class ChosenGroup(tp.dependency.Group):
             ValueError: they are gone already, or cannot be removed; the model is as it was.
         """
         if self._is_pruned:
-            raise ValueError("prune: this group is pruned already")
+            raise InputError("prune: this group is pruned already")
         self._take_out(idxs)
         self._is_pruned = True
 
@@ -295,8 +296,8 @@ def check_forward(model: nn.Module, tracing: Tracing, shapes: Sequence[torch.Siz
                 "a normalisation has sizes there that Torch-Pruning does not follow (F.layer_norm, F.batch_norm, or "
                 f"nn.LayerNorm of several dimensions): use nn.LayerNorm of the channels, nn.BatchNorm2d, or {layers}"
             )
-        raise ValueError(f"model: with fewer channels {failed.where} fails ({failed.reason}); {cure}") from failed
+        raise InputError(f"model: with fewer channels {failed.where} fails ({failed.reason}); {cure}") from failed
     if [output.shape for output in outputs] != list(shapes):
         found = ", ".join(str(tuple(output.shape)) for output in outputs)
-        raise ValueError(f"model: with fewer channels its output is {found}, not {tuple(shapes[0])}; {cure}")
+        raise InputError(f"model: with fewer channels its output is {found}, not {tuple(shapes[0])}; {cure}")
     return outputs

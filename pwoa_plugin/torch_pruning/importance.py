@@ -9,6 +9,7 @@ import torch
 import torch_pruning as tp
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .checks import check_kind
 from .coupling import channel_scores, parts_of
 
@@ -34,7 +35,7 @@ class PwoAImportance(tp.importance.Importance):
         for parameter, dual in (duals or {}).items():
             check_kind("duals: a key", parameter, nn.Parameter, "the parameter itself")
             if dual.shape != parameter.shape:
-                raise ValueError(
+                raise InputError(
                     f"duals: {tuple(dual.shape)} is not the shape of its parameter {tuple(parameter.shape)}"
                 )
         self.duals: dict[nn.Parameter, Tensor] = dict(duals or {})

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._files import replaced_whole
 from .._text import named
+from ..errors import InputError, MissingPackageError
 from ..removal.inputs import call_saying_where, check_model, map_tensors, tensors_of
 
 __all__ = ["export_onnx"]
@@ -47,7 +48,7 @@ def export_onnx(
     """
     missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
-        raise ModuleNotFoundError(
+        raise MissingPackageError(
             f"export_onnx needs {', '.join(missing)}; install them with: pip install 'pwoa-plugin[onnx]'"
         )
     check_model(model)
@@ -78,7 +79,7 @@ def export_onnx(
                 )
         except Exception as error:
             cure = "; with batch=False it may do, for as many images as the example has" if batch else ""
-            raise ValueError(f"model: torch.onnx.export fails on it ({named(error)}){cure}") from error
+            raise InputError(f"model: torch.onnx.export fails on it ({named(error)}){cure}") from error
         if check:
             _check(os.fspath(scratch), tensors_of(inputs), expected)
 
@@ -94,5 +95,5 @@ def _check(path: str, inputs: list[Tensor], expected: list[Tensor]) -> None:
         largest = float(one.abs().max())
         worst = float((one.cpu() - torch.from_numpy(other)).abs().max())
         if not worst <= _TOLERANCE * max(largest, 1e-30):
-            raise ValueError(f"onnxruntime's output differs by {worst:.1e}, where the largest is {largest:.1e}")
+            raise InputError(f"onnxruntime's output differs by {worst:.1e}, where the largest is {largest:.1e}")
         _logger.info("onnxruntime's output agrees to %.1e of the largest", worst / max(largest, 1e-30))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._random import seeded
 from .._text import named
 from ..config import ADMMConfig, PwoAConfig
+from ..errors import InputError
 from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
@@ -161,7 +162,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if round_to is not None:
             check_count("round_to", round_to)
         if not torch.is_grad_enabled():
-            raise ValueError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
+            raise InputError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
         self._words: dict[str, str] = {}
         if config is None:
             self.admm_config = admm_of_a_loop(admm)
@@ -206,7 +207,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     ) -> None:
         """Let Torch-Pruning set itself up, by a trace of the model."""
         if inputs is None:
-            raise ValueError("example_inputs is missing; give what the model's forward takes, a batch of images say")
+            raise InputError("example_inputs is missing; give what the model's forward takes, a batch of images say")
         ratio = 0.5 if ratio is None else ratio
         check_ratio("pruning_ratio", ratio)
         ignored = [] if ignored_layers is None else modules_named(model, ignored_layers, "ignored_layers")
@@ -228,7 +229,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 else self.tracing.forward(twin, inputs)
             )
         if not outputs or not all(output.numel() and output.isfinite().all() for output in outputs):
-            raise ValueError(
+            raise InputError(
                 "model: its output on example_inputs is empty or not finite; give a sound model and inputs"
             )
         self._shapes = [output.shape for output in outputs]
@@ -252,7 +253,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 )
         except Exception as error:
             self.tracing.graph(model)  # for its errors, which say where
-            raise ValueError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
+            raise InputError(f"model: Torch-Pruning cannot trace it ({named(error)})") from error
         self.DG.verbose, self.root_module_types = False, roots
 
     def _first_plan(self) -> _Plan:
@@ -262,14 +263,14 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self._before: dict[tuple[str, str], int] = {}
         self._structure: list[Coupling] | None = None
         if self.prune_num_heads and len({*self.num_heads.values()}) > 1:
-            raise ValueError(
+            raise InputError(
                 "prune_num_heads: num_heads differ; grouped-query attention is not supported, leave it out"
             )
         couplings = self._couplings()
         if self.untouched:
             _logger.info("the output is made by %s, whose outputs are left alone", ", ".join(self.untouched))
         if not couplings:
-            raise ValueError(
+            raise InputError(
                 "model: no layer is left to prune, where those that make the output stay whole; shorten ignored_layers"
             )
         check_layers(self.model, couplings)
@@ -281,7 +282,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             by, fewer = "", ""
             if self.rounding.to > 1:
                 by, fewer = f" with round_to={self.rounding.to}", ", or round to fewer"
-            raise ValueError(f"pruning_ratio={self.pruning_ratio}{by} leaves every channel; raise the ratio{fewer}")
+            raise InputError(f"pruning_ratio={self.pruning_ratio}{by} leaves every channel; raise the ratio{fewer}")
         return plan
 
     def compress(self) -> nn.Module:
@@ -295,7 +296,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             TrainingError: the loss is no number. Whatever is raised, the model is as it was, channels too.
         """
         if self.run is None:
-            raise ValueError("compress: give PwoAGroupPruner a config=PwoAConfig(...) that says how to train")
+            raise InputError("compress: give PwoAGroupPruner a config=PwoAConfig(...) that says how to train")
         callbacks = list(self.callbacks)
         if self.run.config.progress:
             from ..progress import default_progress
@@ -363,7 +364,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def _axes(self, group: Any, channels: int, attention: list[nn.Module], name: str) -> list[Axis]:
         width = self._get_channel_groups(group)
         if channels % width:
-            raise ValueError(
+            raise InputError(
                 f"{name}: {channels} channels are no multiple of its {width} channel groups or heads; check them"
             )
         numbers = torch.arange(channels)
@@ -426,7 +427,9 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                     axis = next(axis for axis in coupling.axes if axis.kind == kind)
                     norms = torch.zeros(axis.units).index_add_(0, axis.unit, scores[number]).sqrt()
                     before = self._before.get((coupling.root, kind), axis.units)
-                    candidates.append(Candidates(normalised(norms), axis.width, before, self.max_pruning_ratio))
+                    weight = getattr(coupling.module, "weight", None)
+                    shape = (axis.units,) if weight is None else tuple(weight.shape)
+                    candidates.append(Candidates(normalised(norms), axis.width, before, shape, self.max_pruning_ratio))
                 allocation = self.allocation if len(candidates) > 1 else None
                 for number, which in zip(
                     numbers, keep(candidates, ratio, rounding=rounding, allocation=allocation), strict=True
@@ -513,7 +516,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             ValueError: it is another model.
         """
         if model is not None and not any(module is self.model for module in model.modules()):
-            raise ValueError(
+            raise InputError(
                 f"regularize: this {type(model).__name__} is not the model that the pruner was made of; give that one"
             )
         if self.current_step >= self.iterative_steps:
@@ -544,7 +547,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 finite, or `torch.inference_mode` is on. Whatever is raised, the model is as it was.
         """
         if self.current_step >= self.iterative_steps:
-            raise ValueError(
+            raise InputError(
                 f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on"
             )
         check_no_inference("step")
@@ -570,7 +573,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def _groups(self, removals: Sequence[Removal], step: int) -> Iterator[Any]:
         def check() -> None:
             if self.current_step != step:
-                raise ValueError("prune: this group is of an earlier step(); its channels have other numbers now")
+                raise InputError("prune: this group is of an earlier step(); its channels have other numbers now")
 
         def prune(removal: Removal, indices: Sequence[int] | None) -> None:
             check()
@@ -687,12 +690,12 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         try:
             replay(twin, tracing.graph(twin), plan.removals(), self.adapt)
         except (AssertionError, RuntimeError, IndexError) as error:
-            raise ValueError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
+            raise InputError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
         outputs = check_forward(twin, tracing, self._shapes)
         _check_same(twin, expected)
         worst = _difference(zeroed, outputs)
         if not worst <= _LARGEST_DIFFERENCE and not plan.mixing and not self._answers_at_random(twin, tracing):
-            raise ValueError(
+            raise InputError(
                 f"model: taking channels out is not what zeroing them is (the outputs differ by {worst:.1e} "
                 "of the largest): its code shuffles channels, or computes with all of them together in a function "
                 "(F.layer_norm), which Torch-Pruning does not see; make that a module (nn.LayerNorm), or list the "
@@ -810,7 +813,7 @@ def _check_same(model: nn.Module, expected: Mapping[str, Tensor]) -> None:
             parameter.nan_to_num(), expected[name].nan_to_num()
         )
         if not same:
-            raise ValueError(
+            raise InputError(
                 f"{name}: Torch-Pruning takes out other channels than the projection has at 0 "
                 f"({tuple(parameter.shape)}, not {tuple(expected[name].shape)}); list its layer in ignored_layers"
             )

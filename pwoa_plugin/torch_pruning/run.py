@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .._random import seeded
+from .._weights import is_weighted
 from ..config import ADMMConfig, ConfigError, PwoAConfig
+from ..errors import InputError
 from ..method.admm import ADMM, MasksOfAll
 from ..method.allocation import LayerAllocation
 from ..method.batches import Batches
-from ..method.layers import is_weighted, prunable_layers
+from ..method.layers import prunable_layers
 from ..method.loss import section
 from ..method.pruning import Pruning
 from ..method.sparsity import STRUCTURED
@@ -61,7 +63,7 @@ def admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:
     config, default = section(ADMMConfig, given, "admm"), ADMMConfig()
     for name in ("interval", "hsic", "optimizer", "schedule"):
         if getattr(config, name) != getattr(default, name):
-            raise ValueError(
+            raise InputError(
                 f"admm.{name}: in a loop of your own that is the loop's to decide, each update_regularizer() being a "
                 "dual update; leave it out"
             )
@@ -116,7 +118,7 @@ class ChannelRemoval(Pruning):
     def begin(self) -> None:
         self._undo = None
         if self.done:
-            raise ValueError("channels are removed already; make a new PwoAGroupPruner to prune on")
+            raise InputError("channels are removed already; make a new PwoAGroupPruner to prune on")
 
     def admm_problem(self) -> tuple[Mapping[str, Tensor], Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll]:
         return self.pruner.admm_problem()

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._files import write_tensors
 from .._text import one_line
+from ..errors import InputError, MissingFileError
 from ..removal.inputs import call_saying_where, check_model, copy_of
 from .checks import check_kind, check_no_inference
 from .graph import (
@@ -52,9 +53,9 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
         OSError: the file cannot be written.
     """
     if not hasattr(pruner, "removals"):
-        raise ValueError(f"save_pruned: give the pruner, which knows what was removed, not a {type(pruner).__name__}")
+        raise InputError(f"save_pruned: give the pruner, which knows what was removed, not a {type(pruner).__name__}")
     if not pruner.removals:
-        raise ValueError("save_pruned: nothing is removed yet; call step() or compress() first")
+        raise InputError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
         "version": _VERSION,
         "removals": removals_to_json(pruner.removals),
@@ -96,7 +97,7 @@ def load_pruned(
     for name, function in (("adapt", adapt), ("forward_fn", forward_fn), ("output_transform", output_transform)):
         check_kind(name, function, Callable, "the function that the pruner had")
     if not os.path.exists(path):
-        raise FileNotFoundError(f"{path}: no such file of a pruned network")
+        raise MissingFileError(f"{path}: no such file of a pruned network")
     try:
         with safe_open(path, framework="pt") as file:
             header = dict(file.metadata() or {})
@@ -104,7 +105,7 @@ def load_pruned(
         removals, form = _read(header)
     except (SafetensorError, OSError, ValueError) as error:
         reason = one_line(error)
-        raise ValueError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
+        raise InputError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
     memo: dict[int, Any] = {}
     small = copy_of(model, memo)
     _check_dtypes(small, tensors, path)
@@ -114,11 +115,11 @@ def load_pruned(
                 call_saying_where(small, example_inputs)
     else:
         if form is None:
-            raise ValueError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
+            raise InputError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
         try:
             example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
-            raise ValueError(f"{path}: its header describes no example inputs; give example_inputs") from None
+            raise InputError(f"{path}: its header describes no example inputs; give example_inputs") from None
     tracing = Tracing(example_inputs, forward_fn, output_transform, unwrapped_parameters, customized_pruners).of_copy(
         memo
     )
@@ -128,7 +129,7 @@ def load_pruned(
         keep_history(small, removals)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
         reason = one_line(error)[:300]
-        raise ValueError(
+        raise InputError(
             f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture that was pruned, not "
             "pruned yet"
         ) from error
@@ -140,7 +141,7 @@ def load_pruned(
 def _check_dtypes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
     for name, tensor in model.state_dict().items():
         if name in tensors and tensors[name].dtype != tensor.dtype:
-            raise ValueError(
+            raise InputError(
                 f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; make the model "
                 f"the same first, as model.to({tensors[name].dtype})"
             )
@@ -155,17 +156,17 @@ def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
     if header.get("format") == _FORMAT:
-        raise ValueError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
+        raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
     if _FORMAT not in header:
-        raise ValueError("it is a safetensors file of something else")
+        raise InputError("it is a safetensors file of something else")
     try:
         content = json.loads(header[_FORMAT])
         version = content["version"]
         if version == _VERSION:
             return removals_from_json(content["removals"]), content["inputs"]
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise ValueError("its header lists no removals") from None
-    raise ValueError(f"its version is {version!r}, this release reads {_VERSION}")
+        raise InputError("its header lists no removals") from None
+    raise InputError(f"its version is {version!r}, this release reads {_VERSION}")
 
 
 def _form_of(value: Any) -> Any:

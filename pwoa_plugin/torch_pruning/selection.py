@@ -39,12 +39,14 @@ class Candidates:
         scores: ``(units,)``, normalised norms.
         width: channels in a unit.
         before: units before anything was pruned.
+        shape: of the weight of the layer that the group is named after, for rules that go by it (ERK).
         most: the largest share of them that may go.
     """
 
     scores: Tensor
     width: int
     before: int
+    shape: tuple[int, ...]
     most: float
 
 
@@ -65,7 +67,7 @@ def keep(
     least = [_least(each, rounding) for each in candidates]
     budget = sum(each.before for each in candidates) * (1 - ratio)
     layers = [
-        LayerGroups((len(each.scores),), each.scores.double().square(), least=at_least)
+        LayerGroups(each.shape, each.scores.double().square(), least=at_least, counted=len(each.scores))
         for each, at_least in zip(candidates, least, strict=True)
     ]
     counts = keep_counts(layers, budget, allocation or Uniform())

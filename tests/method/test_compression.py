@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from pwoa_plugin._random import seeded
 from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.compression import Compression, TrainingError, lr_factor
+from pwoa_plugin.method.compression import Compression, lr_factor
 from pwoa_plugin.method.distillation import gradient_loss
 from pwoa_plugin.method.sparsity import make_sparsity_set
 from pwoa_plugin.method.state import State, StateError
@@ -644,3 +645,23 @@ def test_a_network_that_changes_its_images_is_refused(trained: nn.Module, images
     with pytest.raises(ValueError, match=r"^the model changes the images that it is given in place"):
         run(Centring(trained), config(images))
     assert torch.equal(images[0], before)
+
+
+@pytest.mark.parametrize("after", ["fine-tune", "gradual"])
+def test_the_residual_is_that_of_the_weights_before_they_are_masked(
+    trained: nn.Module, images: Pair, after: str
+) -> None:
+    gradual = {"epochs": int(after == "gradual")}
+    compression = Compression(trained, config(images, epochs=3, admm={"epochs": 2, "rho": 0.01}, gradual=gradual))
+    seen: list[float] = []
+
+    class Watch(Callback):
+        def on_step(self, status: Status) -> None:
+            if status.phase == "admm":
+                assert compression._training is not None
+                assert compression._training.admm is not None
+                seen.append(compression._training.admm.residual())
+
+    with seeded(0):
+        compression.run([Watch()])
+    assert compression.residual == pytest.approx(seen[-1])

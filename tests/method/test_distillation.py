@@ -105,8 +105,8 @@ def test_gradients_are_those_of_the_teachers_margin() -> None:
         image = x.clone().requires_grad_()
         generator = torch.Generator().manual_seed(seed)
         seen.add(round(gradient_loss(student(image), teacher(image), image, generator=generator).item(), 4))
-    assert len(seen & expected) == len(expected) == 2
-    assert seen - expected <= {0.0}  # the first class against itself
+    assert len(expected) == 2
+    assert seen == expected  # never the first class against itself, which has no gradient
 
 
 def test_gradients_reach_the_students_parameters() -> None:

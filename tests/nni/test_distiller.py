@@ -30,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
-from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.perturbation import Patterns
 
 Pair = tuple[Tensor, Tensor]

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig, PwoAPruner
-from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.training import Training
 
 Pair = tuple[Tensor, Tensor]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pwoa_plugin import PwoAConfig, PwoAPruner, speedup
 from pwoa_plugin.config import ADMMConfig
-from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.training import Plan
 
 Pair = tuple[Tensor, Tensor]

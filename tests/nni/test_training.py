@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
 from pwoa_plugin.config import ADMMConfig, GradualConfig
-from pwoa_plugin.method.compression import TrainingError
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.training import FiniteCheck, Plan, plan_alone, plan_scheduled
 
 

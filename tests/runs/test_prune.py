@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import load_file
 
 from pwoa_plugin import PwoAConfig
+from pwoa_plugin.errors import RunError, TrainingError
 from pwoa_plugin.masks import load_masks
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.compression import TrainingError
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.runs.callbacks import Stopped, read_metrics
-from pwoa_plugin.runs.folder import RunError, RunFolder
+from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 
 

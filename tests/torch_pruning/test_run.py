@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
 from pwoa_plugin._random import seeded
+from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.compression import TrainingError
 from pwoa_plugin.method.state import State
 from pwoa_plugin.runs.state_file import read_state, write_state
 from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned

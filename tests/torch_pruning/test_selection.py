@@ -12,7 +12,7 @@ from pwoa_plugin.torch_pruning.selection import Candidates, Rounding, keep
 
 def candidates(sizes: list[int], most: float = 1.0, width: int = 1) -> list[Candidates]:
     random = torch.Generator().manual_seed(sum(sizes))
-    return [Candidates(torch.rand(size, generator=random), width, size, most) for size in sizes]
+    return [Candidates(torch.rand(size, generator=random), width, size, (size,), most) for size in sizes]
 
 
 @settings(deadline=None, max_examples=80)
@@ -52,5 +52,17 @@ def test_without_rounding_the_total_is_exact(sizes: list[int], ratio: float, rul
 
 
 def test_after_a_first_step_the_ratio_is_still_of_what_there_was() -> None:
-    left = Candidates(torch.rand(30), 1, before=40, most=1.0)
+    left = Candidates(torch.rand(30), 1, before=40, shape=(30,), most=1.0)
     assert int(keep([left], 0.75, rounding=Rounding())[0].sum()) == 10
+
+
+def test_erk_keeps_fewer_channels_of_wide_layers() -> None:
+    """ERK goes by the shapes of weights; channels alone say nothing of them."""
+    random = torch.Generator().manual_seed(0)
+    narrow, wide = (Candidates(torch.rand(n, generator=random), 1, n, (n, n, 3, 3), 1.0) for n in (16, 64))
+    few, many = (
+        int(kept.sum()) for kept in keep([narrow, wide], 0.5, rounding=Rounding(), allocation=ALLOCATIONS["erk"])
+    )
+    assert few + many == 40
+    # Densities are as (2 n + 6) / 9 n^2, so that the narrow layer stays whole.
+    assert (few, many) == (16, 24)

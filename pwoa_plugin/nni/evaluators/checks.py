@@ -9,6 +9,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import SequentialLR
 
+from ...errors import InputError
+
 __all__ = ["check_optimizer", "check_scheduler"]
 
 
@@ -20,23 +22,23 @@ def check_optimizer(optimizer: Any, model: nn.Module) -> None:
     """
     kind = type(optimizer).__name__.removeprefix("_")
     if not isinstance(optimizer, Optimizer):
-        raise ValueError(f"optimizer is a {kind}; give a torch.optim.Optimizer")
+        raise InputError(f"optimizer is a {kind}; give a torch.optim.Optimizer")
     if not is_traceable(optimizer, must_be_instance=True):
-        raise ValueError(
+        raise InputError(
             f"optimizer: this {kind} is not traced, so that NNI cannot rebuild it on the wrapped model; make it by "
             f"nni.trace(torch.optim.{kind})(model.parameters(), ...)"
         )
     if any(group.get("param_names") for group in optimizer.param_groups):
-        raise ValueError(
+        raise InputError(
             f"optimizer: this {kind} was built from named_parameters(), which NNI loses; pass model.parameters()"
         )
     own = {id(parameter) for parameter in model.parameters()}
     given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     lost = sum(id(parameter) not in own for parameter in given)
     if lost == len(given):
-        raise ValueError(f"optimizer: this {kind} has no parameter of the model; pass model.parameters()")
+        raise InputError(f"optimizer: this {kind} has no parameter of the model; pass model.parameters()")
     if lost:
-        raise ValueError(
+        raise InputError(
             f"optimizer: {lost} parameters of this {kind} are not the model's (a compressor that wrapped it made new "
             "ones); make optimizer and evaluator first, and give the evaluator to the first compressor"
         )
@@ -55,9 +57,9 @@ def check_scheduler(scheduler: Any) -> None:
         return
     kind = scheduler if isinstance(scheduler, type) else type(scheduler)
     if issubclass(kind, SequentialLR):
-        raise ValueError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
+        raise InputError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
     if not isinstance(scheduler, type) and not is_traceable(scheduler, must_be_instance=True):
-        raise ValueError(
+        raise InputError(
             f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), optimizer "
             "traced likewise"
         )

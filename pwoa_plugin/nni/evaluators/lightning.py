@@ -11,10 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
+from ...errors import InputError, MissingPackageError
+
 try:
     import pytorch_lightning as pl
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise MissingPackageError(
         'LightningEvaluator needs pytorch_lightning (not `lightning`): pip install "pwoa-plugin[lightning]"',
         name="pytorch_lightning",
     ) from error
@@ -57,15 +59,15 @@ class LightningEvaluator(NNILightningEvaluator):
             ("data_module", data_module, pl.LightningDataModule),
         ):
             if not isinstance(given, kind):
-                raise ValueError(
+                raise InputError(
                     f"{name} is a {type(given).__name__}; give a pytorch_lightning.{kind.__name__} (classes of the "
                     "package `lightning` are others)"
                 )
             if not is_traceable(given, must_be_instance=True):
-                raise ValueError(f"{name} is not traced; make it by nni.trace({kind.__name__})(...)")
+                raise InputError(f"{name} is not traced; make it by nni.trace({kind.__name__})(...)")
         launcher = getattr(trainer.strategy, "launcher", None)
         if type(launcher).__name__ == "_MultiProcessingLauncher":
-            raise ValueError("trainer: masks do not come back from processes that are spawned; use strategy='ddp'")
+            raise InputError("trainer: masks do not come back from processes that are spawned; use strategy='ddp'")
         super().__init__(trainer, data_module, dummy_input)
 
     @property
@@ -92,7 +94,7 @@ class LightningEvaluator(NNILightningEvaluator):
 
     def _init_optimizer_helpers(self, pure_model: pl.LightningModule) -> None:
         if not isinstance(pure_model, pl.LightningModule):
-            raise ValueError(
+            raise InputError(
                 f"model is a {type(pure_model).__name__}; this evaluator trains pytorch_lightning.LightningModules"
             )
         given = pure_model.configure_optimizers()

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..._modes import modes_kept, train_mode
 from ..._text import one_line
+from ...errors import InputError
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from .checks import check_optimizer, check_scheduler
@@ -70,39 +71,39 @@ def make_evaluator(
         ValueError: NNI could not rebuild the optimizer or scheduler, or something else cannot be used.
     """
     if not isinstance(model, nn.Module):
-        raise ValueError(f"model is a {type(model).__name__}; give a torch.nn.Module")
+        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-        raise ValueError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
+        raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
     if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
         what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
-        raise ValueError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
+        raise InputError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
     if _is_unbatched(train_loader, take_batch):
         what = f"a {type(train_loader).__name__} of single images, or of all at once"
-        raise ValueError(
+        raise InputError(
             f"train_loader is {what}; put it into a DataLoader (with a TensorDataset, where it is tensors)"
         )
     if _length(train_loader) == 0:
-        raise ValueError("train_loader is empty; give at least one batch of images")
+        raise InputError("train_loader is empty; give at least one batch of images")
     if lr_scheduler_interval not in ("step", "epoch"):
-        raise ValueError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
+        raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
     check_scheduler(lr_scheduler if isinstance(lr_scheduler, (type, LRScheduler)) else None)
     if isinstance(lr_scheduler, LRScheduler):
-        raise ValueError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
+        raise InputError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
     if lr_scheduler_options and not isinstance(lr_scheduler, type):
-        raise ValueError("lr_scheduler_options go with a class as lr_scheduler")
+        raise InputError("lr_scheduler_options go with a class as lr_scheduler")
     if device is not None:
         model.to(device)
     if isinstance(optimizer, type):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not parameters:
-            raise ValueError("model has no parameter with requires_grad=True; there is nothing to train")
+            raise InputError("model has no parameter with requires_grad=True; there is nothing to train")
         options = {"lr": lr, **(optimizer_options or {})}
         try:
             optimizer = nni.trace(optimizer)(parameters, **options)
         except (TypeError, ValueError) as error:
-            raise ValueError(f"optimizer: {one_line(error)}; see optimizer_options={options}") from None
+            raise InputError(f"optimizer: {one_line(error)}; see optimizer_options={options}") from None
     elif optimizer_options:
-        raise ValueError("optimizer_options go with a class as optimizer")
+        raise InputError("optimizer_options go with a class as optimizer")
     check_optimizer(optimizer, model)
 
     step = _OwnLoss(loss, take_batch)
@@ -159,9 +160,9 @@ class _Scheduler:
         try:
             made = self.make(optimizer, **self.options)
         except TypeError as error:
-            raise ValueError(f"lr_scheduler: {error}; see lr_scheduler_options={self.options}") from None
+            raise InputError(f"lr_scheduler: {error}; see lr_scheduler_options={self.options}") from None
         if not isinstance(made, LRScheduler):
-            raise ValueError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
+            raise InputError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
         check_scheduler(type(made))
         return made
 
@@ -220,7 +221,7 @@ class _Training:
         max_epochs: int | None = None,
     ) -> None:
         if max_steps is None and max_epochs is None:
-            raise ValueError("give max_steps or max_epochs: this evaluator does not know how long to train")
+            raise InputError("give max_steps or max_epochs: this evaluator does not know how long to train")
         self._check_length(lr_scheduler, max_steps, max_epochs)
         device = next(model.parameters()).device
         step = epoch = 0
@@ -238,7 +239,7 @@ class _Training:
                     if lr_scheduler is not None and self.scheduler_interval == "step":
                         lr_scheduler.step()
                 if step == began:
-                    raise ValueError("train_loader gives no batch; give one that can be read again at every epoch")
+                    raise InputError("train_loader gives no batch; give one that can be read again at every epoch")
                 epoch += 1
                 if lr_scheduler is not None and self.scheduler_interval == "epoch":
                     lr_scheduler.step()
@@ -248,7 +249,7 @@ class _Training:
         optimizer.zero_grad()
         loss = training_step(batch, model)
         if not loss.requires_grad:
-            raise ValueError(
+            raise InputError(
                 "batches have no labels, so that there is no loss to train by; give labels, or fuse PwoADistiller"
             )
         loss.backward()
@@ -264,7 +265,7 @@ class _Training:
         else:
             wanted = max_steps if max_steps is not None or not per_epoch else (max_epochs or 0) * per_epoch
         if wanted is not None and wanted > scheduler.total_steps:
-            raise ValueError(
+            raise InputError(
                 f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "
                 f"steps; give total_steps={wanted} or more"
             )

@@ -9,10 +9,12 @@ from typing import Any
 import nni
 from torch import Tensor, nn
 
+from ...errors import InputError, MissingPackageError
+
 try:
     from transformers import Trainer
 except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise MissingPackageError(
         'TransformersEvaluator needs transformers and accelerate: pip install "pwoa-plugin[transformers]"',
         name="transformers",
     ) from error
@@ -45,9 +47,9 @@ class TransformersEvaluator(NNITransformersEvaluator):
 
     def __init__(self, trainer: Trainer, dummy_input: Any = None) -> None:
         if not isinstance(trainer, Trainer):
-            raise ValueError(f"trainer is a {type(trainer).__name__}; give a transformers.Trainer")
+            raise InputError(f"trainer is a {type(trainer).__name__}; give a transformers.Trainer")
         if not is_traceable(trainer, must_be_instance=True):
-            raise ValueError("trainer is not traced; make it by nni.trace(transformers.Trainer)(model=model, ...)")
+            raise InputError("trainer is not traced; make it by nni.trace(transformers.Trainer)(model=model, ...)")
         super().__init__(trainer, dummy_input)
 
     @property

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from ...errors import InputError
 from .art_autoattack import ARTAutoAttack
 from .autoattack import AutoAttack, StandardAutoAttack
 from .base import NORMS, Attack, AttackRun, AttackSettings
@@ -73,4 +74,4 @@ def make_attack(name: str) -> Attack:
     by_lower = {known.lower(): known for known in ATTACKS}
     near = [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.5)]
     cure = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(ATTACKS)} and PGD-<steps>[-T]"
-    raise ValueError(f"attacks: {name!r} is no known attack; {cure}")
+    raise InputError(f"attacks: {name!r} is no known attack; {cure}")

@@ -20,6 +20,7 @@ from art.utils import check_and_transform_label_format
 from torch import Tensor
 
 from ..._random import seeded
+from ...errors import InputError
 from ..estimator import undisturbed
 from ..journal import Journal
 from .base import Attack, AttackSettings, OnProgress, positive_int, project
@@ -154,17 +155,17 @@ class StandardAutoAttack(EvasionAttack):
 
     def _check_params(self) -> None:
         if not 0 < self.eps < float("inf"):
-            raise ValueError(f"eps={self.eps!r} is no radius; give a positive number of pixel units")
+            raise InputError(f"eps={self.eps!r} is no radius; give a positive number of pixel units")
         if self.norm not in (np.inf, 2):
-            raise ValueError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
+            raise InputError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
         if not self.parts or set(self.parts) - set(STANDARD):
-            raise ValueError(f"parts={self.parts!r}: AutoAttack has {', '.join(STANDARD)}; give some of them")
+            raise InputError(f"parts={self.parts!r}: AutoAttack has {', '.join(STANDARD)}; give some of them")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
+            raise InputError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
         if self.estimator.nb_classes < 2:
-            raise ValueError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
+            raise InputError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
         if not self.estimator.all_framework_preprocessing:
-            raise ValueError("estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch")
+            raise InputError("estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch")
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
         """Adversarial images for ``x``; an image that no attack fells comes back as it was.
@@ -184,7 +185,7 @@ class StandardAutoAttack(EvasionAttack):
         on_progress: OnProgress = kwargs.pop("on_progress", None) or (lambda done: None)
         journal: Journal = kwargs.pop("journal", None) or Journal()
         if kwargs:
-            raise ValueError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
+            raise InputError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
         images = torch.from_numpy(np.array(x, dtype=np.float32))
         low, high = (0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values
         to_unit = _Affine(low, high)
@@ -317,7 +318,7 @@ class AutoAttack(Attack):
         super().__init__(name=name)
         if not parts or isinstance(parts, str) or (unknown := set(parts) - set(STANDARD)):
             said = ", ".join(sorted(unknown)) if parts and not isinstance(parts, str) else repr(parts)
-            raise ValueError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+            raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
         self.parts = tuple(part for part in STANDARD if part in parts)
         self.queries = positive_int("queries", queries)
         self.black_box = self.parts == ("square",)
@@ -331,7 +332,7 @@ class AutoAttack(Attack):
         names, _ = applicable_attacks(settings.n_classes)
         parts = [name for name in names if name in self.parts]
         if not parts:
-            raise ValueError(
+            raise InputError(
                 f"attacks: {self.name} needs {_TARGETED_DLR_CLASSES} classes, and the model has {settings.n_classes}; "
                 "leave it out"
             )

@@ -17,6 +17,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..._random import seeded
+from ...errors import InputError, MissingPackageError
 from ..estimator import undisturbed
 from ..journal import Journal
 
@@ -90,7 +91,7 @@ class Attack(ABC):
 
     def __init__(self, *, name: str) -> None:
         if not isinstance(name, str) or not name.strip():
-            raise ValueError(f"name={name!r} cannot name a column of the report; give a non-empty string")
+            raise InputError(f"name={name!r} cannot name a column of the report; give a non-empty string")
         self.name = name
 
     @abstractmethod
@@ -115,7 +116,7 @@ class Attack(ABC):
         """
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
-                raise ModuleNotFoundError(
+                raise MissingPackageError(
                     f"attacks: {self.name} needs the package {package}; pip install {package}", name=package
                 )
 
@@ -188,7 +189,7 @@ def positive_int(name: str, value: int) -> int:
         ValueError: it is not; ``name`` is the field that the message names.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name}={value!r} is no count; give an integer of 1 or more")
+        raise InputError(f"{name}={value!r} is no count; give an integer of 1 or more")
     return int(value)
 
 

@@ -13,6 +13,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
+from ...errors import InputError
 from .base import Attack, AttackSettings, positive_int
 
 __all__ = ["PGD"]
@@ -53,7 +54,7 @@ class PGD(Attack):
         self.restarts = positive_int("restarts", restarts)
         self.targets = 0 if isinstance(targets, int) and targets == 0 else positive_int("targets", targets)
         if step_size is not None and not 0 < step_size < float("inf"):
-            raise ValueError(f"step_size={step_size!r} is no step; give a positive number of pixel units")
+            raise InputError(f"step_size={step_size!r} is no step; give a positive number of pixel units")
         self.step_size = step_size
         super().__init__(name=f"{self.family}-{steps}" + "-T" * bool(targets) if name is None else name)
 

@@ -1,0 +1,44 @@
+"""The package's own errors. Each is one line that names the field, the value and the cure.
+
+Whatever else is raised is a fault of ours or of another package: the command line keeps its traceback.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "FileError",
+    "InputError",
+    "MissingFileError",
+    "MissingPackageError",
+    "PwoAError",
+    "RunError",
+    "TrainingError",
+]
+
+
+class PwoAError(Exception):
+    """Base of the package's own errors."""
+
+
+class InputError(PwoAError, ValueError):
+    """Something that the user gave cannot be used."""
+
+
+class FileError(InputError, OSError):
+    """A file that the user named cannot be read or written."""
+
+
+class MissingFileError(FileError, FileNotFoundError):
+    """A file that the user named is not there."""
+
+
+class MissingPackageError(PwoAError, ModuleNotFoundError):
+    """An optional package is not installed; the message says how to install it."""
+
+
+class TrainingError(PwoAError, RuntimeError):
+    """Training cannot go on (the loss is NaN, say); the model is as it was before."""
+
+
+class RunError(PwoAError, RuntimeError):
+    """A run cannot go on where it is (the disk is full, the folder is in use)."""
