@@ -2,15 +2,36 @@
 
 from __future__ import annotations
 
-__all__ = ["named", "one_line"]
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["did_you_mean", "named", "one_line"]
 
 
 def one_line(text: object) -> str:
-    """What an error or another object says, on one line."""
+    """The text of an error or another object, on one line."""
     return " ".join(str(text).split())
 
 
 def named(error: BaseException, most: int = 300) -> str:
-    """An error's type and what it says, on one line of at most so many characters."""
+    """An error's type and message, on one line of at most ``most`` characters."""
     said = one_line(error)
     return f"{type(error).__name__}: {said}"[:most] if said else type(error).__name__
+
+
+def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", *, most: int = 1) -> str:
+    """The end of a message about an unknown name: the known names that are like it.
+
+    Args:
+        name: what the user gave.
+        known: the names that exist; case is ignored in comparing.
+        otherwise: the cure where no known name is like it.
+        most: the number of suggestions.
+
+    Returns:
+        ``"; did you mean a or b?"``; else ``"; "`` and ``otherwise``; else nothing.
+    """
+    by_lower = {choice.lower(): choice for choice in known}
+    close = [by_lower[match] for match in difflib.get_close_matches(str(name).lower(), by_lower, n=most)]
+    cure = f"did you mean {' or '.join(close)}?" if close else otherwise
+    return f"; {cure}" if cure else ""

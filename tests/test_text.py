@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pwoa_plugin._text import named, one_line
+from pwoa_plugin._text import did_you_mean, named, one_line
 
 
 def test_one_line() -> None:
@@ -14,3 +14,12 @@ def test_named() -> None:
     assert named(ValueError()) == "ValueError"
     assert len(named(ValueError("x" * 1000))) == 300
     assert named(ValueError("x" * 1000), 20) == "ValueError: xxxxxxxx"
+
+
+def test_did_you_mean() -> None:
+    known = ["FGSM", "PGD-20", "PGD-40", "Square"]
+    assert did_you_mean("fsgm", known) == "; did you mean FGSM?"
+    assert did_you_mean("PGD20", known, most=2) == "; did you mean PGD-20 or PGD-40?"
+    assert did_you_mean("nothing", known) == ""
+    assert did_you_mean("nothing", known, "give FGSM") == "; give FGSM"
+    assert did_you_mean(3, known, "give a name") == "; give a name"
