@@ -1,4 +1,4 @@
-"""ADMM pruning: weights are drawn to a sparsity set while they are trained.
+"""ADMM pruning: training pulls the weights towards a sparsity set.
 
 Scaled dual form (Boyd et al. 2011, section 3.1.1; Zhang et al., ECCV 2018; PwoA, eqs. 8-10). Training minimises
 loss + rho/2 |W - Z + U|^2; every few epochs Z = projection of W + U on the set, U = W + U - Z, and rho grows.
@@ -12,10 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
+from .snapshot import Snapshot, copy_into
 
-__all__ = ["ADMM", "MasksOfAll", "self_scaled_updates"]
+__all__ = ["ADMM", "Projections", "self_scaled_updates"]
 
-MasksOfAll = Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
+#: For each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or one function
+#: from all tensors by name to all masks, where weights are projected together.
+Projections = Mapping[str, Callable[[Tensor], Tensor]] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]
 
 
 class ADMM:
@@ -23,8 +26,7 @@ class ADMM:
 
     Args:
         weights: the tensors that are trained, by name; they are read and never replaced here.
-        masks: for each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or
-            one function from all tensors by name to all masks, where weights are projected together.
+        masks: of their projections; see `Projections`.
         rho: penalty weight to start with, positive.
         growth: factor of rho at every dual update, 1 or more.
         rho_max: the cap of rho.
@@ -39,7 +41,7 @@ class ADMM:
     def __init__(
         self,
         weights: Mapping[str, Tensor],
-        masks: Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll,
+        masks: Projections,
         *,
         rho: float,
         growth: float,
@@ -96,6 +98,22 @@ class ADMM:
         gap = sum((weight - self.z[name]).double().square().sum() for name, weight in self.weights.items())
         norm = sum(weight.double().square().sum() for weight in self.weights.values())
         return float(torch.as_tensor(gap).sqrt() / torch.as_tensor(norm).sqrt().clamp_min(1e-30))
+
+    def state(self) -> Snapshot:
+        """Z and U by layer, and rho."""
+        saved = Snapshot(facts={"rho": self.rho, "updates": self.updates})
+        saved.put("z", Snapshot(self.z))
+        saved.put("u", Snapshot(self.u))
+        return saved
+
+    def load_state(self, saved: Snapshot) -> None:
+        """Put back what `state` gave.
+
+        Raises:
+            StateError: the layers differ.
+        """
+        copy_into(self.state().tensors, saved.tensors, "ADMM tensors")
+        self.rho, self.updates = float(saved.facts["rho"]), int(saved.facts["updates"])
 
 
 def self_scaled_updates(steps: int, *, rho: float, rho_max: float, interval: int | None = None) -> tuple[int, float]:

@@ -3,7 +3,7 @@
 A set splits a weight into groups. Its projection keeps exactly k groups, those of largest norm, which
 is the Euclidean projection on "at most k groups are not zero" (PwoA, eq. 9; Zhang et al., ECCV 2018).
 
-A new set is one class here and one line in ``make_sparsity_set``.
+A new set is one class and one line in ``SPARSITY_SETS``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,20 +20,18 @@ from torch.nn import functional as F
 from ..errors import InputError
 
 __all__ = [
-    "STRUCTURED",
+    "SPARSITY_SETS",
     "Block",
     "Channel",
     "Column",
     "Filter",
     "NofM",
+    "RemovedChannels",
     "SparsitySet",
     "Unstructured",
+    "find_sparsity_set",
     "make_sparsity_set",
 ]
-
-
-#: No set of one layer's weights: channels of dependency groups, which the door into Torch-Pruning removes.
-STRUCTURED = "structured"
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -48,6 +46,23 @@ class SparsitySet(ABC):
 
     #: Kept share of every layer where the set itself fixes it (``n:m``); None leaves it to the allocation.
     fixed_density: float | None = None
+    #: How names of such sets are written, in messages.
+    spelling: ClassVar[str] = ""
+    #: Whether a run reaches the set in one cut, so that gradual pruning has no way to go.
+    one_cut: ClassVar[bool] = False
+    #: Whether whole output channels become 0, whose constants (bias, BatchNorm) should follow.
+    zeroes_filters: ClassVar[bool] = False
+    #: Whether groups are single weights, so that transposed layers ``(in, out, ...)`` are no exception.
+    single_weights: ClassVar[bool] = False
+    #: The allocation where the config names none.
+    default_allocation: ClassVar[str] = "lamp"
+    #: Which toolkit's backend prunes by it: a key of ``runs.backends.BACKENDS``.
+    backend: ClassVar[str] = "masks"
+
+    @classmethod
+    def parse(cls, name: str, granularity: str) -> SparsitySet | None:
+        """The set that a granularity means, or None where it is another set's; ``name`` is the table's key."""
+        return cls() if granularity == name else None
 
     @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:
@@ -83,6 +98,8 @@ class SparsitySet(ABC):
 class Unstructured(SparsitySet):
     """Single weights."""
 
+    single_weights = True
+
     def scores(self, weight: Tensor) -> Tensor:
         return weight.flatten().square()
 
@@ -92,6 +109,8 @@ class Unstructured(SparsitySet):
 
 class Filter(SparsitySet):
     """Output channels: rows of the weight."""
+
+    zeroes_filters = True
 
     def scores(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).square().sum(1)
@@ -131,10 +150,17 @@ class Block(SparsitySet):
         columns: positions of the flattened filter in a block.
     """
 
+    spelling = "block:RxC (block:8x1)"
+
     def __init__(self, rows: int = 4, columns: int = 4) -> None:
         if rows < 1 or columns < 1:
             raise InputError(f"granularity: a block of {rows}x{columns} is empty; give sides of 1 or more")
         self.rows, self.columns = rows, columns
+
+    @classmethod
+    def parse(cls, name: str, granularity: str) -> SparsitySet | None:
+        found = re.fullmatch(r"block(?::(\d+)x(\d+))?", granularity)
+        return None if found is None else cls(*(int(side) for side in found.groups(default="4")))
 
     def _grid(self, shape: torch.Size) -> tuple[int, int]:
         return math.ceil(shape[0] / self.rows), math.ceil(math.prod(shape[1:]) / self.columns)
@@ -161,11 +187,19 @@ class NofM(SparsitySet):
         m: weights in a block; a layer's input dimension must be a multiple of it.
     """
 
+    spelling = "n:m (2:4)"
+    one_cut = True
+
     def __init__(self, n: int, m: int) -> None:
         if not 0 < n < m:
             raise InputError(f"granularity {n}:{m} keeps nothing or everything; give 0 < n < m, as 2:4")
         self.n, self.m = n, m
         self.fixed_density = n / m
+
+    @classmethod
+    def parse(cls, name: str, granularity: str) -> SparsitySet | None:
+        found = re.fullmatch(r"(\d+):(\d+)", granularity)
+        return None if found is None else cls(int(found[1]), int(found[2]))
 
     def supports(self, shape: torch.Size) -> str | None:
         if shape[1] % self.m:
@@ -189,31 +223,56 @@ class NofM(SparsitySet):
         return kept.view(along_input.shape).transpose(1, -1).contiguous()
 
 
-_SETS: dict[str, Callable[[], SparsitySet]] = {
+class RemovedChannels(SparsitySet):
+    """Channels of dependency groups, which the door into Torch-Pruning removes: not a set of one layer's weights."""
+
+    spelling = "structured"
+    one_cut = True
+    default_allocation = "uniform"
+    backend = "channels"
+
+    def scores(self, weight: Tensor) -> Tensor:
+        raise NotImplementedError("channels are scored by dependency group")
+
+    def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        raise NotImplementedError("channels are removed, not masked")
+
+
+SPARSITY_SETS: dict[str, type[SparsitySet]] = {
     "unstructured": Unstructured,
     "filter": Filter,
     "channel": Channel,
     "column": Column,
     "block": Block,
+    "n:m": NofM,
+    "structured": RemovedChannels,
 }
 
 
-def make_sparsity_set(granularity: str) -> SparsitySet:
-    """The set of a name: unstructured, filter, channel, column, block (4x4), block:RxC, or n:m as 2:4.
+def find_sparsity_set(granularity: str) -> SparsitySet:
+    """The set that a granularity names, that of removed channels (``structured``) included.
 
     Raises:
-        ValueError: no set has this name.
+        InputError: no set has this name.
     """
-    if granularity in _SETS:
-        return _SETS[granularity]()
-    if found := re.fullmatch(r"(\d+):(\d+)", granularity):
-        return NofM(int(found[1]), int(found[2]))
-    if found := re.fullmatch(r"block:(\d+)x(\d+)", granularity):
-        return Block(int(found[1]), int(found[2]))
-    if granularity == STRUCTURED:
+    for name, kind in SPARSITY_SETS.items():
+        if (found := kind.parse(name, granularity)) is not None:
+            return found
+    spellings = [kind.spelling for kind in SPARSITY_SETS.values() if kind.spelling]
+    known = ", ".join([name for name in SPARSITY_SETS if name not in ("n:m", "structured")] + spellings[:-1])
+    raise InputError(f"granularity={granularity!r} is unknown; use {known} or {spellings[-1]}")
+
+
+def make_sparsity_set(granularity: str) -> SparsitySet:
+    """The set of masks that a granularity names: unstructured, filter, channel, column, block, block:RxC or n:m.
+
+    Raises:
+        InputError: no set has this name, or channels are removed in it instead of masked.
+    """
+    found = find_sparsity_set(granularity)
+    if found.backend != "masks":
         raise InputError(
-            "granularity='structured' removes channels, by groups of layers: use "
+            f"granularity={granularity!r} removes channels, by groups of layers: use "
             "pwoa_plugin.torch_pruning.PwoAGroupPruner, or pwoa prune; 'filter' masks filters layer by layer"
         )
-    known = ", ".join(_SETS)
-    raise InputError(f"granularity={granularity!r} is unknown; use {known}, block:RxC (block:8x1) or n:m (2:4)")
+    return found

@@ -1,0 +1,143 @@
+"""What every section of a config is built of: strict fields, errors in one line, names out of tables."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import reprlib
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+
+from .errors import InputError
+
+__all__ = ["ConfigError", "Names", "Pixels", "Section", "as_section", "check_options", "fraction", "key_of", "names"]
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 60
+
+
+class ConfigError(InputError):
+    """A config that cannot be run: one line that names the fields and the cure."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__("; ".join(lines))
+        self.lines = lines  # each begins with the field's name, relative to the section that refuses it
+
+
+def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
+    lines: list[str] = []
+    for detail in error.errors(include_url=False):
+        field = ".".join(str(part) for part in detail["loc"])
+        if detail["type"] == "extra_forbidden":
+            close = difflib.get_close_matches(field, known, n=1)
+            cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
+            lines.append(f"{field}: unknown key; {cure}")
+        elif detail["type"] != "value_error":
+            value = " ".join(_shorten.repr(detail["input"]).split())
+            lines.append(f"{field}={value}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+        elif isinstance(nested := detail["ctx"]["error"], ConfigError):
+            lines += [f"{field}.{line}" for line in nested.lines]
+        else:
+            lines.append(str(nested))  # our own text, which begins with the field
+    return ConfigError(*dict.fromkeys(lines))
+
+
+class Section(BaseModel):
+    """Keyword-only; unknown keys are refused; a field is validated again when it is set."""
+
+    model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    if not TYPE_CHECKING:  # type checkers see the fields' own signature
+
+        def __init__(self, **fields: Any) -> None:
+            try:
+                super().__init__(**fields)
+            except ValidationError as error:
+                raise _refusal(error, list(type(self).model_fields)) from None
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            before = self.__dict__.get(name)
+            try:
+                super().__setattr__(name, value)
+            except ValidationError as error:
+                if name in type(self).model_fields:
+                    self.__dict__[name] = before  # pydantic keeps a value that a whole-section check refuses
+                raise _refusal(error, list(type(self).model_fields)) from None
+
+    @property
+    def is_set(self) -> bool:
+        """Whether any option differs from its default."""
+        return self != type(self)()
+
+
+AnySection = TypeVar("AnySection", bound=Section)
+
+
+def as_section(kind: type[AnySection], given: AnySection | Mapping[str, Any] | None, name: str) -> AnySection:
+    """A section given as an object, as a dict, or left out.
+
+    Raises:
+        InputError: a field cannot be used; the line names it after ``name``.
+    """
+    if given is None:
+        return kind()
+    if isinstance(given, Mapping):
+        try:
+            return kind(**given)
+        except InputError as error:
+            raise InputError(f"{name}.{error}") from None
+    if not isinstance(given, kind):
+        raise InputError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
+    return given
+
+
+def key_of(table: Mapping[str, Any]) -> AfterValidator:
+    """A field whose values are the keys of a table: whatever is added to the table can be configured."""
+
+    def check(value: str, info: ValidationInfo) -> str:
+        if value not in table:
+            raise InputError(f"{info.field_name}={value!r} is unknown; use one of {', '.join(table)}")
+        return value
+
+    return AfterValidator(check)
+
+
+def check_options(kind: type, options: Mapping[str, Any], **required: Any) -> None:
+    """Whether ``kind(**required, **options)`` can be made.
+
+    Raises:
+        InputError: an option is unknown or out of its range.
+    """
+    known = [name for name in inspect.signature(kind).parameters if name not in required]
+    for name in options:
+        if name not in known:
+            raise InputError(f"options: {kind.__name__} has no option {name!r}; it has {', '.join(known) or 'none'}")
+    try:
+        kind(**required, **options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"options: {error}") from None
+
+
+def names(value: Any) -> Any:
+    """One name as a tuple of names; ``auto`` stays."""
+    return (value,) if isinstance(value, str) and value != "auto" else value
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(names)]
+
+
+def fraction(value: Any) -> Any:
+    """A number for text such as ``8/255``; anything else as it is."""
+    if isinstance(value, str) and "/" in value:
+        try:
+            return float(Fraction(value.replace(" ", "")))
+        except (ValueError, ZeroDivisionError, OverflowError):
+            return value
+    return value
+
+
+#: A number of pixel units; text such as ``8/255`` will do.
+Pixels = Annotated[float, BeforeValidator(fraction)]

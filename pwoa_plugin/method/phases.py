@@ -1,0 +1,418 @@
+"""When a run prunes: ADMM, gradual pruning and fine-tuning as phases of one schedule.
+
+A phase acts on a `Target`. Our trainer, NNI's patched optimizer step, Torch-Pruning's `regularize` and your own loop
+drive the same objects::
+
+    schedule.start()
+    for x, y in batches:
+        loss(student, x, y).backward()     # or (loss + schedule.phase.penalty()).backward(), without the next line
+        schedule.after_backward()
+        optimizer.step()
+        schedule.after_step()
+        while schedule.due:
+            schedule.advance()
+    schedule.finish()
+
+A new phase is a subclass of `Phase` in a file of its own, and one line where the phases are listed (`Trainer`).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from .._section import Section
+from ..errors import InputError
+from .admm import ADMM, self_scaled_updates
+from .gradual import interval_of_cuts
+from .optimizers import OptimizerConfig, ScheduleConfig
+from .snapshot import Snapshot, StateError
+from .targets import Target
+
+__all__ = [
+    "ADMMConfig",
+    "ADMMPhase",
+    "GradualConfig",
+    "GradualPhase",
+    "Phase",
+    "Schedule",
+    "TuningPhase",
+    "phase_lengths",
+]
+
+_logger = logging.getLogger(__name__)
+
+
+class ADMMConfig(Section):
+    """The ADMM phase, before the hard prune.
+
+    Attributes:
+        epochs: its length. None: a quarter of the run's ``epochs`` (1 of 2 or 3) if any option here is set or
+            gradual pruning is off; otherwise 0.
+        interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
+        rho: first penalty weight.
+        growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
+        rho_max: cap of rho.
+        rescale: whether the dual is rescaled when rho grows (see `ADMM`); the paper does not.
+        hsic: whether HSIC's terms are in this phase's loss.
+        optimizer: of this phase. None: the run's own, whose schedule then spans all phases; otherwise the next phase
+            starts with a new one.
+        schedule: of this phase, where it has its own optimizer.
+    """
+
+    epochs: int | None = Field(default=None, ge=0)
+    interval: int | None = Field(default=None, ge=1)
+    rho: float = Field(default=0.1, gt=0)
+    growth: float | None = Field(default=None, ge=1)
+    rho_max: float = Field(default=10.0, gt=0)
+    rescale: bool = True
+    hsic: bool = True
+    optimizer: OptimizerConfig | None = None
+    schedule: ScheduleConfig = Field(default_factory=lambda: ScheduleConfig(name="constant"))
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ADMMConfig:
+        if self.rho > self.rho_max:
+            raise InputError(f"rho={self.rho} is above rho_max={self.rho_max}; raise the cap")
+        return self
+
+
+class GradualConfig(Section):
+    """Gradual pruning, before the hard prune: while the network trains, the smallest weights are set to 0 again and
+    again, more of them each time.
+
+    Attributes:
+        epochs: its length; 0 turns it off. None: half of the run's ``epochs``, unless only ``admm`` is set, or the
+            granularity is reached in one cut (``structured``, ``n:m``).
+        interval: steps between two cuts. None: such that there are about 48 of them.
+    """
+
+    epochs: int | None = Field(default=None, ge=0)
+    interval: int | None = Field(default=None, ge=1)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any option is set, and the phase is not turned off."""
+        return self.is_set and self.epochs != 0
+
+
+def phase_lengths(
+    total: int, admm: ADMMConfig, gradual: GradualConfig, *, one_cut: bool, per_epoch: int = 1
+) -> tuple[int, int]:
+    """Lengths of ADMM and of gradual pruning: as set, or their defaults.
+
+    Args:
+        total: length of the whole run, in epochs or in steps.
+        admm, gradual: what is set.
+        one_cut: whether the sparsity set is reached in one cut.
+        per_epoch: how many units of ``total`` an epoch has: 1, or its steps.
+
+    Returns:
+        Both in the units of ``total``.
+    """
+    if gradual.epochs is not None:
+        cutting = gradual.epochs * per_epoch
+    else:
+        only_admm = admm.is_set and not gradual.wanted
+        cutting = 0 if one_cut or only_admm else total // 2
+    if admm.epochs is not None:
+        return admm.epochs * per_epoch, cutting
+    return 0 if cutting and not admm.is_set else max(total // 4, int(total > 1)), cutting
+
+
+class Phase(ABC):
+    """A stretch of a run.
+
+    Args:
+        length: its optimizer steps.
+
+    Attributes:
+        done: steps of it that are done.
+        uses_hsic: whether HSIC's terms are in the loss.
+        last_action: the step after which the phase has nothing left to do; training that ends before is told.
+        rho, residual: ADMM's penalty weight in the last step, and its primal residual at the last dual update.
+    """
+
+    name: ClassVar[str]
+    uses_hsic: bool = True
+    rho: float | None = None
+    residual: float | None = None
+
+    def __init__(self, length: int) -> None:
+        self.length = self.last_action = length
+        self.done = 0
+
+    def begin(self) -> None:
+        """Called before its first step."""
+        self.done = 0
+
+    def penalty(self) -> Tensor | None:
+        """What to add to the loss, in a loop that does not call `after_backward`."""
+        return None
+
+    def after_backward(self) -> None:  # noqa: B027 (most phases leave gradients alone)
+        """Change the gradients."""
+
+    def after_step(self) -> None:
+        """Called after an optimizer step."""
+        self.done += 1
+
+    def finish(self) -> None:  # noqa: B027 (most phases have nothing to conclude)
+        """Called after its last step."""
+
+    def state(self) -> Snapshot:
+        """What `load_state` needs."""
+        return Snapshot(facts={"name": self.name, "done": self.done, "rho": self.rho, "residual": self.residual})
+
+    def load_state(self, saved: Snapshot) -> None:
+        """Continue from what `state` gave, in place of `begin`.
+
+        Raises:
+            StateError: the state is of another phase.
+        """
+        if saved.facts["name"] != self.name:
+            raise StateError(f"the saved state is in phase {saved.facts['name']}; resume with the same config")
+        self.done = int(saved.facts["done"])
+        self.rho, self.residual = saved.facts["rho"], saved.facts["residual"]
+
+
+class ADMMPhase(Phase):
+    """Training pulls the weights towards the sparsity set (see `ADMM`).
+
+    Args:
+        target: what is pruned.
+        config: rho, growth and interval; what is None scales itself to the length.
+        length: optimizer steps, or calls of `update` in a loop that decides itself when to update.
+        per_epoch: steps of an epoch, for ``config.interval``.
+        interval: steps between dual updates, in place of the config's.
+        last_update: no dual update comes after this step; the last step unless given.
+    """
+
+    name = "admm"
+
+    def __init__(
+        self,
+        target: Target,
+        config: ADMMConfig,
+        length: int,
+        *,
+        per_epoch: int = 1,
+        interval: int | None = None,
+        last_update: int | None = None,
+    ) -> None:
+        super().__init__(length)
+        self.target, self.config, self.uses_hsic = target, config, config.hsic
+        self.last_action = length if last_update is None else last_update
+        asked = config.interval * per_epoch if interval is None and config.interval else interval
+        steps = length if last_update is None else last_update + 1
+        self.interval, growth = self_scaled_updates(steps, rho=config.rho, rho_max=config.rho_max, interval=asked)
+        self.growth = growth if config.growth is None else config.growth
+        self.admm: ADMM | None = None
+
+    def begin(self) -> None:
+        super().begin()
+        self._make()
+        self.rho = self.residual = None
+
+    def _make(self) -> ADMM:
+        weights, projections = self.target.weights_and_projections()
+        config = self.config
+        self.admm = ADMM(
+            weights,
+            projections,
+            rho=config.rho,
+            growth=self.growth,
+            rho_max=config.rho_max,
+            rescale=config.rescale,
+        )
+        self.target.admm = self.admm
+        return self.admm
+
+    def penalty(self) -> Tensor | None:
+        return None if self.admm is None else self.admm.penalty()
+
+    def after_backward(self) -> None:
+        if self.admm is not None:
+            self.admm.add_gradient()
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.admm is None:
+            return
+        self.rho = self.admm.rho
+        if self.done % self.interval == 0 and self.done <= self.last_action:
+            self.update()
+
+    def update(self) -> None:
+        """A dual update, in which rho grows."""
+        assert self.admm is not None
+        self.admm.dual_update()
+        self.residual = self.admm.residual()
+
+    def finish(self) -> None:
+        """Note the primal residual, of the weights before they are masked."""
+        if self.admm is not None:
+            self.residual = self.admm.residual()
+            _logger.info("primal residual |W - Z| / |W| at the end of ADMM: %.4f", self.residual)
+            self.admm = None
+
+    def state(self) -> Snapshot:
+        saved = super().state()
+        if self.admm is not None:
+            saved.put("admm", self.admm.state())
+        return saved
+
+    def load_state(self, saved: Snapshot) -> None:
+        super().load_state(saved)
+        self._make().load_state(saved.part("admm"))
+
+
+class GradualPhase(Phase):
+    """Cuts on the way from dense to the full sparsity (see `sparsity_at`).
+
+    Args:
+        target: what is pruned.
+        config: says how often.
+        length: optimizer steps.
+        check: called before each cut; may raise.
+    """
+
+    name = "gradual"
+
+    def __init__(
+        self, target: Target, config: GradualConfig, length: int, *, check: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(length)
+        self.target, self.check = target, check
+        self.interval = interval_of_cuts(config.interval, length)
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self.done % self.interval == 0 and self.done < self.length:
+            self.check()
+            self.target.cut(self.done / self.length)
+
+
+class TuningPhase(Phase):
+    """Fine-tuning of what is left after the hard prune."""
+
+    name = "fine-tune"
+
+
+class Schedule:
+    """The phases of a run in order, and the hard prune before fine-tuning.
+
+    Args:
+        target: what is pruned.
+        phases: those before fine-tuning; those without a step are left out.
+        tuning: steps of fine-tuning.
+        check: called before the hard prune; may raise.
+
+    Attributes:
+        residual: ADMM's primal residual at its end; None without ADMM, and before.
+    """
+
+    def __init__(
+        self, target: Target, phases: Sequence[Phase], *, tuning: int = 0, check: Callable[[], None] = lambda: None
+    ) -> None:
+        self.target, self._check = target, check
+        self.phases = [*(phase for phase in phases if phase.length > 0), TuningPhase(tuning)]
+        self.residual: float | None = None
+        self._at = 0
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the next step belongs to."""
+        return self.phases[self._at]
+
+    @property
+    def due(self) -> bool:
+        """Whether the phase has done its steps, and another follows."""
+        return self._at + 1 < len(self.phases) and self.phase.done >= self.phase.length
+
+    @property
+    def done_before(self) -> int:
+        """Steps done in the phases before this one."""
+        return sum(phase.done for phase in self.phases[: self._at])
+
+    def start(self) -> None:
+        """Begin the first phase; without ADMM and gradual pruning that is the hard prune and fine-tuning."""
+        self._at, self.residual = 0, None
+        self._begin_phase()
+
+    def _begin_phase(self) -> None:
+        if isinstance(self.phase, TuningPhase):
+            self._prune()
+        self.target.admm = None
+        self.phase.begin()
+
+    def after_backward(self) -> None:
+        """Let the phase change the gradients; after ``backward()`` (and ``unscale_``), before the optimizer's step."""
+        self.phase.after_backward()
+
+    def after_step(self) -> None:
+        """Hold what is pruned at 0, then do what the phase has to do."""
+        self.target.hold()
+        self.phase.after_step()
+
+    def advance(self) -> None:
+        """End this phase and begin the next."""
+        self._finish_phase()
+        self._at += 1
+        self._begin_phase()
+
+    def finish(self) -> None:
+        """End the run; the hard prune if it has not happened yet."""
+        phase = self.phase
+        if phase.done < phase.last_action and not self.target.done:
+            _logger.warning(
+                "training ended at step %d of %d of phase %s; pruned to the full sparsity",
+                phase.done,
+                phase.last_action,
+                phase.name,
+            )
+        self._finish_phase()
+        self._prune()
+        self.target.admm = None
+
+    def _finish_phase(self) -> None:
+        self.phase.finish()
+        if isinstance(self.phase, ADMMPhase):
+            self.residual = self.phase.residual
+
+    def _prune(self) -> None:
+        if not self.target.done:
+            self._check()
+            self.target.prune(allocate=any(isinstance(phase, GradualPhase) for phase in self.phases))
+            self.target.hold()
+
+    def state(self) -> Snapshot:
+        """What `load_state` needs."""
+        saved = Snapshot(facts={"at": self._at, "residual": self.residual, "plan": self._plan()})
+        for i, phase in enumerate(self.phases[: self._at + 1]):
+            saved.put(f"phase{i}", phase.state())
+        return saved
+
+    def _plan(self) -> list[list[object]]:
+        return [[phase.name, phase.length, getattr(phase, "interval", None)] for phase in self.phases]
+
+    def load_state(self, saved: Snapshot) -> None:
+        """Continue from what `state` gave, in place of `start`; the target's state is loaded before.
+
+        Raises:
+            StateError: the phases differ.
+        """
+        if saved.facts["plan"] != self._plan():
+            raise StateError(
+                f"the saved state is of a run of other phases ({saved.facts['plan']}) than this one ({self._plan()}); "
+                "resume with the same data and config"
+            )
+        self._at, self.residual = int(saved.facts["at"]), saved.facts["residual"]
+        for i in range(self._at):
+            self.phases[i].done = int(saved.facts[f"phase{i}"]["done"])
+        self.phase.load_state(saved.part(f"phase{self._at}"))

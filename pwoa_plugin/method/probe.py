@@ -1,0 +1,131 @@
+"""What is tried on a network before it trains: whether it answers, whether gradients exist, which radius it stands."""
+
+from __future__ import annotations
+
+import copy
+import logging
+
+import torch
+from torch import Tensor, nn
+
+from .._random import seeded
+from .._text import one_line
+from ..errors import InputError
+from .distillation import gradient_loss
+from .logits import logits_of
+from .perturbation import PerturbationConfig, largest_agreeing_radius, radius_for
+
+__all__ = ["RADIUS_IMAGES", "find_classes", "find_radius", "needs_search", "try_input_gradients"]
+
+_logger = logging.getLogger(__name__)
+
+RADIUS_IMAGES = 512  # to search a radius with
+
+
+def find_classes(model: nn.Module, images: Tensor) -> int:
+    """The number of classes of a network that answers images with logits.
+
+    Args:
+        model: in eval mode.
+        images: ``(N, C, H, W)``; two are enough.
+
+    Raises:
+        InputError: it does not take the images, answers with something other than finite logits ``(N, classes)``, or
+            changes the images in place.
+    """
+    given = images[:2].clone()
+    version = given._version
+    try:
+        with torch.no_grad():
+            logits = logits_of(model(given))
+    except (RuntimeError, IndexError) as error:
+        raise InputError(
+            f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise InputError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
+    if logits.dim() != 2:
+        raise InputError(f"the model returns a tensor {tuple(logits.shape)}; it must return logits (N, classes)")
+    if not logits.isfinite().all():
+        raise InputError("the model's logits are not finite before training; load a sound checkpoint")
+    if given._version != version:
+        raise InputError(
+            "the model changes its input images in place, and student and teacher are given the same ones; write its "
+            "first steps without in-place operations (x = x - mean, inplace=False)"
+        )
+    return logits.shape[1]
+
+
+def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
+    """Differentiate a copy of the network by its images, and that by its weights; random states are restored.
+
+    Args:
+        teacher: the frozen network.
+        images: ``(N, C, H, W)``; two are enough.
+        weight: ``distillation.gradient_weight``, for the message.
+
+    Raises:
+        InputError: it cannot be differentiated twice.
+    """
+    student = copy.deepcopy(teacher)
+    for parameter in student.parameters():
+        parameter.requires_grad_(parameter.is_floating_point())
+    try:
+        with seeded(0), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
+            x = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
+            gradient_loss(logits_of(student(x)), logits_of(teacher(x)), x).backward()
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"distillation.gradient_weight={weight:g} needs a network that can be differentiated twice "
+            f"({one_line(error)}); set it to 0, or for attention train inside "
+            "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
+        ) from error
+
+
+def needs_search(config: PerturbationConfig, eps: float | None) -> bool:
+    """Whether `find_radius` has to ask the network."""
+    return config.kind != "none" and config.radius is None and eps is None
+
+
+def find_radius(
+    teacher: nn.Module,
+    images: Tensor,
+    config: PerturbationConfig,
+    *,
+    eps: float | None,
+    pixel_range: tuple[float, float],
+    seed: int,
+) -> float:
+    """The perturbation's radius in pixel units: as set, by ``eps``, or the largest that the teacher stands.
+
+    Args:
+        teacher: in eval mode.
+        images: ``(N, C, H, W)``; looked at only where the radius has to be searched (see `needs_search`).
+        config: of the perturbation.
+        eps, pixel_range: see `PwoAConfig`.
+        seed: of the search.
+    """
+    if config.kind == "none":
+        return 0.0
+    if config.radius is not None:
+        return config.radius
+    if eps is not None:
+        return radius_for(eps, pixel_range)
+    radius = largest_agreeing_radius(
+        teacher,
+        images,
+        kind=config.kind,
+        options=config.options,
+        pixel_range=pixel_range,
+        agreement=config.agreement,
+        seed=seed,
+    )
+    _logger.info(
+        "perturbation radius %.4g: the largest at which the teacher keeps %.0f %% of its predictions on %d images",
+        radius,
+        100 * config.agreement,
+        len(images),
+    )
+    return radius

@@ -1,0 +1,42 @@
+"""A model as it was before, where training raises."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+
+from .._modes import modes_kept
+from .snapshot import tensors_of
+
+__all__ = ["restored_on_error"]
+
+
+@contextlib.contextmanager
+def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Restore modes and gradients always; parameters and buffers, on their device, if the body raises.
+
+    Args:
+        model: the network.
+        undo: restores its structure, before its values are restored.
+    """
+    before = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
+    gradients = {parameter: parameter.grad for parameter in model.parameters()}
+    for parameter in model.parameters():
+        parameter.grad = None
+    with modes_kept(model):  # outermost: `undo` restores the modes of its own time
+        try:
+            yield
+        except BaseException:
+            undo()
+            with torch.no_grad():
+                for name, tensor in tensors_of(model).items():
+                    if name in before:  # a quantizer makes buffers while it trains
+                        tensor.data = before[name]
+            raise
+        finally:
+            for parameter in model.parameters():
+                gradient = gradients.get(parameter)  # None for a parameter that is new
+                parameter.grad = gradient if gradient is None else gradient.to(parameter.device)

@@ -1,0 +1,59 @@
+"""The batches of an epoch, which a resumed run can enter in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from .batches import Batches
+from .snapshot import Snapshot
+
+__all__ = ["ResumableEpochs"]
+
+
+class ResumableEpochs:
+    """Epochs of batches. A resumed one draws its order anew from the epoch's random state, and so draws the same order.
+
+    Args:
+        batches: where they come from.
+
+    Attributes:
+        done: batches of this epoch that were given.
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.done = 0
+        self._skip = 0
+        self._at_start: dict[str, Tensor] = {}
+        self._at_resume: dict[str, Tensor] = {}
+
+    def epoch(self, *, check: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """The batches of an epoch that are still to come; ``check`` looks at each (see `Batches.epoch`)."""
+        skip, self._skip = self._skip, 0
+        if skip:
+            self.batches.set_random_state(self._at_start)
+        else:
+            self._at_start = self.batches.random_state()
+        for batch in self.batches.epoch(check=check, start=skip, random_state=self._at_resume):
+            self.done += 1
+            yield batch
+
+    def end(self) -> None:
+        """The epoch is over."""
+        self.done = 0
+
+    def state(self) -> Snapshot:
+        """What `load_state` needs; between two steps."""
+        saved = Snapshot(facts={"done": self.done, "read": self.batches.read if self.done else 0})
+        saved.put("now", Snapshot(self.batches.random_state()))
+        saved.put("at_start", Snapshot(self._at_start))
+        return saved
+
+    def load_state(self, saved: Snapshot) -> None:
+        """Continue where `state` was asked for."""
+        self.done, self._skip = int(saved.facts["done"]), int(saved.facts["read"])
+        self._at_start, self._at_resume = saved.part("at_start").tensors, saved.part("now").tensors
+        if not self.done:
+            self.batches.set_random_state(self._at_resume)

@@ -1,0 +1,136 @@
+"""`TrainingConfig`: all sections of the method together, checked against each other."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field, field_validator, model_validator
+
+from .._pixels import check_radius
+from .._section import Names, Pixels, Section, key_of
+from ..errors import InputError
+from .allocation import ALLOCATIONS
+from .distillation import DistillationConfig
+from .hsic import HSICConfig
+from .optimizers import OptimizerConfig, ScheduleConfig
+from .perturbation import PerturbationConfig
+from .phases import ADMMConfig, GradualConfig, phase_lengths
+from .sparsity import find_sparsity_set
+
+__all__ = ["TrainingConfig"]
+
+
+class TrainingConfig(Section):
+    """What a `Trainer` needs. Keyword-only; unknown keys are refused.
+
+    Attributes:
+        sparsity: share of the prunable weights to prune, in (0, 1): 0.9375 is 16x. None only for ``n:m``.
+        train_loader: natural images: a DataLoader or another iterable that can be read again and gives ``(x, y)``,
+            ``(x, ...)`` or ``x`` batches; a Dataset; or tensors ``(x, y)`` or ``x``. ``x`` is ``(N, C, H, W)`` float,
+            ``y`` ``(N,)`` int64. Labels may be missing where ``hsic.lambda_y`` is 0.
+        granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``;
+            or ``structured``: ``sparsity`` is then the share of channels to remove, by dependency group, with
+            `PwoAGroupPruner` or ``pwoa prune``.
+        allocation: ``lamp``, ``erk``, ``global``, or ``uniform`` (the paper). The default is ``lamp``, and ``uniform``
+            with ``structured``: the same share of channels in each group.
+        include: names or patterns (``layer4.*``) of layers to prune; by default every convolution and linear layer.
+        exclude: names or patterns of layers that stay dense, and do not count in ``sparsity``.
+        epochs: of the whole run: ADMM or gradual pruning, then fine-tuning.
+        batch_size: where ``train_loader`` is a Dataset or tensors.
+        optimizer, schedule: of all phases; ADMM may have its own.
+        distillation, perturbation, hsic, admm, gradual: see their classes.
+        eps: radius of the attacks that the network is to resist, in pixel units; sets the perturbation's radius.
+        pixel_range: ``(low, high)`` of a valid image. Normalisation by mean and std belongs into the model.
+        seed: of everything random in a run.
+        device: ``cuda``, ``cpu``...; None: where the model is.
+        autocast: ``bfloat16`` or ``float16`` mixed precision, or None.
+        progress: whether a progress bar is shown.
+    """
+
+    sparsity: float | None = None
+    train_loader: Any = Field(default=None, repr=False, exclude=True)
+    granularity: str = "unstructured"
+    allocation: Annotated[str, key_of(ALLOCATIONS)] = "lamp"
+    include: Names | None = None
+    exclude: Names = ()
+    epochs: int = Field(default=12, ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    distillation: DistillationConfig = Field(default_factory=DistillationConfig)
+    perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
+    hsic: HSICConfig = Field(default_factory=HSICConfig)
+    admm: ADMMConfig = Field(default_factory=ADMMConfig)
+    gradual: GradualConfig = Field(default_factory=GradualConfig)
+    eps: Pixels | None = Field(default=None, gt=0)
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    device: str | None = None
+    autocast: Literal["bfloat16", "float16"] | None = None
+    progress: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _allocation_by_granularity(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(granularity := values.get("granularity"), str):
+            return {"allocation": find_sparsity_set(granularity).default_allocation} | values
+        return values
+
+    @field_validator("sparsity")
+    @classmethod
+    def _inside(cls, sparsity: float | None) -> float | None:
+        if sparsity is not None and not 0 < sparsity < 1:
+            raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9375 prunes 15 weights in 16")
+        return sparsity
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, device: str | None) -> str | None:
+        if device is not None:
+            try:
+                if torch.empty(0, device=device).device.type == "meta":
+                    raise RuntimeError("it holds no numbers")
+            except (RuntimeError, AssertionError, NotImplementedError) as error:
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out"
+                ) from None
+        return device
+
+    @model_validator(mode="after")
+    def _agree(self) -> TrainingConfig:
+        sparsity_set = find_sparsity_set(self.granularity)
+        density = sparsity_set.fixed_density
+        if density is None and self.sparsity is None:
+            raise InputError(f"sparsity is missing; give the share to prune with granularity={self.granularity!r}")
+        if density is not None and self.sparsity is not None and abs(1 - density - self.sparsity) > 1e-9:
+            raise InputError(
+                f"sparsity={self.sparsity} contradicts granularity={self.granularity!r}, which prunes {1 - density:g}; "
+                "leave sparsity out"
+            )
+        check_radius(self.eps, self.pixel_range)
+        if self.gradual.wanted and sparsity_set.one_cut:
+            raise InputError(
+                f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "
+                "cut; leave it out"
+            )
+        lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
+        if sum(lengths.values()) > self.epochs:
+            given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)
+            raise InputError(f"{given}: more than epochs={self.epochs}, which counts every phase; raise epochs")
+        return self
+
+    @property
+    def admm_epochs(self) -> int:
+        """Epochs of the ADMM phase (see `phase_lengths`)."""
+        return self._lengths()[0]
+
+    @property
+    def gradual_epochs(self) -> int:
+        """Epochs of the gradual phase (see `phase_lengths`)."""
+        return self._lengths()[1]
+
+    def _lengths(self) -> tuple[int, int]:
+        one_cut = find_sparsity_set(self.granularity).one_cut
+        return phase_lengths(self.epochs, self.admm, self.gradual, one_cut=one_cut)
