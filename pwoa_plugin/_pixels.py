@@ -4,16 +4,36 @@ from __future__ import annotations
 
 from .errors import InputError
 
-__all__ = ["GREY_LEVEL", "refuse_radius_of_other_pixels"]
+__all__ = ["GREY_LEVEL", "check_radius", "refuse_radius_of_other_pixels"]
 
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 
 
-def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) -> None:
-    """Refuse a radius that is meant for pixels in [0, 1] where they are in [0, 255].
+def check_radius(eps: float | None, pixel_range: tuple[float, float]) -> None:
+    """Check the radius of a training run against the range of pixels.
+
+    Args:
+        eps: in the units of ``pixel_range``; None where it is not known.
+        pixel_range: ``(low, high)`` of a valid image.
 
     Raises:
-        ValueError: pixels span 100 or more, and ``eps`` is less than a tenth.
+        InputError: the range is empty, or ``eps`` is not inside ``(0, high - low)`` or is of other units.
+    """
+    low, high = pixel_range
+    if not low < high:
+        raise InputError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
+    if eps is None:
+        return
+    if not 0 < eps < high - low:
+        raise InputError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, such as 8/255")
+    refuse_radius_of_other_pixels(eps, pixel_range)
+
+
+def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) -> None:
+    """Refuse a radius for pixels in [0, 1] where the pixels are in [0, 255].
+
+    Raises:
+        InputError: pixels span 100 or more, and ``eps`` is less than a tenth.
     """
     span = pixel_range[1] - pixel_range[0]
     if span >= 100 and eps < 0.1:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,10 +11,8 @@ from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from ..errors import MissingPackageError
+from .config import DataConfig
 from .images import DataError, InMemory
-
-if TYPE_CHECKING:
-    from ..config import DataConfig
 
 __all__ = ["MNISTSample", "mnist_sample"]
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from .._text import one_line
+from .config import DataConfig
 from .images import DataError, ImageSet
-
-if TYPE_CHECKING:
-    from ..config import DataConfig
 
 __all__ = ["Folder"]
 

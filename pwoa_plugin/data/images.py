@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from ..config import DataConfig
+from .config import DataConfig
 
 __all__ = ["DataError", "ImageSet", "InMemory"]
 

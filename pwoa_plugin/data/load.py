@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import signal
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .augment import crop_and_flip, draw_crops_and_flips
-from .embedded import MNISTSample
-from .folder import Folder
+from .config import DATASETS, DataConfig
 from .images import DataError, ImageSet
 from .split import stratified_order
-from .torchvision import CIFAR10, CIFAR100, MNIST
 
-if TYPE_CHECKING:
-    from ..config import DataConfig
+__all__ = ["DATASETS", "Loader", "TrainingData", "data_set", "load_test", "load_training"]
 
-__all__ = ["DATASETS", "Loader", "TrainingData", "load_test", "load_training"]
 
-DATASETS: dict[str, type[ImageSet]] = {
-    "mnist": MNIST,
-    "cifar10": CIFAR10,
-    "cifar100": CIFAR100,
-    "mnist-sample": MNISTSample,
-    "folder": Folder,
-}
+def data_set(config: DataConfig) -> type[ImageSet]:
+    """The class of a config's data set."""
+    module, _, name = DATASETS[config.name].partition(":")
+    found: type[ImageSet] = getattr(importlib.import_module(f".{module}", __package__), name)
+    return found
 
 
 class Loader:
@@ -171,7 +166,7 @@ def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
     """
     if batch_size < 2:
         raise DataError(f"batch_size={batch_size}: HSIC and batch norm need 2 images or more in a batch")
-    source = DATASETS[config.name](config, train=True)
+    source = data_set(config)(config, train=True)
     classes, shape = source.describe(config)
     there = len(source.labels)
     used = there if config.images is None else config.images
@@ -208,7 +203,7 @@ def load_test(
     Raises:
         DataError: the images cannot be had, or are fewer than ``images``.
     """
-    source = DATASETS[config.name](config, train=False)
+    source = data_set(config)(config, train=False)
     there = len(source.labels)
     if images is not None and not 1 <= images <= there:
         raise DataError(f"images={images} (--sample): the test set of {config.name} has {there}; give 1 to {there}")

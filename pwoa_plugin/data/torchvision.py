@@ -9,17 +9,15 @@ from __future__ import annotations
 import errno
 from abc import abstractmethod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from .._text import one_line
+from .config import DataConfig
 from .images import DataError, InMemory
-
-if TYPE_CHECKING:
-    from ..config import DataConfig
 
 __all__ = ["CIFAR10", "CIFAR100", "MNIST"]
 

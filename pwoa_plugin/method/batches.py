@@ -164,12 +164,12 @@ class Batches:
         sizes = [len(x) if isinstance(x, Tensor) and x.dim() else 0 for x, _ in self._raw(0, {})]
         return len(sizes), sizes.count(1)
 
-    def _raw(self, start: int, go_on_with: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
+    def _raw(self, start: int, random_state: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
         if self._tensors is not None:
             x, y = self._tensors
             order = torch.randperm(len(x)).to(x.device)
             if start:
-                self.set_random_state(go_on_with)
+                self.set_random_state(random_state)
             for index in order.split(self._batch_size)[start:]:
                 yield x[index], None if y is None else y[index]
             return
@@ -180,7 +180,7 @@ class Batches:
             for _ in range(start):
                 next(batches, None)
         if start:
-            self.set_random_state(go_on_with)
+            self.set_random_state(random_state)
         for batch in batches:
             if isinstance(batch, Mapping):
                 raise InputError(
@@ -222,20 +222,20 @@ class Batches:
                 own.set_state(state[f"loader.{i}"])
 
     def epoch(
-        self, *, check: bool = False, start: int = 0, go_on_with: Mapping[str, Tensor] | None = None
+        self, *, check: bool = False, start: int = 0, random_state: Mapping[str, Tensor] | None = None
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One epoch of batches.
 
         Args:
             start: leave out this many batches at the beginning, counted as `read` does. Order and the like are drawn as
                 in a whole epoch.
-            go_on_with: the random state to set after these.
+            random_state: the one to set after these.
             check: look at every batch's range and labels, not only at its form. On a GPU loader this waits for the
                 device, so runs ask for it in their first epoch only.
         """
         len(self)
         self.read = start
-        for x, y in self._raw(start, go_on_with or {}):
+        for x, y in self._raw(start, random_state or {}):
             if check:
                 x, y = self._checked(x, y)
             elif self.labels_because is None:

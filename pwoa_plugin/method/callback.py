@@ -50,13 +50,13 @@ class Callback:
         """Before the first step, of a resumed run too."""
 
     def on_step(self, status: Status) -> None:
-        """After every step; terms are as old as the last report. `Compression.state` may be asked here."""
+        """After every step; terms are as old as the last report. `Trainer.state` may be asked here."""
 
     def on_report(self, status: Status) -> None:
         """Now and then after a step, once the terms are known."""
 
     def on_epoch_end(self, status: Status) -> None:
-        """After every epoch. `Compression.state` may be asked here."""
+        """After every epoch. `Trainer.state` may be asked here."""
 
     def on_end(self, status: Status | None) -> None:
         """At the end, also when the run raised."""

@@ -6,13 +6,38 @@ import copy
 from collections.abc import Mapping
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from .._section import Section
 from ..errors import InputError
 
-__all__ = ["distillation_loss", "feature_loss", "frozen_copy", "gradient_loss"]
+__all__ = ["DistillationConfig", "distillation_loss", "feature_loss", "frozen_copy", "gradient_loss"]
+
+
+class DistillationConfig(Section):
+    """Self-distillation from the frozen robust network.
+
+    Attributes:
+        alpha: weight on the authors' scale: KL averaged over batch and classes (alpha = 10 for 10 classes is 1 by
+            ``batchmean``).
+        temperature: tau.
+        feature_weight: weight of the hidden layers' squared difference, relative to the teacher's; 0 is off (the
+            paper).
+        gradient_weight: weight of the input gradients' squared difference, relative to the teacher's (see
+            `gradient_loss`); 0 is off (the paper). 1 kept more of the study's CIFAR-10 network at 16x, in 2 to 3 times
+            the time, and less of its MNIST network (docs/results.md). It needs a network that can be differentiated
+            twice and, with BatchNorm, batches of some tens of images.
+        gradient_share: share of the steps that have this term, drawn at random; they run without autocast.
+    """
+
+    alpha: float = Field(default=10.0, ge=0)
+    temperature: float = Field(default=30.0, gt=0)
+    feature_weight: float = Field(default=1.0, ge=0)
+    gradient_weight: float = Field(default=0.0, ge=0)
+    gradient_share: float = Field(default=0.5, gt=0, le=1)
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -15,20 +15,20 @@ from .._modes import modes_kept
 from .._weights import is_weighted
 from ..errors import InputError
 
-__all__ = ["Around", "check_names", "check_readable", "find_hidden_layers", "read_hidden", "unwrapped"]
+__all__ = ["NetworkWrapper", "check_names", "check_readable", "find_hidden_layers", "read_hidden", "unwrapped"]
 
 _MOST = 8
 
 
-class Around(nn.Module):
-    """Something around a network, its ``module``, as ``DistributedDataParallel`` is; names inside are what counts."""
+class NetworkWrapper(nn.Module):
+    """A wrapper around a network, its ``module``, as ``DistributedDataParallel`` is; layers have the names inside."""
 
     module: nn.Module
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``DistributedDataParallel``, ``DataParallel`` and `Around`."""
-    while isinstance(model, (DataParallel, DistributedDataParallel, Around)):
+    """The network inside ``DistributedDataParallel``, ``DataParallel`` and `NetworkWrapper`."""
+    while isinstance(model, (DataParallel, DistributedDataParallel, NetworkWrapper)):
         model = model.module
     return model
 

@@ -19,18 +19,21 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
 import torch
+from pydantic import BeforeValidator, Field, model_validator
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .._section import Section, check_options, key_of, names
 from ..errors import InputError
 
 __all__ = [
     "ESTIMATORS",
     "HSIC",
+    "HSICConfig",
     "HSICEstimator",
     "NormalizedHSIC",
     "gaussian_kernel",
@@ -170,7 +173,36 @@ class HSIC(HSICEstimator):
         return (weights.t() @ references.flatten(1)).view_as(hidden) / (hidden.shape[-1] - 1)
 
 
-ESTIMATORS: dict[str, HSICEstimator] = {"nhsic": NormalizedHSIC(), "hsic": HSIC()}
+ESTIMATORS: dict[str, type[HSICEstimator]] = {"nhsic": NormalizedHSIC, "hsic": HSIC}
+
+
+class HSICConfig(Section):
+    """The Hilbert-Schmidt information bottleneck on hidden layers.
+
+    Attributes:
+        lambda_x: weight of ``sum_j nHSIC(X, T_j)``, minimised.
+        lambda_y: weight of ``sum_j nHSIC(Y, T_j)``, maximised; above 0 the run needs labels.
+        sigma: width of the Gaussian kernels, per feature.
+        layers: ``auto``, or names of the modules whose inputs are the T_j.
+        estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
+        options: of the estimator.
+    """
+
+    lambda_x: float = Field(default=2e-4, ge=0)
+    lambda_y: float = Field(default=5e-5, ge=0)
+    sigma: float = Field(default=5.0, gt=0)
+    layers: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(names)] = "auto"
+    estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        check_options(ESTIMATORS[self.estimator], self.options)
+        return self
+
+    def make_estimator(self) -> HSICEstimator:
+        """The estimator with its options."""
+        return ESTIMATORS[self.estimator](**self.options)
 
 
 class _Dependence(torch.autograd.Function):
@@ -238,7 +270,7 @@ def hsic(
     Raises:
         ValueError: nothing to compare, a batch of fewer than 2, or batches of different sizes.
     """
-    estimator = estimator or ESTIMATORS["nhsic"]
+    estimator = estimator or NormalizedHSIC()
     if not references or not hidden:
         raise InputError("hsic needs at least one reference and one hidden layer")
     sizes = {len(tensor) for tensor in (*references, *hidden)}

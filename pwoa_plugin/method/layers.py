@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .._weights import is_weighted
 from ..errors import InputError
-from .sparsity import SparsitySet, Unstructured
+from .sparsity import SparsitySet
 
 __all__ = ["prunable_layers", "refuse_transposed", "tell_of_uncounted"]
 
@@ -85,7 +85,7 @@ def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet
     Raises:
         ValueError: there is one among the layers.
     """
-    if isinstance(sparsity_set, Unstructured):
+    if sparsity_set.single_weights:
         return
     for name, module in layers.items():
         if isinstance(module, _ConvTransposeNd):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["channels_last_is_safe", "lay_out", "set_layout"]
+__all__ = ["channels_last_is_safe", "lay_out", "lay_out_both", "layout_kept"]
 
 # oneDNN's block of input channels: 8 with AVX2, 16 with AVX-512.
 _BLOCK = 16
@@ -40,7 +43,7 @@ def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.mem
         The layout that the weights have now.
     """
     if safe:
-        set_layout(model, torch.channels_last)
+        _set_layout(model, torch.channels_last)
         try:
             with torch.no_grad():
                 model(images.clone())
@@ -48,12 +51,38 @@ def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.mem
             pass
         else:
             return torch.channels_last
-    set_layout(model, torch.contiguous_format)
+    _set_layout(model, torch.contiguous_format)
     return torch.contiguous_format
 
 
-def set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+def lay_out_both(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
+    """Lay out two networks alike, so that hidden layers of both can be compared without a copy."""
+    _set_layout(model, lay_out(teacher, images, safe=channels_last_is_safe(model)))
+
+
+def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
     """Put the weights of two-dimensional convolutions in a layout."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+@contextmanager
+def layout_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Restore the memory layout of weights afterwards; on the CPU a run lays them out as is fastest."""
+    if device.type != "cpu":
+        yield
+        return
+    strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
+    try:
+        yield
+    finally:
+        for parameter in model.parameters():
+            if parameter.dim() != 4:
+                continue
+            stride = strides.get(parameter)
+            if stride is None:  # new
+                parameter.data = parameter.data.contiguous()
+            elif parameter.stride() != stride:
+                as_before = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device)
+                parameter.data = as_before.copy_(parameter.data)

@@ -1,62 +1,70 @@
-"""`PwoALoss`: the objective as a plain loss, for training loops of one's own."""
+"""`PwoALoss`: distillation, hidden features, input gradients and HSIC in one loss; the only one that trains."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .._pixels import refuse_radius_of_other_pixels
+from .._pixels import check_radius
 from .._random import check_seed
+from .._section import as_section, fraction
 from .._weights import is_weighted
-from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, fraction
 from ..errors import InputError
 from .batches import check_images, check_labels
-from .compression import build_objective
-from .distillation import frozen_copy
-from .hidden import check_names, check_readable, find_hidden_layers
-from .objective import PwoAObjective
+from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
+from .hidden import check_names, check_readable, find_hidden_layers, read_hidden, unwrapped
+from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
+from .layout import channels_last_is_safe
+from .logits import logits_of
+from .perturbation import Perturbation, PerturbationConfig, make_perturbation
+from .probe import find_classes, find_radius, try_input_gradients
 
-__all__ = ["PwoALoss", "section"]
+__all__ = ["PwoALoss"]
 
-_CHECKED_CALLS = 100  # the first batches are looked at; later ones of the same loader are like them
+_logger = logging.getLogger(__name__)
 
-Section = TypeVar("Section", DistillationConfig, PerturbationConfig, HSICConfig, ADMMConfig, GradualConfig)
+_CHECKED_CALLS = 100  # the first batches are checked; later ones of the same loader are like them
 
 
 class PwoALoss(nn.Module):
-    """PwoA's loss of a student on natural images: distillation from a robust teacher, hidden features and HSIC;
-    input gradients where ``distillation.gradient_weight`` is above 0.
+    """``alpha tau^2 KL(teacher || student) + lambda_x sum_j nHSIC(X, T_j) - lambda_y sum_j nHSIC(Y, T_j)``.
 
-    Called as ``loss(student, x, y)``; `terms` has the summands of the last call by name. No adversarial example is
-    made: both networks see the same randomly perturbed images. The student may be any network with the teacher's
-    classes: pruned, quantized, made narrower, or of another architecture. HSIC looks at the student's hidden layers
-    alone; hidden features are compared in those of them that the teacher has, too, by name and width. Of the others
-    the log tells; where there is none, the features' term is left out.
+    PwoA's loss (arXiv 2210.04311, eq. 7) on natural images, with two terms of ours: hidden features, and input
+    gradients where ``distillation.gradient_weight`` is above 0. Called as ``loss(student, x, y)``. No adversarial
+    example is made: teacher and student see the same randomly perturbed images, in one forward each.
 
-    The loss has no parameters; the teacher moves with ``loss.to(device)``, and is neither in ``state_dict()`` nor
-    touched by ``train()``.
+    The student may be any network with the teacher's classes: pruned, quantized, made narrower, or of another
+    architecture. HSIC looks at the student's hidden layers alone. Hidden features are compared in those layers that the
+    teacher has too, by name and width; the others are logged, and without any the term is left out.
+
+    The loss has no parameters. The teacher moves with ``loss.to(device)``; it is neither in ``state_dict()`` nor
+    affected by ``train()``.
 
     Args:
         teacher: the robust network, images ``(N, C, H, W)`` to logits ``(N, classes)``; a frozen copy is kept.
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
-        pixel_range: of a valid image.
+        pixel_range: ``(low, high)`` of a valid image.
         seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
-        kept: where the student has some of the teacher's channels only: ``{hidden layer: (dimension of its input,
-            indices that are left)}``, as `PwoAGroupPruner.inputs_left`. It is read at every call.
+        student_channels: where the student has only some of the teacher's channels: ``{hidden layer: (dimension of its
+            input, indices that are left)}``, such as `PwoAGroupPruner.student_channels`. It is read at every call.
+        kept: the old name of ``student_channels``.
 
     Attributes:
-        terms: ``{name: tensor}``, detached, weighted and signed.
-        hidden_layers: names of the student's modules whose inputs are the T_j; known after the first call.
-        radius: of the perturbation, in pixel units; known after the first call.
-        use_hsic: whether HSIC's terms count at the moment; they are off in ADMM as published.
+        terms: ``{name: tensor}``: summands of the last call's loss, detached, weighted and signed.
+        classes: number of logits; None before the first call.
+        radius: of the perturbation, in pixel units; None before the first call.
+        use_hsic: whether HSIC's terms count at the moment; the published ADMM turns them off.
 
     Raises:
-        ValueError: a section, ``eps`` or ``pixel_range`` cannot be used; one line says what to mend.
+        InputError: a section, ``eps`` or ``pixel_range`` cannot be used.
     """
 
     def __init__(
@@ -69,32 +77,34 @@ class PwoALoss(nn.Module):
         eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
+        student_channels: Mapping[str, tuple[int, Tensor]] | None = None,
         kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(teacher, nn.Module):
-            raise InputError(f"teacher is a {type(teacher).__name__}; give a torch.nn.Module")
         eps = fraction(eps)
         if isinstance(eps, str):
-            raise InputError(f"eps={eps!r} is no radius; give a number of pixel units, as 8/255")
-        low, high = pixel_range
-        if not low < high:
-            raise InputError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
-        if eps is not None:
-            if not 0 < eps < high - low:
-                raise InputError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, as 8/255")
-            refuse_radius_of_other_pixels(eps, pixel_range)
-        self.distillation = section(DistillationConfig, distillation, "distillation")
-        self.perturbation = section(PerturbationConfig, perturbation, "perturbation")
-        self.hsic = section(HSICConfig, hsic, "hsic")
+            raise InputError(f"eps={eps!r} is not a radius; give a number of pixel units, such as 8/255")
+        check_radius(eps, pixel_range)
+        if kept is not None:
+            warnings.warn("PwoALoss: kept= is now student_channels=", DeprecationWarning, stacklevel=2)
+            student_channels = kept
+        self.distillation = as_section(DistillationConfig, distillation, "distillation")
+        self.perturbation = as_section(PerturbationConfig, perturbation, "perturbation")
+        self.hsic = as_section(HSICConfig, hsic, "hsic")
         self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
-        self._teacher = (frozen_copy(teacher),)  # in a tuple: no submodule
-        self.kept: Mapping[str, tuple[int, Tensor]] = {} if kept is None else kept
+        self.student_channels = {} if student_channels is None else student_channels
+        self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is no submodule
+        self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
+        self._estimator = self.hsic.make_estimator()
+        self._perturb: Perturbation | None = None
         self.use_hsic = True
+        self.terms: dict[str, Tensor] = {}
+        self.classes: int | None = None
         self.radius: float | None = None
-        self._objective: PwoAObjective | None = None
-        self._seen: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
         self._calls = 0
+        # By student: its hidden layers, and those of them that are logged as not comparable.
+        self._students: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
+        self._last_layers: list[str] = []
 
     @property
     def teacher(self) -> nn.Module:
@@ -102,49 +112,97 @@ class PwoALoss(nn.Module):
         return self._teacher[0]
 
     @property
-    def terms(self) -> dict[str, Tensor]:
-        """Summands of the last call's loss, by name."""
-        return self._objective.terms if self._objective else {}
+    def hidden_layers(self) -> list[str]:
+        """Names of the last student's modules whose inputs are the T_j; empty before the first call."""
+        return self._last_layers
+
+    def hidden_layers_of(self, student: nn.Module) -> list[str]:
+        """The same of one student; empty before its first call."""
+        return self._students.get(student, ([], set()))[0]
 
     @property
-    def hidden_layers(self) -> list[str]:
-        """Names of the modules whose inputs are the T_j."""
-        return self._objective.hidden_layers if self._objective else []
+    def needs_labels(self) -> bool:
+        """Whether a call needs ``y``: only for nHSIC(Y, T_j)."""
+        return self.hsic.lambda_y > 0
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is, and so the student has to be."""
+        """Where the teacher is, and the student has to be."""
         return _device(self.teacher, torch.device("cpu"))
-
-    def check_student(self, student: nn.Module) -> None:
-        """Whether the student's hidden layers can be read, and those that are named are its modules; a call looks, too.
-
-        Raises:
-            ValueError: they cannot, or one is not.
-        """
-        if self._looks_inside:
-            check_readable(student)
-        if self.hsic.layers != "auto":
-            check_names(student, self.hsic.layers)
 
     @property
     def _looks_inside(self) -> bool:
         return self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0 or self.distillation.feature_weight > 0
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_seen"}  # it cannot be pickled
+        return {name: value for name, value in self.__dict__.items() if name != "_students"}  # cannot be pickled
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._seen = WeakKeyDictionary()
+        self._students = WeakKeyDictionary()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PwoALoss:
         self.teacher._apply(fn, recurse)
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
+    # -- before training -------------------------------------------------------------------------
+
+    def check_student(self, student: nn.Module) -> None:
+        """Check that the student's hidden layers can be read, and that named ones exist; a call does so too.
+
+        Raises:
+            InputError: a layer cannot be read, or does not exist.
+        """
+        if self._looks_inside:
+            check_readable(student)
+        if self.hsic.layers != "auto":
+            check_names(student, self.hsic.layers)
+
+    def prepare(self, student: nn.Module, images: Tensor) -> None:
+        """Find classes, radius and hidden layers, and what forbids training; a first call does so too.
+
+        Args:
+            student: the network that will be trained; it is run once in eval mode.
+            images: ``(N, C, H, W)``, on the teacher's device. Two are enough unless the radius has to be searched (see
+                `probe.needs_search`).
+
+        Raises:
+            InputError: teacher, student or images cannot be used.
+        """
+        if self._perturb is None:
+            self.classes = find_classes(self.teacher, images)
+            if self.distillation.gradient_weight > 0:
+                try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight)
+            radius = find_radius(
+                self.teacher, images, self.perturbation, eps=self.eps, pixel_range=self.pixel_range, seed=self.seed
+            )
+            self.set_radius(radius)
+        self._layers_of(student, images)
+
+    def set_radius(self, radius: float) -> None:
+        """Perturb by this radius, in pixel units."""
+        config = self.perturbation
+        self.radius = radius
+        self._perturb = make_perturbation(
+            config.kind, radius=radius, pixel_range=self.pixel_range, options=config.options
+        )
+
+    def _layers_of(self, student: nn.Module, images: Tensor) -> tuple[list[str], set[str]]:
+        if student not in self._students:
+            layers: list[str] = []
+            if self._looks_inside:
+                check_readable(student)
+                few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
+                if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
+                    layers = find_hidden_layers(student, images[:2], self.hsic.layers)
+            self._students[student] = layers, set()
+        return self._students[student]
+
+    # -- a batch ---------------------------------------------------------------------------------
+
     def forward(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """The loss of a batch.
+        """The loss of a batch; the first hundred batches are checked.
 
         Args:
             student: the network that is trained, on the teacher's device; ``DistributedDataParallel`` around it is
@@ -156,7 +214,7 @@ class PwoALoss(nn.Module):
             A scalar.
 
         Raises:
-            ValueError: images, labels, teacher or student cannot be used.
+            InputError: images, labels, teacher or student cannot be used.
         """
         device = self.device
         if self.distillation.gradient_weight > 0 and getattr(student, "static_graph", False):
@@ -173,61 +231,101 @@ class PwoALoss(nn.Module):
         if teachers != dtype and not torch.is_autocast_enabled(device.type):
             raise InputError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
-        if self._objective is None:
-            self._objective = self._build(x)
-        objective = self._objective
-        if objective.needs_labels and y is None:
+        self.prepare(student, x)
+        if self.needs_labels and y is None:
             raise InputError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
-        if y is not None and objective.needs_labels:
+        if y is not None and self.needs_labels:
             if self._calls < _CHECKED_CALLS:
-                check_labels(y, len(x), objective.classes, "y")
+                check_labels(y, len(x), self.classes, "y")
             y = y.to(device)
         self._calls += 1
-        if self._looks_inside:
-            if student not in self._seen:
-                check_readable(student)
-                self._seen[student] = self._hidden_layers_of(student, x[:2]), set()
-            objective.hidden_layers, objective.not_alike = self._seen[student]
-        objective.use_hsic, objective.kept = self.use_hsic, self.kept
-        loss: Tensor = objective(student, x, y)
-        return loss
+        return self.of_checked(student, x, y)
 
-    def _hidden_layers_of(self, student: nn.Module, images: Tensor) -> list[str]:
-        has_none = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
-        if has_none and self.hsic.lambda_x == self.hsic.lambda_y == 0:
-            return []  # features alone are wanted, and are left out
-        return find_hidden_layers(student, images, self.hsic.layers)
+    def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
+        """`forward` without its checks, for a loop that has made them; `prepare` comes before.
 
-    def _build(self, x: Tensor) -> PwoAObjective:
-        objective, self.radius = build_objective(
-            self.teacher,
-            x,
-            distillation=self.distillation,
-            perturbation=self.perturbation,
-            hsic=self.hsic.model_copy(update={"layers": ()}),  # they are the student's, and looked for in it
-            eps=self.eps,
-            pixel_range=self.pixel_range,
-            seed=self.seed,
+        Args:
+            student: see `forward`.
+            x: images on the teacher's device, in the student's dtype.
+            y: labels on the same device.
+        """
+        layers, not_alike = self._layers_of(student, x)
+        self._last_layers = layers
+        if self._perturb is not None:
+            x = self._perturb(x)
+        if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
+            x = x.contiguous()
+        config = self.distillation
+        with_hsic = self.use_hsic and (self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0) and len(x) > 1
+        with_features = config.feature_weight > 0
+        with_gradients = (
+            config.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < config.gradient_share
         )
-        return objective
+        if with_gradients:
+            x = x.detach().requires_grad_()
+        in_teacher = [name for name in layers if name in self._names_in_teacher]
+        with (
+            torch.set_grad_enabled(with_gradients),
+            _precise(x, with_gradients),
+            _reading(self.teacher, in_teacher, with_features) as teacher_hidden,
+        ):
+            target = logits_of(self.teacher(x))
+        with _precise(x, with_gradients), _reading(student, layers, with_features or with_hsic) as hidden:
+            logits = logits_of(student(x))
+        if logits.shape != target.shape:
+            raise InputError(
+                f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "
+                "of the same classes"
+            )
+        wanted = target.detach()
+        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.temperature)}
+        if with_gradients:
+            terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
+            teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
+        elif config.gradient_weight > 0:  # a term of every call, so that means are over all calls
+            terms["gradients"] = torch.zeros((), device=x.device)
+        if with_features and (alike := self._alike(layers, hidden, teacher_hidden, not_alike)):
+            terms["features"] = config.feature_weight * feature_loss(hidden, alike)
+        if with_hsic:
+            terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
+        self.terms = {name: term.detach() for name, term in terms.items()}
+        return torch.stack(list(terms.values())).sum()
+
+    def _alike(
+        self, layers: list[str], hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor], not_alike: set[str]
+    ) -> dict[str, Tensor]:
+        """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
+        alike = {}
+        for name, target in teacher_hidden.items():
+            if name in self.student_channels and (name not in hidden or hidden[name].shape != target.shape):
+                dim, indices = self.student_channels[name]
+                target = target.index_select(dim, indices)
+            if name in hidden and hidden[name].shape == target.shape:
+                alike[name] = target
+        if left_out := [name for name in layers if name not in alike and name not in not_alike]:
+            _logger.warning(
+                "no feature distillation of %s: the teacher has no such layer of that width", ", ".join(left_out)
+            )
+            not_alike.update(left_out)
+        return alike
+
+    def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
+        references, weights = {}, {"hsic_x": self.hsic.lambda_x, "hsic_y": -self.hsic.lambda_y}
+        if self.hsic.lambda_x > 0:
+            references["hsic_x"] = gaussian_kernel(x, self.hsic.sigma)
+        if self.hsic.lambda_y > 0 and y is not None:
+            references["hsic_y"] = linear_kernel(one_hot(y, classes))
+        values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
+        return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
 
 
-def section(kind: type[Section], given: Section | Mapping[str, Any] | None, name: str) -> Section:
-    """A section of `PwoAConfig`, given as such, as a dict, or left out.
+def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:
+    """Without autocast, whose rounding is as large as what input gradients are to find."""
+    return torch.autocast(x.device.type, enabled=False) if wanted else nullcontext()
 
-    Raises:
-        ValueError: it is something else, or has a field that cannot be used; one line names it after ``name``.
-    """
-    if given is None:
-        return kind()
-    if isinstance(given, Mapping):
-        try:
-            return kind(**given)
-        except ValueError as error:
-            raise InputError(f"{name}.{error}") from None
-    if not isinstance(given, kind):
-        raise InputError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
-    return given
+
+def _reading(model: nn.Module, layers: Sequence[str], wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
+    return read_hidden(model, layers) if wanted else nullcontext({})
 
 
 def _device(module: nn.Module, default: torch.device) -> torch.device:
@@ -236,6 +334,6 @@ def _device(module: nn.Module, default: torch.device) -> torch.device:
 
 
 def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    """Of the first weights that images meet, or the default where there are none of a floating dtype."""
+    """Of the first floating weights that images meet; the default where there are none."""
     weights = (part.weight for part in module.modules() if is_weighted(part) and isinstance(part.weight, Tensor))
     return next((weight.dtype for weight in weights if weight.is_floating_point()), default)

@@ -7,9 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .allocation import ALLOCATIONS, allocate
-from .layers import prunable_layers, refuse_transposed
-from .sparsity import make_sparsity_set
+from .targets import mask_target
 
 __all__ = ["prune_once"]
 
@@ -35,14 +33,11 @@ def prune_once(
         ``{layer: boolean mask}``.
 
     Raises:
-        ValueError: see `allocate`, `make_sparsity_set` and `prunable_layers`.
+        InputError: see `mask_target`.
     """
-    layers = prunable_layers(model, include, exclude)
-    sparsity_set = make_sparsity_set(granularity)
-    refuse_transposed(layers, sparsity_set)
-    weights = {name: module.get_parameter("weight") for name, module in layers.items()}
-    masks: dict[str, Tensor] = {}
-    for name, layer in allocate(weights, sparsity, sparsity_set, ALLOCATIONS[allocation]).items():
-        masks[name] = layer.mask(sparsity_set, weights[name])
-        weights[name].mul_(masks[name])
-    return masks
+    target = mask_target(
+        model, sparsity, granularity=granularity, allocation=allocation, include=include, exclude=exclude
+    )
+    target.prune(allocate=False)
+    target.hold()
+    return target.masks

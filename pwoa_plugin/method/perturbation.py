@@ -10,11 +10,15 @@ A new kind is one class here and one line in ``PERTURBATIONS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Self
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._section import Pixels, Section, check_options, key_of
 from ..errors import InputError
 from .logits import logits_of
 
@@ -25,6 +29,7 @@ __all__ = [
     "Identity",
     "Patterns",
     "Perturbation",
+    "PerturbationConfig",
     "Sign",
     "Uniform",
     "largest_agreeing_radius",
@@ -133,7 +138,7 @@ class BlockSign(Perturbation):
         *,
         radius: float,
         pixel_range: tuple[float, float] = (0.0, 1.0),
-        scales: tuple[int, ...] = (2, 4, 7, 14),
+        scales: Sequence[int] = (2, 4, 7, 14),
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range)
         if not scales or min(scales) < 1:
@@ -164,7 +169,7 @@ class Patterns(BlockSign):
         *,
         radius: float,
         pixel_range: tuple[float, float] = (0.0, 1.0),
-        scales: tuple[int, ...] = (1, 2, 4, 7, 14),
+        scales: Sequence[int] = (1, 2, 4, 7, 14),
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range, scales=scales)
 
@@ -211,20 +216,55 @@ def _sign_grid(x: Tensor, of_cells: Tensor, generator: torch.Generator | None) -
     return _random_signs(x, generator).flatten(2).gather(2, index.expand(-1, x.shape[1], -1)).view(x.shape)
 
 
+PERTURBATIONS: dict[str, type[Perturbation]] = {
+    "patterns": Patterns,
+    "sign": Sign,
+    "block": BlockSign,
+    "uniform": Uniform,
+    "gaussian": Gaussian,
+    "none": Identity,
+}
+
+
+class PerturbationConfig(Section):
+    """The random perturbation of the images that teacher and student see.
+
+    Attributes:
+        kind: a key of ``PERTURBATIONS``: ``patterns``, ``sign``, ``block``, ``uniform``, ``gaussian`` or ``none`` (the
+            paper).
+        radius: in pixel units. None: 1.5 ``eps`` where the config has ``eps``, else the largest radius at which the
+            teacher keeps ``agreement`` of its own predictions.
+        agreement: see ``radius``.
+        options: of the kind, such as ``scales`` of ``patterns`` and ``block``.
+    """
+
+    kind: Annotated[str, key_of(PERTURBATIONS)] = "patterns"
+    radius: Pixels | None = Field(default=None, ge=0)
+    agreement: float = Field(default=0.95, gt=0, lt=1)
+    options: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_options(self) -> Self:
+        check_options(PERTURBATIONS[self.kind], self.options, radius=0.0, pixel_range=(0.0, 1.0))
+        return self
+
+
 def radius_for(eps: float, pixel_range: tuple[float, float]) -> float:
     """The default radius where the attacks' ``eps`` is known: 1.5 times that, or the whole pixel range."""
     return min(1.5 * eps, pixel_range[1] - pixel_range[0])
 
 
-def make_perturbation(kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> Perturbation:
-    """A perturbation by its name in ``PERTURBATIONS``.
+def make_perturbation(
+    kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), options: Mapping[str, Any] | None = None
+) -> Perturbation:
+    """A perturbation by its name in ``PERTURBATIONS``, with its own options.
 
     Raises:
-        ValueError: no kind has this name, or a value is out of its range.
+        InputError: no kind has this name, or a value is out of its range.
     """
     if kind not in PERTURBATIONS:
         raise InputError(f"perturbation kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
-    return PERTURBATIONS[kind](radius=radius, pixel_range=pixel_range)
+    return PERTURBATIONS[kind](radius=radius, pixel_range=pixel_range, **(options or {}))
 
 
 @torch.no_grad()
@@ -233,6 +273,7 @@ def largest_agreeing_radius(
     images: Tensor,
     *,
     kind: str,
+    options: Mapping[str, Any] | None = None,
     pixel_range: tuple[float, float] = (0.0, 1.0),
     agreement: float = 0.95,
     seed: int = 0,
@@ -245,7 +286,7 @@ def largest_agreeing_radius(
     Args:
         model: a classifier in eval mode, on the images' device.
         images: ``(N, C, H, W)`` in ``pixel_range``.
-        kind: of the perturbation.
+        kind, options: of the perturbation.
         pixel_range: of a valid image; no radius beyond its width is tried.
         agreement: share of predictions to keep, in (0, 1).
         seed: of the draws.
@@ -259,7 +300,7 @@ def largest_agreeing_radius(
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
-        perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range)
+        perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range, options=options)
         generator = torch.Generator(images.device).manual_seed(seed)
         answers = torch.cat([logits_of(model(perturb(chunk, generator))).argmax(1) for chunk in chunks])
         return bool((answers == clean).float().mean() >= agreement)
@@ -271,13 +312,3 @@ def largest_agreeing_radius(
         middle = (good + bad) // 2
         good, bad = (middle, bad) if agrees(middle) else (good, middle)
     return good * width / resolution
-
-
-PERTURBATIONS: dict[str, type[Perturbation]] = {
-    "patterns": Patterns,
-    "sign": Sign,
-    "block": BlockSign,
-    "uniform": Uniform,
-    "gaussian": Gaussian,
-    "none": Identity,
-}

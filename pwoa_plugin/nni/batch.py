@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.hidden import Around
+from ..method.hidden import NetworkWrapper
 
 __all__ = ["Asked", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
 
@@ -61,7 +61,7 @@ def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
     return put(batch)
 
 
-class Asked(Around):
+class Asked(NetworkWrapper):
     """A network that is asked about images by way of ``predict``, which takes a batch.
 
     Args:

@@ -15,7 +15,7 @@ from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.compression import restored_on_error
+from ..method.restore import restored_on_error
 
 __all__ = [
     "Train",

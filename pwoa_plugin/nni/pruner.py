@@ -17,19 +17,20 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from .._random import seeded
+from .._section import as_section
 from .._weights import is_weighted
 from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
-from ..method.compression import Compression
 from ..method.constants import dead_constants, links
 from ..method.distillation import frozen_copy
 from ..method.gradual import Budget
-from ..method.loss import PwoALoss, section
-from ..method.pruning import Masking
+from ..method.loss import PwoALoss
 from ..method.sparsity import Filter
+from ..method.targets import MaskTarget
+from ..method.trainer import Trainer
 from .batch import TakeBatch, take_batch_of
 from .config_list import Target, read_config_list, register_settings
 from .fusion import (
@@ -152,7 +153,7 @@ class PwoAPruner(Baking, Pruner):
         self.history: list[dict[str, object]] = []
         self.radius: float | None = None
         self.residual: float | None = None
-        self._run: Compression | None = None
+        self._run: Trainer | None = None
         self._own_loss: PwoALoss | None = None
         self._training: Training | None = None
         self._pruned = False
@@ -196,8 +197,8 @@ class PwoAPruner(Baking, Pruner):
                 pixel_range=pixel_range,
             )
             self._own_loss.check_student(model)
-            self._admm, self._take_batch = section(ADMMConfig, admm, "admm"), take_batch_of(evaluator, take_batch)
-            self._gradual = section(GradualConfig, gradual, "gradual")
+            self._admm, self._take_batch = as_section(ADMMConfig, admm, "admm"), take_batch_of(evaluator, take_batch)
+            self._gradual = as_section(GradualConfig, gradual, "gradual")
             _check_one_way(self._admm, self._gradual, self._targets)
         self.allocation: dict[str, LayerAllocation] = {name: x.allocation for name, x in self._targets.items()}
         self._wrap_now = self.config is None
@@ -206,10 +207,10 @@ class PwoAPruner(Baking, Pruner):
 
     def _read_config(self, model: nn.Module, config: PwoAConfig, take_batch: TakeBatch | None) -> list[dict[str, Any]]:
         """Prepare a `PwoAConfig` run; the entry for NNI's books."""
-        self._run = run = Compression(model, config)
+        self._run = run = Trainer(model, config)
         register_settings(model)
-        allocated, pruning = run.allocation.items(), run.pruning
-        assert isinstance(pruning, Masking)
+        allocated, pruning = run.allocation.items(), run.target
+        assert isinstance(pruning, MaskTarget)
         self._targets = {n: Target(n, "weight", x, pruning.budget) for n, x in allocated}
         self._admm, self._gradual, self._take_batch = config.admm, config.gradual, take_batch_of(None, take_batch)
         # The ratio is for NNI's books: what each layer keeps is in `allocation`.
@@ -472,7 +473,7 @@ class PwoAPruner(Baking, Pruner):
             raise
         return self.bound_model, self.get_masks()
 
-    def _compress_by_config(self, run: Compression) -> None:
+    def _compress_by_config(self, run: Trainer) -> None:
         self.unwrap_model()  # NNI's wrappers empty the GPU's cache at every forward
         callbacks = list(self.callbacks)
         if run.config.progress:
@@ -480,10 +481,10 @@ class PwoAPruner(Baking, Pruner):
 
             callbacks.append(default_progress())
         with seeded(run.config.seed):
-            masks = run.run(callbacks)
+            masks = run.fit(callbacks)
         self.history, self.radius, self.residual = run.history, run.radius, run.residual
-        assert isinstance(run.pruning, Masking)
-        self._pruned, self._held = True, dict(run.pruning.held)
+        assert isinstance(run.target, MaskTarget)
+        self._pruned, self._held = True, dict(run.target.held)
         self._take_allocation(run.allocation)
         for name, mask in masks.items():
             space = self._space(self._targets[name])
@@ -502,7 +503,7 @@ class PwoAPruner(Baking, Pruner):
         if self.interval_steps > 0:
             if config.epochs is not None or config.interval is not None:
                 raise InputError("admm: inside a scheduler, which says when, leave epochs and interval out")
-            if gradual.asked_for:
+            if gradual.wanted:
                 raise InputError("gradual: inside a scheduler, which says when, leave it out")
             plan = plan_scheduled(self.interval_steps, self.total_times, steps)
             if steps is not None and steps < plan.last_update:
@@ -617,9 +618,9 @@ def _in_one_cut(targets: Mapping[str, Target]) -> bool:
 
 
 def _check_one_way(admm: ADMMConfig, gradual: GradualConfig, targets: Mapping[str, Target]) -> None:
-    if gradual.asked_for and admm.asked_for:
+    if gradual.wanted and admm.is_set:
         raise InputError("admm and gradual: NNI's list takes one of them; leave one out (a PwoAConfig takes both)")
-    if gradual.asked_for and _in_one_cut(targets):
+    if gradual.wanted and _in_one_cut(targets):
         raise InputError(f"gradual: {gradual} does not go with n:m, which is reached in one cut; leave it out")
 
 

@@ -15,10 +15,10 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..config import ADMMConfig, GradualConfig
 from ..errors import InputError, TrainingError
-from ..method.admm import ADMM
-from ..method.compression import build_admm
+from ..method.admm import ADMM, self_scaled_updates
 from ..method.gradual import interval_of_cuts
 from ..method.loss import PwoALoss
+from ..method.phases import phase_lengths
 from .batch import TakeBatch
 from .config_list import Target
 
@@ -103,11 +103,9 @@ def plan_alone(
     Returns:
         None where no time is left for either: then one prunes at once.
     """
-    half = 0 if one_cut or gradual.yields_to(admm) else steps // 2
-    cuts = half if gradual.epochs is None else gradual.epochs * (per_epoch or 0)
+    updates, cuts = phase_lengths(steps, admm, gradual, one_cut=one_cut, per_epoch=per_epoch or 0)
     if cuts > 1:
         return Plan(interval_of_cuts(gradual.interval, cuts), cuts - 1, cuts, gradual=True)
-    updates = steps // 4 if admm.epochs is None else admm.epochs * (per_epoch or 0)
     return Plan(0, updates - 1, updates) if updates > 1 else None
 
 
@@ -177,7 +175,11 @@ class Training:
             masks = {name: partial(_mask_now, target, share, name) for name, target in targets.items()}
             steps = plan.last_update + 1
             interval = plan.interval or None
-            self._admm, self._interval = build_admm(weights, masks, admm, steps, per_epoch or 0, interval)
+            if interval is None and admm.interval:
+                interval = admm.interval * (per_epoch or 0)
+            self._interval, growth = self_scaled_updates(steps, rho=admm.rho, rho_max=admm.rho_max, interval=interval)
+            growth = growth if admm.growth is None else admm.growth
+            self._admm = ADMM(weights, masks, rho=admm.rho, growth=growth, rho_max=admm.rho_max, rescale=admm.rescale)
 
     def loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         """PwoA's loss on a batch, added to what ``others`` have; NNI calls this."""

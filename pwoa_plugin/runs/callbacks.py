@@ -20,9 +20,9 @@ from .._random import seeded
 from ..errors import RunError
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
-from ..method.compression import Compression
 from ..method.logits import logits_of
 from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation, radius_for
+from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
 from .weights import write_weights
@@ -57,14 +57,14 @@ class Validation(Callback):
     taken. The draws are the same in every epoch. Where the run itself perturbs nothing, the images get ``patterns`` at
     1.5 ``eps``, or at the largest radius at which the teacher keeps 95 % of its own predictions.
 
-    Both figures are added to the epoch's entry in `Compression.history`, as ``clean`` and ``agreement``.
+    Both figures are added to the epoch's entry in `Trainer.history`, as ``clean`` and ``agreement``.
 
     Args:
         run: what is watched.
         batches: validation images with labels.
     """
 
-    def __init__(self, run: Compression, batches: Batches) -> None:
+    def __init__(self, run: Trainer, batches: Batches) -> None:
         self.run, self.batches = run, batches
         self.images = 0
         self.dense_clean = 0.0
@@ -128,7 +128,7 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 class KeepBest(Callback):
     """Writes the weights whenever an epoch is the best so far (see `best_epoch`)."""
 
-    def __init__(self, run: Compression, folder: RunFolder) -> None:
+    def __init__(self, run: Trainer, folder: RunFolder) -> None:
         self.run, self.folder = run, folder
 
     def on_epoch_end(self, status: Status) -> None:
@@ -153,7 +153,7 @@ class Metrics(Callback):
 
     def __init__(
         self,
-        run: Compression,
+        run: Trainer,
         folder: RunFolder,
         validation: Validation | None = None,
         *,
@@ -223,7 +223,7 @@ class SaveStates(Callback):
             time. 0 saves after every step.
     """
 
-    def __init__(self, run: Compression, folder: RunFolder, *, every: float) -> None:
+    def __init__(self, run: Trainer, folder: RunFolder, *, every: float) -> None:
         self.run, self.folder, self.every = run, folder, every
         self.stop_signal: int | None = None
         self._last = time.perf_counter()

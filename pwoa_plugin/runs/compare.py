@@ -19,7 +19,7 @@ from .._files import write_text
 from .._random import check_seed
 from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
-from ..data import DATASETS, load_test
+from ..data import DATASETS, data_set, load_test
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
 from ..pages import write_plots
@@ -175,7 +175,7 @@ def judge_networks(
     radii = [parse_radius(value) for value in curve]
     check_curve_attack(curve_attack)
     images = _data_config(configs, data, data_root, download, image_size, channels)
-    classes, shape = DATASETS[images.name].describe(images)
+    classes, shape = data_set(images).describe(images)
     networks = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}
     x, y = load_test(images, images=sample or None, at_most=how.sample if sample is None else None, seed=seed)
     models = {name: laid_out(network, x, device) for name, network in networks.items()}

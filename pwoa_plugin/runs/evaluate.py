@@ -14,11 +14,9 @@ from torch import nn
 from .._digest import digest_of
 from .._files import write_text
 from .._random import check_seed
+from ..backends import backend_of
 from ..config import ConfigError, PwoAConfig
 from ..data import load_test
-from ..masks import check_masks, load_masks
-from ..method.sparsity import STRUCTURED
-from ..models import load_checkpoint
 from ..models.robustbench import PREFIX
 from ..robustness import Report, evaluate
 from ..robustness.inputs import as_protocol
@@ -157,21 +155,7 @@ def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
 
 def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
     """The pruned network, its zeros where the masks have them, or with fewer channels."""
-    model = _made(folder, config, arch)
-    if config.granularity == STRUCTURED:
-        from ..torch_pruning import load_pruned
-
-        return load_pruned(model, folder.pruned)
-    load_checkpoint(model, folder.pruned)
-    masks = load_masks(folder.masks)
-    check_masks(model, masks)
-    for name, targets in masks.items():
-        for target, mask in targets.items():
-            if model.get_submodule(name).get_parameter(target)[mask == 0].any():
-                raise ConfigError(
-                    f"{folder.pruned}: {name}.{target} is not 0 where {folder.masks.name} has it pruned; prune again"
-                )
-    return model
+    return backend_of(config).load(_made(folder, config, arch), folder)
 
 
 def _keep(folder: RunFolder, name: str, report: Report) -> None:

@@ -9,7 +9,6 @@ import os
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -19,24 +18,22 @@ from .._digest import digest_of
 from .._random import seeded
 from .._text import one_line
 from .._versions import installed_versions
+from ..backends import backend_of
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
 from ..errors import InputError, RunError, TrainingError
-from ..masks import save_masks
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
-from ..method.compression import Compression
-from ..method.sparsity import STRUCTURED
-from ..method.state import State
+from ..method.snapshot import Snapshot
+from ..method.trainer import Trainer
 from ..progress import default_progress
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
-from .cost import cost_report
 from .files import write_report
 from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
-from .weights import read_weights, write_weights
+from .weights import read_weights
 
 __all__ = ["prune"]
 
@@ -77,7 +74,7 @@ def prune(
         The folder, with masks, weights of the best epoch and a report.
 
     Raises:
-        ValueError: config, data, model or checkpoint cannot be used, or the folder holds another run.
+        ValueError: config, data, model or checkpoint cannot be used, or the folder holds another trainer.
         RunError: the folder is in use, or cannot be written.
         TrainingError: the loss is no number; the last good state is kept.
         Stopped: by SIGINT or SIGTERM; the state is saved.
@@ -90,8 +87,7 @@ def prune(
     begun = _is_begun(folder, resume)
     if begun:
         _check_config(folder, config)
-        whole = folder.pruned.exists() and (config.granularity == STRUCTURED or folder.masks.exists())
-        if folder.read_facts().get("status") == "finished" and whole:
+        if folder.read_facts().get("status") == "finished" and backend_of(config).is_saved(folder):
             _logger.info("%s is finished already", folder)
             return folder
     name, classes, channels = "given in Python", 0, 0
@@ -110,7 +106,7 @@ def prune(
         name = network_name(config, arch)
         notes = load_weights(model, config)
         made = {"classes": classes, "channels": channels}
-    run = _compression(model, config)
+    trainer = backend_of(config).build(model, config)
     digest = digest_of(model)
     if begun:
         _check_network(folder, name, digest)
@@ -123,11 +119,11 @@ def prune(
                     config.to_yaml(folder.config)
                     folder.facts.unlink(missing_ok=True)
                     network = {"arch": name, "sha256": digest, "notes": list(notes)}
-                    folder.write_facts(**_facts(run, network, command), images=made)
+                    folder.write_facts(**_facts(trainer, config, network, command), images=made)
                 folder.write_facts(status="running")
-            _train(run, folder, state, validation, save_every, callbacks)
+            _train(trainer, folder, state, validation, save_every, callbacks)
             with told_if_full(folder, folder.path):
-                _finish(run, folder)
+                _finish(trainer, config, folder)
         except BaseException as error:
             stopped = isinstance(error, (Stopped, KeyboardInterrupt))
             with contextlib.suppress(OSError, RunError):  # a full disk is told of already
@@ -136,16 +132,6 @@ def prune(
                 raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
             raise
     return folder
-
-
-def _compression(model: nn.Module, config: PwoAConfig) -> Compression:
-    if config.granularity != STRUCTURED:
-        return Compression(model, config)
-    from ..torch_pruning import PwoAGroupPruner
-
-    run = PwoAGroupPruner(model, config=config).run
-    assert run is not None
-    return run
 
 
 def _is_begun(folder: RunFolder, resume: bool) -> bool:
@@ -171,23 +157,23 @@ def _is_begun(folder: RunFolder, resume: bool) -> bool:
     return False
 
 
-def _facts(run: Compression, network: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
+def _facts(trainer: Trainer, config: PwoAConfig, network: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
     """What ``run.json`` says from the start."""
-    config = run.config
+    kept = {name: round(layer.weights * layer.density) for name, layer in trainer.allocation.items()}
     return {
         "format": 1,
         "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "seed": config.seed,
         "versions": installed_versions(),
         "command": list(command),
-        "device": str(run.device),
+        "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
-        "layers": _layers(run, {name: round(layer.weights * layer.density) for name, layer in run.allocation.items()}),
+        "layers": _layers(trainer, kept),
         "model": {
             **network,
             "checkpoint": config.model.checkpoint if config.model else "given in Python",
-            "parameters": sum(parameter.numel() for parameter in run.model.parameters()),
+            "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         },
     }
 
@@ -242,7 +228,7 @@ def _differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") ->
     return names
 
 
-def _last_good_state(folder: RunFolder) -> State | None:
+def _last_good_state(folder: RunFolder) -> Snapshot | None:
     """The newest state that can be read; None where none was saved before the run was killed.
 
     Raises:
@@ -265,37 +251,37 @@ def _last_good_state(folder: RunFolder) -> State | None:
 
 
 def _train(
-    run: Compression,
+    trainer: Trainer,
     folder: RunFolder,
-    state: State | None,
+    state: Snapshot | None,
     validation: Any,
     save_every: float,
     callbacks: Sequence[Callback],
 ) -> None:
-    config = run.config
+    config = trainer.config
     judged: Validation | None = None
     if validation is not None:
         batches = Batches(
             validation,
             batch_size=config.batch_size,
-            device=run.device,
-            dtype=next(run.model.parameters()).dtype,
+            device=trainer.device,
+            dtype=next(trainer.model.parameters()).dtype,
             pixel_range=config.pixel_range,
             labels_because="epochs are judged by them; give (x, y) batches",
             name="validation",
         )
-        judged = Validation(run, batches)
+        judged = Validation(trainer, batches)
     status = state.facts["status"] if state else {"step": 0, "epoch": 0}
-    saver = SaveStates(run, folder, every=save_every)
+    saver = SaveStates(trainer, folder, every=save_every)
     watching: list[Callback] = [
         *([judged] if judged else []),
-        Metrics(run, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"]),
-        KeepBest(run, folder),
+        Metrics(trainer, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"]),
+        KeepBest(trainer, folder),
         saver,
     ]
     with seeded(config.seed), _stopping(saver):
         try:
-            run.run([*watching, *callbacks], state)
+            trainer.fit([*watching, *callbacks], state)
         except RuntimeError as error:
             if saver.stop_signal is None or isinstance(error, (RunError, TrainingError)):
                 raise
@@ -327,43 +313,31 @@ def _stopping(saver: SaveStates) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _finish(run: Compression, folder: RunFolder) -> None:
+def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
     """The best epoch's weights into the model; weights, masks or removals, and report into the folder."""
-    best = best_epoch(run.history)
-    if best is not None and best["epoch"] != run.config.epochs:
+    best = best_epoch(trainer.history)
+    if best is not None and best["epoch"] != trainer.config.epochs:
         try:
             weights, facts = read_weights(folder.best)
             if facts.get("epoch") != str(best["epoch"]):
                 raise InputError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
-            run.model.load_state_dict(weights)
+            trainer.model.load_state_dict(weights)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
             _logger.warning("%s; the last epoch's weights are taken", one_line(error))
-            best = run.history[-1]
-    cost = None
-    if run.config.granularity == STRUCTURED:
-        from ..torch_pruning import save_pruned
-        from ..torch_pruning.run import ChannelRemoval
-
-        assert isinstance(run.pruning, ChannelRemoval)
-        save_pruned(run.pruning.pruner, folder.pruned)
-        cost = asdict(cost_report(run.teacher, run.model, run.batches.first(1)))
-        kept = {name: module.get_parameter("weight").numel() for name, module in run.layers.items()}
-    else:
-        save_masks({name: {"weight": mask} for name, mask in run.masks.items()}, folder.masks)
-        write_weights(folder.pruned, run.model.state_dict())
-        kept = {name: int(mask.sum()) for name, mask in run.masks.items()}
+            best = trainer.history[-1]
+    saved = backend_of(config).save(trainer, folder)
     folder.write_facts(
         status="finished",
-        layers=_layers(run, kept),
-        cost=cost,
-        size=size_report(run.model).to_dict(),
-        residual=run.residual,
+        layers=_layers(trainer, saved.kept),
+        cost=saved.cost,
+        size=size_report(trainer.model).to_dict(),
+        residual=trainer.residual,
         best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,
     )
     write_report(folder)
 
 
-def _layers(run: Compression, kept: Mapping[str, int]) -> list[dict[str, Any]]:
+def _layers(trainer: Trainer, kept: Mapping[str, int]) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
@@ -373,5 +347,5 @@ def _layers(run: Compression, kept: Mapping[str, int]) -> list[dict[str, Any]]:
             "density": kept[name] / layer.weights,
             "dense_because": layer.dense_because,
         }
-        for name, layer in run.allocation.items()
+        for name, layer in trainer.allocation.items()
     ]

@@ -14,11 +14,11 @@ from torch import Tensor
 from .._files import write_tensors
 from .._text import one_line
 from ..errors import InputError, MissingFileError
-from ..method.state import State
+from ..method.snapshot import Snapshot
 
 __all__ = ["StateFileError", "read_state", "write_state"]
 
-_FORMAT = "pwoa-state-2"
+_FORMAT = "pwoa-state-3"
 
 
 class StateFileError(InputError):
@@ -31,7 +31,7 @@ def _checksum(tensor: Tensor) -> int:
     return zlib.crc32(tensor.reshape(-1).view(torch.uint8).numpy().data, layout) if tensor.numel() else layout
 
 
-def write_state(path: str | os.PathLike[str], state: State) -> None:
+def write_state(path: str | os.PathLike[str], state: Snapshot) -> None:
     """Write a state; a file of that name is replaced whole or not at all.
 
     Raises:
@@ -44,7 +44,7 @@ def write_state(path: str | os.PathLike[str], state: State) -> None:
     write_tensors(path, tensors, metadata)
 
 
-def read_state(path: str | os.PathLike[str]) -> State:
+def read_state(path: str | os.PathLike[str]) -> Snapshot:
     """Read what `write_state` wrote, every byte checked.
 
     Raises:
@@ -62,7 +62,7 @@ def read_state(path: str | os.PathLike[str]) -> State:
             if metadata.get("checksum") != str(zlib.crc32(header.encode())):
                 raise StateFileError("its header is damaged")
             content = json.loads(header)
-            state = State({name: file.get_tensor(name) for name in file.keys()}, content["facts"])  # noqa: SIM118
+            state = Snapshot({name: file.get_tensor(name) for name in file.keys()}, content["facts"])  # noqa: SIM118
         if state.tensors.keys() != content["checksums"].keys():
             raise StateFileError("its tensors are not those it was written with")
         for name, tensor in state.tensors.items():

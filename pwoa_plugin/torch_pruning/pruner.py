@@ -21,7 +21,7 @@ from ..errors import InputError
 from ..method.admm import ADMM
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..method.callback import Callback
-from ..method.compression import Compression
+from ..method.trainer import Trainer
 from ..removal.groups import grouping_told
 from ..removal.inputs import call_saying_where, check_model, copy_of, tensors_of
 from .checks import (
@@ -121,7 +121,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         callbacks: told of the progress of `compress`, beside its progress bar.
 
     Attributes:
-        run: the `Compression` of `compress`; None without a config.
+        run: the `Trainer` of `compress`; None without a config.
         untouched: names of the layers that make the model's output.
         residual: ADMM's primal residual ``|W - Z| / |W|`` at the last `step`; None without ADMM.
         removals: all that was removed from the model so far, by pruners before this one too.
@@ -198,9 +198,9 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             plan = self._first_plan()
             self._check_removal(plan)
         self.callbacks = [*(callbacks or ())]
-        self.run: Compression | None = None
+        self.run: Trainer | None = None
         if config is not None:
-            self.run = Compression(model, config, ChannelRemoval(self, plan.tensors(model)))
+            self.run = Trainer(model, config, ChannelRemoval(self, plan.tensors(model)))
 
     def _trace(
         self, model: nn.Module, inputs: Any, ratio: float | None, ignored_layers: Any, options: dict[str, Any]
@@ -303,7 +303,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
 
             callbacks.append(default_progress())
         with seeded(self.run.config.seed):
-            self.run.run(callbacks)
+            self.run.fit(callbacks)
         self.residual = self.run.residual
         model: nn.Module = self.model
         return model

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from .._random import seeded
+from .._section import as_section
 from .._weights import is_weighted
 from ..config import ADMMConfig, ConfigError, PwoAConfig
 from ..errors import InputError
-from ..method.admm import ADMM, MasksOfAll
+from ..method.admm import Projections
 from ..method.allocation import LayerAllocation
 from ..method.batches import Batches
 from ..method.layers import prunable_layers
-from ..method.loss import section
-from ..method.pruning import Pruning
-from ..method.sparsity import STRUCTURED
-from ..method.state import State, StateError
+from ..method.snapshot import Snapshot, StateError
+from ..method.sparsity import find_sparsity_set
+from ..method.targets import Target
 from .graph import removals_from_json, removals_to_json
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def settings_of(config: PwoAConfig, model: nn.Module, given: Mapping[str, Any]) 
     Raises:
         ConfigError: it is no config of channels, or something is said twice.
     """
-    if config.granularity != STRUCTURED:
+    if find_sparsity_set(config.granularity).backend != "channels":
         raise ConfigError(
             f"granularity={config.granularity!r} masks weights, with pwoa_plugin.PwoAPruner; here it is 'structured'"
         )
@@ -60,7 +60,7 @@ def admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:
     Raises:
         ValueError: it is something else, or says what the loop itself decides.
     """
-    config, default = section(ADMMConfig, given, "admm"), ADMMConfig()
+    config, default = as_section(ADMMConfig, given, "admm"), ADMMConfig()
     for name in ("interval", "hsic", "optimizer", "schedule"):
         if getattr(config, name) != getattr(default, name):
             raise InputError(
@@ -84,7 +84,7 @@ def images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
         return batches.first(2)
 
 
-class ChannelRemoval(Pruning):
+class ChannelRemoval(Target):
     """Channels are drawn to 0 by group, and removed.
 
     Args:
@@ -115,32 +115,32 @@ class ChannelRemoval(Pruning):
         """Whether channels are removed."""
         return bool(self.pruner.own_removals)
 
-    def begin(self) -> None:
+    def begin(self, images: Tensor | None = None) -> None:
         self._undo = None
         if self.done:
             raise InputError("channels are removed already; make a new PwoAGroupPruner to prune on")
 
-    def admm_problem(self) -> tuple[Mapping[str, Tensor], Mapping[str, Callable[[Tensor], Tensor]] | MasksOfAll]:
+    def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
         return self.pruner.admm_problem()
 
-    def prune(self, images: Tensor, admm: ADMM | None) -> None:
+    def prune(self, *, allocate: bool) -> None:
         """The weights alone are projected, without the dual; what the projection has at 0 is removed."""
         self._undo = self.pruner.remembered()
-        self.pruner.use(admm)
+        self.pruner.use(self.admm)
         self.pruner.step()
 
-    def kept_inputs(self) -> Mapping[str, tuple[int, Tensor]]:
+    def student_channels(self) -> Mapping[str, tuple[int, Tensor]]:
         return self.pruner.inputs_left
 
     def hold(self) -> None:
         """Nothing: what is pruned is gone."""
 
-    def save(self, state: State) -> None:
-        state.facts["removals"] = removals_to_json(self.pruner.own_removals)
+    def state(self) -> Snapshot:
+        return Snapshot(facts={"removals": removals_to_json(self.pruner.own_removals)})
 
-    def resume(self, state: State) -> None:
+    def load_state(self, saved: Snapshot) -> None:
         try:
-            removals = removals_from_json(state.facts.get("removals"))
+            removals = removals_from_json(saved.facts.get("removals"))
             if removals:
                 self._undo = self.pruner.remembered()
                 self.pruner.load_pruning_history(removals_to_json(removals))
@@ -148,7 +148,7 @@ class ChannelRemoval(Pruning):
         except ValueError as error:
             raise StateError(f"the saved state is of another network ({error}); resume with the same model") from error
 
-    def settle(self) -> None:
+    def discard_undo(self) -> None:
         self._undo = None
 
     def undo(self) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision import transforms
 
 from pwoa_plugin.config import DataConfig
-from pwoa_plugin.data import DATASETS, DataError, load_test, load_training
+from pwoa_plugin.data import DataError, data_set, load_test, load_training
 
 
 def config(root: Path, **fields: object) -> DataConfig:
@@ -30,7 +30,7 @@ def refusal(made: DataConfig, *, test: bool = False) -> str:
 def test_images_are_resized_cut_and_made_grey_or_colour(tmp_path: Path, channels: int, written: int) -> None:
     write_folder(tmp_path, channels=written, size=(20, 16))
     made = config(tmp_path, channels=channels)
-    assert DATASETS[made.name].describe(made) == (3, (channels, 12, 12))
+    assert data_set(made).describe(made) == (3, (channels, 12, 12))
     x, y = load_test(made)
     colours = transforms.Grayscale(1) if channels == 1 else torch.nn.Identity()
     usual = transforms.Compose([transforms.Resize(12), transforms.CenterCrop(12), colours, transforms.ToTensor()])

@@ -13,7 +13,7 @@ from data.files import write_folder, write_mnist
 from torch import Tensor
 
 from pwoa_plugin.config import DataConfig
-from pwoa_plugin.data import DATASETS, DataError, Loader, load_test, load_training, mnist_sample
+from pwoa_plugin.data import DataError, Loader, data_set, load_test, load_training, mnist_sample
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -135,7 +135,8 @@ def test_split_follows_its_seed_alone(config: Callable[..., DataConfig]) -> None
 
 def test_a_last_batch_of_one_is_left_out_of_training_only(tmp_path: Path) -> None:
     write_mnist(tmp_path, 26)
-    source = DATASETS["mnist"](DataConfig(name="mnist", root=str(tmp_path)), train=True)
+    mnist = DataConfig(name="mnist", root=str(tmp_path))
+    source = data_set(mnist)(mnist, train=True)
     index = torch.arange(17)
     for shuffle, sizes in ((True, [8, 8]), (False, [8, 8, 1])):
         loader = Loader(source, index, batch_size=8, shuffle=shuffle)

@@ -19,7 +19,7 @@ import torchvision
 from data.files import python_knowing_cifar, write_cifar10, write_cifar100, write_mnist
 
 from pwoa_plugin.config import DataConfig
-from pwoa_plugin.data import DATASETS, DataError, load_test, load_training
+from pwoa_plugin.data import DataError, data_set, load_test, load_training
 
 Known = Callable[[str | os.PathLike[str]], None]
 
@@ -45,7 +45,7 @@ def test_images_are_torchvision_s(  # type: ignore[no-untyped-def]
     write(tmp_path)
     known_cifar(tmp_path)
     config = DataConfig(name=name, root=str(tmp_path), download=False, augment=False)
-    assert DATASETS[config.name].describe(config) == (classes, shape)
+    assert data_set(config).describe(config) == (classes, shape)
     x, y = load_test(config)
     theirs = reader(tmp_path, train=False, transform=torchvision.transforms.ToTensor())
     assert x.dtype == torch.float32

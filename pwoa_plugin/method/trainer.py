@@ -1,0 +1,425 @@
+"""The training loop. When to prune is in ``phases``, what in ``targets``, the loss in ``loss``."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .._modes import train_mode
+from ..errors import InputError, TrainingError
+from .allocation import LayerAllocation, allocation_table
+from .batches import Batches
+from .callback import Callback, Status
+from .finite import check_finite
+from .hidden import check_readable
+from .layers import tell_of_uncounted
+from .layout import lay_out_both, layout_kept
+from .loss import PwoALoss
+from .optimizers import ScheduledOptimizer
+from .phases import ADMMPhase, GradualPhase, Schedule
+from .probe import RADIUS_IMAGES, needs_search
+from .restore import restored_on_error
+from .resuming import ResumableEpochs
+from .settings import TrainingConfig
+from .snapshot import Snapshot, StateError, copy_into, tensors_of
+from .targets import Target, mask_target
+
+__all__ = ["Trainer"]
+
+_logger = logging.getLogger(__name__)
+
+_STEPS_BETWEEN_REPORTS = 10
+_DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Trainer:
+    """PwoA on one model, by one config. What can be refused is refused here, before training.
+
+    Args:
+        model: the robust network, ``(N, C, H, W)`` images to ``(N, classes)`` logits. It is pruned in place.
+        config: what to do.
+        target: what is pruned; by default weights under masks.
+
+    Attributes:
+        loss: with the frozen copy of the network as it was given (`teacher`).
+        batches: of the training images.
+        history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
+
+    Raises:
+        InputError: the model, the data or the config cannot be used.
+    """
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, target: Target | None = None) -> None:
+        config = type(config)(**dict(config))  # validated again: a section may have changed since
+        self.model, self.config = model, config
+        if target is None:
+            target = mask_target(
+                model,
+                config.sparsity,
+                granularity=config.granularity,
+                allocation=config.allocation,
+                include=config.include,
+                exclude=config.exclude,
+            )
+            tell_of_uncounted(model)
+        self.target = target
+        self.device = torch.device(config.device) if config.device else next(model.parameters()).device
+        check_readable(model)
+        for name, parameter in model.named_parameters():
+            if parameter.dtype == torch.float16:
+                raise InputError(
+                    f"{name} is float16: Adam yields NaN; give the model in float32 (model.float()) and set "
+                    "autocast='float16'"
+                )
+        self.loss = PwoALoss(
+            model,
+            distillation=config.distillation,
+            perturbation=config.perturbation,
+            hsic=config.hsic,
+            eps=config.eps,
+            pixel_range=config.pixel_range,
+            seed=config.seed,
+        ).to(self.device)
+        self.loss.check_student(model)
+        for name, layer in self.allocation.items():
+            if layer.dense_because:
+                _logger.warning("layer %s stays dense: %s", name, layer.dense_because)
+        because = f"hsic.lambda_y={config.hsic.lambda_y:g} needs them; give (x, y) batches or set it to 0"
+        self.batches = Batches(
+            config.train_loader,
+            batch_size=config.batch_size,
+            device=self.device,
+            dtype=next(model.parameters()).dtype,
+            pixel_range=config.pixel_range,
+            labels_because=because if self.loss.needs_labels else None,
+        )
+        self.history: list[dict[str, object]] = []
+        self.schedule: Schedule | None = None
+        self._run: _Run | None = None
+
+    @property
+    def teacher(self) -> nn.Module:
+        """The frozen copy of the network as it was given."""
+        return self.loss.teacher
+
+    @property
+    def layers(self) -> dict[str, nn.Module]:
+        """The layers to prune, by name."""
+        return self.target.layers
+
+    @property
+    def allocation(self) -> dict[str, LayerAllocation]:
+        """What each layer keeps, by the dense weights; after gradual pruning, by the weights that it pruned."""
+        return self.target.allocation
+
+    @property
+    def masks(self) -> dict[str, Tensor]:
+        """``{layer: boolean mask}`` of the last cut or the hard prune; empty where channels are removed."""
+        return self.target.masks
+
+    @property
+    def hidden_layers(self) -> list[str]:
+        """Names of the modules whose inputs HSIC and feature distillation look at; empty before `fit`."""
+        return self.loss.hidden_layers_of(self.model)
+
+    @property
+    def radius(self) -> float:
+        """Of the perturbation, in pixel units; 0 before `fit`."""
+        return self.loss.radius or 0.0
+
+    @property
+    def residual(self) -> float | None:
+        """ADMM's primal residual at its end; None without ADMM."""
+        return self.schedule.residual if self.schedule else None
+
+    # -- the loop --------------------------------------------------------------------------------
+
+    def fit(self, callbacks: Sequence[Callback] = (), resume: Snapshot | None = None) -> dict[str, Tensor]:
+        """Prune the model in place.
+
+        Random state is the caller's: seed before (`PwoAPruner` does), also to resume.
+
+        Args:
+            callbacks: notified of the progress.
+            resume: what `state` gave in a run of the same model, data and config. Resumes that run; bit-identical to an
+                uninterrupted run on the same CPU.
+
+        Returns:
+            ``{layer: boolean mask}``; the model's weights are 0 exactly where a mask is. Empty where channels are
+            removed instead.
+
+        Raises:
+            InputError: data or model cannot be used, or the state is another run's.
+            TrainingError: the loss is not finite. In both cases, and when interrupted, the model is as it was.
+        """
+        if torch.is_inference_mode_enabled():
+            raise InputError("torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+        self.history, self.schedule, self._run = [], None, None
+        with (
+            torch.enable_grad(),
+            restored_on_error(self.model, self.target.undo),
+            layout_kept(self.model, self.device),
+        ):
+            try:
+                run = self._prepare(resume)
+                for callback in callbacks:
+                    callback.on_start(run.status)
+                while run.status.epoch < self.config.epochs:
+                    self._enter_epoch(run)
+                    self._epoch(run, callbacks)
+                run.schedule.finish()
+                self._adopt_parameters(run)
+                check_finite(self.model, run.status.step)
+            finally:
+                status = self._run.status if self._run else None
+                for callback in callbacks:
+                    callback.on_end(status)
+                self._run = None
+        self.target.discard_undo()
+        return self.masks
+
+    def _epoch(self, run: _Run, callbacks: Sequence[Callback]) -> None:
+        status = run.status
+        seen, started = 0, time.perf_counter()
+        for x, y in run.epochs.epoch(check=status.epoch == 0):
+            self._step(run, x, y)
+            seen += len(x)
+            run.add_terms(self.loss.terms)
+            status.seconds = time.perf_counter() - run.began
+            status.images_per_second = seen / (time.perf_counter() - started)
+            if run.epochs.done % _STEPS_BETWEEN_REPORTS == 1:
+                self._report(run, callbacks)
+            for callback in callbacks:
+                callback.on_step(status)
+        if not run.epochs.done:
+            raise InputError("train_loader gave no batch this time; give one that can be read again at every epoch")
+        self._report(run, callbacks)
+        status.epoch += 1
+        figures = {"lr": status.lr, "rho": status.rho, "residual": status.residual, "seconds": status.seconds}
+        self.history.append(
+            {"phase": status.phase, "epoch": status.epoch, "loss": status.loss, **status.terms, **figures}
+        )
+        run.epochs.end()
+        run.sums = {}
+        for callback in callbacks:
+            callback.on_epoch_end(status)
+
+    def _step(self, run: _Run, x: Tensor, y: Tensor | None) -> None:
+        assert run.optimizer is not None
+        optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(self.device.type, run.dtype, enabled=run.dtype is not None):
+            loss = self.loss.of_checked(self.model, x, y)
+        run.scaler.scale(loss).backward()
+        run.scaler.unscale_(optimizer)
+        run.schedule.after_backward()
+        run.scaler.step(optimizer)
+        run.scaler.update()
+        status.lr = run.optimizer.next_lr()
+        status.step += 1
+        run.schedule.after_step()
+        status.rho, status.residual = phase.rho, phase.residual
+
+    def _report(self, run: _Run, callbacks: Sequence[Callback]) -> None:
+        status = run.status
+        means = torch.stack(list(run.sums.values())).div(run.epochs.done).tolist()
+        status.terms = dict(zip(run.sums, means, strict=True))
+        status.loss = math.fsum(means)
+        if not math.isfinite(status.loss):
+            bad = ", ".join(name for name, value in status.terms.items() if not math.isfinite(value))
+            raise TrainingError(
+                f"the loss is not finite at step {status.step} ({bad}); the model is as it was: lower optimizer.lr "
+                f"(now {status.lr:.3g}) or the weight of that term"
+            )
+        for callback in callbacks:
+            callback.on_report(status)
+
+    # -- phases ----------------------------------------------------------------------------------
+
+    def _prepare(self, resume: Snapshot | None) -> _Run:
+        """All that training needs, at its first step or where a state left it."""
+        config = self.config
+        images = self.batches.first(RADIUS_IMAGES if needs_search(config.perturbation, config.eps) else 2)
+        if self.device.type == "cpu":
+            lay_out_both(self.model, self.teacher, images[:2])
+        self.model.to(self.device)
+        self.loss.prepare(self.model, images)
+        self.batches.classes = self.loss.classes
+        when = " by the weights as they are now; each cut allocates anew" if config.gradual_epochs else ""
+        _logger.info("allocation%s\n%s", when, allocation_table(self.allocation))
+        self.target.begin(images[:2])
+        train_mode(self.model)
+        per_epoch = len(self.batches)
+        status = Status(phase="", epochs=config.epochs, steps=config.epochs * per_epoch)
+        dtype = _DTYPES[config.autocast]
+        self._run = run = _Run(
+            schedule=self._make_schedule(per_epoch, lambda: check_finite(self.model, status.step)),
+            epochs=ResumableEpochs(self.batches),
+            images=images[:2],
+            parameters=self._trained(),
+            status=status,
+            per_epoch=per_epoch,
+            dtype=dtype,
+            scaler=torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16),
+        )
+        self.schedule = run.schedule
+        if resume is None:
+            run.schedule.start()
+            self._enter_phase(run)
+        else:
+            try:
+                self._resume(run, resume)
+            except (KeyError, TypeError, RuntimeError) as error:
+                raise StateError(f"the saved state is incomplete ({error!r}); resume from another one") from error
+        run.began = time.perf_counter() - run.status.seconds
+        return run
+
+    def _make_schedule(self, per_epoch: int, check: Callable[[], None]) -> Schedule:
+        config = self.config
+        admm, gradual = config.admm_epochs * per_epoch, config.gradual_epochs * per_epoch
+        phases = [
+            ADMMPhase(self.target, config.admm, admm, per_epoch=per_epoch),
+            GradualPhase(self.target, config.gradual, gradual, check=check),
+        ]
+        return Schedule(self.target, phases, tuning=config.epochs * per_epoch - admm - gradual, check=check)
+
+    def _enter_epoch(self, run: _Run) -> None:
+        """Phases end with an epoch, also where the data gives fewer batches than it says."""
+        lengths = {"admm": self.config.admm_epochs, "gradual": self.config.gradual_epochs}
+        end = 0
+        for phase in run.schedule.phases[:-1]:
+            end += lengths[phase.name]
+            if run.schedule.phase is phase and run.status.epoch >= end:
+                run.schedule.advance()
+                self._enter_phase(run)
+
+    def _enter_phase(self, run: _Run) -> None:
+        self._adopt_parameters(run)
+        phase = run.schedule.phase
+        self.loss.use_hsic = phase.uses_hsic
+        run.status.phase, run.status.rho, run.status.residual = phase.name, phase.rho, phase.residual
+        self._choose_optimizer(run)
+
+    def _choose_optimizer(self, run: _Run) -> None:
+        """A new optimizer where a phase has its own, had its own, or replaced the parameters."""
+        config, phase, done = self.config, run.schedule.phase, run.status.step
+        own = config.admm.optimizer if phase.name == "admm" else None
+        if run.optimizer is not None and run.optimizer_is_own == (own is not None):
+            return
+        run.optimizer_is_own = own is not None
+        steps, schedule = run.status.steps, config.schedule
+        if own is not None:
+            steps, schedule = phase.length, config.admm.schedule
+        elif config.admm.optimizer is not None:
+            before = sum(other.done for other in run.schedule.phases if other.name == "admm")
+            steps, done = steps - before, done - before
+        run.optimizer = ScheduledOptimizer(
+            run.parameters, own or config.optimizer, schedule, steps=steps, per_epoch=run.per_epoch, done=done
+        )
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+
+    def _adopt_parameters(self, run: _Run) -> None:
+        """Where channels were removed, the parameters are new: they need an optimizer and a layout of their own."""
+        self.loss.student_channels = self.target.student_channels()
+        parameters = self._trained()
+        if {*map(id, parameters)} != {*map(id, run.parameters)}:
+            for parameter in run.parameters:
+                parameter.grad = None
+            run.parameters, run.optimizer = parameters, None
+            if self.device.type == "cpu":
+                lay_out_both(self.model, self.teacher, run.images)
+
+    # -- state -----------------------------------------------------------------------------------
+
+    def state(self) -> Snapshot:
+        """Where the run stands, for `fit` to resume from; for callbacks, between two steps.
+
+        Raises:
+            RuntimeError: no run is going on.
+            TrainingError: a weight is not finite: nothing good can be resumed from here.
+        """
+        run = self._run
+        if run is None:
+            raise RuntimeError("no run is going on; ask for the state in a callback")
+        check_finite(self.model, run.status.step)
+        status = {field.name: getattr(run.status, field.name) for field in dataclasses.fields(run.status)}
+        status |= {"terms": dict(run.status.terms), "seconds": time.perf_counter() - run.began}
+        saved = Snapshot(
+            facts={
+                "status": status,
+                "radius": self.radius,
+                "hidden_layers": self.hidden_layers,
+                "history": [dict(entry) for entry in self.history],
+                "scaler": run.scaler.state_dict(),
+            }
+        )
+        parts = {"model": Snapshot(tensors_of(self.model)), "target": self.target.state()}
+        parts |= {"schedule": run.schedule.state(), "epochs": run.epochs.state(), "sum": Snapshot(run.sums)}
+        if run.optimizer is not None:
+            parts["optimizer"] = run.optimizer.state()
+        for name, part in parts.items():
+            saved.put(name, part)
+        return saved
+
+    def _resume(self, run: _Run, saved: Snapshot) -> None:
+        facts, status = saved.facts, Status(**saved.facts["status"])
+        if (status.epochs, status.steps) != (run.status.epochs, run.status.steps):
+            raise StateError(
+                f"the saved state is of a run of {status.steps} steps in {status.epochs} epochs, and this one has "
+                f"{run.status.steps} in {run.status.epochs}; resume with the same data and config"
+            )
+        for name, value in vars(status).items():  # in place: checks read it
+            setattr(run.status, name, value)
+        self.target.load_state(saved.part("target"))
+        self._adopt_parameters(run)
+        copy_into(tensors_of(self.model), saved.part("model").tensors, "parameters or buffers")
+        run.schedule.load_state(saved.part("schedule"))
+        self._enter_phase(run)
+        assert run.optimizer is not None
+        run.optimizer.load_state(saved.part("optimizer"))
+        if facts["scaler"]:
+            run.scaler.load_state_dict(facts["scaler"])
+        if facts["hidden_layers"] != self.hidden_layers:
+            raise StateError("the saved state looks at other hidden layers; resume with the same model and config")
+        self.history = list(facts["history"])
+        self.loss.set_radius(facts["radius"])
+        run.sums = {name: total.to(self.device) for name, total in saved.part("sum").tensors.items()}
+        run.epochs.load_state(saved.part("epochs"))
+
+
+@dataclass
+class _Run:
+    """What changes while a run goes on.
+
+    Attributes:
+        images: two of them, ``(2, C, H, W)``, for what needs a forward.
+        optimizer_is_own: whether the optimizer is ADMM's own.
+        sums: of the loss's terms over this epoch.
+        began: on the clock, as if the run had never stopped.
+    """
+
+    schedule: Schedule
+    epochs: ResumableEpochs
+    images: Tensor
+    parameters: list[nn.Parameter]
+    status: Status
+    per_epoch: int
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+    optimizer: ScheduledOptimizer | None = None
+    optimizer_is_own: bool = False
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    began: float = 0.0
+
+    def add_terms(self, terms: dict[str, Tensor]) -> None:
+        for name, term in terms.items():
+            self.sums[name] = self.sums[name] + term if name in self.sums else term

@@ -1,0 +1,49 @@
+"""Which network a file's run prunes."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from .._section import Section
+from ..errors import InputError
+
+__all__ = ["ModelConfig"]
+
+
+class ModelConfig(Section):
+    """The network of a file's run, where Python has a module.
+
+    Attributes:
+        arch: ``lenet``, ``lenet3``, ``resnet18-cifar``, ``vgg16-cifar``, ``wrn-34-10``, or a torchvision name as
+            ``resnet50``; None with one of RobustBench's. A class of your own is named on the command line (``--arch
+            package.module:function``): a file never runs code.
+        checkpoint: of the robust network: ``.safetensors``, ``.pt`` or ``.pth``; or ``shipped:robust_lenet_mnist``; or
+            ``robustbench:NAME``, network and weights (``pip install "pwoa-plugin[robustbench]"``).
+        num_classes: logits; None: as many as the data has classes.
+        mean, std: by channel, where the network was trained on normalised images: ``(x - mean) / std`` then happens
+            inside the network, and ``eps`` stays in pixel units.
+    """
+
+    arch: str | None = None
+    checkpoint: str
+    num_classes: int | None = Field(default=None, ge=2)
+    mean: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+
+    @model_validator(mode="after")
+    def _no_code(self) -> ModelConfig:
+        if self.checkpoint.startswith("robustbench:"):
+            for name in ("arch", "num_classes", "mean"):
+                if (value := getattr(self, name)) is not None:
+                    raise InputError(
+                        f"{name}={value!r} does not go with {self.checkpoint}, which has its own; leave it out"
+                    )
+        elif self.arch is None:
+            raise InputError("arch is missing; name the network that the checkpoint is of, as resnet18-cifar")
+        elif ":" in self.arch:
+            raise InputError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            raise InputError("mean and std go together, with a number for each channel; give both or neither")
+        return self

@@ -1,0 +1,40 @@
+"""Runs that remove channels: built, written and read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from torch import nn
+
+from ..backends import Backend, Saved
+from ..config import PwoAConfig
+from ..method.trainer import Trainer
+from ..runs.cost import cost_report
+from ..runs.folder import RunFolder
+from .pruner import PwoAGroupPruner
+from .run import ChannelRemoval
+from .saving import load_pruned, save_pruned
+
+__all__ = ["ChannelBackend"]
+
+
+class ChannelBackend(Backend):
+    """Channels that Torch-Pruning removes."""
+
+    def build(self, model: nn.Module, config: PwoAConfig) -> Trainer:
+        trainer = PwoAGroupPruner(model, config=config).run
+        assert trainer is not None
+        return trainer
+
+    def save(self, trainer: Trainer, folder: RunFolder) -> Saved:
+        assert isinstance(trainer.target, ChannelRemoval)
+        save_pruned(trainer.target.pruner, folder.pruned)
+        cost = cost_report(trainer.teacher, trainer.model, trainer.batches.first(1))
+        kept = {name: module.get_parameter("weight").numel() for name, module in trainer.layers.items()}
+        return Saved(kept, asdict(cost))
+
+    def is_saved(self, folder: RunFolder) -> bool:
+        return folder.pruned.exists()
+
+    def load(self, model: nn.Module, folder: RunFolder) -> nn.Module:
+        return load_pruned(model, folder.pruned)
