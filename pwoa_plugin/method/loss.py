@@ -232,7 +232,7 @@ class PwoALoss(nn.Module):
             raise InputError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
         self.prepare(student, x)
-        if self.needs_labels and y is None:
+        if self.needs_labels and self.use_hsic and y is None:
             raise InputError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
         if y is not None and self.needs_labels:
             if self._calls < _CHECKED_CALLS:

@@ -7,7 +7,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +22,12 @@ from .layers import tell_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
 from .optimizers import ScheduledOptimizer
-from .phases import ADMMPhase, GradualPhase, Schedule
+from .phases import ADMMPhase, GradualPhase
 from .probe import RADIUS_IMAGES, needs_search
 from .restore import restored_on_error
 from .resuming import ResumableEpochs
+from .run import Run
+from .schedule import Schedule
 from .settings import TrainingConfig
 from .snapshot import Snapshot, StateError, copy_into, tensors_of
 from .targets import Target, mask_target
@@ -102,7 +103,7 @@ class Trainer:
         )
         self.history: list[dict[str, object]] = []
         self.schedule: Schedule | None = None
-        self._run: _Run | None = None
+        self._run: Run | None = None
 
     @property
     def teacher(self) -> nn.Module:
@@ -185,7 +186,7 @@ class Trainer:
         self.target.discard_undo()
         return self.masks
 
-    def _epoch(self, run: _Run, callbacks: Sequence[Callback]) -> None:
+    def _epoch(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
         seen, started = 0, time.perf_counter()
         for x, y in run.epochs.epoch(check=status.epoch == 0):
@@ -211,7 +212,7 @@ class Trainer:
         for callback in callbacks:
             callback.on_epoch_end(status)
 
-    def _step(self, run: _Run, x: Tensor, y: Tensor | None) -> None:
+    def _step(self, run: Run, x: Tensor, y: Tensor | None) -> None:
         assert run.optimizer is not None
         optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
         optimizer.zero_grad(set_to_none=True)
@@ -227,7 +228,7 @@ class Trainer:
         run.schedule.after_step()
         status.rho, status.residual = phase.rho, phase.residual
 
-    def _report(self, run: _Run, callbacks: Sequence[Callback]) -> None:
+    def _report(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
         means = torch.stack(list(run.sums.values())).div(run.epochs.done).tolist()
         status.terms = dict(zip(run.sums, means, strict=True))
@@ -243,7 +244,7 @@ class Trainer:
 
     # -- phases ----------------------------------------------------------------------------------
 
-    def _prepare(self, resume: Snapshot | None) -> _Run:
+    def _prepare(self, resume: Snapshot | None) -> Run:
         """All that training needs, at its first step or where a state left it."""
         config = self.config
         images = self.batches.first(RADIUS_IMAGES if needs_search(config.perturbation, config.eps) else 2)
@@ -259,7 +260,7 @@ class Trainer:
         per_epoch = len(self.batches)
         status = Status(phase="", epochs=config.epochs, steps=config.epochs * per_epoch)
         dtype = _DTYPES[config.autocast]
-        self._run = run = _Run(
+        self._run = run = Run(
             schedule=self._make_schedule(per_epoch, lambda: check_finite(self.model, status.step)),
             epochs=ResumableEpochs(self.batches),
             images=images[:2],
@@ -290,7 +291,7 @@ class Trainer:
         ]
         return Schedule(self.target, phases, tuning=config.epochs * per_epoch - admm - gradual, check=check)
 
-    def _enter_epoch(self, run: _Run) -> None:
+    def _enter_epoch(self, run: Run) -> None:
         """Phases end with an epoch, also where the data gives fewer batches than it says."""
         lengths = {"admm": self.config.admm_epochs, "gradual": self.config.gradual_epochs}
         end = 0
@@ -300,14 +301,14 @@ class Trainer:
                 run.schedule.advance()
                 self._enter_phase(run)
 
-    def _enter_phase(self, run: _Run) -> None:
+    def _enter_phase(self, run: Run) -> None:
         self._adopt_parameters(run)
         phase = run.schedule.phase
         self.loss.use_hsic = phase.uses_hsic
         run.status.phase, run.status.rho, run.status.residual = phase.name, phase.rho, phase.residual
         self._choose_optimizer(run)
 
-    def _choose_optimizer(self, run: _Run) -> None:
+    def _choose_optimizer(self, run: Run) -> None:
         """A new optimizer where a phase has its own, had its own, or replaced the parameters."""
         config, phase, done = self.config, run.schedule.phase, run.status.step
         own = config.admm.optimizer if phase.name == "admm" else None
@@ -327,7 +328,7 @@ class Trainer:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
-    def _adopt_parameters(self, run: _Run) -> None:
+    def _adopt_parameters(self, run: Run) -> None:
         """Where channels were removed, the parameters are new: they need an optimizer and a layout of their own."""
         self.loss.student_channels = self.target.student_channels()
         parameters = self._trained()
@@ -370,7 +371,7 @@ class Trainer:
             saved.put(name, part)
         return saved
 
-    def _resume(self, run: _Run, saved: Snapshot) -> None:
+    def _resume(self, run: Run, saved: Snapshot) -> None:
         facts, status = saved.facts, Status(**saved.facts["status"])
         if (status.epochs, status.steps) != (run.status.epochs, run.status.steps):
             raise StateError(
@@ -394,32 +395,3 @@ class Trainer:
         self.loss.set_radius(facts["radius"])
         run.sums = {name: total.to(self.device) for name, total in saved.part("sum").tensors.items()}
         run.epochs.load_state(saved.part("epochs"))
-
-
-@dataclass
-class _Run:
-    """What changes while a run goes on.
-
-    Attributes:
-        images: two of them, ``(2, C, H, W)``, for what needs a forward.
-        optimizer_is_own: whether the optimizer is ADMM's own.
-        sums: of the loss's terms over this epoch.
-        began: on the clock, as if the run had never stopped.
-    """
-
-    schedule: Schedule
-    epochs: ResumableEpochs
-    images: Tensor
-    parameters: list[nn.Parameter]
-    status: Status
-    per_epoch: int
-    dtype: torch.dtype | None
-    scaler: torch.amp.GradScaler
-    optimizer: ScheduledOptimizer | None = None
-    optimizer_is_own: bool = False
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    began: float = 0.0
-
-    def add_terms(self, terms: dict[str, Tensor]) -> None:
-        for name, term in terms.items():
-            self.sums[name] = self.sums[name] + term if name in self.sums else term

@@ -86,7 +86,7 @@ def test_what_was_read_is_left_out_by_its_number() -> None:
     next(epoch)
     assert batches.read == 1
     for start in (1, 2):
-        (left,) = batches.epoch(start=start, go_on_with=batches.random_state())
+        (left,) = batches.epoch(start=start, random_state=batches.random_state())
         assert torch.equal(left[0], X[5:9])
         assert batches.read == 3
 

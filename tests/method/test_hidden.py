@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
-from pwoa_plugin.method.hidden import Around, check_readable, find_hidden_layers, read_hidden, unwrapped
+from pwoa_plugin.method.hidden import NetworkWrapper, check_readable, find_hidden_layers, read_hidden, unwrapped
 from pwoa_plugin.models import LeNet
 
 
@@ -117,7 +117,7 @@ def test_names_of_the_users_own() -> None:
 
 
 def test_names_inside_what_is_around_a_network(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
-    class Outer(Around):
+    class Outer(NetworkWrapper):
         def __init__(self, module: nn.Module) -> None:
             super().__init__()
             self.module = module

@@ -1,10 +1,11 @@
-"""`PwoALoss` in loops of one's own."""
+"""`PwoALoss`, in a loop of your own and term by term."""
 
 from __future__ import annotations
 
 import copy
 import logging
 import pickle
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -15,9 +16,11 @@ from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pwoa_plugin import PwoALoss
-from pwoa_plugin.config import DistillationConfig, HSICConfig, PerturbationConfig
-from pwoa_plugin.method.compression import build_objective
-from pwoa_plugin.method.distillation import frozen_copy
+from pwoa_plugin.config import PwoAConfig
+from pwoa_plugin.method.distillation import distillation_loss, feature_loss, frozen_copy
+from pwoa_plugin.method.hidden import read_hidden
+from pwoa_plugin.method.hsic import gaussian_kernel, hsic, linear_kernel, one_hot
+from pwoa_plugin.method.trainer import Trainer
 
 Pair = tuple[Tensor, Tensor]
 TERMS = {"distillation", "features", "hsic_x", "hsic_y"}
@@ -33,29 +36,28 @@ def narrower(model: TinyNet) -> TinyNet:
     return student
 
 
-def test_it_is_the_objective_that_a_run_would_build(trained: TinyNet, images: Pair) -> None:
+def test_it_is_the_loss_of_a_run(trained: TinyNet, images: Pair) -> None:
     x, y = images[0][:32], images[1][:32]
     student = copy.deepcopy(trained)
     with torch.no_grad():
         student.fc1.weight.mul_(0.5)
     loss = PwoALoss(trained, eps=0.1)
-    objective, radius = build_objective(
-        frozen_copy(trained),
-        x,
-        distillation=DistillationConfig(),
-        perturbation=PerturbationConfig(),
-        hsic=HSICConfig(),
-        eps=0.1,
-        pixel_range=(0.0, 1.0),
-    )
+    of_a_run = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=images, eps=0.1)).loss
+    of_a_run.prepare(student, x)
     torch.manual_seed(3)
     value = loss(student, x, y)
     torch.manual_seed(3)
-    torch.testing.assert_close(value, objective(student, x, y))
+    torch.testing.assert_close(value, of_a_run.of_checked(student, x, y))
     assert set(loss.terms) == TERMS
     torch.testing.assert_close(torch.stack(list(loss.terms.values())).sum(), value.detach())
-    assert loss.hidden_layers == objective.hidden_layers == ["fc1", "fc2"]
-    assert loss.radius == radius == pytest.approx(0.15)
+    assert loss.hidden_layers == of_a_run.hidden_layers == ["fc1", "fc2"]
+    assert loss.radius == of_a_run.radius == pytest.approx(0.15)
+
+
+def test_the_old_name_of_student_channels(trained: TinyNet) -> None:
+    channels = {"fc2": (-1, torch.arange(10))}
+    with pytest.warns(DeprecationWarning, match="kept= is now student_channels="):
+        assert PwoALoss(trained, kept=channels).student_channels is channels
 
 
 def test_a_loop_of_ones_own_brings_a_damaged_student_back(trained: TinyNet, images: Pair) -> None:
@@ -116,7 +118,9 @@ def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCa
     only_narrow = PwoALoss(trained, eps=0.1, hsic={"layers": "fc2"})
     only_narrow(student, *images)
     assert set(only_narrow.terms) == TERMS - {"features"}
-    only_narrow.kept = {"fc2": (-1, torch.arange(10))}  # the teacher's first ten, which are the student's too
+    only_narrow.student_channels = {
+        "fc2": (-1, torch.arange(10))
+    }  # the teacher's first ten, which are the student's too
     only_narrow(student, *images)
     assert float(only_narrow.terms["features"]) == pytest.approx(0, abs=1e-10)
 
@@ -173,9 +177,9 @@ def test_each_student_has_hidden_layers_of_its_own(trained: TinyNet, images: Pai
         assert set(loss.terms) == terms
     assert pickle.dumps(loss)
     again = copy.deepcopy(loss)
-    assert not again._seen
+    assert not again._students
     del student, students
-    assert not loss._seen
+    assert not loss._students
     assert again(copy.deepcopy(trained), *images).isfinite()
 
 
@@ -255,7 +259,6 @@ def test_precisions_are_told(trained: TinyNet, images: Pair) -> None:
 def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
     x, y = images
     refusals = {
-        "teacher is a str": lambda: PwoALoss("teacher"),  # type: ignore[arg-type]
         r"distillation.temperature=0: input should be": lambda: PwoALoss(trained, distillation={"temperature": 0}),
         r"hsic.sgma: unknown key": lambda: PwoALoss(trained, hsic={"sgma": 1}),
         "hsic is a int": lambda: PwoALoss(trained, hsic=3),  # type: ignore[arg-type]
@@ -271,3 +274,185 @@ def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
         with pytest.raises(ValueError, match=said) as caught:
             refused()
         assert "\n" not in str(caught.value)
+
+
+# -- term by term ----
+
+LAYERS = ["fc1", "fc2"]
+
+
+def made(
+    teacher: nn.Module,
+    layers: Sequence[str] = (),
+    *,
+    lambda_x: float = 0.0,
+    lambda_y: float = 0.0,
+    perturbation: Any = None,
+    feature_weight: float = 0.0,
+    **distillation: float,
+) -> PwoALoss:
+    """A loss without perturbation and with the terms that are named only."""
+    hsic: dict[str, Any] = {"lambda_x": lambda_x, "lambda_y": lambda_y}
+    return PwoALoss(
+        teacher,
+        distillation={"feature_weight": feature_weight, **distillation},
+        perturbation=perturbation or {"kind": "none"},
+        hsic=hsic | ({"layers": tuple(layers)} if layers else {}),
+    )
+
+
+def perturbed_student(model: nn.Module) -> nn.Module:
+    student = frozen_copy(model).requires_grad_(True)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    return student
+
+
+def test_terms_are_the_parts_and_sum_to_the_loss(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    x, y = images[0][:32], images[1][:32]
+    student, teacher = perturbed_student(trained), trained
+    objective = made(teacher, LAYERS, alpha=7.0, temperature=20.0, feature_weight=0.5, lambda_x=0.02, lambda_y=0.03)
+    loss = objective(student, x, y)
+    with read_hidden(student, LAYERS) as hidden, read_hidden(teacher, LAYERS) as target:
+        logits, wanted = student(x), teacher(x)
+    values = hsic([gaussian_kernel(x), linear_kernel(one_hot(y, 3))], list(hidden.values()))
+    expected = {
+        "distillation": distillation_loss(logits, wanted, alpha=7.0, temperature=20.0),
+        "features": 0.5 * feature_loss(hidden, target),
+        "hsic_x": 0.02 * values[0].sum(),
+        "hsic_y": -0.03 * values[1].sum(),
+    }
+    assert objective.terms.keys() == expected.keys()
+    for name, value in expected.items():
+        assert objective.terms[name].item() == pytest.approx(value.item(), rel=1e-4)
+    assert loss.item() == pytest.approx(sum(value.item() for value in expected.values()), rel=1e-4)
+    got = torch.autograd.grad(loss, list(student.parameters()))
+    oracle = torch.autograd.grad(sum(expected.values()), list(student.parameters()))
+    for a, b in zip(got, oracle, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+class Counting(nn.Module):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.seen = model, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().clone())
+        return self.model(x)
+
+
+def test_one_forward_each_on_the_same_perturbed_images(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    student = Counting(perturbed_student(trained))
+    layers = [f"model.{name}" for name in LAYERS]
+    perturbation = {"kind": "sign", "radius": 0.2}
+    objective = made(
+        Counting(trained), layers, feature_weight=1.0, lambda_x=1e-3, lambda_y=1e-3, perturbation=perturbation
+    )
+    teacher = objective.teacher
+    objective.prepare(student, images[0][:2])
+    student.seen.clear(), teacher.seen.clear()
+    objective(student, images[0][:8], images[1][:8]).backward()
+    assert len(student.seen) == len(teacher.seen) == 1
+    assert torch.equal(student.seen[0], teacher.seen[0])
+    assert 0.1 < (student.seen[0] - images[0][:8]).abs().max() <= 0.2 + 1e-6
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_labels_are_needed_only_for_their_term(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    x = images[0][:8]
+    unlabelled = made(trained, LAYERS, lambda_x=1e-3)
+    assert not unlabelled.needs_labels
+    assert "hsic_x" in (unlabelled(trained, x), unlabelled.terms)[1]
+    labelled = made(trained, LAYERS, lambda_y=1e-3)
+    with pytest.raises(ValueError, match=r"y is missing, and hsic\.lambda_y"):
+        labelled(trained, x)
+    labelled.use_hsic = False
+    assert labelled(trained, x).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_a_last_batch_of_one_has_no_hsic(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    objective = made(trained, LAYERS, lambda_x=1.0, lambda_y=1.0)
+    assert objective(trained, images[0][:1], images[1][:1]).isfinite()
+    assert "hsic_x" not in objective.terms
+
+
+def test_the_teacher_is_not_part_of_the_loss(trained: nn.Module) -> None:
+    objective = made(trained, LAYERS)
+    assert not list(objective.parameters())
+    objective.train()
+    assert not objective.teacher.training
+
+
+def test_features_of_a_narrower_student(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    """Compared where widths agree, or with the channels of the teacher's that are told to be left."""
+    left = torch.tensor([0, 3, 4, 9])
+    student = frozen_copy(trained)
+    student.fc1, student.fc2 = nn.Linear(96, 4), nn.Linear(4, 3)
+    with torch.no_grad():
+        student.fc1.weight.copy_(trained.fc1.weight[left] * 1.5)
+        student.fc1.bias.copy_(trained.fc1.bias[left] * 1.5)
+    objective = made(trained, LAYERS, feature_weight=1.0)
+    objective(student, images[0][:8])
+    assert objective.terms["features"].item() == 0  # fc1's inputs alone, which are the same
+    objective.student_channels = {"fc2": (-1, left)}
+    objective(student, images[0][:8])
+    # Activations 1.5 times as large: |s - t|^2 / |t|^2 is .25 in one layer, 0 in the other.
+    assert objective.terms["features"].item() == pytest.approx(0.125, rel=1e-4)
+    one_layer = made(trained, ["fc2"], feature_weight=1.0)
+    one_layer(student, images[0][:8])
+    assert "features" not in one_layer.terms
+
+
+def test_input_gradients_are_one_more_term(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    x, y = images[0][:8], images[1][:8]
+    student = Counting(perturbed_student(trained))
+    layers = [f"model.{name}" for name in LAYERS]
+    terms = {"feature_weight": 1.0, "lambda_x": 1e-3, "lambda_y": 1e-3}
+    without, objective = (
+        made(Counting(trained), layers, **terms, gradient_weight=weight, gradient_share=1.0) for weight in (0.0, 3.0)
+    )
+    teacher = objective.teacher
+    expected = without(student, x, y)
+    objective.prepare(student, x[:2])
+    student.seen.clear(), teacher.seen.clear()
+    loss = objective(student, x, y)
+    assert len(student.seen) == len(teacher.seen) == 1
+    assert objective.terms.keys() == without.terms.keys() | {"gradients"}
+    assert objective.terms["gradients"] > 0
+    assert loss.item() == pytest.approx(expected.item() + objective.terms["gradients"].item(), rel=1e-4)
+    loss.backward()
+    assert not x.requires_grad
+    assert x.grad is None
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+    assert all(parameter.grad is not None for parameter in student.parameters())
+
+
+def test_input_gradients_in_a_share_of_the_calls(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    student = perturbed_student(trained)
+    objective = made(trained, gradient_weight=1.0, gradient_share=0.3)
+    drawn = sum((objective(student, images[0][:4]), objective.terms["gradients"].item() > 0)[1] for _ in range(200))
+    assert 40 <= drawn <= 80
+
+
+def test_no_input_gradients_where_none_are_enabled(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    objective = made(trained, gradient_weight=1.0, gradient_share=1.0)
+    with torch.no_grad():
+        objective(perturbed_student(trained), images[0][:4])
+    assert objective.terms["gradients"] == 0
+
+
+def test_input_gradients_under_autocast(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    student = perturbed_student(trained)
+    objective = made(trained, LAYERS, feature_weight=1.0, gradient_weight=1.0, gradient_share=1.0)
+    torch.manual_seed(0)
+    objective(student, images[0][:8])
+    exact = objective.terms
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(student, images[0][:8])
+    loss.backward()
+    torch.testing.assert_close(objective.terms, exact)
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in student.parameters())

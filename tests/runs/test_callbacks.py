@@ -16,7 +16,7 @@ from pwoa_plugin import PwoAConfig
 from pwoa_plugin._random import random_state
 from pwoa_plugin.method.batches import Batches
 from pwoa_plugin.method.callback import Status
-from pwoa_plugin.method.compression import Compression
+from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.runs.callbacks import KeepBest, Metrics, Validation, best_epoch, read_metrics
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.weights import read_weights
@@ -24,9 +24,9 @@ from pwoa_plugin.runs.weights import read_weights
 Pair = tuple[Tensor, Tensor]
 
 
-def watched(model: nn.Module, images: Pair, **fields: Any) -> tuple[Compression, Validation]:
+def watched(model: nn.Module, images: Pair, **fields: Any) -> tuple[Trainer, Validation]:
     values: dict[str, Any] = {"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False}
-    run = Compression(model, PwoAConfig(**values | fields))
+    run = Trainer(model, PwoAConfig(**values | fields))
     batches = Batches((images[0][:90], images[1][:90]), batch_size=32, device=torch.device("cpu"), labels_because="")
     return run, Validation(run, batches)
 
@@ -34,10 +34,10 @@ def watched(model: nn.Module, images: Pair, **fields: Any) -> tuple[Compression,
 def test_validation_is_counted_and_leaves_training_alone(trained: nn.Module, images: Pair) -> None:
     plain = copy.deepcopy(trained)
     torch.manual_seed(0)
-    watched(plain, images)[0].run()
+    watched(plain, images)[0].fit()
     torch.manual_seed(0)
     run, validation = watched(trained, images)
-    run.run([validation])
+    run.fit([validation])
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), trained.parameters(), strict=True))
     x, y = images[0][:90], images[1][:90]
     assert validation.images == 90
@@ -62,7 +62,7 @@ def test_a_network_that_answers_with_an_object_of_logits(trained: nn.Module, ima
     for model in (WithLogits(copy.deepcopy(trained)), trained):
         torch.manual_seed(0)
         run, validation = watched(model, images, epochs=2)
-        run.run([validation])
+        run.fit([validation])
         histories.append([(entry["clean"], entry["agreement"]) for entry in run.history])
     assert histories[0] == histories[1]
 
@@ -78,7 +78,7 @@ def test_a_network_that_answers_with_an_object_of_logits(trained: nn.Module, ima
 )
 def test_agreement_is_on_perturbed_images(trained: nn.Module, images: Pair, fields: Any, radius: float | None) -> None:
     run, validation = watched(trained, images, epochs=1, **fields)
-    run.run([validation])
+    run.fit([validation])
     assert validation._perturbation.radius > 0
     if radius is not None:
         assert validation._perturbation.radius == pytest.approx(radius)
@@ -99,7 +99,7 @@ def test_a_loader_with_an_order_of_its_own_is_judged_alike_every_time(trained: n
     data = TensorDataset(images[0][:90], images[1][:90])
     loader = DataLoader(data, 32, shuffle=True, generator=torch.Generator().manual_seed(5))
     validation = Validation(run, Batches(loader, batch_size=32, device=torch.device("cpu"), labels_because=""))
-    run.run([validation])
+    run.fit([validation])
     assert torch.equal(validation._answers(run.teacher)[0], validation._answers(run.teacher)[0])
 
 
@@ -119,14 +119,14 @@ def test_a_source_without_a_length_is_judged_alike_every_time(trained: nn.Module
     run, _ = watched(trained, images, epochs=1)
     source = Stream((images[0][:90], images[1][:90]))
     validation = Validation(run, Batches(source, batch_size=30, device=torch.device("cpu"), labels_because=""))
-    run.run([validation])
+    run.fit([validation])
     assert validation._teacher is not None
     assert torch.equal(validation._teacher, validation._answers(run.teacher)[0])
 
 
 def test_a_wide_eps_is_judged_within_the_pixel_range(trained: nn.Module, images: Pair) -> None:
     run, validation = watched(trained, images, epochs=1, eps=0.7, perturbation={"kind": "none"})
-    run.run([validation])
+    run.fit([validation])
     assert validation._perturbation.radius == 1.0
 
 
@@ -150,7 +150,7 @@ def test_best_weights_are_those_of_the_best_epoch(trained: nn.Module, images: Pa
             states[status.epoch] = copy.deepcopy(run.model.state_dict())
             super().on_epoch_end(status)
 
-    run.run([validation, Remember(run, folder)])
+    run.fit([validation, Remember(run, folder)])
     best = best_epoch(run.history)
     assert best is not None
     weights, facts = read_weights(folder.best)

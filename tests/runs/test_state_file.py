@@ -10,11 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pwoa_plugin.method.state import State
+from pwoa_plugin.method.snapshot import Snapshot
 from pwoa_plugin.runs.state_file import StateFileError, read_state, write_state
 
 
-def a_state() -> State:
+def a_state() -> Snapshot:
     torch.manual_seed(0)
     tensors: dict[str, Any] = {
         "model.conv": torch.randn(4, 3, 3, 3).to(memory_format=torch.channels_last),
@@ -24,7 +24,7 @@ def a_state() -> State:
         "optimizer.0.step": torch.tensor(3.0),
         "empty": torch.zeros(0, 2),
     }
-    return State(tensors, {"status": {"step": 3, "lr": 0.1 + 0.2}, "history": [{"loss": 1e-300}], "residual": None})
+    return Snapshot(tensors, {"status": {"step": 3, "lr": 0.1 + 0.2}, "history": [{"loss": 1e-300}], "residual": None})
 
 
 def test_round_trip_to_the_bit(tmp_path: Path) -> None:

@@ -1,0 +1,44 @@
+"""What changes while a trainer runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from .callback import Status
+from .optimizers import ScheduledOptimizer
+from .resuming import ResumableEpochs
+from .schedule import Schedule
+
+__all__ = ["Run"]
+
+
+@dataclass
+class Run:
+    """A run between its first step and its last.
+
+    Attributes:
+        images: two of them, ``(2, C, H, W)``, for what needs a forward.
+        optimizer_is_own: whether the optimizer is ADMM's own.
+        sums: of the loss's terms over this epoch.
+        began: on the clock, as if the run had never stopped.
+    """
+
+    schedule: Schedule
+    epochs: ResumableEpochs
+    images: Tensor
+    parameters: list[nn.Parameter]
+    status: Status
+    per_epoch: int
+    dtype: torch.dtype | None
+    scaler: torch.amp.GradScaler
+    optimizer: ScheduledOptimizer | None = None
+    optimizer_is_own: bool = False
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    began: float = 0.0
+
+    def add_terms(self, terms: dict[str, Tensor]) -> None:
+        for name, term in terms.items():
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
