@@ -12,8 +12,8 @@ reimplementation: their verdicts may differ. Ours includes PGD-20, the audit and
 
 Each judge has a JSON file in --out, written after each batch. A batch that all the named judges have is not run again:
 a killed run resumes, and --images can be raised. Judges named together take turns at each batch, in one process. A
-ratio is of batches that both ran in one run, and is marked if there are none. Seconds are CPU seconds: on a machine with
-other work they compare better than wall clock. The files have both.
+ratio is of batches that both ran in one run, and is marked if there are none. Seconds are CPU seconds: on a machine
+with other work they compare better than wall clock. The files have both.
 """
 
 from __future__ import annotations

@@ -5,9 +5,9 @@
 ``cifar10`` is the study's own network. All steps have the same network, optimizer (Adam) and batch of 128; they are
 interleaved, and the ratio is of medians. Student forward and backward plus the teacher's forward alone would be 1.33.
 
-``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under masks.
-``no-hsic``: the same without HSIC. ``gradual``: the default's with its share of a cut (every nineteenth step: 12 epochs
-of 20,000 images). ``admm``: with ADMM's gradient, and its dual update every eleventh step. ``pgd-7``: a step of
+``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under
+masks. ``no-hsic``: the same without HSIC. ``gradual``: the default's with its share of a cut (every nineteenth step: 12
+epochs of 20,000 images). ``admm``: with ADMM's gradient, and its dual update every eleventh step. ``pgd-7``: a step of
 adversarial fine-tuning. Peak memory is what a step needs beyond what was in use before: the allocator's on a GPU, the
 largest resident size of a separate process on the CPU.
 """
