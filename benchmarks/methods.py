@@ -1,7 +1,7 @@
-"""Ways to make a robust network smaller: ours, and what people do without it.
+"""Ways to make a robust network smaller: ours, and the usual ones.
 
-A new method is one function and one line in ``METHODS``. Each prunes the model it is given, in place, with the same
-images, epochs, batch size and seed as the others.
+To add a method, write one function and one line in ``METHODS``. Each prunes its model in place, with the same images,
+epochs, batch size and seed as the others.
 """
 
 from __future__ import annotations

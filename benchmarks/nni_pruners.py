@@ -6,8 +6,8 @@
 MNIST, 10,000 natural images of the training set, 12 epochs for every method, Adam 1e-3 falling to 0 by a cosine.
 Every convolution and linear layer loses 15 weights in 16, one by one (granularity [1], the same ratio in each layer);
 `pwoa-lamp` has the same total, spread by LAMP.
-Judged by the standard AutoAttack on 200 test images. A method is a cell, a cell is a JSON file in --out, and one that
-is there is not run again.
+The standard AutoAttack on 200 test images judges. Each method has a JSON file in --out; one that exists is not run
+again.
 """
 
 from __future__ import annotations

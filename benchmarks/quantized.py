@@ -2,8 +2,8 @@
 
     python -m benchmarks.quantized --data DIR
 
-The shipped LeNet is pruned 8x on MNIST (natural images), then quantized by NNI's QATQuantizer, whose training goes on
-with PwoA's loss, and by its PtqQuantizer, which only looks at images. Weights, inputs and outputs of each convolution
+The shipped LeNet is pruned 8x on MNIST (natural images), then quantized by NNI's QATQuantizer, which trains on with
+PwoA's loss, and by its PtqQuantizer, which only calibrates on images. Weights, inputs and outputs of each convolution
 and linear layer have 8 bits. PGD-20 on 1,000 test images before and after, with gradients straight through the
 rounding. One JSON file in --out.
 """

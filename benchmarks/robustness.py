@@ -3,11 +3,11 @@
     python -m benchmarks.robustness mnist --data DIR --methods default adversarial --compression 4 16 33 100 --seeds 3
     python -m benchmarks.robustness mnist --data DIR --validate --name lamp --set allocation=lamp --compression 16 33
 
-One small JSON file a cell in ``--out``; a cell that is there is not run again. Cells of a row share images, epochs and
-judge: PGD on all the judge's images, and for seed 0 the standard AutoAttack on the first of them (those that
-PGD left). ``--validate`` judges by images cut from the training set; whatever is chosen is chosen by them.
-``--set FIELD=JSON`` changes fields of a method's config; such a cell needs a ``--name``. `benchmarks.tables` makes
-tables and plots of the files.
+A cell is one method at one compression with one seed. Each has a small JSON file in ``--out``; a cell whose file exists
+is not run again. Cells of a row share images, epochs and judge: PGD on all the judge's images, and for seed 0 the
+standard AutoAttack on the first of them (those that PGD left). ``--validate`` judges by images cut from the training
+set; all choices are made by them. ``--set FIELD=JSON`` changes fields of a method's config; such a cell needs a
+``--name``. `benchmarks.tables` makes tables and plots of the files.
 """
 
 from __future__ import annotations

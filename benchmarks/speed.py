@@ -2,13 +2,14 @@
 
     python -m benchmarks.speed [--networks lenet lenet3 cifar10 resnet18-cifar] [--device cuda]
 
-``cifar10`` is the study's own network there. Same network, optimizer (Adam) and batch of 128 for every step; they are
-interleaved and the ratio is of medians. Student forward and backward plus the teacher's forward alone would be 1.33.
-``published`` is the paper's objective, without perturbation and hidden features; ``fine-tune`` the default's under
-masks, ``no-hsic`` the same without HSIC; ``gradual`` is the default's with its share of a cut (every nineteenth step:
-12 epochs of 20,000 images); ``admm`` has ADMM's gradient, and its dual update every eleventh step; ``pgd-7`` is a step
-of adversarial fine-tuning, the anchor. Peak memory is what a step needs beyond what was in use before: on a GPU its
-allocator's, on the CPU the largest resident size of a process of its own.
+``cifar10`` is the study's own network. All steps have the same network, optimizer (Adam) and batch of 128; they are
+interleaved, and the ratio is of medians. Student forward and backward plus the teacher's forward alone would be 1.33.
+
+``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under
+masks. ``no-hsic``: the same without HSIC. ``gradual``: the default's with its share of a cut (every nineteenth step: 12
+epochs of 20,000 images). ``admm``: with ADMM's gradient, and its dual update every eleventh step. ``pgd-7``: a step of
+adversarial fine-tuning. Peak memory is what a step needs beyond what was in use before: the allocator's on a GPU, the
+largest resident size of a separate process on the CPU.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     python -m benchmarks.structured pgd --data DIR        # the same by PGD-40, in minutes
     python -m benchmarks.structured latency               # CIFAR ResNet-18 at 75 %, paired runs on the CPU
 
-One JSON file per cell in --out, and a cell that is there is not run again. `pwoa` is `PwoAGroupPruner.compress`;
+Each cell has a JSON file in --out; one that exists is not run again. `pwoa` is `PwoAGroupPruner.compress`;
 `group-norm` and `growing-reg` are Torch-Pruning's pruners: their regularisation for as many epochs as ADMM has, then
 removal at the same ratio and as many epochs of fine-tuning, by the same optimizer and schedule, with cross-entropy
 (`ce`) or with our loss (`ours`).

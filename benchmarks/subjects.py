@@ -1,4 +1,4 @@
-"""The networks and images of the study: what is pruned, with which images, and by which it is judged."""
+"""The networks and images of the study: networks to prune, images to prune with, images to judge by."""
 
 from __future__ import annotations
 

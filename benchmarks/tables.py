@@ -3,8 +3,8 @@
     python -m benchmarks.tables mnist [--plots docs]
     python -m benchmarks.tables mnist --ablations
 
-Ablations are the cells of the validation split, each beside the default at the same compression: the images that
-AutoAttack took from one and not from the other, and McNemar's exact p, unadjusted.
+Ablations are the cells of the validation split, each beside the default at the same compression: the number of images
+that only one of the two resists under AutoAttack, and McNemar's exact p, unadjusted.
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     python -m benchmarks.train_cifar [cifar10-resnet18 --device cuda] --data DIR [--epochs 36]
 
-One attack step for a training step (N-FGSM: de Jorge et al., NeurIPS 2022: noise of twice eps, not clipped, then a step
-of eps), which at 8/255 does not overfit to that step as FGSM from a random start does. The guard: after every epoch
-PGD-10 on validation images, and the run ends where that falls by more than 5 points below its best. SGD, one cycle of
-the learning rate; the weights are a moving average's, BatchNorm's statistics measured anew on that attack's images.
-State is saved after every epoch, and a run that was stopped goes on.
+One attack step for each training step (N-FGSM: de Jorge et al., NeurIPS 2022: noise of twice eps, not clipped, then a
+step of eps). At 8/255 it does not overfit to that step, as FGSM from a random start does. As a guard, PGD-10 runs on
+validation images after every epoch, and the run ends if that accuracy falls more than 5 points below its best. SGD, one
+cycle of the learning rate. The weights are a moving average; BatchNorm's statistics are measured again on that attack's
+images. State is saved after every epoch, and a stopped run resumes.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Ideas that are not in the package, tried on validation images: what they give, and that they were tried.
+"""Ideas that are not in the package, tried on validation images.
 
     python -m benchmarks.tried cifar10 --data DIR --idea toward --compression 16 --epochs 6 --batch-size 64 --set ...
     python -m benchmarks.tried cifar10 --data DIR --device cuda --deep 400 --set 'distillation={"gradient_weight":1}'
 
-``mixup``: pairs of training images mixed, each with a weight of its own (labels are not mixed: set ``hsic.lambda_y``
-to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a random one of three
-scales, away from it in 3 of 10. ``frozen-statistics``: BatchNorm normalises by the teacher's statistics, in training
-too. ``none``: the default, or what ``--set`` makes of it. A line of JSON for each run: PGD on 1,000 validation images,
-AutoAttack on the first of them where ``--deep`` says how many, and the share given the teacher's class.
+``mixup``: pairs of training images are mixed, each pair with its own weight (labels are not mixed: set
+``hsic.lambda_y`` to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a
+random one of three scales, away from it in 3 of 10. ``frozen-statistics``: BatchNorm normalises by the teacher's
+statistics, also in training. ``none``: the default, as changed by ``--set``. Each run prints a line of JSON: PGD on
+1,000 validation images, AutoAttack on the first ``--deep`` of them, and the share given the teacher's class.
 """
 
 from __future__ import annotations

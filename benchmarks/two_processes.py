@@ -4,8 +4,8 @@
     python -m benchmarks.two_processes --data DIR --processes 2
 
 The shipped LeNet at 4x (the same ratio in each layer) on 5,000 natural images of MNIST, 4 epochs, batches of 128 in
-all, gloo on one machine. PGD-40 on 500 test images. A number of processes is a JSON file in --out, and is not run
-again.
+all, gloo on one machine. PGD-40 on 500 test images. Each number of processes has a JSON file in --out; one that exists
+is not run again.
 """
 
 from __future__ import annotations
