@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig
-from pwoa_plugin.method.compression import Compression
+from pwoa_plugin.method.trainer import Trainer
 
 
 def images_of(n: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -54,8 +54,8 @@ def residual(model: nn.Module, epochs: int, rho: float, rho_max: float, rescale:
         admm=admm,
     )
     torch.manual_seed(0)
-    run = Compression(copy.deepcopy(model), config)
-    run.run()
+    run = Trainer(copy.deepcopy(model), config)
+    run.fit()
     assert run.residual is not None
     return run.residual
 

@@ -17,8 +17,8 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.config import DataConfig
 from pwoa_plugin.data import load_test, load_training
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.compression import Compression
 from pwoa_plugin.method.perturbation import make_perturbation
+from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.models import robust_lenet
 
 EPS = 0.3
@@ -33,10 +33,10 @@ def main() -> None:
     training, judge = load_training(data, batch_size=128), load_test(data, images=args.judged, seed=0)
     for sparsity in args.sparsity:
         model = robust_lenet()
-        run = Compression(model, PwoAConfig(sparsity=sparsity, train_loader=training.train, eps=EPS, progress=False))
+        run = Trainer(model, PwoAConfig(sparsity=sparsity, train_loader=training.train, eps=EPS, progress=False))
 
         class Compare(Callback):
-            def on_epoch_end(self, status: Status, run: Compression = run, sparsity: float = sparsity) -> None:
+            def on_epoch_end(self, status: Status, run: Trainer = run, sparsity: float = sparsity) -> None:
                 pruned = copy.deepcopy(run.model).eval()
                 perturb = make_perturbation("patterns", radius=run.radius)
                 same, overlap = [], []
@@ -55,7 +55,7 @@ def main() -> None:
                 )
 
         with seeded(0):
-            run.run([Compare()])
+            run.fit([Compare()])
 
 
 if __name__ == "__main__":

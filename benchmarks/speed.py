@@ -29,7 +29,7 @@ from benchmarks.methods import cross_entropy, pgd7
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.method.admm import ADMM
-from pwoa_plugin.method.compression import Compression, build_objective
+from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.models import make_model
 
 BATCH = 128
@@ -79,32 +79,25 @@ def make_step(kind: str, network: str, device: str) -> Step:
     if kind == "no-hsic":
         fields["hsic"] = {"lambda_x": 0, "lambda_y": 0}
     config = PwoAConfig.paper("mnist", **fields) if kind == "published" else PwoAConfig(**fields)
-    run = Compression(model, config)
-    teacher = run.teacher.to(memory_format=torch.channels_last) if device == "cpu" else run.teacher
-    objective, _ = build_objective(
-        teacher,
-        x,
-        distillation=config.distillation,
-        perturbation=config.perturbation,
-        hsic=config.hsic,
-        eps=config.eps,
-        pixel_range=config.pixel_range,
-    )
-    weights, masks = run.pruning.admm_problem()
+    run = Trainer(model, config)
+    if device == "cpu":
+        run.loss.teacher.to(memory_format=torch.channels_last)
+    run.loss.prepare(model, x)
+    weights, masks = run.target.weights_and_projections()
     admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1) if kind == "admm" else None
     if admm is None:
-        run.pruning.cut(1.0)
+        run.target.cut(1.0)
     done = 0
 
     def pwoa() -> None:
         nonlocal done
         optimizer.zero_grad(set_to_none=True)
-        objective(model, x, y).backward()
+        run.loss.of_checked(model, x, y).backward()
         if admm is not None:
             admm.add_gradient()
         optimizer.step()
         if admm is None:
-            run.pruning.hold()
+            run.target.hold()
         elif done % 11 == 0:
             admm.dual_update()
         done += 1
@@ -124,8 +117,8 @@ def parts(network: str, pairs: int, device: str) -> dict[str, float]:
     """ADMM's penalty by hand and by autograd, its projection, and a cut, in milliseconds."""
     x, y = images(network, device)
     model = make_network(network).to(device)
-    run = Compression(model, PwoAConfig(sparsity=0.9, train_loader=(x, y)))
-    weights, masks = run.pruning.admm_problem()
+    run = Trainer(model, PwoAConfig(sparsity=0.9, train_loader=(x, y)))
+    weights, masks = run.target.weights_and_projections()
     admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1)
     for weight in weights.values():
         weight.grad = torch.zeros_like(weight)
@@ -133,7 +126,7 @@ def parts(network: str, pairs: int, device: str) -> dict[str, float]:
         "penalty, by hand": admm.add_gradient,
         "penalty, by autograd": lambda: admm.penalty().backward(),
         "dual update": admm.dual_update,
-        CUT: lambda: run.pruning.cut(0.5),
+        CUT: lambda: run.target.cut(0.5),
     }
     return {
         name: statistics.median(milliseconds(step, device) for _ in range(max(3, pairs // 4)))

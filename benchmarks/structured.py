@@ -32,9 +32,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from benchmarks.subjects import SUBJECTS, Pair
 from pwoa_plugin import PwoAConfig, evaluate
 from pwoa_plugin._random import seeded
-from pwoa_plugin.method.compression import build_objective, lr_factor
-from pwoa_plugin.method.distillation import frozen_copy
-from pwoa_plugin.method.objective import PwoAObjective
+from pwoa_plugin.method.loss import PwoALoss
+from pwoa_plugin.method.optimizers import lr_factor
 from pwoa_plugin.models import make_model, robust_lenet
 from pwoa_plugin.runs.cost import cost_report
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
@@ -71,7 +70,7 @@ def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, An
         residual = pruner.residual
     elif method == "trained":  # as long, by the same loss, without ADMM: what training alone does for removal
         config = config_of(args, data, ratio)
-        train(model, ours(model, config, data), data, args, args.epochs, args.epochs, constant=True)
+        train(model, ours(model, config), data, args, args.epochs, args.epochs, constant=True)
         PwoAGroupPruner(model, data[0][:2], pruning_ratio=ratio).step()
     else:
         PwoAGroupPruner(model, data[0][:2], pruning_ratio=ratio).step()
@@ -89,7 +88,7 @@ def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "Au
         PwoAGroupPruner(model, config=config).compress()
     elif method != "dense":
         kind, _, loss = method.rpartition("-")
-        baseline(model, kind, ours(model, config, data) if loss == "ours" else cross_entropy, data, args, ratio)
+        baseline(model, kind, ours(model, config) if loss == "ours" else cross_entropy, data, args, ratio)
     seconds = time.perf_counter() - started
     model.eval()
     cost = cost_report(dense, model, x[:1])
@@ -119,18 +118,16 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
-def ours(model: nn.Module, config: PwoAConfig, data: Pair) -> PwoAObjective:
-    """The core's loss, as `compress` has it."""
-    objective, _ = build_objective(
-        frozen_copy(model),
-        data[0][:2],
+def ours(model: nn.Module, config: PwoAConfig) -> PwoALoss:
+    """The loss of `compress`."""
+    return PwoALoss(
+        model,
         distillation=config.distillation,
         perturbation=config.perturbation,
         hsic=config.hsic,
         eps=config.eps,
         pixel_range=config.pixel_range,
     )
-    return objective
 
 
 def baseline(model: nn.Module, kind: str, loss: Loss, data: Pair, args: argparse.Namespace, ratio: float) -> None:
