@@ -2,5 +2,6 @@
 
 from .page import render
 from .plots import Drawing, Drawn, Palette, SVGPlot, svg_plots, write_plots
+from .table import Cell, Table
 
-__all__ = ["Drawing", "Drawn", "Palette", "SVGPlot", "render", "svg_plots", "write_plots"]
+__all__ = ["Cell", "Drawing", "Drawn", "Palette", "SVGPlot", "Table", "render", "svg_plots", "write_plots"]
