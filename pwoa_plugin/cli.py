@@ -202,7 +202,7 @@ def _prune(args: argparse.Namespace) -> int:
     from .runs.callbacks import Stopped
     from .runs.files import read_report
     from .runs.prune import prune
-    from .runs.report import headline
+    from .runs.sections import headline
 
     try:
         folder = prune(
