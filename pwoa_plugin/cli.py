@@ -202,7 +202,7 @@ def _prune(args: argparse.Namespace) -> int:
     from .runs.callbacks import Stopped
     from .runs.files import read_report
     from .runs.prune import prune
-    from .runs.sections import headline
+    from .runs.report import headline
 
     try:
         folder = prune(

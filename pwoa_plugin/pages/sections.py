@@ -12,7 +12,18 @@ from .text import markdown_block, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Block", "Facts", "Folded", "Note", "Part", "Plots", "Section", "say", "show_sections", "to_markdown"]
+__all__ = [
+    "Block",
+    "Facts",
+    "Folded",
+    "Note",
+    "Part",
+    "Plots",
+    "Section",
+    "say",
+    "markdown_lines",
+    "show_sections",
+]
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,7 @@ class Section:
     brief: Sequence[Part] | None = None
 
 
-def to_markdown(sections: Iterable[Section]) -> list[str]:
+def markdown_lines(sections: Iterable[Section]) -> list[str]:
     """Lines of Markdown (GitHub's)."""
     lines: list[str] = []
     for section in sections:

@@ -15,7 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from .._files import write_text
+from .._files import write_tensors, write_text
 from .._modes import modes_kept
 from .._random import seeded
 from ..errors import RunError
@@ -26,7 +26,6 @@ from ..method.perturbation import Perturbation, largest_agreeing_radius, make_pe
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
-from .weights import write_weights
 
 __all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics", "told_if_full"]
 
@@ -136,7 +135,8 @@ class KeepBest(Callback):
         best = best_epoch(self.run.history)
         if best is not None and best["epoch"] == status.epoch:
             with told_if_full(self.folder, self.folder.best):
-                write_weights(self.folder.best, self.run.model.state_dict(), {"epoch": str(status.epoch)})
+                facts = {"format": "pt", "epoch": str(status.epoch)}
+                write_tensors(self.folder.best, self.run.model.state_dict(), facts)
 
 
 class Metrics(Callback):

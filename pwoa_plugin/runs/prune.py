@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .._digest import digest_of
+from .._files import read_tensors
 from .._random import seeded
 from .._text import one_line
 from .._versions import installed_versions
@@ -33,7 +34,6 @@ from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
-from .weights import read_weights
 
 __all__ = ["prune"]
 
@@ -315,7 +315,7 @@ def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
     best = best_epoch(trainer.history)
     if best is not None and best["epoch"] != trainer.config.epochs:
         try:
-            weights, facts = read_weights(folder.best)
+            weights, facts = read_tensors(folder.best, "file of weights")
             if facts.get("epoch") != str(best["epoch"]):
                 raise InputError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
             trainer.model.load_state_dict(weights)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from ..pages import render, svg_plots
-from ..pages import to_markdown as sections_to_markdown
+from ..pages.sections import markdown_lines
 from ..pages.text import interval_text, markdown_plain
 from .plots import drawings
-from .report import RunReport
-from .sections import headline, sections
+from .report import RunReport, headline
+from .sections import sections
 
 __all__ = ["to_html", "to_markdown"]
 
@@ -16,7 +16,7 @@ def to_markdown(report: RunReport) -> str:
     """The report as Markdown (GitHub's), without plots."""
     lines = [f"# {markdown_plain(report.name)}", "", *map(markdown_plain, headline(report)), ""]
     lines += [f"- {markdown_plain(remark)}" for remark in report.remarks]
-    return "\n".join([*lines, "", *sections_to_markdown(sections(report))]).rstrip() + "\n"
+    return "\n".join([*lines, "", *markdown_lines(sections(report))]).rstrip() + "\n"
 
 
 def to_html(report: RunReport) -> str:

@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegative
 
 from .._checked import Record, checked
 from ..errors import InputError
+from ..pages.text import interval_text, percent, size_text
 from .cost import CostReport
 from .size import SizeReport
 
@@ -26,6 +27,7 @@ __all__ = [
     "RunFacts",
     "RunReport",
     "ValidationReport",
+    "headline",
     "judged_alike",
 ]
 
@@ -330,6 +332,33 @@ class RunReport(_Run):
         for name, judged in self.judged.items():
             said += [f"Alarm, {name} network: {alarm}" for alarm in judged.alarms or ()]
         return said + [f"{note.rstrip('.')}." for note in pruned.notes]
+
+
+def headline(report: RunReport) -> list[str]:
+    """How much smaller, and how robust: a sentence each."""
+    said = []
+    size, cost = report.size, report.cost
+    if cost is not None:
+        said.append(
+            f"{cost.dense.parameters / max(1, cost.pruned.parameters):.1f}x smaller: {cost.pruned.parameters:,} of "
+            f"{cost.dense.parameters:,} parameters are left, {cost.dense.macs / max(1, cost.pruned.macs):.1f}x fewer "
+            f"MACs, {size_text(cost.dense.file_bytes)} become {size_text(cost.pruned.file_bytes)}."
+        )
+    elif size is not None and size.compression is not None:
+        said.append(
+            f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} convolution and linear weights "
+            f"are left, {size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
+        )
+    pruned, dense = report.judged.get("pruned"), report.judged.get("dense")
+    if pruned is not None:
+        worst = pruned.worst_case
+        comparable = dense is not None and judged_alike(pruned, dense)
+        against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense and comparable else ""
+        said.append(
+            f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "
+            f"{pruned.config.n_images:,} images in the worst case at eps = {pruned.config.eps:.6g}{against}."
+        )
+    return said
 
 
 def judged_alike(one: Report, other: Report) -> bool:

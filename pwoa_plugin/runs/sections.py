@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from .._yaml import dump_yaml
-from ..pages import Block, Cell, Facts, Folded, Note, Part, Plots, Section, Table
+from ..pages.sections import Block, Facts, Folded, Note, Part, Plots, Section
+from ..pages.table import Cell, Table
 from ..pages.text import duration, interval_text, number, percent, shape_text, size_text
 from .cost import CostReport
 from .report import Network, RunReport, judged_alike
@@ -16,34 +17,7 @@ from .size import SizeReport
 if TYPE_CHECKING:
     from ..robustness import Report
 
-__all__ = ["headline", "sections"]
-
-
-def headline(report: RunReport) -> list[str]:
-    """How much smaller, and how robust: a sentence each."""
-    said = []
-    size, cost = report.size, report.cost
-    if cost is not None:
-        said.append(
-            f"{cost.dense.parameters / max(1, cost.pruned.parameters):.1f}x smaller: {cost.pruned.parameters:,} of "
-            f"{cost.dense.parameters:,} parameters are left, {cost.dense.macs / max(1, cost.pruned.macs):.1f}x fewer "
-            f"MACs, {size_text(cost.dense.file_bytes)} become {size_text(cost.pruned.file_bytes)}."
-        )
-    elif size is not None and size.compression is not None:
-        said.append(
-            f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} convolution and linear weights "
-            f"are left, {size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
-        )
-    pruned, dense = report.judged.get("pruned"), report.judged.get("dense")
-    if pruned is not None:
-        worst = pruned.worst_case
-        comparable = dense is not None and judged_alike(pruned, dense)
-        against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense and comparable else ""
-        said.append(
-            f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "
-            f"{pruned.config.n_images:,} images in the worst case at eps = {pruned.config.eps:.6g}{against}."
-        )
-    return said
+__all__ = ["sections"]
 
 
 def sections(report: RunReport) -> list[Section]:

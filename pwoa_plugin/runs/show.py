@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ..pages import say, show_sections
+from ..pages.sections import say, show_sections
 from ..pages.text import duration
-from .report import RunReport
-from .sections import headline, sections
+from .report import RunReport, headline
+from .sections import sections
 
 if TYPE_CHECKING:
     from rich.console import Console
