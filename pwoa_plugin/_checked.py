@@ -6,16 +6,43 @@ import json
 import reprlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
+    model_serializer,
+)
 
 from ._text import one_line
 from .errors import InputError
 
-__all__ = ["checked"]
+__all__ = ["Record", "checked"]
 
 T = TypeVar("T")
+
+
+class Record(BaseModel):
+    """A model of what is written as JSON, not to be changed. `checked` reads it.
+
+    Attributes:
+        derived: names of properties that the JSON has beside the fields. Readers derive them anew.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    derived: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _with_derived(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {**handler(self), **{name: getattr(self, name) for name in self.derived}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready values."""
+        return self.model_dump(mode="json")
+
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
@@ -36,7 +63,7 @@ def checked(kind: type[T], content: Any, what: str) -> T:
     """``content`` as ``kind``, in JSON's strict sense: ``1.0`` is no integer, ``"1"`` no number.
 
     Args:
-        kind: a dataclass or another type that pydantic knows.
+        kind: a `Record`, a dataclass or another type that pydantic knows.
         content: values as `json.loads` gives them.
         what: the name that ``content`` goes by in an error.
 

@@ -9,13 +9,13 @@ from typing import Any
 
 from torch import nn
 
+from ._files import write_tensors
 from .config import ConfigError, PwoAConfig
 from .masks import check_masks, load_masks, save_masks
 from .method.sparsity import find_sparsity_set
 from .method.trainer import Trainer
 from .models import load_checkpoint
 from .runs.folder import RunFolder
-from .runs.weights import write_weights
 
 __all__ = ["BACKENDS", "Backend", "MaskBackend", "Saved", "backend_of"]
 
@@ -73,7 +73,7 @@ class MaskBackend(Backend):
 
     def save(self, trainer: Trainer, folder: RunFolder) -> Saved:
         save_masks({name: {"weight": mask} for name, mask in trainer.masks.items()}, folder.masks)
-        write_weights(folder.pruned, trainer.model.state_dict())
+        write_tensors(folder.pruned, trainer.model.state_dict(), {"format": "pt"})
         return Saved({name: int(mask.sum()) for name, mask in trainer.masks.items()})
 
     def is_saved(self, folder: RunFolder) -> bool:

@@ -1,4 +1,4 @@
-"""What watches a run: validation, metrics, saved states."""
+"""Callbacks of a run in a folder: validation, metrics, the best weights, saved states."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from .._files import write_text
+from .._files import write_tensors, write_text
 from .._modes import modes_kept
 from .._random import seeded
 from ..errors import RunError
@@ -25,7 +26,6 @@ from ..method.perturbation import Perturbation, largest_agreeing_radius, make_pe
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
-from .weights import write_weights
 
 __all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics", "told_if_full"]
 
@@ -37,10 +37,10 @@ _RADIUS_IMAGES = 512
 
 
 class Stopped(BaseException):
-    """The run was asked to stop, and its state is saved.
+    """The run was stopped by a signal, and its state is saved.
 
     Attributes:
-        signal: number of the signal that asked.
+        signal: its number.
     """
 
     def __init__(self, signal: int) -> None:
@@ -49,18 +49,18 @@ class Stopped(BaseException):
 
 
 class Validation(Callback):
-    """Clean accuracy, and agreement with the teacher on perturbed images, of validation images after every epoch.
+    """After every epoch, clean accuracy on validation images, and agreement with the teacher on perturbed ones.
 
-    Agreement is what the best epoch is chosen by: ``sum_k min(p_k, q_k)`` of the two networks' probabilities, that is 1
-    less their total variation distance, mean over images randomly perturbed as in training. (The share of images given
-    the same class is much noisier on some hundred images: see docs/results.md.) No attack is run and no gradient
-    taken. The draws are the same in every epoch. Where the run itself perturbs nothing, the images get ``patterns`` at
-    1.5 ``eps``, or at the largest radius at which the teacher keeps 95 % of its own predictions.
+    The best epoch is chosen by agreement: ``sum_k min(p_k, q_k)`` of the two networks' probabilities, that is 1 minus
+    their total variation distance, mean over images that are perturbed as in training. (The share of images that get
+    the same class is much noisier on a few hundred images: see docs/results.md.) This needs no attack and no gradient.
+    All epochs see the same draws. If the run itself perturbs nothing, the images get ``patterns`` at 1.5 ``eps``, or at
+    the largest radius at which the teacher keeps 95 % of its predictions.
 
     Both figures are added to the epoch's entry in `Trainer.history`, as ``clean`` and ``agreement``.
 
     Args:
-        run: what is watched.
+        run: the run.
         batches: validation images with labels.
     """
 
@@ -72,7 +72,7 @@ class Validation(Callback):
         self._random: dict[str, Tensor] = {}
 
     def on_start(self, status: Status) -> None:
-        """Ask the teacher, once."""
+        """Compute the teacher's answers, once."""
         config, teacher = self.run.config, self.run.teacher
         self.batches.classes = self.run.batches.classes
         kind, radius = config.perturbation.kind, self.run.radius
@@ -93,11 +93,11 @@ class Validation(Callback):
 
     @torch.no_grad()
     def _answers(self, model: nn.Module) -> tuple[Tensor, int, int]:
-        """Probabilities of the perturbed images; how many clean ones are right; how many there are."""
+        """Probabilities ``(N, K)`` on the perturbed images, the number of clean images that are right, and N."""
         answers, correct, images = [], 0, 0
-        with modes_kept(model), seeded(self.run.config.seed):  # training's draws are left alone
+        with modes_kept(model), seeded(self.run.config.seed):  # training's random state stays as it is
             model.eval()
-            len(self.batches)  # where they have to be read to be counted, before the order is drawn
+            len(self.batches)  # may have to read all batches, which must come before the order is drawn
             if not self._random:
                 self._random = self.batches.random_state()
             self.batches.set_random_state(self._random)  # the same order and draws every time
@@ -113,20 +113,20 @@ class Validation(Callback):
         answers, correct, images = self._answers(self.run.model)
         status.validation = {
             "clean": correct / images,
-            # Float32's sum of probabilities may pass 1 by its last bit.
+            # In float32, probabilities may sum to a little more than 1.
             "agreement": min(1.0, float(torch.minimum(answers, self._teacher).double().sum(1).mean())),
         }
         self.run.history[-1] |= status.validation
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The epoch of fine-tuning with the highest agreement, the later of two alike; the last one without agreement."""
+    """The fine-tuning epoch with the highest agreement, of equal ones the later; without agreement, the last."""
     tuned = [entry for entry in history if entry["phase"] == "fine-tune"]
     return max(tuned, key=lambda entry: (entry.get("agreement") or 0.0, entry["epoch"])) if tuned else None
 
 
 class KeepBest(Callback):
-    """Writes the weights whenever an epoch is the best so far (see `best_epoch`)."""
+    """Writes the weights after each epoch that is the best so far; see `best_epoch`."""
 
     def __init__(self, run: Trainer, folder: RunFolder) -> None:
         self.run, self.folder = run, folder
@@ -135,20 +135,21 @@ class KeepBest(Callback):
         best = best_epoch(self.run.history)
         if best is not None and best["epoch"] == status.epoch:
             with told_if_full(self.folder, self.folder.best):
-                write_weights(self.folder.best, self.run.model.state_dict(), {"epoch": str(status.epoch)})
+                facts = {"format": "pt", "epoch": str(status.epoch)}
+                write_tensors(self.folder.best, self.run.model.state_dict(), facts)
 
 
 class Metrics(Callback):
-    """``metrics.jsonl``: a line for every report, and for every epoch.
+    """Writes a line of ``metrics.jsonl`` at every report and after every epoch.
 
-    At the start ``run.json`` is told what has been found out: radius, hidden layers, the teacher's clean accuracy.
+    At the start, radius, hidden layers and the teacher's clean accuracy are added to ``run.json``.
 
     Args:
-        run: what is watched.
+        run: the run.
         folder: where to write.
         validation: of the run, if it has one.
-        resumed_at: the step a run is resumed at; later lines are dropped, as they will come again.
-        epochs_done: of the resumed run.
+        resumed_at: the step at which the run is resumed; later lines are dropped, because they will be written again.
+        epochs_done: number of epochs that the resumed run has ended.
     """
 
     def __init__(
@@ -199,28 +200,34 @@ class Metrics(Callback):
         self._write({"event": "epoch", "step": status.step, **self.run.history[-1]})
 
 
+class _Line(BaseModel):
+    """What every line of ``metrics.jsonl`` has; the other figures are extra."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    event: str
+    step: int
+    epoch: int
+
+
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``; one that a killed process cut short is left out."""
+    """The lines of a ``metrics.jsonl``, without those that a killed process cut short."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                line = json.loads(text)
-                if isinstance(line["step"], int) and isinstance(line["epoch"], int) and isinstance(line["event"], str):
-                    lines.append(line)
-            except (ValueError, KeyError, TypeError, RecursionError):
-                continue
+            with contextlib.suppress(ValidationError):
+                lines.append(_Line.model_validate_json(text).model_dump())
     return lines
 
 
 class SaveStates(Callback):
-    """Saves the state now and then, at the end, and when asked to stop.
+    """Saves the state at intervals, at the end, and on a signal to stop.
 
     Args:
-        run: what is saved.
-        folder: where to.
-        every: seconds between two savings, at least; more where saving is slow, so that it takes a twentieth of the
-            time. 0 saves after every step.
+        run: the run.
+        folder: where to write.
+        every: least number of seconds between two states. Where saving is slow they are further apart, so that it takes
+            at most a twentieth of the time. 0 saves after every step.
     """
 
     def __init__(self, run: Trainer, folder: RunFolder, *, every: float) -> None:
@@ -244,7 +251,7 @@ class SaveStates(Callback):
             self.on_step(status)
 
     def save(self, status: Status) -> None:
-        """Write the state, and remove all but the newest two."""
+        """Write the state, and remove all states but the newest two."""
         started = time.perf_counter()
         path = self.folder.state_at(status.step)
         with told_if_full(self.folder, path):
@@ -258,10 +265,10 @@ class SaveStates(Callback):
 
 @contextlib.contextmanager
 def told_if_full(folder: RunFolder, path: Path) -> Iterator[None]:
-    """Where a file of the run cannot be written, say what is still good and how to go on.
+    """If a file of the run cannot be written, say which state is still good and how to resume.
 
     Raises:
-        RunError: an OSError was raised.
+        RunError: the body raised an OSError.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a network costs to keep and to run, before and after: parameters, MACs, bytes of a file, latency."""
+"""What a network costs to store and to run, before and after: parameters, MACs, bytes of a file, latency."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import copy
 import logging
 import statistics
 import time
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
-from pydantic import ConfigDict, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from .._checked import Record
 from .._text import one_line
 
 __all__ = ["CostReport", "NetworkCost", "cost_report"]
@@ -24,18 +23,15 @@ _BATCHES = (1, 128)
 _LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
 
 
-@dataclass(frozen=True, kw_only=True)
-class NetworkCost:
+class NetworkCost(Record):
     """One network.
 
     Attributes:
         parameters: their number.
         macs: multiplications and additions of one image, as Torch-Pruning counts them.
         file_bytes: of its tensors as safetensors.
-        latency_ms: of a batch, by its number of images: the median; None where it could not be run.
+        latency_ms: median latency of a batch, by its number of images; None where the batch could not be run.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     parameters: NonNegativeInt
     macs: NonNegativeInt
@@ -43,18 +39,15 @@ class NetworkCost:
     latency_ms: dict[str, NonNegativeFloat | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class CostReport:
+class CostReport(Record):
     """Before and after.
 
     Attributes:
         dense, pruned: the networks.
-        speedup: of a batch, by its number of images: the median of the ratios of paired runs; None where
-            they could not be run.
-        device, threads: where latency was taken.
+        speedup: median ratio of paired runs of a batch, by its number of images; None where the batch could not be
+            run.
+        device, threads: where latency was measured.
     """
-
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     dense: NetworkCost
     pruned: NetworkCost
@@ -66,14 +59,14 @@ class CostReport:
 def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostReport:
     """What two networks cost.
 
-    Latency is of pairs, one run of each after the other, so that a machine's moods meet both. A batch that cannot be
-    run (out of memory, say) is logged, and has none.
+    The two networks run in turn, so that the machine's load meets both alike. A batch that cannot be run (out of
+    memory, say) is logged and has no latency.
 
     Args:
-        dense, pruned: on one device; copies of them run, in eval mode and with weights in torch's own order.
+        dense, pruned: on one device; copies of them run, in eval mode and with contiguous weights.
         image: ``(1, C, H, W)``, on that device.
     """
-    import torch_pruning as tp  # not at the top: a report is read without it
+    import torch_pruning as tp  # not at the top: reports are read without it
 
     dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
     latency = {str(batch): _latency_or_none(dense, pruned, image, batch) for batch in _BATCHES}
@@ -99,7 +92,7 @@ _Times = tuple[float, float, float]
 
 
 def _latency_or_none(dense: nn.Module, pruned: nn.Module, image: Tensor, batch: int) -> _Times | tuple[None, ...]:
-    """`_latency`; None thrice where the batch cannot be run: a trained network is not lost for want of a clock."""
+    """`_latency`, or three times None where the batch cannot be run: that must not lose a trained network."""
     try:
         return _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1)))
     except (RuntimeError, MemoryError) as error:
@@ -109,7 +102,7 @@ def _latency_or_none(dense: nn.Module, pruned: nn.Module, image: Tensor, batch: 
 
 @torch.no_grad()
 def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> _Times:
-    """Medians in ms of both, and of the ratio of pairs."""
+    """Median latencies in ms of both networks, and the median ratio of the pairs."""
 
     def run(model: nn.Module) -> float:
         started = time.perf_counter()

@@ -72,7 +72,7 @@ def judge(
     check_seed(seed)
     folder = RunFolder(path)
     facts = folder.read_facts()
-    if facts.get("status") != "finished":
+    if facts.status != "finished":
         raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
     config = PwoAConfig.from_yaml(folder.config)
     how = as_protocol(protocol, attacks, "paper")
@@ -94,7 +94,7 @@ def judge(
     if dense:
         networks["dense"] = _made(folder, config, arch)
         load_weights(networks["dense"], config)
-        if digest_of(networks["dense"]) != facts["model"]["sha256"]:
+        if digest_of(networks["dense"]) != facts.model.sha256:
             assert config.model is not None
             raise ConfigError(
                 f"model.checkpoint={config.model.checkpoint!r}: these are not the weights that {folder} was pruned from"
@@ -135,22 +135,19 @@ def pruned_network(path: str | os.PathLike[str], *, arch: str | None = None) -> 
         ValueError: there is no finished run, or a file of it is damaged.
     """
     folder = RunFolder(path)
-    if folder.read_facts().get("status") != "finished":
+    if folder.read_facts().status != "finished":
         raise ConfigError(f"{folder}: the run is not finished; go on with `pwoa prune ... --resume`")
     return _pruned(folder, PwoAConfig.from_yaml(folder.config), arch)
 
 
 def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
     facts = folder.read_facts()
-    made, images = facts.get("model"), facts.get("images")
-    if not isinstance(made, dict) or not isinstance(made.get("arch"), str) or not isinstance(images, dict):
-        raise ConfigError(f"{folder.facts}: is damaged; its network is not named")
-    classes, channels = images.get("classes"), images.get("channels")
-    if not isinstance(classes, int) or not isinstance(channels, int):
+    if facts.images.keys() != {"classes", "channels"}:
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
-    if ":" in made["arch"] and not made["arch"].startswith(PREFIX) and arch is None:
-        raise ConfigError(f"arch: the run's network is your own code; give --arch {made['arch']}")
-    return make_network(config, arch=arch or made["arch"], classes=classes, channels=channels)
+    name = facts.model.arch
+    if ":" in name and not name.startswith(PREFIX) and arch is None:
+        raise ConfigError(f"arch: the run's network is your own code; give --arch {name}")
+    return make_network(config, arch=arch or name, classes=facts.images["classes"], channels=facts.images["channels"])
 
 
 def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
@@ -163,5 +160,4 @@ def _keep(folder: RunFolder, name: str, report: Report) -> None:
     settings = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode()).hexdigest()
     file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}-{settings[:8]}.json"
     write_text(folder.robustness / file, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
-    latest = folder.read_facts().get("robustness")
-    folder.write_facts(robustness=(latest if isinstance(latest, dict) else {}) | {name: file})
+    folder.write_facts(robustness={**folder.read_facts().robustness, name: file})

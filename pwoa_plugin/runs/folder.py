@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where in it, written whole or not at all."""
+"""The folder of a run: where each file is, and the facts in ``run.json``."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .._checked import checked
 from .._files import write_text
 from .._text import one_line
 from ..errors import FileError, InputError, RunError
+from .report import RunFacts
 
 __all__ = ["Folder", "RunFolder"]
 
@@ -20,7 +22,7 @@ class Folder:
     """A folder that one process at a time works in.
 
     Args:
-        path: of the folder; nothing is made before something is written.
+        path: of the folder; it is made when something is written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -32,10 +34,11 @@ class Folder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """The folder for this process alone; the system lets go when the process ends, however it ends.
+        """Keep other processes out. The system releases the lock when this process ends, however it ends.
 
         Raises:
-            RunError: another process has it.
+            RunError: another process works in the folder.
+            FileError: the folder cannot be written to.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -59,12 +62,12 @@ class RunFolder(Folder):
     """A run on disk.
 
     ``config.yaml`` (resolved), ``run.json`` (versions, seed, status), ``metrics.jsonl``, ``states/`` (to resume
-    from), ``best.safetensors`` (best epoch's weights), ``pruned.safetensors``, ``masks.safetensors`` (unless channels
-    are removed), ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``,
+    from), ``best.safetensors`` (the best epoch's weights), ``pruned.safetensors``, ``masks.safetensors`` (unless
+    channels are removed), ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``,
     ``plots/*.png``.
 
     Args:
-        path: of the folder; nothing is made before something is written.
+        path: of the folder; it is made when something is written.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -83,7 +86,7 @@ class RunFolder(Folder):
         self.plots = self.path / "plots"
 
     def states(self) -> list[Path]:
-        """Files of training states, the newest first."""
+        """Files of training states, newest first."""
         return sorted(self.states_folder.glob("step-*.safetensors"), reverse=True)
 
     def state_at(self, step: int) -> Path:
@@ -94,38 +97,40 @@ class RunFolder(Folder):
         """Whether a run was begun here."""
         return self.facts.exists()
 
-    def read_facts(self) -> dict[str, Any]:
-        """What ``run.json`` says.
+    def read_facts(self) -> RunFacts:
+        """The content of ``run.json``.
 
         Raises:
-            ValueError: there is none, or it is damaged.
+            InputError: there is none, or it is damaged.
         """
         if not self.exists():
             raise InputError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
-        facts = self.read_json(self.facts)
-        if not isinstance(facts, dict):
-            raise InputError(f"{self.facts}: is damaged; give a folder that `pwoa prune` wrote")
-        return facts
+        try:
+            return checked(RunFacts, self.read_json(self.facts), "run")
+        except FileError:
+            raise
+        except InputError as error:
+            raise InputError(f"{self.facts}: is damaged ({error}); give a folder that `pwoa prune` wrote") from None
 
     @staticmethod
     def read_json(path: Path) -> Any:
         """The content of a JSON file of this folder.
 
         Raises:
-            ValueError: it is no JSON, or not there.
+            FileError: it is missing or damaged.
         """
         try:
             return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, FileNotFoundError) as error:
-            raise InputError(f"{path}: is damaged ({one_line(error)})") from None
+        except (ValueError, RecursionError, OSError) as error:
+            raise FileError(f"{path}: is damaged ({one_line(error)})") from None
 
     def write_facts(self, **changed: Any) -> None:
         """Change entries of ``run.json``."""
-        facts = self.read_facts() if self.exists() else {}
+        facts = self.read_json(self.facts) if self.exists() else {}
         write_text(self.facts, json.dumps(facts | changed, indent=1, allow_nan=False) + "\n")
 
     def clear_scratch(self) -> None:
-        """Remove what a killed process left half-written."""
+        """Remove the half-written files that a killed process left."""
         for place in (self.path, self.states_folder, self.robustness, self.plots):
             for scratch in place.glob(".*.tmp"):
                 scratch.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .._digest import digest_of
+from .._files import read_tensors
 from .._random import seeded
 from .._text import one_line
 from .._versions import installed_versions
@@ -33,7 +34,6 @@ from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
 from .state_file import StateFileError, read_state
-from .weights import read_weights
 
 __all__ = ["prune"]
 
@@ -87,7 +87,7 @@ def prune(
     begun = _is_begun(folder, resume)
     if begun:
         _check_config(folder, config)
-        if folder.read_facts().get("status") == "finished" and backend_of(config).is_saved(folder):
+        if folder.read_facts().status == "finished" and backend_of(config).is_saved(folder):
             _logger.info("%s is finished already", folder)
             return folder
     name, classes, channels = "given in Python", 0, 0
@@ -143,7 +143,7 @@ def _is_begun(folder: RunFolder, resume: bool) -> bool:
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"out={folder}: is a file; give a folder")
     if folder.exists():
-        computed = bool(folder.states()) or folder.read_facts().get("status") == "finished"
+        computed = bool(folder.states()) or folder.read_facts().status == "finished"
         if computed and not resume:
             raise ConfigError(f"out={folder}: holds a run; go on with --resume, or give another --out")
         return resume
@@ -184,10 +184,7 @@ def _check_config(folder: RunFolder, config: PwoAConfig) -> None:
     Raises:
         ConfigError: they differ; the line names where.
     """
-    facts = folder.read_facts()
-    before, now = facts.get("config"), config.model_dump(mode="json")
-    if not isinstance(before, dict) or not isinstance(facts.get("model"), dict):
-        raise ConfigError(f"{folder.facts}: is damaged; begin again with another --out")
+    before, now = folder.read_facts().config, config.model_dump(mode="json")
     differing = [key for key in _differing(before, now) if key not in _FREE]
     if differing:
         raise ConfigError(
@@ -203,16 +200,16 @@ def _check_network(folder: RunFolder, arch: str, digest: str) -> None:
         ConfigError: its name or its weights differ.
     """
     facts = folder.read_facts()
-    if facts["model"].get("arch") != arch:
+    if facts.model.arch != arch:
         raise ConfigError(
-            f"model.arch={arch!r} is not {facts['model'].get('arch')!r}, that of the run in {folder}; resume with it"
+            f"model.arch={arch!r} is not {facts.model.arch!r}, that of the run in {folder}; resume with it"
         )
-    if facts["model"].get("sha256") != digest:
+    if facts.model.sha256 != digest:
         raise ConfigError(f"model.checkpoint: these are not the weights that the run in {folder} began with")
-    if facts.get("threads") != torch.get_num_threads():
+    if facts.threads != torch.get_num_threads():
         _logger.warning(
             "the run was begun on %s threads and goes on with %s: the last bits may differ",
-            facts.get("threads"),
+            facts.threads,
             torch.get_num_threads(),
         )
 
@@ -318,7 +315,7 @@ def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
     best = best_epoch(trainer.history)
     if best is not None and best["epoch"] != trainer.config.epochs:
         try:
-            weights, facts = read_weights(folder.best)
+            weights, facts = read_tensors(folder.best, "file of weights")
             if facts.get("epoch") != str(best["epoch"]):
                 raise InputError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
             trainer.model.load_state_dict(weights)

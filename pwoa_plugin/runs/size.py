@@ -1,25 +1,22 @@
-"""How small a network is: bytes as it stands, bytes with its zeros left out, and weights over nonzero weights."""
+"""How small a network is: bytes as stored, bytes without its zeros, and weights over nonzero weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
 
-from pydantic import ConfigDict, NonNegativeInt
+from pydantic import ConfigDict, NonNegativeInt, model_validator
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._checked import checked
+from .._checked import Record
 from .._weights import is_weighted, same_memory
 from ..errors import InputError
+from ..pages import Table
 
 __all__ = ["LayerSize", "SizeReport", "size_report"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class LayerSize:
+class LayerSize(Record):
     """One convolution or linear layer.
 
     Attributes:
@@ -27,12 +24,15 @@ class LayerSize:
         shape: of its weight.
         weights: their number.
         nonzero: those that are not 0.
-        dense_bytes: of the weight as it stands.
+        dense_bytes: of the weight as it is stored.
         bitmap_bytes: one bit a weight, and the nonzero values.
         csr_bytes: compressed sparse rows of the weight as a matrix ``(shape[0], the rest)``: the nonzero values, their
             columns and the row pointers, both in the smallest unsigned integer that holds them.
         tied_to: the earlier layer that has the same weight, which is counted there.
     """
+
+    model_config = ConfigDict(extra="ignore")  # what is derived
+    derived = ("format", "sparse_bytes")
 
     name: str
     shape: tuple[NonNegativeInt, ...]
@@ -43,9 +43,11 @@ class LayerSize:
     csr_bytes: NonNegativeInt
     tied_to: str | None = None
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> LayerSize:
         if self.weights != math.prod(self.shape) or self.nonzero > self.weights:
             raise InputError(f"{self.nonzero} nonzero of {self.weights} weights contradict shape {list(self.shape)}")
+        return self
 
     @property
     def format(self) -> str:
@@ -59,8 +61,7 @@ class LayerSize:
         return min(self.dense_bytes, self.bitmap_bytes, self.csr_bytes)
 
 
-@dataclass(frozen=True, kw_only=True)
-class SizeReport:
+class SizeReport(Record):
     """Sizes of a network. A tensor that is in several places is counted once.
 
     Attributes:
@@ -70,16 +71,27 @@ class SizeReport:
         nonzero_parameters: those that are not 0.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="ignore")  # what is derived
+    derived = (
+        "weights",
+        "nonzero",
+        "compression",
+        "parameter_compression",
+        "sparse_bytes",
+        "bitmap_bytes",
+        "csr_bytes",
+    )
 
     layers: tuple[LayerSize, ...]
     dense_bytes: NonNegativeInt
     parameters: NonNegativeInt
     nonzero_parameters: NonNegativeInt
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _check(self) -> SizeReport:
         if self.nonzero_parameters > self.parameters:
             raise InputError(f"{self.nonzero_parameters} nonzero of {self.parameters} parameters")
+        return self
 
     @property
     def counted(self) -> tuple[LayerSize, ...]:
@@ -88,7 +100,7 @@ class SizeReport:
 
     @property
     def weights(self) -> int:
-        """Weights of all convolutions and linear layers, those that were not to be pruned too."""
+        """Weights of all convolutions and linear layers, also of those that were not to be pruned."""
         return sum(layer.weights for layer in self.counted)
 
     @property
@@ -103,7 +115,7 @@ class SizeReport:
 
     @property
     def parameter_compression(self) -> float | None:
-        """The same over all parameters, biases and normalisation too."""
+        """The same over all parameters, with biases and normalisation."""
         return self.parameters / self.nonzero_parameters if self.nonzero_parameters else None
 
     @property
@@ -121,60 +133,41 @@ class SizeReport:
         """Bytes with every layer as compressed sparse rows, everything else dense."""
         return self.dense_bytes - sum(layer.dense_bytes - layer.csr_bytes for layer in self.counted)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The report as JSON-ready values, what is derived from the counts too."""
-        layers = [
-            {**asdict(layer), "shape": list(layer.shape), "format": layer.format, "sparse_bytes": layer.sparse_bytes}
+    def table(self) -> Table:
+        """Sizes by layer, and the totals."""
+        rows = [
+            [
+                layer.name,
+                *_counts(layer.weights, layer.nonzero, layer.dense_bytes, layer.sparse_bytes),
+                f"tied to {layer.tied_to}" if layer.tied_to else layer.format,
+            ]
             for layer in self.layers
         ]
-        derived = ("weights", "nonzero", "compression", "parameter_compression")
-        sizes = ("sparse_bytes", "bitmap_bytes", "csr_bytes")
-        return {**asdict(self), "layers": layers, **{name: getattr(self, name) for name in (*derived, *sizes)}}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> SizeReport:
-        """The report that `to_dict` made ``content`` of. What is derived is derived anew.
-
-        Raises:
-            ValueError: ``content`` is no such dict; one line names the field.
-        """
-        return checked(cls, content, "size")
+        totals = _counts(self.weights, self.nonzero, self.dense_bytes, self.sparse_bytes)
+        header = ["layer", "weights", "nonzero", "dense bytes", "sparse bytes", "format"]
+        rows.append(["all, with the rest dense", *totals, ""])
+        return Table("Size", header, rows, left=(0, 5), foot=True, code=True)
 
     def __str__(self) -> str:
-        """The layers as an aligned table, and the totals."""
-        rows: list[tuple[str, ...]] = [
-            ("layer", "shape", "weights", "nonzero", "dense bytes", "sparse bytes", "format")
-        ]
-        for layer in self.layers:
-            shape = "x".join(map(str, layer.shape))
-            numbers = (layer.weights, layer.nonzero, layer.dense_bytes, layer.sparse_bytes)
-            last = f"tied to {layer.tied_to}" if layer.tied_to else layer.format
-            rows.append((layer.name, shape, *(f"{number:,}" for number in numbers), last))
-        totals = (self.weights, self.nonzero, self.dense_bytes, self.sparse_bytes)
-        rows.append(("all, with the rest dense", "", *(f"{number:,}" for number in totals), ""))
-        widths = [max(len(row[i]) for row in rows) for i in range(7)]
-        lines = []
-        for row in rows:
-            cells = [
-                cell.rjust(width) if 1 < i < 6 else cell.ljust(width)
-                for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-            ]
-            lines.append("  ".join(cells).rstrip())
-        return "\n".join(lines)
+        return self.table().to_text()
+
+
+def _counts(*counts: int) -> list[str]:
+    return [f"{count:,}" for count in counts]
 
 
 def size_report(model: nn.Module) -> SizeReport:
-    """The sizes of a network as it is now.
+    """The sizes of a network.
 
-    Weights that are computed from others (a parametrization) are counted as they come out, and stored dense.
+    Weights that are computed from others (a parametrization) are counted as computed, and stored dense.
 
     Raises:
-        ValueError: a tensor has no values yet (a lazy layer, or the meta device).
+        InputError: a tensor has no values yet (a lazy layer, or the meta device).
     """
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in tensors.items():
         if tensor.is_meta or is_lazy(tensor):
-            raise InputError(f"{name}: has no values yet; load a checkpoint, or run the model once, before it is sized")
+            raise InputError(f"{name}: has no values yet; load a checkpoint, or run the model once")
     parameters = {same_memory(tensor): tensor for tensor in model.parameters()}
     stored = parameters | {same_memory(tensor): tensor for tensor in model.buffers()}
     layers: list[LayerSize] = []
@@ -213,5 +206,5 @@ def _layer_size(name: str, weight: Tensor, stored: bool, tied_to: str | None) ->
 
 
 def _integer_bytes(largest: int) -> int:
-    """Bytes of the smallest unsigned integer that holds ``largest``."""
+    """Bytes of the smallest unsigned integer type that holds ``largest``."""
     return next(size for size in (1, 2, 4, 8) if largest < 256**size)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 from torch import nn
 
 from ..backends import Backend, Saved
@@ -31,7 +29,7 @@ class ChannelBackend(Backend):
         save_pruned(trainer.target.pruner, folder.pruned)
         cost = cost_report(trainer.teacher, trainer.model, trainer.batches.first(1))
         kept = {name: module.get_parameter("weight").numel() for name, module in trainer.layers.items()}
-        return Saved(kept, asdict(cost))
+        return Saved(kept, cost.to_dict())
 
     def is_saved(self, folder: RunFolder) -> bool:
         return folder.pruned.exists()

@@ -95,7 +95,7 @@ def _made() -> str:
         for name, net in (("pruned", model), ("dense", dense))
     }
     content = {
-        "format": 1,
+        "format": 2,
         "name": "a run",
         "status": "finished",
         "started": "2026-01-02T03:04:05+00:00",

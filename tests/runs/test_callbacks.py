@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoAConfig
+from pwoa_plugin._files import read_tensors
 from pwoa_plugin._random import random_state
 from pwoa_plugin.method.batches import Batches
 from pwoa_plugin.method.callback import Status
 from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.runs.callbacks import KeepBest, Metrics, Validation, best_epoch, read_metrics
 from pwoa_plugin.runs.folder import RunFolder
-from pwoa_plugin.runs.weights import read_weights
 
 Pair = tuple[Tensor, Tensor]
 
@@ -153,7 +153,7 @@ def test_best_weights_are_those_of_the_best_epoch(trained: nn.Module, images: Pa
     run.fit([validation, Remember(run, folder)])
     best = best_epoch(run.history)
     assert best is not None
-    weights, facts = read_weights(folder.best)
+    weights, facts = read_tensors(folder.best, "file of weights")
     assert facts["epoch"] == str(best["epoch"])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in states[best["epoch"]].items())
 

@@ -228,5 +228,5 @@ def test_pruned_weights_of_another_run(finished: Path, pwoa: Run, tmp_path: Path
     save_file(weights, tmp_path / "run" / "pruned.safetensors")
     status, _, err = pwoa("evaluate", tmp_path / "run", "--attacks", "FGSM", "--images", 5)
     assert status == 2
-    assert "fc1.weight is not 0 where masks.safetensors has it pruned" in err
+    assert "fc1.weight is not 0 where masks.safetensors prunes it" in err
     assert prune.__module__ == "pwoa_plugin.runs.prune"

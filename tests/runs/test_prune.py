@@ -100,10 +100,10 @@ def test_stopped_and_resumed(config: PwoAConfig, finished: Path, tmp_path: Path,
         prune(config, tmp_path / "run", callbacks=[StopAt(step, number)])
     assert stopped.value.signal == number
     assert signal.getsignal(number) is handler
-    assert RunFolder(tmp_path / "run").read_facts()["status"] == "interrupted"
+    assert RunFolder(tmp_path / "run").read_facts().status == "interrupted"
     prune(config, tmp_path / "run", resume=True)
     same_end(finished, tmp_path / "run")
-    assert RunFolder(tmp_path / "run").read_facts()["status"] == "finished"
+    assert RunFolder(tmp_path / "run").read_facts().status == "finished"
 
 
 def test_the_folder_of_a_run(finished: Path, config: PwoAConfig) -> None:
@@ -139,7 +139,7 @@ def test_a_model_and_a_loader_of_ones_own(images: Any, trained: Any, tmp_path: P
     folder = prune(settings, tmp_path / "run", model=trained, validation=(images[0][:50], images[1][:50]))
     weights = load_file(folder.pruned)
     assert all(torch.equal(tensor, weights[name]) for name, tensor in trained.state_dict().items())
-    facts = folder.read_facts()
+    facts = folder.read_facts().to_dict()
     assert facts["model"]["arch"] == "given in Python"
     assert facts["validation"]["images"] == 50
     best = max(
@@ -234,7 +234,7 @@ def test_a_damaged_best_file_is_told_and_the_last_epoch_taken(
     with caplog.at_level(logging.INFO, "pwoa_plugin"):
         folder = prune(config, tmp_path / "run", callbacks=[Spoil()])
     assert "the last epoch's weights are taken" in caplog.text
-    assert folder.read_facts()["best"]["epoch"] == 3
+    assert folder.read_facts().to_dict()["best"]["epoch"] == 3
 
 
 def test_nan_keeps_the_last_good_state(config: PwoAConfig, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_nan_keeps_the_last_good_state(config: PwoAConfig, tmp_path: Path) -> No
     ):
         prune(config, tmp_path / "run", save_every=0.0)
     folder = RunFolder(tmp_path / "run")
-    assert folder.read_facts()["status"] == "failed"
+    assert folder.read_facts().status == "failed"
     for path in folder.states():
         assert all(tensor.isfinite().all() for name, tensor in load_file(path).items() if name.startswith("model."))
 

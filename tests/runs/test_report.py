@@ -18,7 +18,8 @@ from pwoa_plugin._yaml import parse_yaml
 from pwoa_plugin.pages import write_plots
 from pwoa_plugin.pages.text import percent
 from pwoa_plugin.runs.plots import drawings
-from pwoa_plugin.runs.report import RunReport, to_html, to_markdown
+from pwoa_plugin.runs.rendering import to_html, to_markdown
+from pwoa_plugin.runs.report import RunReport
 
 from .a_run import content, unfinished
 
@@ -28,8 +29,18 @@ NASTY = "<script>alert(1)</script> $\\frac{ | ` \" ' & ]]> {{ 1 }} \n # x"
 def test_round_trip() -> None:
     for made in (content(), unfinished()):
         report = RunReport.from_dict(made)
-        assert report.to_dict() == made
+        assert report.to_dict() == made | {"verdict": report.verdict, "remarks": report.remarks}
         assert RunReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
+
+
+def test_format_1_is_still_read() -> None:
+    old = json.loads((Path(__file__).parent / "report-format-1.json").read_text())
+    assert old["format"] == 1
+    report = RunReport.from_dict(old)
+    written = report.to_dict()
+    assert {key: value for key, value in written.items() if key not in ("verdict", "remarks")} == old | {"format": 2}
+    assert report.epochs[0].terms.keys() == {"distillation", "features", "hsic_x", "hsic_y"}
+    assert f"{old['residual']:.4g}" in to_markdown(report)
 
 
 def test_robustness_comes_back_as_reports() -> None:
@@ -217,27 +228,27 @@ def test_a_run_with_only_the_dense_network_judged() -> None:
 )
 def test_a_reader_is_warned(change: dict[str, Any], said: str) -> None:
     report = RunReport.from_dict(content() | change)
-    assert sum(bool(re.search(said, remark)) for remark in report.remarks()) == 1
+    assert sum(bool(re.search(said, remark)) for remark in report.remarks) == 1
     if "status" not in change:
-        assert not any("these are not the numbers" in remark for remark in report.remarks())
+        assert not any("these are not the numbers" in remark for remark in report.remarks)
 
 
 def test_a_reader_is_warned_of_epochs_without_validation_and_of_dense_layers() -> None:
     made = content()
     made["epochs"][1]["agreement"] = None
     made["layers"][2]["dense_because"] = "columns are no multiple of 4"
-    remarks = RunReport.from_dict(made).remarks()
+    remarks = RunReport.from_dict(made).remarks
     assert "1 of 4 epochs have no validation, so the best may be among them." in remarks
     assert "Left dense: fc2 (columns are no multiple of 4)." in remarks
 
 
 def test_networks_that_were_judged_apart_are_not_to_be_compared() -> None:
     made = content()
-    assert not any("do not compare" in remark for remark in RunReport.from_dict(made).remarks())
+    assert not any("do not compare" in remark for remark in RunReport.from_dict(made).remarks)
     made["robustness"]["dense"]["config"]["seed"] = 1
-    assert any("do not compare" in remark for remark in RunReport.from_dict(made).remarks())
+    assert any("do not compare" in remark for remark in RunReport.from_dict(made).remarks)
     del made["robustness"]["dense"]
-    assert any("The dense network was not judged" in remark for remark in RunReport.from_dict(made).remarks())
+    assert any("The dense network was not judged" in remark for remark in RunReport.from_dict(made).remarks)
 
 
 def test_autoattack_and_many_images_need_no_warning() -> None:
@@ -251,7 +262,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
         for place in (report["attacks"], report["config"]["attacks"]):
             place["AutoAttack"] = place.pop("PGD-3")
         report["config"]["attacks"]["AutoAttack"] = {"version": "standard"}
-    said = " ".join(RunReport.from_dict(made).remarks())
+    said = " ".join(RunReport.from_dict(made).remarks)
     assert "AutoAttack" not in said
     assert "images were judged" not in said
 
@@ -279,7 +290,7 @@ def test_of_many_layers_the_largest_are_drawn() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("format",), 2, "report.format"),
+        (("format",), 3, "report.format"),
         (("status",), "done", "report.status"),
         (("started",), "yesterday", "report: started='yesterday'"),
         (("seconds",), "5", "report.seconds"),
@@ -287,7 +298,7 @@ def test_of_many_layers_the_largest_are_drawn() -> None:
         (("sparsity",), 1.5, "report.sparsity"),
         (("layers", 1, "kept"), 10**6, "report.layers.1"),
         (("layers", 1, "kept"), 3.5, "report.layers.1.kept"),
-        (("epochs", 0, "hsic_x"), "small", "report.epochs.0.terms.hsic_x"),
+        (("epochs", 0, "hsic_x"), "small", "report.epochs.0.hsic_x"),
         (("epochs", 1, "epoch"), 1, "report: epochs"),
         (("size", "dense_bytes"), None, "report.size.dense_bytes"),
         (("best", "epoch"), 77, "report: best.epoch=77"),
@@ -360,7 +371,9 @@ def test_changed_content_is_read_or_refused_in_one_line(data: st.DataObject) -> 
         to_markdown(report)
 
 
-@pytest.mark.parametrize("value", [None, [], "text", 3, {}, {"format": "1"}, {"format": True}, {"format": 1}])
+@pytest.mark.parametrize(
+    "value", [None, [], "text", 3, {}, {"format": "1"}, {"format": True}, {"format": 1}, {"format": 2}]
+)
 def test_what_is_no_report_is_refused(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^report\.") as refused:
         RunReport.from_dict(value)
@@ -378,10 +391,10 @@ def test_whether_pruning_cost_robustness_is_said_everywhere() -> None:
     made["robustness"]["dense"]["config"]["images_sha256"] = "others"
     other = RunReport.from_dict(made)
     assert other.verdict == ""
-    assert any("not judged alike" in remark for remark in other.remarks())
+    assert any("not judged alike" in remark for remark in other.remarks)
 
 
 def test_alarms_are_among_the_remarks() -> None:
     made = content()
     made["robustness"]["pruned"]["alarms"] = [{"name": "zero-gradients", "saw": "On 9 of 9 images", "do": "Look"}]
-    assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks()
+    assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks

@@ -12,6 +12,7 @@ from scipy import sparse
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from pwoa_plugin._checked import checked
 from pwoa_plugin.method.oneshot import prune_once
 from pwoa_plugin.runs.size import SizeReport, size_report
 
@@ -123,8 +124,8 @@ def test_round_trip_and_table(trained: Any) -> None:
     prune_once(trained, 0.8)
     report = size_report(trained)
     content = json.loads(json.dumps(report.to_dict()))
-    assert SizeReport.from_dict(content) == report
-    assert SizeReport.from_dict(content).to_dict() == content
+    assert checked(SizeReport, content, "size") == report
+    assert checked(SizeReport, content, "size").to_dict() == content
     table = str(report)
     for number in (report.weights, report.nonzero, report.dense_bytes, report.sparse_bytes):
         assert f"{number:,}" in table
@@ -151,5 +152,5 @@ def test_malformed_content_is_refused_in_one_line(
         place = place[part]
     place[path[-1]] = value
     with pytest.raises(ValueError, match=f"^{named}: ") as refused:
-        SizeReport.from_dict(content)
+        checked(SizeReport, content, "size")
     assert "\n" not in str(refused.value)

@@ -1,0 +1,139 @@
+"""What a report says, section by section: written once for Markdown, HTML pages and terminals."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from .table import Table
+from .text import markdown_block, markdown_plain
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = [
+    "Block",
+    "Facts",
+    "Folded",
+    "Note",
+    "Part",
+    "Plots",
+    "Section",
+    "say",
+    "markdown_lines",
+    "show_sections",
+]
+
+
+@dataclass(frozen=True)
+class Note:
+    """A paragraph in small print."""
+
+    kind: ClassVar[str] = "note"
+    text: str
+
+
+@dataclass(frozen=True)
+class Block:
+    """Text that is kept as it is: a command, or YAML."""
+
+    kind: ClassVar[str] = "block"
+    text: str
+    language: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Names and what they are."""
+
+    kind: ClassVar[str] = "facts"
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Plots:
+    """Plots by name, on pages only, and what stands beside them."""
+
+    kind: ClassVar[str] = "plots"
+    names: Sequence[str]
+    beside: Sequence[Part] = ()
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A part that a page shows on a click, and a terminal does not show."""
+
+    kind: ClassVar[str] = "folded"
+    summary: str
+    part: Part
+
+
+#: A string is a paragraph.
+Part = str | Note | Table | Block | Facts | Plots | Folded
+
+
+@dataclass(frozen=True)
+class Section:
+    """A section of a report.
+
+    Attributes:
+        title: its heading; a terminal shows the titles of tables instead.
+        parts: in order.
+        brief: what a terminal shows in place of ``parts``; None: the same.
+    """
+
+    title: str
+    parts: Sequence[Part]
+    brief: Sequence[Part] | None = None
+
+
+def markdown_lines(sections: Iterable[Section]) -> list[str]:
+    """Lines of Markdown (GitHub's)."""
+    lines: list[str] = []
+    for section in sections:
+        lines += [f"## {markdown_plain(section.title)}", ""]
+        for part in section.parts:
+            lines += _markdown(part)
+    return lines
+
+
+def _markdown(part: Part) -> list[str]:
+    """The part's lines, and an empty one after them."""
+    match part:
+        case Plots():
+            return [line for inner in part.beside for line in _markdown(inner)]
+        case Folded():
+            return _markdown(part.part)
+        case Table():
+            lines = part.to_markdown()
+        case Block():
+            lines = markdown_block(part.text, part.language)
+        case Facts():
+            lines = [f"- {markdown_plain(name)}: {markdown_plain(text)}" for name, text in part.rows]
+        case Note():
+            lines = [markdown_plain(part.text)]
+        case str():
+            lines = [markdown_plain(part)]
+    return [*lines, ""]
+
+
+def show_sections(sections: Iterable[Section], console: Console) -> None:
+    """Print the sections' texts and tables."""
+    for section in sections:
+        parts = section.parts if section.brief is None else section.brief
+        for part in parts:
+            for shown in part.beside if isinstance(part, Plots) else (part,):
+                if isinstance(shown, Table):
+                    shown.show(console)
+                elif isinstance(shown, (str, Note)):
+                    say(shown if isinstance(shown, str) else shown.text, console)
+        if parts:
+            console.print()
+
+
+def say(text: str, console: Console, style: str = "") -> None:
+    """Print a line; where no terminal reads it, long lines are not broken."""
+    from rich.text import Text
+
+    console.print(Text(text, style=style), highlight=False, soft_wrap=not console.is_terminal)
