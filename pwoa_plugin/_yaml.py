@@ -35,6 +35,7 @@ _CORE = {
     "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 }
+_PLAIN = re.compile(r"[\w ./-]*")  # text that needs no quotes; with : or ? some readers want them
 
 
 class YAMLError(InputError):
@@ -58,14 +59,13 @@ class _CoreSchema(BaseResolver):
 
 
 class _EitherSchema(_CoreSchema):
-    """For writing: which scalars a reader of YAML 1.2 or of 1.1 does not take for text; such text is quoted."""
+    """For writing: text that a reader of YAML 1.2 or 1.1 might misread has another tag, and so is quoted."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         tag = super().resolve(kind, value, implicit)
         if kind is ScalarNode and implicit[0] and tag == self.DEFAULT_SCALAR_TAG:
-            for _, name, pattern, _ in implicit_resolvers:
-                if pattern.match(value):
-                    return Tag(suffix=name)
+            misread = any(pattern.match(value) for _, _, pattern, _ in implicit_resolvers)
+            return Tag(suffix="!") if misread or not _PLAIN.fullmatch(value) else tag
         return tag
 
 
