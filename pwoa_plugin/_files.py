@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._text import one_line
-from .errors import FileError, MissingFileError
+from .errors import FileError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_bytes", "replaced_whole", "write_tensors", "write_text"]
+__all__ = ["read_bytes", "read_tensors", "replaced_whole", "write_tensors", "write_text"]
 
 
 @contextmanager
@@ -102,6 +102,31 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
             save_file(whole, scratch, metadata=dict(metadata))
     except SafetensorError as error:  # what safetensors makes of the disk's errors
         raise FileError(one_line(error)) from error
+
+
+def read_tensors(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read a safetensors file, whole. No code in a file is ever run.
+
+    Args:
+        path: of the file.
+        what: the file's content in an error, as ``file of masks``.
+
+    Returns:
+        The tensors by name, on the CPU, and the metadata of the file's header.
+
+    Raises:
+        MissingFileError: there is no such file.
+        InputError: the file is damaged or no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).exists():
+        raise MissingFileError(f"{os.fspath(path)}: no such {what}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{os.fspath(path)}: is no usable {what} ({one_line(error)})") from None
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from pwoa_plugin._files import replaced_whole, write_text
+from pwoa_plugin._files import read_tensors, replaced_whole, write_tensors, write_text
+from pwoa_plugin.errors import InputError, MissingFileError
 
 
 def test_a_body_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
@@ -33,3 +35,23 @@ def test_others_may_read_what_a_writer_made_for_its_owner_alone(tmp_path: Path) 
     finally:
         os.umask(before)
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_tensors_come_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    weight = torch.rand(3, 2)
+    write_tensors(path, {"weight": weight, "tied": weight}, {"epoch": "3"})
+    tensors, metadata = read_tensors(path, "file of weights")
+    assert (sorted(tensors), metadata) == (["tied", "weight"], {"epoch": "3"})
+    assert all(torch.equal(tensor, weight) for tensor in tensors.values())
+
+    whole = path.read_bytes()
+    for content in (b"", b"text", whole[:-1], whole[:20]):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"^.*a\.safetensors: is no usable file of weights \(") as refused:
+            read_tensors(path, "file of weights")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="is no usable file of weights"):
+        read_tensors(tmp_path, "file of weights")
+    with pytest.raises(MissingFileError, match=r"b\.safetensors: no such file of weights"):
+        read_tensors(tmp_path / "b.safetensors", "file of weights")
