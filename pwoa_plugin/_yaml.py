@@ -1,89 +1,135 @@
 """YAML as people mean it: the core schema of YAML 1.2, plain data only.
 
-PyYAML reads YAML 1.1, in which ``granularity: 2:4`` is the number 124, ``1e-3`` is text and ``no`` is false.
+The core schema knows null, true and false, integers and floats; all else is text. YAML 1.1, which other readers follow,
+takes ``granularity: 2:4`` for the number 124, ``1e-3`` for text and ``no`` for false. What is written here reads alike
+in both.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.composer import Composer, ComposerError, MaxDepthExceededError
+from ruamel.yaml.constructor import ConstructorError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.error import YAMLError as RuamelError
+from ruamel.yaml.events import AliasEvent
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
+from ruamel.yaml.resolver import BaseResolver, implicit_resolvers
+from ruamel.yaml.tag import Tag
 
 from ._text import one_line
 from .errors import InputError
 
 __all__ = ["YAMLError", "dump_yaml", "parse_yaml"]
 
-
-class YAMLError(InputError):
-    """Text that is no YAML of ours; one line."""
-
-
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 (PyYAML's own name)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.composer.ComposerError(None, None, "aliases are not read; write the value out", event.start_mark)
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} comes twice", key.start_mark)
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-        made: dict[Any, Any] = super().construct_mapping(node, deep)
-        return made
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes what either reader would take for something else than text."""
-
+_MOST_LEVELS = 100
 
 _CORE = {
-    "null": (r"~|null|Null|NULL|", "~nN\0"),
-    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    "int": (r"[-+]?[0-9]+|0x[0-9a-fA-F]+", "-+0123456789"),
-    "float": (
-        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
+    "null": re.compile(r"~|null|Null|NULL|"),
+    "bool": re.compile(r"true|True|TRUE|false|False|FALSE"),
+    "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
+    "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 }
-for _tag, (_pattern, _first) in _CORE.items():
-    for _reader in (_Loader, _Dumper):
-        _reader.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), ["" if c == "\0" else c for c in _first]
-        )
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int",
-    lambda loader, node: int(node.value, 16) if node.value.startswith("0x") else int(node.value),
-)
+_PLAIN = re.compile(r"[\w ./-]*")  # text that needs no quotes; with : or ? some readers want them
+
+
+class YAMLError(InputError):
+    """Text that is not YAML, or not plain data; one line."""
+
+
+class _CoreSchema(BaseResolver):
+    """Which plain scalars are not text."""
+
+    def __init__(self, version: Any = None, loader: Any = None) -> None:
+        super().__init__(loader)
+
+    processing_version = (1, 2)
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is ScalarNode and implicit[0]:
+            for name, pattern in _CORE.items():
+                if pattern.fullmatch(value):
+                    return Tag(suffix=f"tag:yaml.org,2002:{name}")
+        return super().resolve(kind, value, implicit)
+
+
+class _EitherSchema(_CoreSchema):
+    """For writing: text that a reader of YAML 1.2 or 1.1 might misread has another tag, and so is quoted."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        tag = super().resolve(kind, value, implicit)
+        if kind is ScalarNode and implicit[0] and tag == self.DEFAULT_SCALAR_TAG:
+            misread = any(pattern.match(value) for _, _, pattern, _ in implicit_resolvers)
+            return Tag(suffix="!") if misread or not _PLAIN.fullmatch(value) else tag
+        return tag
+
+
+class _Composer(Composer):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.parser.check_event(AliasEvent):
+            mark = self.parser.peek_event().start_mark
+            raise ComposerError(None, None, "aliases are not read; write the value out", mark)
+        return super().compose_node(parent, index)
+
+
+class _Constructor(SafeConstructor):
+    def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
+        if not isinstance(key_node, ScalarNode):
+            raise ConstructorError(None, None, "a key is a list or a mapping; give text", key_node.start_mark)
+        if key in mapping:
+            raise ConstructorError(None, None, f"key {key!r} comes twice", key_node.start_mark)
+        return True
+
+
+class _Representer(SafeRepresenter):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def represent_float(self, data: float) -> Any:
+        node = super().represent_float(data)
+        if "e" in node.value and "." not in node.value:
+            node.value = node.value.replace("e", ".0e")  # 1e-05 is text in YAML 1.1
+        return node
+
+
+_Representer.add_representer(float, _Representer.represent_float)
 
 
 def parse_yaml(text: str | bytes) -> Any:
     """The value of one YAML document.
 
     Raises:
-        YAMLError: it is none, holds an alias or a key twice, or asks for an object; the line says where.
+        YAMLError: the text is not YAML, has an alias or a key twice, names a Python object, or is nested more than 100
+            levels deep; the message says in which line.
     """
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Composer, yaml.Constructor = _CoreSchema, _Composer, _Constructor
+    yaml.composer.warn_double_anchors = False
+    yaml.max_depth = _MOST_LEVELS
     try:
-        return yaml.load(text, _Loader)
-    except yaml.MarkedYAMLError as error:
+        return yaml.load(text)
+    except MaxDepthExceededError:
+        raise YAMLError("is nested too deeply") from None
+    except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
-        raise YAMLError(f"{where}{error.problem or error.context}") from None
-    except (yaml.YAMLError, ValueError) as error:
+        raise YAMLError(one_line(f"{where}{error.problem or error.context}")) from None
+    except (RuamelError, ValueError) as error:
         raise YAMLError(one_line(error)) from None
-    except RecursionError:
-        raise YAMLError("is nested too deeply") from None
 
 
 def dump_yaml(value: Any) -> str:
-    """YAML text that `parse_yaml` and YAML 1.1 readers take alike; keys stay in order."""
-    return str(
-        yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, default_flow_style=None, width=110)
-    )
+    """YAML text that `parse_yaml` and readers of YAML 1.1 take alike; keys stay in order."""
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Resolver, yaml.Representer = _EitherSchema, _Representer
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    yaml.width = 110
+    yaml.encoding = None  # type: ignore[assignment]
+    text = io.StringIO()
+    yaml.dump(value, text)
+    return text.getvalue()

@@ -1,25 +1,24 @@
-"""Masks in a file, and masks against a model.
+"""Masks in a file, masks against a model, and masks in its weights.
 
-A file is safetensors: a 0/1 tensor for each ``module.target``, and in its header, as JSON, which name is the module's
-and which the target's.
+A file is safetensors: a 0/1 tensor for each ``module.target``. Its header says, as JSON, which part of the name is the
+module's and which the target's.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from ._files import write_tensors
-from ._text import one_line
-from .errors import InputError, MissingFileError
+from ._files import read_tensors, write_tensors
+from ._text import did_you_mean
+from .errors import InputError
 
-__all__ = ["Masks", "check_masks", "load_masks", "save_masks"]
+__all__ = ["Masks", "bake", "check_masks", "load_masks", "save_masks"]
 
 #: ``{module: {target: 0/1 tensor of the target's shape}}``, NNI's form.
 Masks = dict[str, dict[str, Tensor]]
@@ -33,15 +32,15 @@ def _key(module: str, target: str) -> str:
 
 
 def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.PathLike[str]) -> None:
-    """Write masks to a file; one of that name is replaced whole or not at all.
+    """Write masks to a file; an existing file is replaced whole or not at all.
 
     Args:
         masks: ``{module: {target: tensor}}`` of zeros and ones, any dtype, as ``compress()`` or NNI's ``get_masks()``
-            gives them. Targets whose mask is None are left out.
+            returns them. Targets whose mask is None are left out.
         path: of the file; missing folders are made.
 
     Raises:
-        ValueError: there is no mask, or one holds anything but zeros and ones; no file is written.
+        ValueError: there is no mask, or one has values other than 0 and 1; no file is written.
         OSError: the file cannot be written.
     """
     tensors: dict[str, Tensor] = {}
@@ -51,7 +50,7 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
             if mask is None:
                 continue
             key = _key(module, target)
-            _check_mask(key, mask)
+            _check_values(key, mask)
             if key in tensors:
                 raise InputError(f"masks: two masks have the name {key}; rename a module")
             tensors[key] = mask != 0
@@ -66,86 +65,99 @@ def load_masks(path: str | os.PathLike[str]) -> Masks:
     """Read what `save_masks` wrote. No code in a file is ever run.
 
     Returns:
-        ``{module: {target: mask}}``, float32 zeros and ones on the CPU, as NNI's. Not yet checked against a model:
-        see `check_masks`.
+        ``{module: {target: mask}}``, float32 zeros and ones on the CPU, as NNI's. They are not yet checked against a
+        model: see `check_masks`.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or not one of masks.
+        ValueError: the file is damaged or does not hold masks.
     """
-    path = os.fspath(path)
-    if not os.path.exists(path):
-        raise MissingFileError(f"{path}: no such file of masks")
+    tensors, header = read_tensors(path, "file of masks")
     try:
-        with safe_open(path, framework="pt") as file:
-            header, names = file.metadata() or {}, set(file.keys())
-            if header.get("format") != _FORMAT:
-                raise InputError("it is a safetensors file of something else")
-            if header.get("version") != _VERSION:
-                raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
-            pairs = _pairs(header.get("targets", ""))
-            if {_key(*pair) for pair in pairs} != names or len(pairs) != len(names):
-                raise InputError("its header does not name the masks that are in it")
-            masks: Masks = {}
-            for module, target in pairs:
-                masks.setdefault(module, {})[target] = _mask(
-                    _key(module, target), file.get_tensor(_key(module, target))
-                )
-            return masks
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = one_line(error)
-        raise InputError(f"{path} is no usable file of masks: {reason}; make one with save_masks()") from None
+        return _unpack(tensors, header)
+    except InputError as error:
+        raise InputError(
+            f"{os.fspath(path)}: is no usable file of masks ({error}); make one with save_masks()"
+        ) from None
 
 
-def _pairs(text: str) -> list[tuple[str, str]]:
+def _unpack(tensors: dict[str, Tensor], header: dict[str, str]) -> Masks:
+    if header.get("format") != _FORMAT:
+        raise InputError("it is a safetensors file of something else")
+    if header.get("version") != _VERSION:
+        raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
+    pairs = _read_pairs(header.get("targets", ""))
+    if {_key(*pair) for pair in pairs} != tensors.keys() or len(pairs) != len(tensors):
+        raise InputError("its header does not name the masks that are in it")
+    masks: Masks = {}
+    for module, target in pairs:
+        stored = tensors[_key(module, target)]
+        # As bytes: a bool of a damaged file may hold more than 0 and 1.
+        if stored.dtype not in (torch.bool, torch.uint8) or (stored.view(torch.uint8) > 1).any():
+            raise InputError(f"{_key(module, target)} is no mask of zeros and ones")
+        masks.setdefault(module, {})[target] = stored.float()
+    return masks
+
+
+def _read_pairs(text: str) -> list[tuple[str, str]]:
     try:
-        pairs = json.loads(text)
-    except (ValueError, RecursionError):
-        pairs = None
-    if not isinstance(pairs, list) or not all(
-        isinstance(pair, list) and len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs
-    ):
-        raise InputError("its header lists no modules and targets")
-    return [(module, target) for module, target in pairs]
+        return [(str(module), str(target)) for module, target in json.loads(text)]
+    except (ValueError, TypeError, RecursionError):
+        raise InputError("its header lists no modules and targets") from None
 
 
-def _check_mask(key: str, mask: object) -> None:
+def _check_values(key: str, mask: object) -> None:
     if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
         raise InputError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
 
 
-def _mask(key: str, stored: Tensor) -> Tensor:
-    # As bytes: a bool of a damaged file may hold more than 0 and 1.
-    if stored.dtype not in (torch.bool, torch.uint8) or (stored.view(torch.uint8) > 1).any():
-        raise InputError(f"{key} is no mask of zeros and ones")
-    return stored.float()
+def check_masks(model: nn.Module, masks: Any, *, parameters_only: bool = False) -> Masks:
+    """The masks that are not None, checked against a model: each has the shape of its parameter, and zeros and ones.
 
-
-def check_masks(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor | None]]) -> None:
-    """Whether masks belong to a model: each names a parameter of it, has its shape, and holds zeros and ones.
-
-    NNI's masks of inputs and outputs (``_input_0``...) are not compared with a shape.
+    Args:
+        model: the network, or NNI's wrapped one.
+        masks: ``{module: {target: tensor or None}}``, NNI's form.
+        parameters_only: refuse NNI's masks of inputs and outputs (``_input_0``...), which otherwise pass without a
+            look at their shape, and masks of tensors that are computed from parameters.
 
     Raises:
-        ValueError: one line that names the first that does not.
+        ValueError: one line that names the first mask that does not fit.
     """
+    if not isinstance(masks, Mapping) or not all(isinstance(targets, Mapping) for targets in masks.values()):
+        raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
     modules = dict(model.named_modules(remove_duplicate=False))
+    checked: Masks = {}
     for name, targets in masks.items():
         if name not in modules:
-            close = difflib.get_close_matches(name, modules, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise InputError(f"masks are of another model: it has no module {name!r}{hint}")
+            hint = did_you_mean(name, modules, "are they another model's?", most=2)
+            raise InputError(f"masks: the model has no module {name!r}{hint}")
         for target, mask in targets.items():
             if mask is None:
                 continue
-            _check_mask(_key(name, target), mask)
-            if target.startswith(_ACTIVATIONS):
-                continue
-            tensor = getattr(modules[name], target, None)
-            if not isinstance(tensor, Tensor):
-                raise InputError(f"masks are of another model: module {name!r} has no parameter {target!r}")
-            if tensor.shape != mask.shape:
-                raise InputError(
-                    f"masks are of another model: {_key(name, target)} is {tuple(tensor.shape)}, its mask "
-                    f"{tuple(mask.shape)}"
-                )
+            _check_values(_key(name, target), mask)
+            if parameters_only or not target.startswith(_ACTIVATIONS):
+                _check_target(_key(name, target), modules[name], target, mask, parameters_only)
+            checked.setdefault(name, {})[target] = mask.detach()
+    return checked
+
+
+def _check_target(key: str, module: nn.Module, target: str, mask: Tensor, parameters_only: bool) -> None:
+    tensor = getattr(module, target, None)
+    if not isinstance(tensor, Tensor):
+        raise InputError(f"masks: {key} is no parameter of the model; give masks of weights and biases only")
+    if parameters_only and module._parameters.get(target) is None:
+        raise InputError(
+            f"masks: {key} is computed from other parameters (a parametrization, weight_norm or another pruner's hook);"
+            " remove that first"
+        )
+    if tensor.shape != mask.shape:
+        raise InputError(f"masks: {key} is {tuple(mask.shape)}, and the parameter is {tuple(tensor.shape)}")
+
+
+@torch.no_grad()
+def bake(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Set the parameters of ``model`` to 0 where ``masks`` are 0."""
+    for name, targets in masks.items():
+        for target, mask in targets.items():
+            parameter = model.get_submodule(name).get_parameter(target)
+            parameter.masked_fill_((mask == 0).to(parameter.device), 0)

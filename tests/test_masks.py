@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from pwoa_plugin.masks import check_masks, load_masks, save_masks
+from pwoa_plugin.masks import bake, check_masks, load_masks, save_masks
 
 
 def masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
@@ -129,12 +130,60 @@ def test_damaged_files_are_told_or_still_masks(tmp_path_factory: Any, cut: int, 
 
 def test_masks_of_another_model(trained: nn.Module) -> None:
     check_masks(trained, {"conv": {"weight": torch.ones(6, 1, 3, 3), "bias": None, "_input_0": torch.ones(9)}})
-    with pytest.raises(ValueError, match=r"it has no module 'fc3'; did you mean 'fc[12]'"):
+    with pytest.raises(ValueError, match=r"masks: the model has no module 'fc3'; did you mean fc[12] or fc[12]\?"):
         check_masks(trained, {"fc3": {"weight": torch.ones(2)}})
-    with pytest.raises(ValueError, match="module 'conv' has no parameter 'gain'"):
+    with pytest.raises(ValueError, match=r"masks: conv\.gain is no parameter of the model"):
         check_masks(trained, {"conv": {"gain": torch.ones(2)}})
-    with pytest.raises(ValueError, match=r"conv\.weight is \(6, 1, 3, 3\), its mask \(6,\)"):
+    with pytest.raises(ValueError, match=r"masks: conv\.weight is \(6,\), and the parameter is \(6, 1, 3, 3\)"):
         check_masks(trained, {"conv": {"weight": torch.ones(6)}})
+
+
+def net() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4 * 36, 3))
+
+
+@pytest.mark.parametrize(
+    ("masks", "message"),
+    [
+        (None, "give NNI's format"),
+        ({"0": torch.ones(4, 1, 3, 3)}, "give NNI's format"),
+        ({"conv": {"weight": torch.ones(4, 1, 3, 3)}}, "no module 'conv'; are they another model's"),
+        ({"0": {"weight": torch.ones(4)}}, r"0.weight is \(4,\), and the parameter is \(4, 1, 3, 3\)"),
+        ({"0": {"weight": [1, 0]}}, "0.weight is no tensor of zeros and ones"),
+        ({"0": {"weight": torch.full((4, 1, 3, 3), 0.5)}}, "0.weight is no tensor of zeros and ones"),
+        ({"0": {"_output_0": torch.ones(4)}}, "0._output_0 is no parameter"),
+        ({"2": {"weight": torch.ones(4)}}, "2.weight is no parameter"),
+    ],
+)
+def test_what_is_no_mask_of_parameters(masks: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=f"masks: .*{message}") as raised:
+        check_masks(net(), masks, parameters_only=True)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_computed_weight_is_refused_where_masks_go_into_parameters() -> None:
+    model = nn.Sequential(parametrizations.weight_norm(nn.Linear(3, 3)))
+    masks = {"0": {"weight": torch.ones(3, 3)}}
+    with pytest.raises(ValueError, match=r"0.weight is computed from other parameters"):
+        check_masks(model, masks, parameters_only=True)
+    assert check_masks(model, masks).keys() == masks.keys()
+
+
+def test_masks_that_are_none_are_left_out() -> None:
+    mask = torch.ones(4, 1, 3, 3)
+    assert check_masks(net(), {"0": {"weight": mask, "bias": None}, "3": {"weight": None}})["0"].keys() == {"weight"}
+    assert "3" not in check_masks(net(), {"3": {"weight": None}})
+
+
+def test_bake_zeroes_also_what_is_not_finite() -> None:
+    model = net()
+    model[0].weight.data[1] = float("nan")
+    mask = torch.ones(4, 1, 3, 3, dtype=torch.bool)
+    mask[1] = False
+    before = model[0].weight.detach().clone()
+    bake(model, {"0": {"weight": mask}})
+    assert (model[0].weight[1] == 0).all()
+    assert torch.equal(model[0].weight[[0, 2, 3]], before[[0, 2, 3]])
 
 
 @pytest.mark.parametrize("bad", [0.5, 2.0, -1.0, float("nan")])
@@ -147,4 +196,4 @@ def test_masks_of_other_values_are_of_no_model(trained: nn.Module, target: str, 
     with pytest.raises(ValueError, match=rf"masks: fc1\.{target} is no tensor of zeros and ones"):
         check_masks(trained, {"fc1": {target: mask}})
     with pytest.raises(ValueError, match="no tensor of zeros and ones"):
-        check_masks(trained, {"fc1": {target: [1.0]}})  # type: ignore[dict-item]
+        check_masks(trained, {"fc1": {target: [1.0]}})

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -28,6 +29,9 @@ from pwoa_plugin._yaml import YAMLError, dump_yaml, parse_yaml
         ("2020-01-01", "2020-01-01"),
         ("1_000", "1_000"),
         ("[1, {a: 2}]", [1, {"a": 2}]),
+        ("0o17", 15),
+        ("<<", "<<"),
+        ("[" * 99 + "]" * 99, json.loads("[" * 99 + "]" * 99)),
     ],
 )
 def test_values_as_people_mean_them(text: str, value: Any) -> None:
@@ -47,6 +51,9 @@ def test_values_as_people_mean_them(text: str, value: Any) -> None:
         ("a: \x00", "special characters"),
         (b"\xff\xfe\x00", "."),
         ("[" * 5000, "nested too deeply"),
+        ("[" * 101 + "]" * 101, "nested too deeply"),
+        ("? [a]\n: 1", "line 1: a key is a list"),
+        ("? - - a", "line 1: a key is a list"),
     ],
 )
 def test_what_is_refused(text: str | bytes, said: str) -> None:
@@ -61,6 +68,11 @@ plain = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
     max_leaves=8,
 )
+
+
+def test_an_object_that_comes_twice_is_written_twice() -> None:
+    radii = [1, 2]
+    assert parse_yaml(dump_yaml({"a": radii, "b": radii})) == {"a": radii, "b": radii}
 
 
 @given(plain)

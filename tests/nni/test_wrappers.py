@@ -184,7 +184,7 @@ def test_masks_in_a_file_and_back(
     for bad, said in (
         (loaded, "weight of fc2 has none, and config_list selects it"),
         ({"fc9": loaded["fc1"]}, "no module 'fc9'"),
-        ({"fc2": loaded["fc1"]}, "masks are of another model: fc2.weight is"),
+        ({"fc2": loaded["fc1"]}, "masks: fc2.weight is"),
     ):
         with pytest.raises(ValueError, match=said):
             pruner.update_masks(bad)

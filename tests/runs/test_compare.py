@@ -148,8 +148,8 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "pruned.pt", "--data", "mnist-sample"], "arch is missing; give --arch"),
         (["compare", "dense.safetensors", "--arch", "lenet"], "data is missing; give --data, one of mnist"),
         (["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst"], "name='mnst' is unknown"),
-        (["evaluate", "dense.safetensors", "COMMON", "--arch", "lenett"], "did you mean lenet"),
-        (["evaluate", "dense.safetensors", "COMMON", "--arch", "resnet18-cifar"], "does not fit the network"),
+        (["evaluate", "dense.safetensors", "DATA", "--arch", "lenett"], "did you mean lenet"),
+        (["evaluate", "dense.safetensors", "DATA", "--arch", "resnet18-cifar"], "does not fit the network"),
         (["compare", "dense.safetensors", "COMMON", "--eps", "8"], "did you mean 8/255?"),
         (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is no radius"),
         (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
@@ -184,9 +184,8 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
 def test_bad_input_is_one_line_and_leaves_no_folder(
     pwoa: Run, weights: Path, finished: Path, common: list[str], arguments: list[str], said: str
 ) -> None:
-    given: list[str] = []
-    for argument in arguments:
-        given += common if argument == "COMMON" else [str(finished) if argument == "RUN" else argument]
+    stand_for = {"COMMON": common, "DATA": common[2:], "RUN": [str(finished)]}
+    given = [word for argument in arguments for word in stand_for.get(argument, [argument])]
     status, out, err = pwoa(*given)
     assert (status, out) == (2, "")
     assert said in err

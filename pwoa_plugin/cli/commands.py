@@ -1,0 +1,380 @@
+"""The five commands: what each takes, and what it does."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from typer import Argument, Option
+
+from .._text import did_you_mean
+from ..errors import FileError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..config import PwoAConfig
+    from ..method.callback import Callback
+
+__all__ = ["COMMANDS", "Command"]
+
+Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and results")]
+JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
+
+_PROTOCOL = "quick, paper, standard or a YAML file"
+_SAMPLE = "number of test images, drawn by class; 0: all"
+
+
+class Command(ABC):
+    """A command. The fields are its arguments and options; the docstring of the class is its help."""
+
+    @abstractmethod
+    def run(self, line: list[str]) -> int:
+        """Do it.
+
+        Args:
+            line: the whole command line, from ``pwoa`` on.
+
+        Returns:
+            The exit status.
+        """
+
+
+def _presets() -> dict[str, Any]:
+    return {entry.name.removesuffix(".yaml"): entry for entry in (files("pwoa_plugin") / "configs").iterdir()}
+
+
+def _preset_names() -> list[str]:
+    return sorted(_presets())
+
+
+@dataclass(kw_only=True)
+class Init(Command):
+    """Write a commented config to start from."""
+
+    config: Annotated[Path, Argument(help="file to write")]
+    preset: Annotated[
+        str, Option(help=f"config to start from: {', '.join(_preset_names())}", autocompletion=_preset_names)
+    ] = "mnist"
+    force: Annotated[bool, Option("--force", help="replace an existing file")] = False
+
+    def run(self, line: list[str]) -> int:
+        from .._files import write_text
+
+        known = _presets()
+        if self.preset not in known:
+            hint = did_you_mean(self.preset, known, f"give {', '.join(sorted(known))}")
+            raise InputError(f"--preset {self.preset}: there is no such preset{hint}")
+        if self.config.is_dir():
+            raise FileError(f"{self.config}: is a folder; name a file in it")
+        if self.config.exists() and not self.force:
+            raise FileError(f"{self.config}: exists; give --force to replace it")
+        write_text(self.config, known[self.preset].read_text(encoding="utf-8"))
+        following = f"pwoa prune {shlex.quote(str(self.config))} --out runs/first"
+        sys.stdout.write(f"{self.config} is written; next: {following}\n")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Prune(Command):
+    """Prune by a config, in a folder that can be resumed from."""
+
+    config: Annotated[Path, Argument(help="YAML file; `pwoa init` writes one")]
+    out: Annotated[Path, Option(help="folder of the run")]
+    resume: Annotated[bool, Option("--resume", help="continue the run in --out, or begin it")] = False
+    seed: Annotated[int | None, Option(help="replaces the config's seed")] = None
+    checkpoint: Annotated[str | None, Option(help="replaces the config's model.checkpoint")] = None
+    arch: Annotated[
+        str | None, Option(help="replaces the config's model.arch; may be your own package.module:function")
+    ] = None
+    set: Annotated[
+        list[str] | None, Option(metavar="FIELD=VALUE", help="replaces any value, as admm.epochs=0; repeatable")
+    ] = None
+    save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
+    quiet: Quiet = False
+    json: JSONLines = False
+
+    def run(self, line: list[str]) -> int:
+        config = self._read_config()
+        console = _set_up_logging(self.quiet, self.json)
+        from ..runs.callbacks import Stopped
+        from ..runs.files import read_report
+        from ..runs.prune import prune
+        from ..runs.report import headline
+
+        try:
+            folder = prune(
+                config,
+                self.out,
+                resume=self.resume,
+                arch=self.arch,
+                save_every=self.save_every,
+                callbacks=self._progress(console) if config.progress or self.json else [],
+                command=line,
+            )
+        except Stopped as stopped:
+            again = [argument for argument in line if argument != "--resume"]
+            sys.stderr.write(f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}\n")
+            return 128 + stopped.signal
+        if self.json:
+            _write_json("finished", folder=str(folder), report=str(folder.report))
+        elif not self.quiet:
+            judging = f"pwoa evaluate {shlex.quote(str(folder))}"
+            if self.arch and ":" in self.arch:
+                judging += f" --arch {shlex.quote(self.arch)}"
+            sys.stderr.write(f"{' '.join(headline(read_report(folder.path)))}\n")
+            sys.stderr.write(f"Its report is {folder.page}. How robust it is: {judging}\n")
+        return 0
+
+    def _read_config(self) -> PwoAConfig:
+        from .._yaml import YAMLError, parse_yaml
+        from ..config import ConfigError, PwoAConfig
+
+        changes: dict[str, Any] = {}
+        for text in self.set or ():
+            name, equals, value = text.partition("=")
+            if not equals or not name:
+                raise ConfigError(f"--set {text}: give FIELD=VALUE, as admm.epochs=0")
+            try:
+                changes[name] = parse_yaml(value)
+            except YAMLError as error:
+                raise ConfigError(f"--set {text}: {error}") from None
+        if self.seed is not None:
+            changes["seed"] = self.seed
+        if self.checkpoint is not None:
+            changes["model.checkpoint"] = self.checkpoint
+            if self.checkpoint.startswith("robustbench:"):  # network and weights in one
+                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "num_classes", "mean", "std"))
+        if self.arch is not None and ":" not in self.arch:
+            changes["model.arch"] = self.arch
+        return PwoAConfig.from_yaml(self.config, changes=changes)
+
+    def _progress(self, console: Console) -> list[Callback]:
+        from ..progress import JSONProgress, default_progress
+
+        if self.quiet:
+            return []
+        return [JSONProgress(sys.stdout)] if self.json else [default_progress(console)]
+
+
+@dataclass(kw_only=True)
+class _Judging(Command):
+    """What `Evaluate` and `Compare` share."""
+
+    arch: Annotated[
+        list[str] | None,
+        Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; package.module:function"),
+    ] = None
+    data: Annotated[
+        str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
+    ] = None
+    data_root: Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")] = None
+    no_download: Annotated[bool, Option("--no-download", help="never download images")] = False
+    image_size: Annotated[int | None, Option(help="of --data folder")] = None
+    channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
+    eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
+    norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
+    protocol: Annotated[str | None, Option(help=_PROTOCOL)] = None
+    attacks: Annotated[
+        list[str] | None,
+        Option(metavar="NAME...", help="replace a protocol; PGD-n and CW-n for any n, ending in -T: targeted"),
+    ] = None
+    sample: Annotated[int | None, Option("--sample", "--images", help=_SAMPLE)] = None
+    batch_size: Annotated[int, Option(help="images in a batch")] = 256
+    seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
+    mean: Annotated[
+        list[float] | None,
+        Option(metavar="VALUE...", help="by channel, if networks want normalised images; eps stays in pixels"),
+    ] = None
+    std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
+    curve: Annotated[
+        list[str] | None, Option(metavar="EPS...", help="radii of a security curve; for a single run give --out, too")
+    ] = None
+    curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
+    device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
+    out: Annotated[
+        Path | None,
+        Option(help="folder of the table and page", show_default="judged/NAMES, or a single run's own folder"),
+    ] = None
+    quiet: Quiet = False
+    json: JSONLines = False
+
+    @property
+    def _shows_progress(self) -> bool:
+        return not self.quiet and not self.json
+
+    def _judge_together(self, networks: Sequence[str], protocol: str | None) -> int:
+        if self.curve_attack and not self.curve:
+            raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
+        _set_up_logging(self.quiet, self.json)
+        from ..runs.compare import default_out, judge_networks
+
+        folder, comparison = judge_networks(
+            networks,
+            self.out or default_out(networks),
+            arch=self.arch or (),
+            data=self.data,
+            data_root=self.data_root,
+            download=not self.no_download,
+            image_size=self.image_size,
+            channels=self.channels,
+            protocol=protocol,
+            attacks=self.attacks,
+            norm=self.norm,
+            eps=self.eps,
+            sample=self.sample,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            device=self.device,
+            mean=self.mean,
+            std=self.std,
+            curve=self.curve or (),
+            curve_attack=self.curve_attack or "PGD-20",
+            progress=self._shows_progress,
+        )
+        if self.json:
+            _write_json("compared", folder=str(folder), **comparison.to_dict())
+            return 0
+        sys.stdout.write(f"{comparison}\n")
+        if not self.quiet:
+            sys.stderr.write(f"The page is {folder.page}\n")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Evaluate(_Judging):
+    """Judge a network through ART.
+
+    The network is a run's, a checkpoint or RobustBench's. The judgement of a run is added to its report.
+    """
+
+    network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
+    dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
+    protocol: Annotated[str | None, Option(help=_PROTOCOL, show_default="paper")] = None
+    sample: Annotated[
+        int | None,
+        Option("--sample", "--images", help=_SAMPLE, show_default="of a run at most 1000, else all"),
+    ] = None
+
+    def run(self, line: list[str]) -> int:
+        in_its_folder = Path(self.network).is_dir() and self.data is None and self.out is None
+        if not in_its_folder and self.dense:
+            raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
+        if not in_its_folder:
+            return self._judge_together([self.network], self.protocol or (None if self.attacks else "paper"))
+        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
+            if getattr(self, name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} does not go with a run in its own folder; give --out as well")
+        _set_up_logging(self.quiet, self.json)
+        return self._judge_run()
+
+    def _judge_run(self) -> int:
+        from ..runs.evaluate import judge
+
+        if self.arch and len(self.arch) > 1:
+            raise InputError(f"--arch {' '.join(self.arch)}: a run has one network; give one")
+        reports = judge(
+            self.network,
+            eps=self.eps,
+            protocol=self.protocol,
+            norm=self.norm,
+            attacks=self.attacks,
+            images=self.sample,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            dense=self.dense,
+            arch=self.arch[0] if self.arch else None,
+            data_root=self.data_root,
+            download=not self.no_download,
+            device=self.device,
+            progress=self._shows_progress,
+        )
+        for name, report in reports.items():
+            if self.json:
+                _write_json("judged", network=name, **report.to_dict())
+            else:
+                sys.stdout.write(f"{name}: {report}\n")
+        return 0
+
+
+@dataclass(kw_only=True)
+class Compare(_Judging):
+    """Judge networks on the same images.
+
+    Writes one table and one page, and says which differences exceed chance. The first network is the one that the
+    others are compared with.
+    """
+
+    networks: Annotated[
+        list[str], Argument(help="checkpoint, robustbench:NAME or run; NAME=PATH names it", metavar="NETWORK")
+    ]
+    protocol: Annotated[str | None, Option(help=_PROTOCOL, show_default="standard")] = None
+    sample: Annotated[int | None, Option("--sample", "--images", help=_SAMPLE, show_default="all")] = None
+
+    def run(self, line: list[str]) -> int:
+        return self._judge_together(self.networks, self.protocol)
+
+
+@dataclass(kw_only=True)
+class Show(Command):
+    """Print a run: layers, terms of the loss, size, robustness."""
+
+    folder: Annotated[Path, Argument(help="the --out of `pwoa prune`")]
+    json: Annotated[bool, Option("--json", help="the report as JSON")] = False
+
+    def run(self, line: list[str]) -> int:
+        from ..runs.files import read_report
+
+        report = read_report(self.folder)
+        if self.json:
+            sys.stdout.write(json.dumps(report.to_dict(), indent=1) + "\n")
+            return 0
+        from rich.console import Console
+
+        from ..runs.show import show
+
+        show(report, Console())
+        return 0
+
+
+COMMANDS: tuple[type[Command], ...] = (Init, Prune, Evaluate, Compare, Show)
+
+
+def _write_json(event: str, **values: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+
+
+def _set_up_logging(quiet: bool, as_json: bool) -> Console:
+    """Log to stderr.
+
+    Returns:
+        The console of stderr, for progress bars: they and the log must share it.
+    """
+    import logging
+    import warnings
+
+    from rich.console import Console
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
+    if quiet and as_json:
+        raise InputError("--quiet and --json do not go together; give one")
+    console = Console(stderr=True)
+    if quiet:
+        warnings.simplefilter("ignore")
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+        )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+    logging.getLogger("pwoa_plugin").setLevel(logging.ERROR if quiet else logging.INFO)
+    return console
