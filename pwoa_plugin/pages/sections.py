@@ -20,8 +20,8 @@ __all__ = [
     "Part",
     "Plots",
     "Section",
-    "say",
     "markdown_lines",
+    "say",
     "show_sections",
 ]
 
