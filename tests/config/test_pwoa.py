@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.config import ConfigError, HSICConfig, ScheduleConfig
-from pwoa_plugin.errors import InputError
 
 BAD = [
     ({"sparsity": 0.0}, r"sparsity=0.0 is outside \(0, 1\)"),
@@ -113,70 +112,11 @@ def test_json_round_trip(sparsity: float, epochs: int, allocation: str, schedule
     assert (again.admm_epochs, again.gradual_epochs) == (config.admm_epochs, config.gradual_epochs)
 
 
-@pytest.mark.parametrize(
-    ("fields", "admm", "gradual"),
-    [
-        ({"epochs": 12}, 0, 6),
-        ({"epochs": 1}, 0, 0),
-        ({"epochs": 12, "admm": {"epochs": 0}}, 0, 0),  # at once
-        ({"epochs": 12, "admm": {"rho": 0.3}}, 3, 0),  # whoever sets ADMM wants it
-        ({"epochs": 12, "gradual": {"epochs": 0}}, 3, 0),
-        ({"epochs": 12, "gradual": {"epochs": 9}}, 0, 9),
-        ({"epochs": 12, "gradual": {"interval": 5}}, 0, 6),
-        ({"epochs": 12, "admm": {"rho": 0.3}, "gradual": {"interval": 5}}, 3, 6),
-        ({"epochs": 12, "admm": {"epochs": 2}, "gradual": {"epochs": 4}}, 2, 4),
-        ({"epochs": 12, "granularity": "2:4"}, 3, 0),
-        ({"epochs": 2, "granularity": "structured"}, 1, 0),
-    ],
-)
-def test_phases_that_nothing_is_said_of(fields: dict[str, Any], admm: int, gradual: int) -> None:
-    config = PwoAConfig(**({} if fields.get("granularity") == "2:4" else {"sparsity": 0.5}) | fields)
-    assert (config.admm_epochs, config.gradual_epochs) == (admm, gradual)
-
-
 def test_names_may_be_one_string() -> None:
     assert PwoAConfig(sparsity=0.5, exclude="fc").exclude == ("fc",)
     assert PwoAConfig(sparsity=0.5, include=["a", "b"]).include == ("a", "b")
     assert HSICConfig(layers="fc").layers == ("fc",)
     assert HSICConfig(layers="auto").layers == "auto"
-
-
-def test_paper_is_what_was_published() -> None:
-    config = PwoAConfig.paper("mnist", sparsity=0.9375)
-    assert (config.epochs, config.admm_epochs, config.gradual_epochs, config.batch_size) == (150, 50, 0, 128)
-    assert (config.allocation, config.perturbation.kind, config.granularity) == ("uniform", "none", "unstructured")
-    assert (config.distillation.alpha, config.distillation.temperature) == (10, 30)
-    assert config.distillation.feature_weight == 0
-    assert (config.hsic.lambda_x, config.hsic.lambda_y, config.hsic.sigma) == (2e-4, 5e-5, 5)
-    admm = config.admm
-    assert (admm.interval, admm.rho, admm.growth, admm.rho_max, admm.hsic) == (3, 0.01, 1.35, 1.0, False)
-    assert not admm.rescale
-    assert (admm.optimizer.name, admm.optimizer.lr) == ("adam", 5e-4)  # type: ignore[union-attr]
-    assert (admm.schedule.name, admm.schedule.factors) == ("cycle", (1.0, 0.1, 0.01))
-    assert (config.optimizer.name, config.optimizer.lr) == ("adam", 1e-3)
-    assert (config.schedule.name, config.schedule.milestones, config.schedule.gamma) == ("multistep", (75, 90), 0.1)
-
-
-@pytest.mark.parametrize(
-    ("dataset", "lambdas", "alpha"), [("cifar10", (2e-5, 1e-4), 10), ("cifar100", (5e-7, 2e-6), 100)]
-)
-def test_paper_on_cifar(dataset: Any, lambdas: tuple[float, float], alpha: float) -> None:
-    config = PwoAConfig.paper(dataset, sparsity=0.5)
-    assert (config.hsic.lambda_x, config.hsic.lambda_y) == lambdas
-    assert config.distillation.alpha == alpha
-    for optimizer, lr in ((config.admm.optimizer, 0.01), (config.optimizer, 0.005)):
-        assert optimizer is not None
-        assert (optimizer.name, optimizer.lr, optimizer.momentum, optimizer.weight_decay) == ("sgd", lr, 0.9, 1e-4)
-    assert config.schedule.name == "cosine"
-
-
-def test_paper_in_fewer_epochs_cuts_phases_and_milestones_in_proportion() -> None:
-    config = PwoAConfig.paper("mnist", epochs=12, sparsity=0.5)
-    assert (config.epochs, config.admm_epochs, config.admm.interval) == (12, 4, 3)
-    assert config.schedule.milestones == (6, 7)
-    assert PwoAConfig.paper("mnist", sparsity=0.5, seed=3).seed == 3
-    with pytest.raises(ConfigError, match="the paper has mnist, cifar10, cifar100"):
-        PwoAConfig.paper("svhn", sparsity=0.5)  # type: ignore[arg-type]
 
 
 def test_yaml_round_trip(tmp_path: Path) -> None:
@@ -195,41 +135,6 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
     assert config.eps is None
     images = object()
     assert PwoAConfig.from_yaml(tmp_path / "new" / "prune.yaml", train_loader=images).train_loader is images
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("sparsity: [", "line 1: expected"),
-        ("- sparsity", "holds no mapping of fields"),
-        ("", "holds no mapping of fields"),
-        ("1: 2", "holds no mapping of fields"),
-        ("sparsity: 7", "sparsity=7.0 is outside"),
-        ("sparsity: 0.5\nadm:\n  epochs: 1", "adm: unknown key; did you mean admm"),
-        ("sparsity: 0.5\ntrain_loader: 5", "train_loader: a file names its images under data"),
-        ("sparsity: 0.5\nmodel: {arch: 'os:system', checkpoint: x}", "model.arch='os:system' names code"),
-        ("sparsity: " + "5" * 2_000_000, "has 2,000,010 bytes, more than 1,000,000"),
-    ],
-)
-def test_files_that_are_no_config(tmp_path: Path, text: str, said: str) -> None:
-    path = tmp_path / "prune.yaml"
-    path.write_text(text)
-    with pytest.raises(InputError, match=f"^{path}: {said}") as caught:
-        PwoAConfig.from_yaml(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_changes_by_dotted_name(tmp_path: Path) -> None:
-    path = tmp_path / "prune.yaml"
-    path.write_text("sparsity: 0.5\nadmm: {epochs: 2, rho: 0.5}\n")
-    changes = {"admm.epochs": 0, "seed": 7, "admm.optimizer.name": "sgd", "eps": "8/255"}
-    config = PwoAConfig.from_yaml(path, changes=changes)
-    assert (config.admm.epochs, config.admm.rho, config.seed, config.eps) == (0, 0.5, 7, 8 / 255)
-    assert config.admm.optimizer is not None
-    with pytest.raises(ConfigError, match=r"admm\.epoch: unknown key; did you mean epochs"):
-        PwoAConfig.from_yaml(path, changes={"admm.epoch": 0})
-    with pytest.raises(ConfigError, match=r"^.*: seed="):
-        PwoAConfig.from_yaml(path, changes={"seed.x": 0})
 
 
 PRESETS = sorted(Path(str(entry)) for entry in (files("pwoa_plugin") / "configs").iterdir())
