@@ -142,7 +142,7 @@ def test_two_processes_end_with_the_same_weights_and_masks(trained_state: dict[s
     paths = [str(tests), str(tests.parent), os.environ.get("PYTHONPATH", "")]
     done = subprocess.run(
         [sys.executable, tiny_lightning.__file__, tmp_path / "start.pt", tmp_path, "--steps", "18"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         capture_output=True,
         text=True,
         timeout=300,

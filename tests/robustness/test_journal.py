@@ -102,7 +102,6 @@ def test_another_evaluation_leaves_the_state_alone(model: nn.Module, held_out: P
 
 SCRIPT = """
 import sys, torch
-torch.set_num_threads(1)
 from torch import nn
 from pwoa_plugin.robustness import evaluate
 torch.manual_seed(0)

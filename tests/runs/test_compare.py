@@ -110,7 +110,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-40", "PGD-41"]
     assert pwoa(*command, "--out", "whole")[0] == 0
     python = [sys.executable, "-m", "pwoa_plugin", *command, "--out", "killed"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen(python, env=environment)
     while len(list(Path("killed").glob("state/*/*/*.safetensors"))) < 10:  # in the midst of the second model
         assert process.poll() is None
