@@ -108,7 +108,7 @@ torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
 x = torch.rand(20, 1, 8, 8)
 report = evaluate(
-    model, (x, model(x).argmax(1)), eps=0.05, attacks=["PGD-10", "AutoAttack"], batch_size=5,
+    model, (x, model(x).argmax(1)), eps=0.08, attacks=["PGD-10", "AutoAttack"], batch_size=5,
     state=STATE, progress=False, alarms=False,
 )
 report.to_json(REPORT)
