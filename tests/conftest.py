@@ -8,12 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+# One thread a process, so that workers do not wait for each other and sums do not depend on the machine's cores.
+# Set before torch is imported; processes that tests start inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.cli import main
+
+torch.set_num_threads(1)  # in case a pytest plugin has imported torch already
 
 
 class TinyNet(nn.Module):

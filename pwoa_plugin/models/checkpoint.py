@@ -1,16 +1,16 @@
-"""Checkpoints as they are found, fitted to a network by names and shapes. Reading one never runs code from it."""
+"""Checkpoints in the forms that training scripts leave, fitted to a network by names and shapes.
+
+Reading a checkpoint never runs code from it.
+"""
 
 from __future__ import annotations
 
-import difflib
 import logging
 import os
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.resources import as_file, files
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,12 +27,12 @@ __all__ = ["SHIPPED", "Checkpoint", "CheckpointError", "load_checkpoint", "read_
 
 logger = logging.getLogger(__name__)
 
-SHIPPED = {"robust_lenet_mnist": "robust_lenet_mnist.safetensors"}  # by name: file in this folder
+SHIPPED = {"robust_lenet_mnist": "robust_lenet_mnist.safetensors"}  # name: file in this folder
 
 _SAVE = "save model.state_dict() with safetensors.torch.save_file"
 
-# Under these names training scripts put the weights beside epoch, optimizer and so on; the first that is there counts.
-_NESTED = (
+# Keys under which training scripts save the weights, beside epoch, optimizer and so on; the first one present is used.
+_WEIGHT_KEYS = (
     "state_dict",
     "model_state_dict",
     "model",
@@ -48,30 +48,28 @@ _NESTED = (
     "ema",
 )
 
-# Wrappers' own parts of a name, wherever they stand in it.
+# What wrappers add to names, in any place.
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
-# Beginnings of entries that the network does without: TRADES's WideResNet never uses its sub_block1, and auxiliary
-# heads serve training only.
+# Entries that the forward pass never uses: sub_block1 of TRADES's WideResNet, and auxiliary heads for training.
 _UNUSED = ("sub_block1.", "aux1.", "aux2.", "AuxLogits.")
 
-_PLAIN_PICKLE = re.compile(rb"\x80[\x03-\x05]")  # torch writes protocol 2
-
 _NORMALISER = re.compile(r"normali|(^|[._])(mean|std|mu|sigma)$")
-_NARROWED = "pwoa-pruned"  # in the header of what `torch_pruning.save_pruned` writes
-_FEW = 4  # numbers at most in the mean or std of a normaliser: one for each channel
+_MAX_CHANNELS = 4  # a normaliser's mean and std have one number a channel
+_PLAIN_PICKLE = re.compile(rb"\x80[\x03-\x05]")  # torch writes protocol 2
+_NARROWED = "pwoa-pruned"  # in the header of files by `torch_pruning.save_pruned`
 
 
 class CheckpointError(InputError):
-    """A checkpoint that cannot be loaded: one line that says what it is and what to do."""
+    """A checkpoint cannot be loaded; one line says why and what to do."""
 
 
 class Checkpoint(NamedTuple):
-    """What a file holds.
+    """The content of a file.
 
     Attributes:
-        tensors: by name, on the CPU, names and dtypes as in the file.
-        notes: what was passed by to get at them, a sentence each.
+        tensors: by name, on the CPU; names and dtypes are the file's.
+        notes: where in the file they were found, a sentence each.
     """
 
     tensors: dict[str, Tensor]
@@ -79,161 +77,146 @@ class Checkpoint(NamedTuple):
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """The tensors in a checkpoint, by name. Nothing in the file is run.
+    """Read the tensors of a checkpoint. No code in the file is run.
 
     Args:
-        path: a ``.safetensors`` file; or what `torch.save` wrote, in any of its formats, with the state dict alone or
-            below a usual name (``state_dict``, ``model``...); or ``shipped:NAME`` for one in `SHIPPED`. What the file
-            is, its content says, not its name.
+        path: a ``.safetensors`` file; or any format of `torch.save`, with the state dict at the top or under a usual
+            key (``state_dict``, ``model``...); or ``shipped:NAME`` with a name in `SHIPPED`. The file's content
+            decides what it is, not its name.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or something else than a checkpoint of tensors.
+        CheckpointError: the file is missing, damaged, or not a checkpoint of tensors.
     """
-    with _file(path) as file:
-        return Checkpoint(*_state_dict(_loaded(file, os.fspath(path)), os.fspath(path)))
+    name = os.fspath(path)
+    return _find_state_dict(_load(_resolve(name), name), name)
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Load a checkpoint into a network, whatever wrappers it was saved from. The network changes whole or not at all.
+    """Load a checkpoint into a network, whatever wrappers it was saved from. On an error the network is unchanged.
 
-    Prefixes are undone, alone or stacked (``module.``, ``model.``, ``_orig_mod.``...): the one under which most names
-    and shapes fit. Entries outside it, copies of the network (``attacker.model.*``), a normaliser, auxiliary heads and
-    TRADES's ``sub_block1`` are left out; anything else must fit. Missing ``num_batches_tracked`` become 0.
+    A prefix (``module.``, ``model.``, ``_orig_mod.``, also stacked) is removed: the one under which most names and
+    shapes fit. Entries outside it, copies of the network (``attacker.model.*``), a normaliser, auxiliary heads and
+    TRADES's ``sub_block1`` are left out; all other entries must fit. Missing ``num_batches_tracked`` become 0.
 
     Args:
-        model: gets the weights and buffers, cast to its dtypes and devices.
+        model: receives the weights and buffers, cast to its dtypes and devices.
         path: see `read_checkpoint`.
 
     Returns:
-        What was undone, left out or cast, a sentence each; also logged at info, and at warning where a normaliser was
-        left out.
+        What was removed, left out or cast, a sentence each. Each is also logged at info, and an omitted normaliser
+        at warning unless the network has a normalisation of its own (`normalise_inputs`).
 
     Raises:
-        CheckpointError: the file cannot be read (see `read_checkpoint`), does not fit (the first few names and shapes
-            on both sides are listed), or has weights that are not finite.
+        CheckpointError: the file cannot be read (see `read_checkpoint`), does not fit (the message lists the first
+            names and shapes), or has weights that are not finite.
     """
     name = os.fspath(path)
-    found, notes = read_checkpoint(path)
     wanted = model.state_dict()
-    said = list(notes)
-    found = _unwrapped(found, wanted, said)
+    found, first_notes = read_checkpoint(path)
+    notes = list(first_notes)
+    found = _without_wrappers(found, wanted, notes)
     prefix, copies = _prefixes(found, wanted)
     if prefix:
-        said.append(f"took off the prefix {prefix!r}")
-    mine = {key.removeprefix(prefix): value for key, value in found.items() if key.startswith(prefix)}
-    outside = [key for key in found if not key.startswith(prefix)]
-    beside = [prefix + key for key in mine if key not in wanted]
-    unused = {
-        key
-        for key in beside
-        if key.removeprefix(prefix).startswith(_UNUSED) or key.startswith(copies) or _is_normaliser(key, found[key])
-    }
-    counters = {key for key in wanted if key.endswith("num_batches_tracked") and key not in mine}
-    mine.update({key: torch.zeros_like(wanted[key], device="cpu") for key in counters})
-    _check_fit(name, mine, wanted, [key.removeprefix(prefix) for key in beside if key not in unused])
-    state = {key: _cast(name, key, mine[key], wanted[key]) for key in wanted}
+        notes.append(f"took off the prefix {prefix!r}")
+
+    def is_used(key: str) -> bool:
+        own = key.removeprefix(prefix)
+        spare = own.startswith(_UNUSED) or key.startswith(copies) or _is_normaliser(key, found[key])
+        return key.startswith(prefix) and (own in wanted or not spare)
+
+    left_out = [key for key in found if not is_used(key)]
+    ours = {key.removeprefix(prefix): value for key, value in found.items() if key not in left_out}
+    counters = [key for key in wanted if key.endswith("num_batches_tracked") and key not in ours]
+    ours.update({key: torch.zeros_like(wanted[key], device="cpu") for key in counters})
+    _check_fit(name, ours, wanted)
+    state = {key: _cast(name, key, ours[key], wanted[key]) for key in wanted}
     if counters:
-        said.append(f"set {len(counters)} missing num_batches_tracked to 0")
-    casts = Counter((str(mine[key].dtype)[6:], str(state[key].dtype)[6:]) for key in wanted)
-    said += [f"cast {n} tensor{'s' * (n > 1)} from {old} to {new}" for (old, new), n in casts.items() if old != new]
-    left_out = [*outside, *(key for key in beside if key in unused)]
+        notes.append(f"set {len(counters)} missing num_batches_tracked to 0")
+    casts = Counter((str(ours[key].dtype)[6:], str(state[key].dtype)[6:]) for key in wanted)
+    notes += [f"cast {n} tensor{'s' * (n > 1)} from {old} to {new}" for (old, new), n in casts.items() if old != new]
     normaliser = [key for key in left_out if _is_normaliser(key, found[key])]
-    others = [key for key in left_out if key not in normaliser]
-    if others:
-        said.append(f"left out {_few(others)}")
-    for note in said:
+    if others := [key for key in left_out if key not in normaliser]:
+        notes.append(f"left out {_first(others)}")
+    for note in notes:
         logger.info("%s: %s", name, note)
     if normaliser:
-        values = _few([f"{key}={_numbers(found[key])}" for key in normaliser])
-        if normalisation_of(model) is None:
-            said.append(f"left out a normaliser ({values}): give model.mean and model.std, or the network is wrong")
-            logger.warning("%s: %s", name, said[-1])
-        else:
-            said.append(f"left out a normaliser ({values}): model.mean and model.std are given")
-            logger.info("%s: %s", name, said[-1])
+        given = normalisation_of(model) is not None
+        what = "model.mean and model.std are given" if given else "give model.mean and model.std, or logits are wrong"
+        values = _first([f"{key}={tuple(round(n, 4) for n in found[key].flatten().tolist())}" for key in normaliser])
+        notes.append(f"left out a normaliser ({values}): {what}")
+        logger.log(logging.INFO if given else logging.WARNING, "%s: %s", name, notes[-1])
     model.load_state_dict(state)
-    return tuple(said)
+    return tuple(notes)
 
 
-@contextmanager
-def _file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """The file meant, once it is known that it can be read."""
-    name = os.fspath(path)
+def _resolve(name: str) -> Path:
+    """The file that ``name`` stands for."""
     if name.startswith("shipped:"):
-        shipped = name.removeprefix("shipped:")
-        if shipped not in SHIPPED:
-            close = difflib.get_close_matches(shipped, SHIPPED, n=1)
-            cure = f"did you mean shipped:{close[0]}?" if close else f"there is shipped:{', shipped:'.join(SHIPPED)}"
-            raise CheckpointError(f"checkpoint {name!r} is not shipped; {cure}")
-        with as_file(files(__package__) / SHIPPED[shipped]) as file:
-            yield file
-        return
-    file = Path(name).expanduser()
-    if file.is_dir():
-        raise CheckpointError(f"checkpoint {name!r} is a folder; name the file of weights in it")
-    if not file.exists():
-        raise CheckpointError(f"checkpoint {name!r} is missing; give a .safetensors, .pt or .pth file")
-    if not file.is_file():
-        raise CheckpointError(f"checkpoint {name!r} is no regular file; give a .safetensors, .pt or .pth file")
+        file = SHIPPED.get(name.removeprefix("shipped:"))
+        if file is None:
+            raise CheckpointError(f"checkpoint {name!r} is not shipped; there is shipped:{', shipped:'.join(SHIPPED)}")
+        return Path(__file__).with_name(file)
+    path = Path(name).expanduser()
+    if not path.is_file():  # opening a pipe would block
+        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "is missing"
+        raise CheckpointError(f"checkpoint {name!r} {what}; give a .safetensors, .pt or .pth file")
+    return path
+
+
+def _load(file: Path, name: str) -> Any:
     try:
-        file.open("rb").close()
+        with file.open("rb") as stream:
+            head = stream.read(512)
     except OSError as error:
         raise CheckpointError(f"checkpoint {name!r} cannot be read ({error.strerror})") from error
-    yield file
-
-
-def _loaded(file: Path, name: str) -> Any:
-    with file.open("rb") as stream:
-        head = stream.read(512)
+    start = head.lstrip().lower()
     if not head:
         raise CheckpointError(f"checkpoint {name!r} is empty; save or download it again")
-    start = head.lstrip().lower()
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"checkpoint {name!r} is a web page and no weights; download the file itself")
+        raise CheckpointError(f"checkpoint {name!r} is a web page; download the file itself")
     if start.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"checkpoint {name!r} is a Git LFS pointer and no weights; run git lfs pull")
-    if head[8:9] == b"{":
-        try:
-            with safe_open(file, framework="pt") as opened:
-                header = opened.metadata() or {}
-            if _NARROWED in header:
-                raise CheckpointError(
-                    f"checkpoint {name!r} is of a network whose channels were removed; give its run's folder, or "
-                    "load it with pwoa_plugin.torch_pruning.load_pruned"
-                )
-            return load_file(file)
-        except CheckpointError:
-            raise
-        except (SafetensorError, OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                f"checkpoint {name!r} is damaged or no safetensors file ({_one_line(error)}); save or download it again"
-            ) from error
+        raise CheckpointError(f"checkpoint {name!r} is a Git LFS pointer; run git lfs pull")
+    return _load_safetensors(file, name) if head[8:9] == b"{" else _load_pickle(file, name, head)
+
+
+def _load_safetensors(file: Path, name: str) -> dict[str, Tensor]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            header = opened.metadata() or {}
+        tensors = load_file(file)
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"checkpoint {name!r} is damaged or not a safetensors file ({_reason(error)}); save or download it again"
+        ) from error
+    if _NARROWED in header:
+        raise CheckpointError(
+            f"checkpoint {name!r} is of a network whose channels were removed; give its run's folder, or "
+            "load it with pwoa_plugin.torch_pruning.load_pruned"
+        )
+    return tensors
+
+
+def _load_pickle(file: Path, name: str, head: bytes) -> Any:
     try:
         with torch.serialization.safe_globals(_STAND_INS), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; what matters is raised
-            # No mmap: a file that is replaced later would change the weights.
+            warnings.simplefilter("ignore")  # about pickle protocols
+            # No mmap: replacing the file later would change the weights.
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises as many kinds as there are ways to break a file
+    except Exception as error:  # torch raises as many types as there are ways to break a file
         text = str(error)
-        if "TorchScript" in text:
-            raise CheckpointError(
-                f"checkpoint {name!r} is a TorchScript program, which would run code; where you made it, {_SAVE}"
-            ) from error
         blocked = re.search(r"GLOBAL ([\w.]+)", text)
-        if blocked or "Can only" in text or _PLAIN_PICKLE.match(head):
-            what = f" ({blocked[1]})" if blocked else ""
-            raise CheckpointError(
-                f"checkpoint {name!r} holds Python objects{what}, and loading those would run code; "
-                f"where you trust it, load it yourself and {_SAVE}"
-            ) from error
-        raise CheckpointError(
-            f"checkpoint {name!r} is damaged, or no PyTorch or safetensors file ({_one_line(error)}); "
-            "save or download it again"
-        ) from error
+        if "TorchScript" in text:
+            what = f"is a TorchScript program, which would run code; where you made it, {_SAVE}"
+        elif blocked or "Can only" in text or _PLAIN_PICKLE.match(head):
+            objects = f"Python objects ({blocked[1]})" if blocked else "Python objects"
+            what = f"holds {objects}, and loading those would run code; if you trust it, load it yourself and {_SAVE}"
+        else:
+            what = f"is damaged, or not a PyTorch or safetensors file ({_reason(error)}); save or download it again"
+        raise CheckpointError(f"checkpoint {name!r} {what}") from error
 
 
-class _PassedBy:
-    """Stands in for what training scripts leave beside the weights (best accuracy, arguments). It does nothing."""
+class _Ignored:
+    """Stands in for objects that training scripts save beside the weights (best accuracy, arguments)."""
 
     def __init__(self, *args: Any) -> None:
         pass
@@ -242,8 +225,8 @@ class _PassedBy:
         pass
 
 
-_STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
-    type(name, (_PassedBy,), {"__module__": module})
+_STAND_INS: list[Any] = [
+    type(name, (_Ignored,), {"__module__": module})
     for module, name in (
         ("argparse", "Namespace"),
         ("numpy", "dtype"),
@@ -256,57 +239,54 @@ _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [
 ]
 
 
-def _state_dict(loaded: Any, name: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The mapping that holds the tensors, and the way there."""
+def _find_state_dict(loaded: Any, name: str) -> Checkpoint:
+    """The mapping that holds the tensors, which may be nested in others."""
     way: list[str] = []
-    others: list[str] = []
+    unused: list[str] = []
     while True:
         if not isinstance(loaded, Mapping) or len(way) > 4:
             what = f"its {'.'.join(way)}" if way else "it"
-            raise CheckpointError(f"checkpoint {name!r}: {what} is a {type(loaded).__name__}, no state dict; {_SAVE}")
-        nested = [key for key in loaded if isinstance(loaded[key], Mapping) and _tensors_below(loaded[key])]
-        known = [key for key in _NESTED if key in nested]
+            raise CheckpointError(
+                f"checkpoint {name!r}: {what} is a {type(loaded).__name__}, not a state dict; {_SAVE}"
+            )
+        nested = [key for key in loaded if isinstance(loaded[key], Mapping) and _has_tensors(loaded[key])]
+        known = [key for key in _WEIGHT_KEYS if key in nested]
         tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors and not known:
             break
         if not known and len(nested) != 1:
-            keys = _few([str(key) for key in loaded]) if loaded else "nothing"
+            keys = _first([str(key) for key in loaded]) or "nothing"
             raise CheckpointError(f"checkpoint {name!r} holds no state dict but {keys}; {_SAVE}")
         key = known[0] if known else nested[0]
-        others += [repr(".".join([*way, str(other)])) for other in nested if other != key]
+        unused += [repr(".".join([*way, str(other)])) for other in nested if other != key]
         way.append(str(key))
         loaded = loaded[key]
-    also = f"; also there and not used: {_few(others)}" if others else ""
-    return tensors, (f"took the weights from {'.'.join(way)!r}{also}",) if way else ()
+    also = f"; also there and not used: {_first(unused)}" if unused else ""
+    return Checkpoint(tensors, (f"took the weights from {'.'.join(way)!r}{also}",) if way else ())
 
 
-def _tensors_below(value: Mapping[Any, Any], depth: int = 3) -> bool:
-    """Whether there are tensors by name; an optimizer's state has numbers for names."""
+def _has_tensors(value: Mapping[Any, Any], depth: int = 3) -> bool:
+    """Whether there are tensors by name, at any level. An optimizer's state has numbers for names."""
     return any(
         isinstance(key, str)
-        and (isinstance(item, Tensor) or (depth > 0 and isinstance(item, Mapping) and _tensors_below(item, depth - 1)))
+        and (isinstance(item, Tensor) or (depth > 0 and isinstance(item, Mapping) and _has_tensors(item, depth - 1)))
         for key, item in value.items()
     )
 
 
-def _unwrapped(found: dict[str, Tensor], wanted: dict[str, Tensor], said: list[str]) -> dict[str, Tensor]:
-    """Names without the wrappers' parts: ``features.module.0.weight`` is ``features.0.weight``."""
-    ours = {part for key in wanted for part in key.split(".")}
-    parts = _WRAPPERS - ours
-    seen: set[str] = set()
-    result: dict[str, Tensor] = {}
-    for key, value in found.items():
-        split = key.split(".")
-        seen.update(parts.intersection(split))
-        result[".".join(part for part in split if part not in parts)] = value
-    if len(result) < len(found) or not seen:
-        return found  # two names would become one
-    said.append(f"took {' and '.join(repr(f'{part}.') for part in sorted(seen))} off the names")
-    return result
+def _without_wrappers(found: dict[str, Tensor], wanted: dict[str, Tensor], notes: list[str]) -> dict[str, Tensor]:
+    """Rename ``features.module.0.weight`` to ``features.0.weight``, unless the network itself has a ``module``."""
+    parts = _WRAPPERS - {part for key in wanted for part in key.split(".")}
+    present = parts.intersection(part for key in found for part in key.split("."))
+    renamed = {".".join(part for part in key.split(".") if part not in parts): found[key] for key in found}
+    if not present or len(renamed) < len(found):  # where two names become one, both are left as they are
+        return found
+    notes.append(f"took {' and '.join(repr(f'{part}.') for part in sorted(present))} off the names")
+    return renamed
 
 
 def _prefixes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[str, tuple[str, ...]]:
-    """The prefix below which most names, then shapes, are the network's (the shortest of equals), and those equals."""
+    """The prefix under which most names, then most shapes, fit; the shortest of several, and the others of them."""
     names: Counter[str] = Counter()
     shapes: Counter[str] = Counter()
     for key, value in found.items():
@@ -317,8 +297,8 @@ def _prefixes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[str,
                 prefix = "".join(f"{part}." for part in parts[:i])
                 names[prefix] += 1
                 shapes[prefix] += target.shape == value.shape
-    if not names or 2 * max(names.values()) < len(wanted):
-        return "", ()  # another network; its names are best shown as they are
+    if 2 * max(names.values(), default=0) < len(wanted) or not names:
+        return "", ()  # another architecture: the error shows its names unchanged
     most = max((names[prefix], shapes[prefix]) for prefix in names)
     equal = [prefix for prefix in names if (names[prefix], shapes[prefix]) == most]
     best, *copies = sorted(equal, key=lambda prefix: (len(prefix), prefix))
@@ -326,23 +306,24 @@ def _prefixes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[str,
 
 
 def _is_normaliser(key: str, value: Tensor) -> bool:
-    return value.numel() <= _FEW and bool(_NORMALISER.search(key))
+    return value.numel() <= _MAX_CHANNELS and bool(_NORMALISER.search(key))
 
 
-def _check_fit(name: str, mine: dict[str, Tensor], wanted: dict[str, Tensor], unexpected: list[str]) -> None:
-    missing = [f"{key} {tuple(wanted[key].shape)}" for key in wanted if key not in mine]
-    other = [
-        f"{key} is {tuple(mine[key].shape)} in the file and {tuple(wanted[key].shape)} in the network"
-        for key in wanted
-        if key in mine and mine[key].shape != wanted[key].shape
-    ]
-    surplus = [f"{key} {tuple(mine[key].shape)}" for key in unexpected]
-    said = [f"{len(other)} of another shape ({_few(other)})"] if other else []
-    said += [f"{len(missing)} missing in the file ({_few(missing)})"] if missing else []
-    said += [f"{len(surplus)} that the network has not ({_few(surplus)})"] if surplus else []
-    if said:
+def _check_fit(name: str, ours: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    ours_shapes, shapes = ({key: tuple(value.shape) for key, value in state.items()} for state in (ours, wanted))
+    problems = {
+        "of another shape": [
+            f"{key} is {ours_shapes[key]} in the file and {shape} in the network"
+            for key, shape in shapes.items()
+            if ours_shapes.get(key, shape) != shape
+        ],
+        "missing in the file": [f"{key} {shape}" for key, shape in shapes.items() if key not in ours],
+        "not in the network": [f"{key} {shape}" for key, shape in ours_shapes.items() if key not in wanted],
+    }
+    found = [f"{len(entries)} {what} ({_first(entries)})" for what, entries in problems.items() if entries]
+    if found:
         raise CheckpointError(
-            f"checkpoint {name!r} does not fit the network: {'; '.join(said)}; "
+            f"checkpoint {name!r} does not fit the network: {'; '.join(found)}; "
             "give the model.arch and model.num_classes that it was saved from"
         )
 
@@ -350,8 +331,8 @@ def _check_fit(name: str, mine: dict[str, Tensor], wanted: dict[str, Tensor], un
 def _cast(name: str, key: str, value: Tensor, target: Tensor) -> Tensor:
     if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized or value.is_complex():
         raise CheckpointError(
-            f"checkpoint {name!r}: {key} is a {value.layout} tensor of {value.dtype} on {value.device}, "
-            "and real dense weights are needed"
+            f"checkpoint {name!r}: {key} is a {value.layout} tensor of {value.dtype} on {value.device}; "
+            "weights must be real and dense"
         )
     cast = value.to(target.dtype)
     if cast.is_floating_point() and (wrong := int((~cast.isfinite()).sum())):
@@ -359,15 +340,12 @@ def _cast(name: str, key: str, value: Tensor, target: Tensor) -> Tensor:
     return cast
 
 
-def _few(names: list[str], most: int = 3) -> str:
+def _first(names: list[str], most: int = 3) -> str:
     rest = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + rest
 
 
-def _numbers(value: Tensor) -> str:
-    return "(" + ", ".join(f"{number:.4g}" for number in value.flatten().tolist()) + ")"
-
-
-def _one_line(error: Exception) -> str:
+def _reason(error: Exception) -> str:
+    """The first sentence of an error, or its type where that says nothing (``Weights only load failed``)."""
     first = one_line(error).split(". ")[0]
     return first[:160] if " " in first and not first.startswith("Weights only") else type(error).__name__

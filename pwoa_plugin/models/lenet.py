@@ -37,8 +37,8 @@ class LeNet(nn.Module):
 class LeNet3(LeNet):
     """PwoA's network for MNIST: 32 and 64 filters, linear layers 3136-1024-10; 3,274,634 weights and biases.
 
-    Names and shapes are those of the authors' code, whose checkpoints load. It returns logits, and theirs their
-    log-softmax, which every loss and attack here takes for the same.
+    Names and shapes are those of the authors' code, so their checkpoints load. Theirs returns the logits' log-softmax,
+    for which every loss and attack here gives the same result.
     """
 
     filters = (32, 64)

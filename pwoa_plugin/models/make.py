@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 import os
@@ -13,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from .._text import named
+from .._text import did_you_mean, named
 from ..errors import InputError
 from .lenet import LeNet, LeNet3
 from .normalisation import normalise_inputs
@@ -23,7 +22,7 @@ from .wide_resnet import wrn_34_10
 
 __all__ = ["ARCHITECTURES", "load_architecture", "make_model"]
 
-# name: (num_classes, in_channels) -> network
+# by name: a function from (num_classes, in_channels) to a network
 ARCHITECTURES: dict[str, Callable[[int, int], nn.Module]] = {
     "lenet": LeNet,
     "lenet3": LeNet3,
@@ -44,13 +43,13 @@ def make_model(
     """A network by its name, with random weights, on the CPU.
 
     Args:
-        arch: a name in `ARCHITECTURES`, or one of torchvision's classifiers, as ``resnet50``.
-        num_classes: logits.
+        arch: a name in `ARCHITECTURES`, or a torchvision classifier, as ``resnet50``.
+        num_classes: number of logits.
         in_channels: channels of an image; torchvision's networks take 3.
-        mean, std: by channel, where the network was trained on normalised images; see `normalise_inputs`.
+        mean, std: by channel, if the network was trained on normalised images; see `normalise_inputs`.
 
     Raises:
-        ValueError: the name is unknown, or the network cannot be made for so many channels or classes.
+        InputError: the name is unknown, or the network cannot take images of ``in_channels`` channels.
     """
     if arch in ARCHITECTURES:
         model = ARCHITECTURES[arch](num_classes, in_channels)
@@ -66,12 +65,11 @@ def _with_normalisation(
         return model
     if mean is None or std is None:
         raise InputError("model.mean and model.std go together; give both or neither")
-    for name, values in (("mean", mean), ("std", std)):
-        if len(values) != in_channels:
-            raise InputError(
-                f"model.{name}={tuple(values)}: {len(values)} numbers for images of {in_channels} channels; "
-                "give one for each channel"
-            )
+    if not len(mean) == len(std) == in_channels:
+        raise InputError(
+            f"model.mean={tuple(mean)}, model.std={tuple(std)}: images have {in_channels} channels; "
+            "give one number for each channel"
+        )
     return normalise_inputs(model, mean, std)
 
 
@@ -80,11 +78,8 @@ def _from_torchvision(arch: str, num_classes: int, in_channels: int) -> nn.Modul
 
     known = models.list_models(module=models)
     if arch not in known:
-        close = difflib.get_close_matches(arch.lower(), [*ARCHITECTURES, *known], n=3)
-        cure = f"did you mean {' or '.join(close)}?" if close else "see torchvision.models.list_models()"
-        raise InputError(
-            f"model.arch={arch!r} is unknown; use {', '.join(ARCHITECTURES)} or a torchvision name; {cure}"
-        )
+        cure = did_you_mean(arch, [*ARCHITECTURES, *known], "see torchvision.models.list_models()", most=3)
+        raise InputError(f"model.arch={arch!r} is unknown; use {', '.join(ARCHITECTURES)} or a torchvision name{cure}")
     if in_channels != 3:
         raise InputError(f"model.arch={arch!r} takes images of 3 channels, and these have {in_channels}")
     options: dict[str, Any] = {}
@@ -102,22 +97,22 @@ def load_architecture(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> nn.Module:
-    """A network of the user's own, made by the code that ``spec`` names. This runs that code.
+    """A network made by your own code, which ``spec`` names. This runs that code.
 
     Args:
-        spec: ``package.module:function``, or a class in place of the function. The current directory can be imported
-            from while it loads. What the function has a parameter for among ``num_classes`` and ``in_channels`` it is
-            called with; other parameters must have defaults.
-        num_classes: logits; None: the function's own default.
+        spec: ``package.module:function``, or a class instead of the function. Imports also look in the current
+            directory. The function receives ``num_classes`` and ``in_channels`` if it has parameters of these names;
+            its other parameters must have defaults.
+        num_classes: number of logits; None: the function's own default.
         in_channels: channels of an image.
         mean, std: see `make_model`.
 
     Raises:
-        ValueError: there is no such module or function, it fails, or what it returns is no network.
+        InputError: there is no such module or function, it fails, or it does not return a network.
     """
     module_name, _, path = spec.partition(":")
     if not module_name or not path:
-        raise InputError(f"arch={spec!r} is no package.module:function, as mynets.small:SmallNet")
+        raise InputError(f"arch={spec!r}: give package.module:function, as mynets.small:SmallNet")
     with _current_directory():
         try:
             found: Any = importlib.import_module(module_name)
@@ -125,14 +120,10 @@ def load_architecture(
             raise InputError(f"arch={spec!r}: importing {module_name} fails ({named(error)})") from error
         for name in path.split("."):
             if not hasattr(found, name):
-                close = difflib.get_close_matches(name, dir(found), n=1)
-                cure = f"did you mean {close[0]}?" if close else "check its name"
-                raise InputError(f"arch={spec!r}: {module_name} has no {path}; {cure}")
+                raise InputError(f"arch={spec!r}: {module_name} has no {path}{did_you_mean(name, dir(found))}")
             found = getattr(found, name)
-        if not callable(found):
-            raise InputError(f"arch={spec!r}: {path} is a {type(found).__name__}; name a function or a class")
         try:
-            model = found(**_taken(found, num_classes, in_channels))
+            model = found(**_accepted(found, num_classes=num_classes, in_channels=in_channels))
         except Exception as error:
             raise InputError(f"arch={spec!r}: calling {path} fails ({named(error)})") from error
     if not isinstance(model, nn.Module):
@@ -140,18 +131,14 @@ def load_architecture(
     return _with_normalisation(model, in_channels, mean, std)
 
 
-def _taken(function: Callable[..., Any], num_classes: int | None, in_channels: int) -> dict[str, int]:
-    """What the function has parameters for."""
+def _accepted(function: Callable[..., Any], **offered: int | None) -> dict[str, int]:
+    """The offered arguments that the function can take by keyword."""
     try:
         parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):  # no Python signature
+    except ValueError:  # a function of an extension, without a signature
         return {}
-    offered = {"in_channels": in_channels} | ({} if num_classes is None else {"num_classes": num_classes})
-    return {
-        name: value
-        for name, value in offered.items()
-        if name in parameters and parameters[name].kind is not inspect.Parameter.POSITIONAL_ONLY
-    }
+    by_keyword = {name for name, each in parameters.items() if each.kind is not each.POSITIONAL_ONLY}
+    return {name: value for name, value in offered.items() if name in by_keyword and value is not None}
 
 
 @contextmanager

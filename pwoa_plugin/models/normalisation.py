@@ -1,4 +1,4 @@
-"""Normalisation by mean and std inside a network, under the names it had."""
+"""Normalisation by mean and std inside a network, whose parameter names stay the same."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ __all__ = ["Normalisation", "normalisation_of", "normalise_inputs"]
 class Normalisation:
     """A forward pre-hook: ``(x - mean) / std`` by channel.
 
-    As a hook it adds no parameter, buffer or module, so that a checkpoint's names stay as they are. `copy.deepcopy`
-    of the network copies it with the network.
+    A hook adds no parameter, buffer or module, so the names in checkpoints stay the same. `copy.deepcopy` of the
+    network copies the hook, too.
 
     Args:
         mean: by channel, in pixel units.
@@ -32,7 +32,7 @@ class Normalisation:
         x, *rest = inputs
         where = (x.device, x.dtype)
         if where not in self._tensors:
-            with torch.inference_mode(False):  # what is kept must serve later calls that need gradients
+            with torch.inference_mode(False):  # later calls may need gradients
                 self._tensors[where] = (
                     torch.tensor(self.mean, device=x.device, dtype=x.dtype).view(-1, 1, 1),
                     torch.tensor(self.std, device=x.device, dtype=x.dtype).view(-1, 1, 1),
@@ -47,25 +47,23 @@ class Normalisation:
 def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
     """Put ``(x - mean) / std`` before a network that was trained on normalised images.
 
-    Then the network takes images in [0, 1], and ``eps`` stays in pixel units. It happens where the network is called
-    (``model(x)``), not in ``model.forward(x)``.
+    The network then takes images in [0, 1], and ``eps`` stays in pixel units. Only ``model(x)`` normalises;
+    ``model.forward(x)`` does not.
 
     Returns:
         ``model`` itself.
 
     Raises:
-        ValueError: ``mean`` and ``std`` differ in length, or a ``std`` is not positive.
+        InputError: a ``std`` is not positive.
     """
-    if len(mean) != len(std) or not mean:
-        raise InputError(f"model.mean has {len(mean)} numbers and model.std {len(std)}; give one for each channel")
     if not all(value > 0 for value in std):
         raise InputError(f"model.std={tuple(std)} is not positive; give the standard deviation of each channel")
-    # First of all, so that other hooks see what the network's layers see.
+    # Prepended, so that other hooks see the same input as the layers.
     model.register_forward_pre_hook(Normalisation(mean, std), prepend=True)
     return model
 
 
 def normalisation_of(model: nn.Module) -> Normalisation | None:
-    """The normalisation that `normalise_inputs` put there, if it did."""
+    """The normalisation that `normalise_inputs` added, or None."""
     hooks = model._forward_pre_hooks.values()
     return next((hook for hook in hooks if isinstance(hook, Normalisation)), None)

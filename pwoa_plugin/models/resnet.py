@@ -31,7 +31,7 @@ class BasicBlock(nn.Module):
 class ResNetCIFAR(nn.Module):
     """ResNet of basic blocks with a 3x3 stem and no pooling before the blocks (He et al. 2016, arXiv 1512.03385).
 
-    The layout and the names that robust checkpoints for CIFAR are published in (``pytorch-cifar``, TRADES): ``conv1``,
+    Layout and names are those of published robust checkpoints for CIFAR (``pytorch-cifar``, TRADES): ``conv1``,
     ``bn1``, ``layer1.0.shortcut.0``, ``linear``.
 
     Takes images ``(N, in_channels, 32, 32)`` in [0, 1] and returns logits ``(N, num_classes)``.

@@ -9,14 +9,14 @@ __all__ = ["VGGCIFAR", "vgg16_cifar"]
 
 
 class VGGCIFAR(nn.Module):
-    """VGG with batch norm and one linear layer (Simonyan and Zisserman 2015, arXiv 1409.1556; as ``pytorch-cifar``).
+    """VGG with batch norm and one linear layer (Simonyan and Zisserman 2015, arXiv 1409.1556), as in ``pytorch-cifar``.
 
     ``features`` holds convolution, batch norm, ReLU and pooling in turn, ``classifier`` the linear layer.
 
     Args:
         stages: channels of the 3x3 convolutions of each stage; each stage ends in pooling by 2.
-        num_classes: logits.
-        in_channels: of the images ``(N, in_channels, 32, 32)`` in [0, 1].
+        num_classes: number of logits.
+        in_channels: channels of the images ``(N, in_channels, 32, 32)`` in [0, 1].
     """
 
     def __init__(self, stages: tuple[tuple[int, ...], ...], num_classes: int = 10, in_channels: int = 3) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,50 +27,37 @@ class WideBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out = F.relu(self.bn1(x))
-        kept = x if self.convShortcut is None else self.convShortcut(out)
+        shortcut = x if self.convShortcut is None else self.convShortcut(out)
         out = self.conv2(F.relu(self.bn2(self.conv1(out))))
-        total: Tensor = kept + out
+        total: Tensor = shortcut + out
         return total
 
 
-class WideStage(nn.Module):
-    """Blocks of one width; the first may halve the image."""
-
-    def __init__(self, blocks: int, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        rest = [WideBlock(channels, channels, 1) for _ in range(blocks - 1)]
-        self.layer = nn.Sequential(WideBlock(in_channels, channels, stride), *rest)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layer(x)
-        return out
-
-
 class WideResNet(nn.Module):
-    """WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146) with the names of TRADES's code.
+    """WideResNet (Zagoruyko and Komodakis 2016, arXiv 1605.07146) with the parameter names of TRADES's code.
 
-    TRADES and PwoA also build a ``sub_block1`` that their forward pass never uses; it is not built here, and left
-    out when one of their checkpoints is loaded.
+    TRADES and PwoA also build a ``sub_block1`` that their forward pass never uses. It is not built here, and
+    `load_checkpoint` leaves it out.
 
     Args:
         depth: convolutions and linear layers, 6n + 4.
         width: factor of the stages' 16, 32 and 64 channels.
-        num_classes: logits.
-        in_channels: of the images ``(N, in_channels, 32, 32)`` in [0, 1].
+        num_classes: number of logits.
+        in_channels: channels of the images ``(N, in_channels, 32, 32)`` in [0, 1].
 
     Raises:
-        ValueError: ``depth`` is not 6n + 4.
+        InputError: ``depth`` is not 6n + 4.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:
         super().__init__()
         blocks, rest = divmod(depth - 4, 6)
         if blocks < 1 or rest:
-            raise InputError(f"depth={depth} is no WideResNet's; give 6n + 4, as 28 or 34")
+            raise InputError(f"depth={depth} is not 6n + 4; give 28 or 34, say")
         self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.block1 = WideStage(blocks, 16, 16 * width, 1)
-        self.block2 = WideStage(blocks, 16 * width, 32 * width, 2)
-        self.block3 = WideStage(blocks, 32 * width, 64 * width, 2)
+        self.block1 = _stage(blocks, 16, 16 * width, 1)
+        self.block2 = _stage(blocks, 16 * width, 32 * width, 2)
+        self.block3 = _stage(blocks, 32 * width, 64 * width, 2)
         self.bn1 = nn.BatchNorm2d(64 * width)
         self.fc = nn.Linear(64 * width, num_classes)
 
@@ -77,6 +66,12 @@ class WideResNet(nn.Module):
         x = F.adaptive_avg_pool2d(F.relu(self.bn1(x)), 1)
         logits: Tensor = self.fc(x.flatten(1))
         return logits
+
+
+def _stage(blocks: int, in_channels: int, channels: int, stride: int) -> nn.Sequential:
+    rest = [WideBlock(channels, channels, 1) for _ in range(blocks - 1)]
+    layer = nn.Sequential(WideBlock(in_channels, channels, stride), *rest)
+    return nn.Sequential(OrderedDict(layer=layer))  # TRADES's names: block1.layer.0.conv1
 
 
 def wrn_34_10(num_classes: int = 10, in_channels: int = 3) -> WideResNet:

@@ -1,13 +1,8 @@
 """Data sets in torchvision's own file formats, written by the tests: noise that is brighter where its class is.
 
 torchvision reads CIFAR only where the files have the published MD5 sums, since they are pickles and unpickling can run
-code. The package keeps that check. Tests tell torchvision the sums of what they wrote: in this process with the
-fixture `known_cifar`, and in another with `python_knowing_cifar`, which runs a module after telling it the sums::
-
-    write_cifar10(root)
-    subprocess.run([*python_knowing_cifar(root), "-m", "pwoa_plugin", "prune", ...])
-
-MNIST's extracted files have no such check.
+code. The package keeps that check. The fixture `known_cifar` gives torchvision the sums of what a test wrote. MNIST's
+extracted files have no such check.
 """
 
 from __future__ import annotations
@@ -15,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
-import runpy
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -107,18 +100,3 @@ def cifar_sums(root: str | os.PathLike[str]) -> Iterator[tuple[Any, str, Any]]:
                 names = [name for name, _ in getattr(reader, attribute)]
                 yield reader, attribute, [[name, summed(folder / name)] for name in names]
             yield reader, "meta", reader.meta | {"md5": summed(folder / reader.meta["filename"])}
-
-
-def python_knowing_cifar(root: str | os.PathLike[str]) -> list[str]:
-    """A Python that takes the CIFAR files below ``root`` for the published ones, up to ``-m MODULE ARGUMENTS``."""
-    return [sys.executable, os.path.abspath(__file__), os.fspath(root)]
-
-
-if __name__ == "__main__":  # ROOT -m MODULE ARGUMENTS
-    _, _root, _flag, _module, *_arguments = sys.argv
-    assert _flag == "-m"
-    for _reader, _attribute, _value in cifar_sums(_root):
-        setattr(_reader, _attribute, _value)
-    sys.path[0] = os.getcwd()  # as python -m has it
-    sys.argv = [_module, *_arguments]
-    runpy.run_module(_module, run_name="__main__", alter_sys=True)

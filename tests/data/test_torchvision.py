@@ -6,8 +6,6 @@ import hashlib
 import http.server
 import os
 import pickle
-import subprocess
-import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -16,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from data.files import python_knowing_cifar, write_cifar10, write_cifar100, write_mnist
+from data.files import write_cifar10, write_cifar100, write_mnist
 
 from pwoa_plugin.config import DataConfig
 from pwoa_plugin.data import DataError, data_set, load_test, load_training
@@ -185,17 +183,3 @@ def test_labels_must_go_with_the_images(tmp_path: Path) -> None:
     name = "MNIST/raw/train-labels-idx1-ubyte"
     (tmp_path / name).write_bytes((tmp_path / "other" / name).read_bytes())
     assert "(60, 1, 28, 28) images and 50 labels" in refusal(name="mnist", root=str(tmp_path))
-
-
-def test_another_process_can_be_told_the_sums(tmp_path: Path) -> None:
-    write_cifar10(tmp_path)
-    (tmp_path / "reads.py").write_text(
-        "import sys\n"
-        "from pwoa_plugin.config import DataConfig\n"
-        "from pwoa_plugin.data import load_test\n"
-        "print(__name__, len(load_test(DataConfig(name='cifar10', root=sys.argv[1], download=False))[0]))\n"
-    )
-    command = [*python_knowing_cifar(tmp_path), "-m", "reads", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["__main__", "30"]

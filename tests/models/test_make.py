@@ -23,7 +23,7 @@ def test_networks_give_logits(arch: str, classes: int, channels: int, size: int)
     assert model(torch.rand(2, channels, size, size)).shape == (2, classes)
 
 
-def test_torchvision_networks_come_by_name_without_auxiliary_heads() -> None:
+def test_torchvision_networks_load_by_name_without_auxiliary_heads() -> None:
     model = make_model("mobilenet_v3_small", num_classes=5).eval()
     assert model(torch.rand(1, 3, 32, 32)).shape == (1, 5)
     with torch.device("meta"):
@@ -40,7 +40,7 @@ def test_torchvision_networks_come_by_name_without_auxiliary_heads() -> None:
         ("qqq", r"lenet, lenet3, .*list_models"),
     ],
 )
-def test_unknown_network_is_told_in_a_line(arch: str, cure: str) -> None:
+def test_an_unknown_network_gives_a_one_line_error(arch: str, cure: str) -> None:
     with pytest.raises(ValueError, match=cure) as error:
         make_model(arch, num_classes=10)
     assert "\n" not in str(error.value)
@@ -51,7 +51,7 @@ def test_torchvision_takes_three_channels() -> None:
         make_model("resnet18", num_classes=10, in_channels=1)
 
 
-def test_every_name_is_a_config_s() -> None:
+def test_the_architectures_of_a_config() -> None:
     assert set(ARCHITECTURES) == {"lenet", "lenet3", "resnet18-cifar", "vgg16-cifar", "wrn-34-10"}
 
 
@@ -87,8 +87,8 @@ def test_normalisation_is_copied_with_the_network_and_follows_dtype() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "said"),
     [
-        ((0.5,), (0.2,), r"model\.mean=\(0\.5,\): 1 numbers for images of 3 channels"),
-        ((0.5,) * 3, (0.2,) * 2, r"model\.std=.*2 numbers for images of 3"),
+        ((0.5,), (0.2,), r"model\.mean=\(0\.5,\), .*images have 3 channels; give one number for each"),
+        ((0.5,) * 3, (0.2,) * 2, r"model\.std=\(0\.2, 0\.2\): images have 3 channels"),
         ((0.5,) * 3, None, "model.mean and model.std go together"),
         ((0.5,) * 3, (0.2, 0.0, 0.2), r"model\.std=.* is not positive"),
     ],
@@ -124,7 +124,7 @@ def nets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtur
     return module
 
 
-def test_own_architectures_load_from_the_current_directory(nets: str) -> None:
+def test_your_own_architectures_load_from_the_current_directory(nets: str) -> None:
     import sys
 
     before = list(sys.path)
@@ -141,18 +141,18 @@ def test_own_architectures_load_from_the_current_directory(nets: str) -> None:
 @pytest.mark.parametrize(
     ("spec", "said"),
     [
-        ("{}", "is no package.module:function"),
-        (":Net", "is no package.module:function"),
+        ("{}", "give package.module:function"),
+        (":Net", "give package.module:function"),
         ("{}_missing:Net", "importing .*_missing fails .ModuleNotFoundError: No module named"),
         ("{}_broken:Net", "importing .*_broken fails .ModuleNotFoundError: No module named 'surely_not_there'"),
         ("{}:Nett", "has no Nett; did you mean Net"),
-        ("{}:constant", "constant is a int; name a function or a class"),
+        ("{}:constant", "calling constant fails .TypeError: 3 is not a callable object"),
         ("{}:wrong", "wrong returns a int; it must return a torch.nn.Module"),
         ("{}:failing", "calling failing fails .RuntimeError: two lines"),
         ("{}:needing", "calling needing fails .TypeError: .*width"),
     ],
 )
-def test_wrong_architectures_are_told_in_a_line(nets: str, spec: str, said: str) -> None:
+def test_wrong_architectures_give_a_one_line_error(nets: str, spec: str, said: str) -> None:
     with pytest.raises(ValueError, match=said) as error:
         load_architecture(spec.format(nets), num_classes=10)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""RobustBench's zoo: its own code, and weights placed where it looks for them."""
+"""RobustBench's own code, with weights put where it looks for them."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ def test_specs(source: str, expected: tuple[str, str, str]) -> None:
     assert robustbench_spec(source, dataset="cifar100", threat="L2") == expected
 
 
-def test_a_folder_of_images_is_taken_for_imagenet() -> None:
+def test_a_folder_of_images_means_imagenet() -> None:
     assert robustbench_spec("robustbench:A", dataset="folder")[0] == "imagenet"
-    with pytest.raises(ValueError, match="'mnist-sample' is no data set of RobustBench's; give robustbench:DATASET/"):
+    with pytest.raises(ValueError, match="RobustBench has no data set 'mnist-sample'; give robustbench:DATASET/"):
         robustbench_spec("robustbench:A", dataset="mnist-sample")
 
 
@@ -68,8 +68,8 @@ def test_a_folder_of_images_is_taken_for_imagenet() -> None:
     [
         ("robustbench:", "give robustbench:NAME or"),
         ("robustbench:cifar10/A", "give robustbench:NAME or"),
-        ("robustbench:mnist/Linf/A", "'mnist' is no data set of RobustBench's"),
-        ("robustbench:cifar10/L1/A", "'L1' is no threat model of RobustBench's"),
+        ("robustbench:mnist/Linf/A", "RobustBench has no data set 'mnist'"),
+        ("robustbench:cifar10/L1/A", "RobustBench has no threat model 'L1'"),
     ],
 )
 def test_a_malformed_spec_is_refused(source: str, said: str) -> None:
@@ -78,8 +78,9 @@ def test_a_malformed_spec_is_refused(source: str, said: str) -> None:
 
 
 def test_without_robustbench_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = importlib.util.find_spec
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "robustbench" else real(name))
+    monkeypatch.setitem(sys.modules, "robustbench", None)  # importing it fails
+    for name in ("robustbench.utils", "robustbench.model_zoo"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(ModuleNotFoundError, match=r'needs RobustBench; pip install "pwoa-plugin\[robustbench\]"'):
         load_robustbench("robustbench:A")
 
@@ -111,7 +112,7 @@ def test_it_imports_after_a_plain_install_and_nothing_is_left_patched() -> None:
 
 
 @needs_robustbench
-def test_the_zoo_loads_the_weights_that_lie_in_the_cache(placed: Path) -> None:
+def test_the_zoo_loads_the_weights_in_the_cache(placed: Path) -> None:
     model = load_robustbench(f"robustbench:{NAME}")
     assert not model.training
     state = torch.load(placed, weights_only=True)
@@ -156,7 +157,7 @@ def test_a_file_that_holds_code_or_other_weights_is_refused(placed: Path) -> Non
     with pytest.raises(CheckpointError, match="do not fit RobustBench's network"):
         load_robustbench(f"robustbench:{NAME}")
     placed.write_text("<!doctype html><p>quota exceeded")
-    with pytest.raises(CheckpointError, match="is a web page and no weights"):
+    with pytest.raises(CheckpointError, match="is a web page; download the file itself"):
         load_robustbench(f"robustbench:{NAME}")
 
 

@@ -47,5 +47,5 @@ def test_forward_is_the_equations() -> None:
 
 
 def test_depth_must_be_a_wide_resnet_s() -> None:
-    with pytest.raises(ValueError, match="depth=30 is no WideResNet's; give 6n"):
+    with pytest.raises(ValueError, match=r"depth=30 is not 6n \+ 4; give 28 or 34"):
         WideResNet(30, 2)

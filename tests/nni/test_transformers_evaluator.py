@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification
 
+import pwoa_plugin
 from pwoa_plugin import PwoADistiller, PwoAPruner, TransformersEvaluator
 
 PRUNED = [
@@ -152,7 +152,8 @@ def test_what_nni_could_not_rebuild_is_refused(tmp_path: Path) -> None:
     assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
 
 
-def test_without_transformers_an_error_names_the_extra() -> None:
-    code = "import sys; sys.modules['transformers'] = None; import pwoa_plugin; pwoa_plugin.TransformersEvaluator"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert 'pip install "pwoa-plugin[transformers]"' in done.stderr.splitlines()[-1]
+def test_without_transformers_an_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)  # importing it fails
+    monkeypatch.delitem(sys.modules, "pwoa_plugin.nni.evaluators.transformers")
+    with pytest.raises(ModuleNotFoundError, match=r'pip install "pwoa-plugin\[transformers\]"'):
+        _ = pwoa_plugin.TransformersEvaluator

@@ -13,11 +13,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 Masks = dict[str, dict[str, Tensor]]
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def nontrivial() -> Callable[..., nn.Module]:
     def make(model: nn.Module, seed: int = 0) -> nn.Module:

@@ -15,11 +15,6 @@ from torch.nn import functional as F
 EPS = 0.1
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture(scope="session")
 def eps() -> float:
     return EPS

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import runpy
 import signal
-import subprocess
-import sys
 import textwrap
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from torch import Tensor, nn
@@ -101,45 +101,45 @@ def test_another_evaluation_leaves_the_state_alone(model: nn.Module, held_out: P
 
 
 SCRIPT = """
-import sys, torch
-torch.set_num_threads(1)
+import torch
 from torch import nn
 from pwoa_plugin.robustness import evaluate
 torch.manual_seed(0)
 model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5))
 x = torch.rand(20, 1, 8, 8)
 report = evaluate(
-    model, (x, model(x).argmax(1)), eps=0.05, attacks=["PGD-10", "AutoAttack"], batch_size=5,
-    state=sys.argv[1], progress=False, alarms=False,
+    model, (x, model(x).argmax(1)), eps=0.08, attacks=["PGD-10", "AutoAttack"], batch_size=5,
+    state=STATE, progress=False, alarms=False,
 )
-report.to_json(sys.argv[2])
+report.to_json(REPORT)
 """
 
 
 def test_killed_again_and_again_it_ends_with_the_same_numbers(tmp_path: Path) -> None:
     script = tmp_path / "judge.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
 
-    def start(name: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(script), str(tmp_path / f"{name}-state"), str(tmp_path / f"{name}.json")]
-        return subprocess.Popen(command, env=environment)
+    def start(name: str) -> BaseProcess:
+        folders = {"STATE": str(tmp_path / f"{name}-state"), "REPORT": str(tmp_path / f"{name}.json")}
+        return processes.start(runpy.run_path, str(script), folders)
 
-    assert start("whole").wait() == 0
+    whole_run = start("whole")
+    whole_run.join()
+    assert whole_run.exitcode == 0
     n_steps = len(list((tmp_path / "whole-state").rglob("*.safetensors")))
     killed = 0
     while True:
         process = start("killed")
         done = len(list((tmp_path / "killed-state").rglob("*.safetensors")))
-        while process.poll() is None:  # after a few more steps, in the middle of one
+        while process.is_alive():  # after a few more steps, in the middle of one
             if len(list((tmp_path / "killed-state").rglob("*.safetensors"))) >= done + n_steps // 3 and killed < 2:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 killed += 1
-                process.wait()
+                process.join()
             time.sleep(0.001)
-        if process.returncode == 0:
+        if process.exitcode == 0:
             break
-        assert process.returncode == -signal.SIGKILL
+        assert process.exitcode == -signal.SIGKILL
     assert killed >= 2
     whole, again = (Report.from_json(tmp_path / f"{name}.json") for name in ("whole", "killed"))
     assert 0 < whole.worst_case.n_robust < 20

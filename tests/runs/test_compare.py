@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from pwoa_plugin.cli import main
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.robustness import Comparison
 from pwoa_plugin.runs.compare import ComparisonFolder
@@ -109,14 +108,13 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     command = ["compare", "dense.safetensors", "pruned.pt", "--arch", "lenet", "--data", "mnist-sample", "--eps", "0.3"]
     command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-40", "PGD-41"]
     assert pwoa(*command, "--out", "whole")[0] == 0
-    python = [sys.executable, "-m", "pwoa_plugin", *command, "--out", "killed"]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(python, env=environment)
+    process = processes.start(main, [*command, "--out", "killed"])
     while len(list(Path("killed").glob("state/*/*/*.safetensors"))) < 10:  # in the midst of the second model
-        assert process.poll() is None
+        assert process.is_alive()
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not Path("killed/comparison.json").exists()
     status, _, err = pwoa(*command, "--out", "killed", "--seed", 1)
     assert status == 2

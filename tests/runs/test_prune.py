@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 import os
 import random
 import resource
@@ -12,9 +11,11 @@ import signal
 import subprocess
 import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -43,17 +44,9 @@ def same_end(a: Path, b: Path) -> None:
     assert figures(a) == figures(b)
 
 
-def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(
-    config: PwoAConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["pwoa_plugin.runs.prune"])  # torch is imported once for all of them
-
-    def start(out: Path) -> Any:
-        process = context.Process(target=prune, args=(config, out), kwargs={"resume": True, "save_every": 0.0})
-        process.start()
-        return process
+def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(config: PwoAConfig, tmp_path: Path) -> None:
+    def start(out: Path) -> BaseProcess:
+        return processes.start(prune, config, out, resume=True, save_every=0.0)
 
     def finish(out: Path) -> float:
         started = time.perf_counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,14 +34,6 @@ class SmallNet(nn.Module):
         x = F.relu(x + self.conv2(x))
         x = self.bn2(torch.cat([x, F.relu(self.conv3(x))], 1))
         return self.fc2(F.relu(self.fc1(F.max_pool2d(x, 2).flatten(1))))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
