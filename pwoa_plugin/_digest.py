@@ -1,4 +1,4 @@
-"""Digests that tell networks and images apart."""
+"""Digests that identify networks and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["digest_of", "digest_of_tensors"]
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a network's names and values."""
+    """SHA-256 of a network's state: names, dtypes, shapes and values."""
     return digest_of_tensors(**model.state_dict())
 
 

@@ -1,4 +1,4 @@
-"""Training and eval mode, given back."""
+"""Training and eval mode of submodules."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["modes_kept", "train_mode"]
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Every submodule has the mode (``training``) afterwards that it had before, errors included."""
+    """Restore every submodule's mode (``training``) on leaving, also after an error."""
     modes = {module: module.training for module in model.modules()}
     try:
         yield
@@ -23,7 +23,7 @@ def modes_kept(model: nn.Module) -> Iterator[None]:
 
 
 def train_mode(model: nn.Module) -> None:
-    """``model.train()``, but that BatchNorm stays in eval mode where it is frozen: in eval mode, its parameters too."""
+    """``model.train()``, except for frozen BatchNorm: in eval mode, with parameters that need no gradient."""
     frozen = [module for module in model.modules() if isinstance(module, _BatchNorm) and _is_frozen(module)]
     model.train()
     for module in frozen:

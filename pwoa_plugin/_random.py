@@ -1,4 +1,4 @@
-"""Global random state, seeded for a while and given back."""
+"""Global random state: seeded for a while, saved, restored."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ _SEED_LIMIT = 2**32  # numpy's global generator takes no more than 32 bits
 
 
 def check_seed(seed: int) -> int:
-    """The seed itself, once it is known to suit every generator that `seeded` seeds.
+    """The seed, checked for every generator that `seeded` seeds.
 
     Raises:
-        ValueError: ``seed`` is no integer in [0, 2**32).
+        ValueError: ``seed`` is not an integer in [0, 2**32).
     """
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEED_LIMIT:
-        raise InputError(f"seed={seed!r} does not seed numpy; give an integer from 0 to {_SEED_LIMIT - 1}")
+        raise InputError(f"seed={seed!r} cannot seed numpy; give an integer from 0 to {_SEED_LIMIT - 1}")
     return int(seed)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (CPU and every CUDA device), numpy and `random`; put all states back on leaving.
+    """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving, also after an error.
 
-    The states come back when the body raises, too. Also works as a decorator.
+    Also works as a decorator.
 
     Args:
         seed: integer in [0, 2**32), numpy's limit.
 
     Raises:
-        ValueError: ``seed`` is no such integer; no state has been touched then.
+        ValueError: ``seed`` is out of that range; no state has changed.
     """
     seed = check_seed(seed)
     before = random_state()
@@ -52,7 +52,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def random_state() -> dict[str, torch.Tensor]:
-    """The state of every global generator that `seeded` seeds, as tensors on the CPU, which files can hold."""
+    """The state of every global generator that `seeded` seeds, as CPU tensors, to be saved in a file."""
     state = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state |= {f"cuda.{i}": saved for i, saved in enumerate(torch.cuda.get_rng_state_all())}
@@ -67,7 +67,7 @@ def random_state() -> dict[str, torch.Tensor]:
 
 
 def set_random_state(state: Mapping[str, torch.Tensor]) -> None:
-    """Put back what `random_state` gave; GPUs that are not here are left out."""
+    """Restore what `random_state` returned; GPUs that are not here are skipped."""
     torch.set_rng_state(state["torch"])
     for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
         if f"cuda.{i}" in state:

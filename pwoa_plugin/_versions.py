@@ -1,4 +1,4 @@
-"""Versions of what a result depends on."""
+"""Versions of the packages that a result depends on."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _PACKAGES = {
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of Python and of the packages that bear on a result; those not installed are left out."""
+    """Versions of Python and of the packages that a result depends on; missing packages are left out."""
     import torch
 
     versions = {"python": platform.python_version()}

@@ -19,10 +19,10 @@ __all__ = ["JSONProgress", "PlainProgress", "ProgressBar", "default_progress"]
 
 
 def default_progress(console: Console | None = None) -> Callback:
-    """A bar where stderr is a terminal or a notebook, plain lines where it is a file or a pipe.
+    """A bar if stderr is a terminal or a notebook, plain lines if it is a file or a pipe.
 
     Args:
-        console: for the bar; shared with what else writes to the terminal, so that the bar stays below it.
+        console: of the bar. Share it with everything that writes to the terminal, so that the bar stays below.
     """
     console = console or Console(stderr=True)
     return ProgressBar(console) if console.is_terminal or console.is_jupyter else PlainProgress()
@@ -36,10 +36,10 @@ def _figures(status: Status) -> str:
 
 
 class ProgressBar(Callback):
-    """On a terminal: phase, epoch, a bar and the time left; below it terms of the loss, ADMM's residual, images/s.
+    """Phase, epoch, a bar and the time left; below, the terms of the loss, ADMM's residual and images/s.
 
     Args:
-        console: where to; stderr unless given.
+        console: where to write. Default: stderr.
     """
 
     def __init__(self, console: Console | None = None) -> None:
@@ -73,10 +73,10 @@ class ProgressBar(Callback):
 
 
 class PlainProgress(Callback):
-    """A line at every epoch's end, and every half minute within a long one.
+    """A line at the end of every epoch, and every half minute within a long epoch.
 
     Args:
-        file: where to; stderr unless given.
+        file: where to write. Default: stderr.
         every: seconds between two lines within an epoch.
     """
 
@@ -108,10 +108,10 @@ class PlainProgress(Callback):
 
 
 class JSONProgress(Callback):
-    """A JSON line for every report and every epoch: `Status`, field by field, epochs from 1, and ``seconds_left``.
+    """A JSON line for every report and every epoch: the fields of `Status`, epochs from 1, and ``seconds_left``.
 
     Args:
-        file: where to. When its reader goes away, nothing more is written, and the run goes on.
+        file: where to write. Once its reader has gone away, nothing more is written; the run continues.
     """
 
     def __init__(self, file: TextIO) -> None:

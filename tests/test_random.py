@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pwoa_plugin._random import seeded
+from pwoa_plugin._random import random_state, seeded, set_random_state
 
 
 def draws() -> tuple[float, float, float]:
@@ -47,3 +47,14 @@ def test_a_seed_that_numpy_cannot_take_is_refused_before_anything_is_seeded(seed
     with pytest.raises(ValueError, match=r"^seed=.*give an integer"), seeded(seed):  # type: ignore[arg-type]
         pass
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_saved_state_is_restored() -> None:
+    with seeded(1):
+        random.gauss(0, 1)  # leaves a second number for the next call
+        np.random.normal()
+        state = random_state()
+        expected = draws(), random.gauss(0, 1), float(np.random.normal())
+        draws()
+        set_random_state({name: tensor.clone() for name, tensor in state.items()})
+        assert (draws(), random.gauss(0, 1), float(np.random.normal())) == expected

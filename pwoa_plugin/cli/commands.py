@@ -31,6 +31,9 @@ JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON l
 _PROTOCOL = "quick, paper, standard or a YAML file"
 _SAMPLE = "number of test images, drawn by class; 0: all"
 
+#: How to judge: options that Python's functions know by the same names.
+_HOW = ("attacks", "norm", "eps", "sample", "seed", "batch_size", "device", "mean", "std", "curve", "curve_attack")
+
 
 class Command(ABC):
     """A command. The fields are its arguments and options; the docstring of the class is its help."""
@@ -210,6 +213,10 @@ class _Judging(Command):
     def _shows_progress(self) -> bool:
         return not self.quiet and not self.json
 
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given, as keywords of `judge` and `judge_networks`."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
     def _judge_together(self, networks: Sequence[str], protocol: str | None) -> int:
         if self.curve_attack and not self.curve:
             raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
@@ -219,25 +226,10 @@ class _Judging(Command):
         folder, comparison = judge_networks(
             networks,
             self.out or default_out(networks),
-            arch=self.arch or (),
-            data=self.data,
-            data_root=self.data_root,
-            download=not self.no_download,
-            image_size=self.image_size,
-            channels=self.channels,
             protocol=protocol,
-            attacks=self.attacks,
-            norm=self.norm,
-            eps=self.eps,
-            sample=self.sample,
-            seed=self.seed,
-            batch_size=self.batch_size,
-            device=self.device,
-            mean=self.mean,
-            std=self.std,
-            curve=self.curve or (),
-            curve_attack=self.curve_attack or "PGD-20",
+            download=not self.no_download,
             progress=self._shows_progress,
+            **self._given("arch", "data", "data_root", "image_size", "channels", *_HOW),
         )
         if self.json:
             _write_json("compared", folder=str(folder), **comparison.to_dict())
@@ -283,19 +275,12 @@ class Evaluate(_Judging):
             raise InputError(f"--arch {' '.join(self.arch)}: a run has one network; give one")
         reports = judge(
             self.network,
-            eps=self.eps,
-            protocol=self.protocol,
-            norm=self.norm,
-            attacks=self.attacks,
-            images=self.sample,
-            batch_size=self.batch_size,
-            seed=self.seed,
             dense=self.dense,
             arch=self.arch[0] if self.arch else None,
-            data_root=self.data_root,
             download=not self.no_download,
-            device=self.device,
             progress=self._shows_progress,
+            images=self.sample,
+            **self._given("data_root", "protocol", *(name for name in _HOW if name != "sample")),
         )
         for name, report in reports.items():
             if self.json:

@@ -15,7 +15,7 @@ def draw_crops_and_flips(images: int, generator: torch.Generator) -> tuple[Tenso
     """Where to crop and whether to flip.
 
     Returns:
-        ``(corners, flips)``: int64 ``(images, 2)``, row and column from 0 to 8; bool ``(images,)``, true for half.
+        ``(corners, flips)``: int64 ``(images, 2)``, row and column from 0 to 8; bool ``(images,)``, half of them true.
     """
     corners = torch.randint(0, 2 * PADDING + 1, (images, 2), generator=generator)
     flips = torch.rand(images, generator=generator) < 0.5
@@ -23,7 +23,7 @@ def draw_crops_and_flips(images: int, generator: torch.Generator) -> tuple[Tenso
 
 
 def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 black pixels, cut each image out at its corner, and mirror it where told.
+    """Pad by 4 black pixels, crop each image at its corner, and mirror it where ``flips`` is true.
 
     Args:
         x: ``(N, C, H, W)``, any dtype.
@@ -31,7 +31,7 @@ def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
         flips: ``(N,)`` bool; on any device.
 
     Returns:
-        A new tensor, shape and dtype of ``x``.
+        A new tensor with the shape and dtype of ``x``.
     """
     corners, flips = corners.to(x.device), flips.to(x.device)
     height, width = x.shape[2:]

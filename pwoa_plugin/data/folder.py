@@ -14,26 +14,26 @@ from .images import DataError, ImageSet
 
 __all__ = ["Folder"]
 
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's of 8 bits or less
+_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's modes of 8 bits or less
+_LAYOUT = "the images are train/CLASS/*.png and test/CLASS/*.png"
 
 
 class Folder(ImageSet):
     """``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val/CLASS/*`` where there is no ``test``.
 
-    Classes are numbered in the order of their names in ``train``. An image's shorter side is resized to
-    ``image_size``, the middle square is cut out, and its colours become grey or the other way round as ``channels``
-    has it.
+    Classes are numbered in the order of their names in ``train``. The shorter side of an image is resized to
+    ``image_size``, the middle square is cut out, and the colours are converted to ``channels``.
     """
 
     @classmethod
     def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
-        assert config.image_size is not None  # the config has seen to it
+        assert config.image_size is not None  # checked by the config
         return len(_class_names(config)), (config.channels, config.image_size, config.image_size)
 
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         from torchvision.datasets import ImageFolder
 
-        place, classes = _place(config, train=train), _class_names(config)
+        place, classes = _find_split(config, train=train), _class_names(config)
         self._channels, self._size, _ = self.describe(config)[1]
         self._root, self.workers = config.root, config.workers
         try:
@@ -41,10 +41,10 @@ class Folder(ImageSet):
         except FileNotFoundError as error:
             said = one_line(error).rstrip(".")
             raise DataError(f"data.root={config.root!r}: {said}; put images there or delete the folder") from error
-        strange = [name for name in found.classes if name not in classes]
-        if strange:
+        unknown = [name for name in found.classes if name not in classes]
+        if unknown:
             raise DataError(
-                f"data.root={config.root!r}: {place} has a class {strange[0]!r} that train has not; "
+                f"data.root={config.root!r}: {place} has a class {unknown[0]!r} that train has not; "
                 "name the folders of both alike"
             )
         number = torch.tensor([classes.index(name) for name in found.classes])
@@ -52,9 +52,9 @@ class Folder(ImageSet):
         self._paths = [path for path, _ in found.samples]
 
     def read(self, index: Tensor) -> Tensor:
-        return torch.stack([self._decoded(self._paths[i]) for i in index.tolist()])
+        return torch.stack([self._decode(self._paths[i]) for i in index.tolist()])
 
-    def _decoded(self, path: str) -> Tensor:
+    def _decode(self, path: str) -> Tensor:
         from PIL import Image
         from torchvision.transforms import functional as transforms
 
@@ -66,33 +66,30 @@ class Folder(ImageSet):
                     image = transforms.center_crop(transforms.resize(image, self._size), [self._size] * 2)
                     pixels: Tensor = transforms.pil_to_tensor(image)
                     return pixels
-        except Exception as error:  # PIL raises what it likes on a damaged file
-            said = one_line(error)
+        except Exception as error:  # a damaged file makes PIL raise errors of many types
             raise DataError(
-                f"data.root={self._root!r}: {path} cannot be decoded ({said}); mend or delete it"
+                f"data.root={self._root!r}: {path} cannot be decoded ({one_line(error)}); mend or delete it"
             ) from error
         raise DataError(
             f"data.root={self._root!r}: {path} has pixels of more than 8 bits (mode {mode}); convert it to 8 bits"
         )
 
 
-def _place(config: DataConfig, *, train: bool) -> Path:
+def _find_split(config: DataConfig, *, train: bool) -> Path:
     root = Path(config.root).expanduser()
-    field = f"data.root={config.root!r}"
     if not root.is_dir():
-        raise DataError(f"{field}: there is no such folder; it holds train/CLASS/*.png and test/CLASS/*.png")
-    for name in ("train",) if train else ("test", "val"):
+        raise DataError(f"data.root={config.root!r}: there is no such folder; {_LAYOUT}")
+    names = ("train",) if train else ("test", "val")
+    for name in names:
         if (root / name).is_dir():
             return root / name
-    if train:
-        raise DataError(f"{field}: there is no folder train in it; it holds train/CLASS/*.png and test/CLASS/*.png")
-    raise DataError(f"{field}: there is no folder test or val in it; it holds train/CLASS/*.png and test/CLASS/*.png")
+    raise DataError(f"data.root={config.root!r}: there is no folder {' or '.join(names)} in it; {_LAYOUT}")
 
 
 def _class_names(config: DataConfig) -> list[str]:
     root = Path(config.root).expanduser()
     only_test = not (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
-    place = _place(config, train=not only_test)
+    place = _find_split(config, train=not only_test)
     names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
     if len(names) < 2:
         raise DataError(

@@ -1,4 +1,4 @@
-"""What every data set here is: labels, and images that can be read by index."""
+"""The form of every data set: labels, and images that are read by index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["DataError", "ImageSet", "InMemory"]
 
 
 class DataError(InputError):
-    """Images that cannot be had: one line that names the field, its value and the cure."""
+    """Images that cannot be read: one line that names the field, its value and the cure."""
 
 
 class ImageSet(ABC):
@@ -22,8 +22,8 @@ class ImageSet(ABC):
 
     Attributes:
         labels: ``(N,)`` int64, from 0 to classes - 1.
-        workers: processes that `read`; 0 is this one.
-        augmented: whether training images are cropped and flipped unless the config says otherwise.
+        workers: the number of processes that `read`; 0: this process reads.
+        augmented: whether training images are cropped and flipped by default.
     """
 
     augmented: ClassVar[bool] = False
@@ -44,7 +44,7 @@ class ImageSet(ABC):
 
 
 class InMemory(ImageSet):
-    """Images of one size, all in memory, a byte a value."""
+    """Images of one size, all in memory, one byte per value."""
 
     classes: ClassVar[int]
     shape: ClassVar[tuple[int, int, int]]
@@ -59,7 +59,7 @@ class InMemory(ImageSet):
         """All images, ``(N, C, H, W)`` uint8, and labels, ``(N,)``.
 
         Raises:
-            DataError: they cannot be had.
+            DataError: they cannot be read.
         """
 
     def __init__(self, config: DataConfig, *, train: bool) -> None:

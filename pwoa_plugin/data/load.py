@@ -1,11 +1,11 @@
-"""The images that a config names, as batches to train and validate with, and as tensors to be judged by."""
+"""The images that a config names: batches to train and validate with, tensors to judge with."""
 
 from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,18 +27,17 @@ def data_set(config: DataConfig) -> type[ImageSet]:
 
 
 class Loader:
-    """Batches of images, read again at every epoch.
+    """Batches of images, read again in every epoch.
 
-    A shuffled epoch takes one number from torch's global generator when it begins, and its order, crops and flips
-    follow from that: the same global state there gives the same batches, whatever else draws in between, and with any
-    number of workers. An epoch in fixed order without augmentation draws nothing.
+    A shuffled or augmented epoch draws one number from torch's global generator when it begins; its order, crops and
+    flips follow from that. So the same global state gives the same batches, whatever else draws in between and with
+    any number of workers. Other epochs draw nothing.
 
     Args:
         images: where the images are read.
-        index: ``(N,)``, the positions of those to give.
-        batch_size: images in a batch; the last has what is left.
-        shuffle: a new order in each epoch, whose last batch is dropped if it has one image only: batch norm cannot
-            train on it.
+        index: ``(N,)``, positions of the images to use.
+        batch_size: images in a batch; the last batch has the rest.
+        shuffle: a new order in each epoch. A last batch of one image is dropped: batch norm cannot train on it.
         augment: random crop after padding by 4, and horizontal flip.
     """
 
@@ -50,7 +49,7 @@ class Loader:
 
     @property
     def images(self) -> int:
-        """How many images there are to draw from."""
+        """The number of images to draw from."""
         return len(self._index)
 
     def __len__(self) -> int:
@@ -62,10 +61,10 @@ class Loader:
         return self.batches_from(0)
 
     def batches_from(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """An epoch from batch ``start`` on; those before it are not read. Draws as a whole epoch does.
+        """An epoch from batch ``start`` on; earlier batches are not read. Draws as a whole epoch does.
 
         Returns:
-            Of ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
+            Iterator of ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
         """
         generator = torch.Generator()
         if self._shuffle or self._augment:
@@ -73,36 +72,30 @@ class Loader:
         index = self._index
         if self._shuffle:
             index = index[torch.randperm(len(index), generator=generator)]
-        change: Callable[[int, Tensor], Tensor] | None = None
+        changes = None
         if self._augment:
-            corners, flips = (drawn.split(self._batch_size) for drawn in draw_crops_and_flips(len(index), generator))
+            corners, flips = draw_crops_and_flips(len(index), generator)
+            changes = list(zip(corners.split(self._batch_size), flips.split(self._batch_size), strict=True))[start:]
+        return self._make_batches(list(index.split(self._batch_size)[start : len(self)]), changes)
 
-            def change(batch: int, x: Tensor) -> Tensor:
-                return crop_and_flip(x, corners[batch], flips[batch])
-
-        return self._give(list(index.split(self._batch_size)[: len(self)]), start, change)
-
-    def _give(
-        self, batches: list[Tensor], start: int, change: Callable[[int, Tensor], Tensor] | None
+    def _make_batches(
+        self, batches: list[Tensor], changes: list[tuple[Tensor, Tensor]] | None
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        rest = batches[start:]
-        for number, (index, x) in enumerate(zip(rest, self._read(rest), strict=True), start):
-            if change is not None:
-                x = change(number, x)
+        for number, (index, x) in enumerate(zip(batches, self._read(batches), strict=True)):
+            if changes is not None:
+                x = crop_and_flip(x, *changes[number])
             yield x.float().div_(255), self._images.labels[index]
 
     def _read(self, batches: list[Tensor]) -> Iterator[Tensor]:
         if self._images.workers == 0:
             yield from map(self._images.read, batches)
             return
-        # Its own generator, since a DataLoader otherwise seeds its workers from the global one.
         reading = DataLoader(
-            _Reading(self._images, batches),
+            _BatchReader(self._images, batches),
             batch_size=None,
             num_workers=min(self._images.workers, len(batches)),
-            collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_the_run,
-            generator=torch.Generator(),
+            worker_init_fn=_ignore_signals,
+            generator=torch.Generator(),  # or the global one would be drawn from, to seed the workers
         )
         for x in reading:
             if isinstance(x, DataError):
@@ -110,8 +103,8 @@ class Loader:
             yield x
 
 
-class _Reading(Dataset[Tensor | DataError]):
-    """What a worker does: read a batch."""
+class _BatchReader(Dataset[Tensor | DataError]):
+    """Reads a batch, in a worker."""
 
     def __init__(self, images: ImageSet, batches: list[Tensor]) -> None:
         self._images, self._batches = images, batches
@@ -122,18 +115,14 @@ class _Reading(Dataset[Tensor | DataError]):
     def __getitem__(self, number: int) -> Tensor | DataError:
         try:
             return self._images.read(self._batches[number])
-        except DataError as error:  # raised in a worker, it would come back as a page of traceback
+        except DataError as error:  # raised in a worker, it would arrive as a page of traceback
             return DataError(str(error))
 
 
-def _leave_signals_to_the_run(worker: int) -> None:
-    """Ctrl-C and SIGTERM reach the whole process group; the run stops in order, and its workers with it."""
+def _ignore_signals(worker: int) -> None:
+    """Ctrl-C and SIGTERM reach the whole process group; the run itself stops, and its workers with it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _as_it_is(x: Any) -> Any:
-    return x
 
 
 class TrainingData(NamedTuple):
@@ -141,7 +130,7 @@ class TrainingData(NamedTuple):
 
     Attributes:
         train: shuffled batches ``(x, y)``.
-        validation: batches in fixed order, not augmented; None where none are held out.
+        validation: batches in fixed order, not augmented; None if no images are held out.
         classes: number of classes.
         shape: ``(C, H, W)`` of an image.
     """
@@ -153,16 +142,16 @@ class TrainingData(NamedTuple):
 
 
 def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
-    """The training images, and those held out of them to judge an epoch by.
+    """The training images, and those held out of them for validation.
 
-    ``images`` are drawn by class first, and the ``validation`` share is cut out of them: ``images`` counts both.
+    ``images`` are drawn by class first; the ``validation`` share is taken out of them, so ``images`` counts both.
 
     Args:
         config: names the data.
-        batch_size: of both loaders, 2 or more.
+        batch_size: of both loaders, at least 2.
 
     Raises:
-        DataError: the images cannot be had, are fewer than ``images``, or leave fewer than 2 to train on.
+        DataError: the images cannot be read, are fewer than ``images``, or leave fewer than 2 to train on.
     """
     if batch_size < 2:
         raise DataError(f"batch_size={batch_size}: HSIC and batch norm need 2 images or more in a batch")
@@ -192,16 +181,16 @@ def load_test(
 
     Args:
         config: names the data.
-        images: how many, drawn by class, in the order of the draw; None: all, in the data's own order. Four bytes a
-            value: 10,000 images of 3x224x224 are 6 GB.
-        at_most: so many, or all where there are fewer; in place of ``images``.
+        images: how many, drawn by class, in the order of the draw; None: all, in the data's own order. A value takes
+            four bytes: 10,000 images of 3x224x224 are 6 GB.
+        at_most: in place of ``images``: this many, or all if there are fewer.
         seed: of the draw.
 
     Returns:
         ``(x, y)``: ``(N, C, H, W)`` float32 in [0, 1] and ``(N,)`` int64.
 
     Raises:
-        DataError: the images cannot be had, or are fewer than ``images``.
+        DataError: the images cannot be read, or are fewer than ``images``.
     """
     source = data_set(config)(config, train=False)
     there = len(source.labels)
@@ -212,7 +201,7 @@ def load_test(
     index = torch.arange(there) if images is None else stratified_order(source.labels, seed)[:images]
     x = torch.empty(len(index), *source.describe(config)[1])
     done = 0
-    for batch, _ in Loader(source, index, batch_size=256):
+    for batch, _ in Loader(source, index, batch_size=256):  # batches in place: the images are in memory once
         x[done : done + len(batch)] = batch
         done += len(batch)
     return x, source.labels[index]

@@ -1,4 +1,4 @@
-"""Draws that keep the shares of the classes."""
+"""Stratified draws."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ __all__ = ["stratified_order"]
 
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order, every beginning of which has the classes nearly in their shares.
+    """A random order in which the first n images, for every n, have nearly the class shares of all.
 
     Args:
         labels: ``(N,)`` of integers.
-        seed: integer in [0, 2**32). The same seed gives the same order with every version and on every machine.
+        seed: integer in [0, 2**32). The same seed gives the same order with every numpy, on every machine.
 
     Returns:
         ``(N,)`` int64, a permutation.
@@ -22,7 +22,7 @@ def stratified_order(labels: Tensor, seed: int) -> Tensor:
     # RandomState's stream is frozen by numpy.
     order = np.random.RandomState(seed).permutation(len(labels))
     of_order = labels.numpy()[order]
-    place = np.empty(len(labels))  # of each image among its class's, from 0 to 1
+    place = np.empty(len(labels))  # of each image within its class, from 0 to 1
     for label in np.unique(of_order):
         (of_class,) = np.nonzero(of_order == label)
         place[of_class] = (np.arange(len(of_class)) + 0.5) / len(of_class)

@@ -1,13 +1,12 @@
 """MNIST and CIFAR as torchvision downloads and reads them.
 
-CIFAR's files are pickles, and unpickling can run code. torchvision unpickles only what has the MD5 sum of the published
-files, so its own classes read them here, sums and all.
+CIFAR's files are pickles, and unpickling can run code. torchvision unpickles only files with the published MD5 sums, so
+its own classes read them here.
 """
 
 from __future__ import annotations
 
 import errno
-from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._text import one_line
+from .._text import named
 from .config import DataConfig
 from .images import DataError, InMemory
 
@@ -25,55 +24,45 @@ __all__ = ["CIFAR10", "CIFAR100", "MNIST"]
 class _Torchvision(InMemory):
     folder: ClassVar[str]  # below root, where torchvision has the files
 
-    @staticmethod
-    @abstractmethod
-    def reader() -> Any:
-        """torchvision's class."""
-
     @classmethod
     def raw(cls, config: DataConfig, *, train: bool) -> Any:
-        """torchvision's data set."""
+        """torchvision's data set of the same name."""
+        from torchvision import datasets
+
+        reader = getattr(datasets, cls.__name__)
         root = Path(config.root).expanduser()
         where, field = root / cls.folder, f"data.root={config.root!r}"
         if root.exists() and not root.is_dir():
             raise DataError(f"{field} is a file; name a folder")
         try:
-            return cls.reader()(root, train=train, download=False)
+            return reader(root, train=train, download=False)
         except Exception as error:  # as many kinds as there are ways to break a file
-            if not str(error).startswith("Dataset not found"):  # what torchvision says where a download would help
+            if not str(error).startswith("Dataset not found"):  # torchvision's words where a download would help
                 raise DataError(
-                    f"{field}: the files in {where} cannot be read ({_one_line(error)}); delete them and run again"
+                    f"{field}: the files in {where} cannot be read ({named(error)}); delete them and run again"
                 ) from error
             if not config.download:
-                what = "damaged files, or not all of them, are in" if where.is_dir() else "there is no"
+                what = "damaged or missing files in" if where.is_dir() else "there is no"
                 raise DataError(
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"
                 ) from error
         try:
-            return cls.reader()(root, train=train, download=True)
+            return reader(root, train=train, download=True)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
-                raise DataError(
-                    f"{field}: cannot write to {where} ({_one_line(error)}); name another folder"
-                ) from error
+                raise DataError(f"{field}: cannot write to {where} ({named(error)}); name another folder") from error
             raise DataError(
-                f"{field}: downloading to {where} fails ({_one_line(error)}); "
+                f"{field}: downloading to {where} fails ({named(error)}); "
                 "run again, or put torchvision's files there from a machine with a network"
             ) from error
 
 
 class MNIST(_Torchvision):
-    """MNIST: 60,000 and 10,000 grey 28x28 digits."""
+    """MNIST: 60,000 training and 10,000 test images, 28x28 grey digits."""
 
     classes = 10
     shape = (1, 28, 28)
     folder = "MNIST/raw"
-
-    @staticmethod
-    def reader() -> Any:
-        from torchvision.datasets import MNIST as Reader  # noqa: N811
-
-        return Reader
 
     @classmethod
     def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
@@ -82,18 +71,12 @@ class MNIST(_Torchvision):
 
 
 class CIFAR10(_Torchvision):
-    """CIFAR-10: 50,000 and 10,000 colour 32x32 images."""
+    """CIFAR-10: 50,000 training and 10,000 test images, 32x32 in colour."""
 
     augmented = True
     classes = 10
     shape = (3, 32, 32)
     folder = "cifar-10-batches-py"
-
-    @staticmethod
-    def reader() -> Any:
-        from torchvision.datasets import CIFAR10 as Reader  # noqa: N811
-
-        return Reader
 
     @classmethod
     def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
@@ -106,13 +89,3 @@ class CIFAR100(CIFAR10):
 
     classes = 100
     folder = "cifar-100-python"
-
-    @staticmethod
-    def reader() -> Any:
-        from torchvision.datasets import CIFAR100 as Reader  # noqa: N811
-
-        return Reader
-
-
-def _one_line(error: Exception) -> str:
-    return one_line(error) or type(error).__name__
