@@ -373,7 +373,7 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     from rich.console import Console
 
-    from .runs.show import show
+    from .runs.rendering import show
 
     show(report, Console())
     return 0

@@ -33,7 +33,7 @@ from .files import write_report
 from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
-from .state_file import StateFileError, read_state
+from .state_file import read_state
 
 __all__ = ["prune"]
 
@@ -236,7 +236,7 @@ def _last_good_state(folder: RunFolder) -> Snapshot | None:
         try:
             state = read_state(path)
             Status(**state.facts["status"])
-        except (StateFileError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError) as error:
             _logger.warning("%s; trying the one before", error)
             reasons.append(str(error))
             continue
