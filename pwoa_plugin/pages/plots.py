@@ -34,7 +34,7 @@ LINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.6}
 
 @dataclass(frozen=True)
 class Palette:
-    """Colours as matplotlib takes them: of text and axes, of what is in the background, and of the series."""
+    """matplotlib colours of text and axes, of lines in the background, and of the series."""
 
     ink: str
     muted: str
@@ -42,7 +42,7 @@ class Palette:
 
 
 _PNG = Palette("#1c2024", "#8a929a", ("#1f66a8", "#c2570c", "#1b7f4b", "#7b4ab5", "#a8326e", "#6b6f12"))
-# Stand-ins that the SVG's text is searched for: the page says what they look like, light and dark.
+# Placeholders, replaced in the SVG by variables that the page defines for its light and its dark scheme.
 _PAGE = Palette("#010101", "#010102", tuple(f"#0102{i:02x}" for i in range(6)))
 _PAGE_COLOURS = {
     _PAGE.ink: "currentColor",
@@ -56,9 +56,9 @@ class SVGPlot:
     """A plot for an HTML page.
 
     Attributes:
-        name: of the plot; no other on a page has it.
+        name: of the plot, unique on a page.
         title: a few words.
-        description: what is to be seen, for who cannot see it; where there is no plot, why.
+        description: what the plot shows, for those who cannot see it; without a plot, why there is none.
         svg: an ``<svg>`` element, or empty.
     """
 
@@ -68,16 +68,15 @@ class SVGPlot:
     svg: str
 
 
-# What a plot gives: the figure and what is to be seen on it, or no figure and why.
+#: A figure and its description, or None and why there is no figure.
 Drawn = tuple[Any, str]
 
-
-# Title of a plot, and what draws it in the colours given.
+#: A plot's title, and the function that draws it in given colours.
 Drawing = tuple[str, Callable[[Palette], Drawn]]
 
 
 def svg_plots(drawings: Mapping[str, Drawing]) -> dict[str, SVGPlot]:
-    """All plots by name. The same drawings give the same text."""
+    """All plots by name. Equal drawings give equal text."""
     plots = {}
     for name, (title, draw) in drawings.items():
         with _style(name):
@@ -87,11 +86,11 @@ def svg_plots(drawings: Mapping[str, Drawing]) -> dict[str, SVGPlot]:
 
 
 def write_plots(drawings: Mapping[str, Drawing], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write a PNG file for each plot that there is data for; files are replaced whole or not at all.
+    """Write a PNG file for each plot that has data; files are replaced whole or not at all.
 
     Args:
-        drawings: by name, which is the file's.
-        folder: of the files; made where it is missing.
+        drawings: by name, which is the file's name, too.
+        folder: of the files; it is made if it is missing.
 
     Returns:
         The files.
@@ -115,7 +114,7 @@ def _style(name: str) -> Iterator[None]:
     import matplotlib as mpl
 
     with mpl.rc_context():
-        mpl.rcdefaults()  # what a user has set is not what the page was looked at with
+        mpl.rcdefaults()  # a user's own settings would change the page
         mpl.rcParams.update(
             {
                 "svg.hashsalt": name,
@@ -137,7 +136,7 @@ def _svg(figure: Any, name: str) -> str:
     figure.savefig(buffer, format="svg", transparent=True, metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
-    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)  # the page has it, for plots only
+    text = re.sub(r"<style.*?</style>", "", text, count=1, flags=re.DOTALL)  # the page has its own
     text = re.sub(r"<defs>\s*</defs>", "", text)
     text = re.sub(r'\b(id|xlink:href|clip-path)="(url\(#|#)?', rf'\1="\2{name}-', text)
     text = text.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
@@ -153,7 +152,7 @@ def _font(found: re.Match[str]) -> str:
 
 
 def axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) -> tuple[Any, Any]:
-    """A figure, made without pyplot, so that nothing global knows of it; and its axes."""
+    """A figure and its axes, made without pyplot's global state."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.4, height), layout="constrained")
@@ -173,7 +172,7 @@ def legend(ax: Any, palette: Palette) -> None:
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.12),  # above the names of the phases
-        ncols=max(1, min(4, 70 // (longest + 5))),  # as many as fit beside each other
+        ncols=max(1, min(4, 70 // (longest + 5))),  # as many as fit side by side
         borderaxespad=0,
         labelcolor=palette.ink,
         handlelength=1.6,
@@ -192,6 +191,6 @@ def short_percent(share: float) -> str:
 
 
 def shortened(name: str) -> str:
-    """Its two ends, which tell layers apart."""
+    """The two ends of a long name; they tell layers apart."""
     name = "".join(c if c.isprintable() else " " for c in name)
     return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME // 2 - 1]}…{name[-_LONGEST_NAME // 2 :]}"

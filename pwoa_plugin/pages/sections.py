@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from .table import Table
 from .text import markdown_block, markdown_plain
@@ -12,50 +12,21 @@ from .text import markdown_block, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = [
-    "Block",
-    "Facts",
-    "Folded",
-    "Note",
-    "Part",
-    "Plots",
-    "Section",
-    "markdown_lines",
-    "say",
-    "show_sections",
-]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A paragraph in small print."""
-
-    kind: ClassVar[str] = "note"
-    text: str
+__all__ = ["Block", "Folded", "Part", "Plots", "Section", "markdown_lines", "say", "show_sections"]
 
 
 @dataclass(frozen=True)
 class Block:
-    """Text that is kept as it is: a command, or YAML."""
+    """Text that is kept as it is: a command, or YAML. A terminal does not show it."""
 
-    kind: ClassVar[str] = "block"
     text: str
     language: str = ""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Names and what they are."""
-
-    kind: ClassVar[str] = "facts"
-    rows: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True)
 class Plots:
-    """Plots by name, on pages only, and what stands beside them."""
+    """Plots by name, which only pages have, and the parts beside them."""
 
-    kind: ClassVar[str] = "plots"
     names: Sequence[str]
     beside: Sequence[Part] = ()
 
@@ -64,13 +35,12 @@ class Plots:
 class Folded:
     """A part that a page shows on a click, and a terminal does not show."""
 
-    kind: ClassVar[str] = "folded"
     summary: str
     part: Part
 
 
 #: A string is a paragraph.
-Part = str | Note | Table | Block | Facts | Plots | Folded
+Part = str | Table | Block | Plots | Folded
 
 
 @dataclass(frozen=True)
@@ -89,7 +59,7 @@ class Section:
 
 
 def markdown_lines(sections: Iterable[Section]) -> list[str]:
-    """Lines of Markdown (GitHub's)."""
+    """The sections as Markdown (GitHub's)."""
     lines: list[str] = []
     for section in sections:
         lines += [f"## {markdown_plain(section.title)}", ""]
@@ -101,39 +71,34 @@ def markdown_lines(sections: Iterable[Section]) -> list[str]:
 def _markdown(part: Part) -> list[str]:
     """The part's lines, and an empty one after them."""
     match part:
+        case str():
+            return [markdown_plain(part), ""]
+        case Table():
+            return [*part.to_markdown(), ""]
+        case Block():
+            return [*markdown_block(part.text, part.language), ""]
         case Plots():
             return [line for inner in part.beside for line in _markdown(inner)]
         case Folded():
             return _markdown(part.part)
-        case Table():
-            lines = part.to_markdown()
-        case Block():
-            lines = markdown_block(part.text, part.language)
-        case Facts():
-            lines = [f"- {markdown_plain(name)}: {markdown_plain(text)}" for name, text in part.rows]
-        case Note():
-            lines = [markdown_plain(part.text)]
-        case str():
-            lines = [markdown_plain(part)]
-    return [*lines, ""]
 
 
 def show_sections(sections: Iterable[Section], console: Console) -> None:
-    """Print the sections' texts and tables."""
+    """Print the texts and tables of the sections."""
     for section in sections:
         parts = section.parts if section.brief is None else section.brief
         for part in parts:
             for shown in part.beside if isinstance(part, Plots) else (part,):
                 if isinstance(shown, Table):
                     shown.show(console)
-                elif isinstance(shown, (str, Note)):
-                    say(shown if isinstance(shown, str) else shown.text, console)
+                elif isinstance(shown, str):
+                    say(shown, console)
         if parts:
             console.print()
 
 
 def say(text: str, console: Console, style: str = "") -> None:
-    """Print a line; where no terminal reads it, long lines are not broken."""
+    """Print a line. Long lines are broken only for a terminal."""
     from rich.text import Text
 
     console.print(Text(text, style=style), highlight=False, soft_wrap=not console.is_terminal)

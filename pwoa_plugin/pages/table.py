@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING
 
 from .text import markdown_code, markdown_plain
 
@@ -36,8 +36,6 @@ class Table:
         foot: whether the last row holds totals.
         code: whether the first column holds names from code (its totals apart), which Markdown sets as code.
     """
-
-    kind: ClassVar[str] = "table"  # among the parts of a section
 
     title: str
     header: Sequence[Cell]

@@ -41,7 +41,7 @@ def size_text(count: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them."""
+    """Seconds, minutes or hours, whichever reads best."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
@@ -65,7 +65,7 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left
 
 
 def markdown_block(text: str, language: str = "") -> list[str]:
-    """Text as it is, in a fence longer than any in it."""
+    """Text in a fence that is longer than any fence within."""
     fence = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
     return [fence + language, text, fence]
 
@@ -75,12 +75,12 @@ def _cell(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """As code, in which Markdown and HTML are text."""
+    """Text as inline code."""
     return f"`{' '.join(text.replace('`', chr(39)).split())}`" if text.strip() else ""
 
 
 def markdown_plain(text: str) -> str:
-    """Text in which nothing is Markdown or HTML."""
+    """Text with Markdown and HTML escaped, on one line."""
     for mark in "\\`*_[]<>#":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

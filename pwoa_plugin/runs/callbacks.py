@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from torch import Tensor, nn
 from .._files import write_tensors, write_text
 from .._modes import modes_kept
 from .._random import seeded
-from ..errors import RunError
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.logits import logits_of
@@ -27,7 +24,7 @@ from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
 
-__all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics", "told_if_full"]
+__all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics"]
 
 _logger = logging.getLogger(__name__)
 
@@ -134,7 +131,7 @@ class KeepBest(Callback):
     def on_epoch_end(self, status: Status) -> None:
         best = best_epoch(self.run.history)
         if best is not None and best["epoch"] == status.epoch:
-            with told_if_full(self.folder, self.folder.best):
+            with self.folder.writing(self.folder.best):
                 facts = {"format": "pt", "epoch": str(status.epoch)}
                 write_tensors(self.folder.best, self.run.model.state_dict(), facts)
 
@@ -179,7 +176,7 @@ class Metrics(Callback):
         )
 
     def _write(self, line: dict[str, Any]) -> None:
-        with told_if_full(self.folder, self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
+        with self.folder.writing(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _sparsity(self) -> float:
@@ -254,29 +251,10 @@ class SaveStates(Callback):
         """Write the state, and remove all states but the newest two."""
         started = time.perf_counter()
         path = self.folder.state_at(status.step)
-        with told_if_full(self.folder, path):
+        with self.folder.writing(path):
             write_state(path, self.run.state())
         for old in self.folder.states()[_STATES_KEPT:]:
             old.unlink(missing_ok=True)
         self._last = time.perf_counter()
         self._took = self._last - started
         _logger.debug("state of step %d saved in %.2f s", status.step, self._took)
-
-
-@contextlib.contextmanager
-def told_if_full(folder: RunFolder, path: Path) -> Iterator[None]:
-    """If a file of the run cannot be written, say which state is still good and how to resume.
-
-    Raises:
-        RunError: the body raised an OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        states = folder.states()
-        good = f"the last good state is {states[0].name}" if states else "no state is saved yet"
-        full = error.errno == errno.ENOSPC or "No space left" in str(error)
-        reason = "the disk is full" if full else str(error)
-        raise RunError(
-            f"{path}: cannot be written ({reason}); {good}: free some space and go on with --resume"
-        ) from error

@@ -69,7 +69,13 @@ def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostRepor
     import torch_pruning as tp  # not at the top: reports are read without it
 
     dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
-    latency = {str(batch): _latency_or_none(dense, pruned, image, batch) for batch in _BATCHES}
+    latency: dict[str, tuple[float | None, ...]] = {}
+    for batch in _BATCHES:
+        try:
+            latency[str(batch)] = _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1)))
+        except (RuntimeError, MemoryError) as error:  # must not lose a trained network
+            _logger.warning("latency of batch %d is left out: %s", batch, one_line(error)[:200] or "no memory")
+            latency[str(batch)] = (None, None, None)
     costs = [
         NetworkCost(
             parameters=sum(parameter.numel() for parameter in model.parameters()),
@@ -88,20 +94,8 @@ def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostRepor
     )
 
 
-_Times = tuple[float, float, float]
-
-
-def _latency_or_none(dense: nn.Module, pruned: nn.Module, image: Tensor, batch: int) -> _Times | tuple[None, ...]:
-    """`_latency`, or three times None where the batch cannot be run: that must not lose a trained network."""
-    try:
-        return _latency(dense, pruned, image.repeat(batch, *[1] * (image.dim() - 1)))
-    except (RuntimeError, MemoryError) as error:
-        _logger.warning("latency of batch %d is left out: %s", batch, one_line(error)[:200] or "no memory")
-        return None, None, None
-
-
 @torch.no_grad()
-def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> _Times:
+def _latency(dense: nn.Module, pruned: nn.Module, images: Tensor) -> tuple[float, float, float]:
     """Median latencies in ms of both networks, and the median ratio of the pairs."""
 
     def run(model: nn.Module) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Iterator
@@ -128,6 +129,27 @@ class RunFolder(Folder):
         """Change entries of ``run.json``."""
         facts = self.read_json(self.facts) if self.exists() else {}
         write_text(self.facts, json.dumps(facts | changed, indent=1, allow_nan=False) + "\n")
+
+    @contextlib.contextmanager
+    def writing(self, path: Path | None = None) -> Iterator[None]:
+        """If a file cannot be written in the body, say which state is still good and how to resume.
+
+        Args:
+            path: of the file; None: somewhere in the folder.
+
+        Raises:
+            RunError: the body raised an OSError.
+        """
+        try:
+            yield
+        except OSError as error:
+            states = self.states()
+            good = f"the last good state is {states[0].name}" if states else "no state is saved yet"
+            full = error.errno == errno.ENOSPC or "No space left" in str(error)
+            reason = "the disk is full" if full else str(error)
+            raise RunError(
+                f"{path or self}: cannot be written ({reason}); {good}: free some space and go on with --resume"
+            ) from error
 
     def clear_scratch(self) -> None:
         """Remove the half-written files that a killed process left."""

@@ -1,4 +1,4 @@
-"""The network that a config names."""
+"""The network of a config, and its weights."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["laid_out", "load_weights", "make_network", "network_name"]
 
 
 def laid_out(model: nn.Module, images: Tensor, device: str | None) -> nn.Module:
-    """The model itself, channels last where it is judged on the CPU and takes that: attacks are 1.5 times as fast.
+    """The model itself; on the CPU in channels-last layout if it works so, which makes attacks 1.5 times as fast.
 
-    Also where `channels_last_is_safe` says no: a judge asks for no gradient of a weight.
+    This ignores `channels_last_is_safe`, because judging computes no gradient of a weight.
     """
     if device in (None, "cpu"):
         lay_out(model, images[:2])
@@ -23,7 +23,7 @@ def laid_out(model: nn.Module, images: Tensor, device: str | None) -> nn.Module:
 
 
 def network_name(config: PwoAConfig, arch: str | None = None) -> str:
-    """The architecture's name: ``arch``, the config's, or ``robustbench:NAME``, which is weights too."""
+    """The architecture's name: ``arch``, the config's, or ``robustbench:NAME``, which names weights, too."""
     section = config.model
     if section is None:
         raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
@@ -31,17 +31,17 @@ def network_name(config: PwoAConfig, arch: str | None = None) -> str:
 
 
 def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels: int) -> nn.Module:
-    """The network, in eval mode, its weights still to be loaded (RobustBench's have theirs).
+    """The network in eval mode, without the checkpoint's weights (a network of RobustBench has its own).
 
     Args:
         config: with a ``model`` section.
         arch: in place of ``model.arch``; may be ``package.module:function``.
-        classes: of the data; ``model.num_classes`` goes before.
+        classes: number of classes of the data; ``model.num_classes`` takes precedence.
         channels: of the images.
 
     Raises:
-        ConfigError: there is no ``model`` section, or it does not go with ``arch``.
-        ValueError: there is no such architecture.
+        ConfigError: there is no ``model`` section, or it contradicts ``arch``.
+        InputError: there is no such architecture.
     """
     name = network_name(config, arch)
     section = config.model
@@ -53,15 +53,15 @@ def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels
         made = make_model(name, num_classes=classes, in_channels=channels, mean=section.mean, std=section.std)
         return made.eval()
     if section.mean is not None:
-        raise ConfigError("model.mean does not go with --arch of your own; normalise inside your network")
+        raise ConfigError("model.mean cannot be used with your own --arch; normalise inside your network")
     return load_architecture(name, num_classes=classes).eval()
 
 
 def load_weights(model: nn.Module, config: PwoAConfig) -> tuple[str, ...]:
-    """Load the config's checkpoint; nothing to do for one of RobustBench's, whose weights came with it.
+    """Load the config's checkpoint; a network of RobustBench already has its weights.
 
     Returns:
-        What was undone or left out; see `load_checkpoint`.
+        What was changed or left out; see `load_checkpoint`.
     """
     assert config.model is not None
     return () if config.model.checkpoint.startswith(PREFIX) else load_checkpoint(model, config.model.checkpoint)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,18 +11,24 @@ from ..pages.plots import LINE, axes, legend, percent_axis, short_percent, short
 if TYPE_CHECKING:
     from .report import RunReport
 
-__all__ = ["PLOTS", "drawings"]
+__all__ = ["drawings"]
 
 _MOST_BARS = 80
 
 
 def drawings(report: RunReport) -> dict[str, Drawing]:
     """The plots of a run, by name."""
-    return {name: (title, partial(draw, report)) for name, (title, draw) in PLOTS.items()}
+    return {
+        "robustness": ("Accuracy by attack", partial(_robustness, report)),
+        "density": ("Weights kept by layer", partial(_density, report)),
+        "loss": ("Terms of the loss", partial(_loss, report)),
+        "admm": ("ADMM residual and sparsity", partial(_admm, report)),
+        "validation": ("Validation", partial(_validation, report)),
+    }
 
 
 def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) -> None:
-    """The axis of epochs, and where the hard prune is on it."""
+    """Set up the axis of epochs, and mark the hard prune on it."""
     from matplotlib.ticker import MaxNLocator
 
     numbers = [epoch.epoch for epoch in report.epochs]
@@ -34,16 +39,10 @@ def _by_epoch(ax: Any, report: RunReport, palette: Palette, named: bool = True) 
         prune = before[-1].epoch + 0.5
         ax.axvline(prune, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
         if named:
-            place = {"xy": (prune, 1), "xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
-            style = {"color": palette.ink, "fontsize": 9.5, "va": "bottom"}
-            ax.annotate(
-                "ADMM" if before[-1].phase == "admm" else "gradual pruning",
-                xytext=(-5, 1),
-                ha="right",
-                **place,
-                **style,
-            )
-            ax.annotate("fine-tuning", xytext=(5, 1), ha="left", **place, **style)
+            phase = "ADMM" if before[-1].phase == "admm" else "gradual pruning"
+            place = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "va": "bottom"}
+            for text, side, shift in ((phase, "right", -5), ("fine-tuning", "left", 5)):
+                ax.annotate(text, (prune, 1), (shift, 1), ha=side, color=palette.ink, fontsize=9.5, **place)
 
 
 _NO_EPOCH = "No epoch has ended yet."
@@ -74,7 +73,7 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
         )
         said.append(f"{name} from {known[0][1]:.3g} in epoch {known[0][0]} to {known[-1][1]:.3g} in {known[-1][0]}")
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # not as formulas, which SVG cannot
+    ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))  # SVG text has no formulas
     ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_ylabel("size of the term (log)")
     ax.set_xlabel("epoch")
@@ -168,12 +167,3 @@ def _robustness(report: RunReport, palette: Palette) -> Drawn:
     from ..robustness.plots import accuracy_bars  # not at the top: brings ART
 
     return accuracy_bars({name: report.judged[name] for name in ("dense", "pruned") if name in report.judged}, palette)
-
-
-PLOTS: dict[str, tuple[str, Callable[[RunReport, Palette], Drawn]]] = {
-    "robustness": ("Accuracy by attack", _robustness),
-    "density": ("Weights kept by layer", _density),
-    "loss": ("Terms of the loss", _loss),
-    "admm": ("ADMM residual and sparsity", _admm),
-    "validation": ("Validation", _validation),
-}

@@ -28,12 +28,12 @@ from ..method.callback import Callback, Status
 from ..method.snapshot import Snapshot
 from ..method.trainer import Trainer
 from ..progress import default_progress
-from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, told_if_full
+from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch
 from .files import write_report
 from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
-from .state_file import StateFileError, read_state
+from .state_file import read_state
 
 __all__ = ["prune"]
 
@@ -114,7 +114,7 @@ def prune(
         folder.clear_scratch()
         state = _last_good_state(folder) if begun else None
         try:
-            with told_if_full(folder, folder.path):
+            with folder.writing():
                 if not begun:
                     config.to_yaml(folder.config)
                     folder.facts.unlink(missing_ok=True)
@@ -122,7 +122,7 @@ def prune(
                     folder.write_facts(**_facts(trainer, config, network, command), images=made)
                 folder.write_facts(status="running")
             _train(trainer, folder, state, validation, save_every, callbacks)
-            with told_if_full(folder, folder.path):
+            with folder.writing():
                 _finish(trainer, config, folder)
         except BaseException as error:
             stopped = isinstance(error, (Stopped, KeyboardInterrupt))
@@ -236,7 +236,7 @@ def _last_good_state(folder: RunFolder) -> Snapshot | None:
         try:
             state = read_state(path)
             Status(**state.facts["status"])
-        except (StateFileError, KeyError, TypeError) as error:
+        except (InputError, KeyError, TypeError) as error:
             _logger.warning("%s; trying the one before", error)
             reasons.append(str(error))
             continue

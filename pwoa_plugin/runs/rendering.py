@@ -1,15 +1,20 @@
-"""The report of a run as Markdown and as one self-contained HTML page."""
+"""The report of a run as Markdown, as one self-contained HTML page, and in a terminal."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ..pages import render, svg_plots
-from ..pages.sections import markdown_lines
-from ..pages.text import interval_text, markdown_plain
+from ..pages.sections import markdown_lines, say, show_sections
+from ..pages.text import duration, interval_text, markdown_plain
 from .plots import drawings
 from .report import RunReport, headline
 from .sections import sections
 
-__all__ = ["to_html", "to_markdown"]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["show", "to_html", "to_markdown"]
 
 
 def to_markdown(report: RunReport) -> str:
@@ -32,3 +37,18 @@ def to_html(report: RunReport) -> str:
         sections=sections(report),
         plots=svg_plots(drawings(report)),
     )
+
+
+def show(report: RunReport, console: Console) -> None:
+    """Print the report to a console: headline, remarks, and the sections in brief.
+
+    A table that is wider than the console is printed whole; long names are folded, numbers are not.
+    """
+    how = f"{report.status}, {report.model.arch} on {report.device}, {duration(report.seconds)}"
+    say(f"{report.name}: {how}", console, "bold")
+    for line in headline(report):
+        say(line, console)
+    for remark in report.remarks:
+        say(f"note: {remark}", console, "yellow")
+    console.print()
+    show_sections(sections(report), console)

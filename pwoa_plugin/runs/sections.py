@@ -6,8 +6,9 @@ import shlex
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from .._text import one_line
 from .._yaml import dump_yaml
-from ..pages.sections import Block, Facts, Folded, Note, Part, Plots, Section
+from ..pages.sections import Block, Folded, Part, Plots, Section
 from ..pages.table import Cell, Table
 from ..pages.text import duration, interval_text, number, percent, shape_text, size_text
 from .cost import CostReport
@@ -36,7 +37,7 @@ def sections(report: RunReport) -> list[Section]:
 def _robustness(report: RunReport) -> Section:
     judged = report.judged
     if not judged:
-        return Section("Robustness", [Note(report.not_judged)], brief=())  # a terminal has it among the remarks
+        return Section("Robustness", [report.not_judged], brief=())  # a terminal has it among the remarks
     said = [_how_judged(next(iter(judged.values())))]
     said += [report.verdict] if report.verdict else []
     attacks = Block(dump_yaml({name: it.config.attacks for name, it in judged.items()}).rstrip())
@@ -109,7 +110,7 @@ def _training(report: RunReport) -> Section:
         brief.append(Table("Loss, last epoch of a phase", ["term", *phases], losses))
         parts = [Plots(["loss", "validation", "admm"]), Folded("All epochs", _epoch_table(report, terms))]
     else:
-        parts = [Note("No epoch has ended yet.")]
+        parts = ["No epoch has ended yet."]
         brief = ["No epoch has ended yet."]
     if report.residual is not None:
         brief.append(f"ADMM residual |W - Z| / |W| at the hard prune: {number(report.residual)}")
@@ -171,18 +172,18 @@ def _before_and_after(report: RunReport, cost: CostReport) -> Section:
             ["robust, worst case", *map(percent, robust), f"{robust[1] / robust[0]:.1%} left" if robust[0] else "-"]
         )
     note = f"Latency: medians of paired runs on {cost.device}, {cost.threads} thread(s); its ratio is of pairs."
-    return Section("Before and after", [Table("Before and after", ["", "dense", "pruned", "ratio"], rows), Note(note)])
+    return Section("Before and after", [Table("Before and after", ["", "dense", "pruned", "ratio"], rows), note])
 
 
 def _size(size: SizeReport | None) -> Section:
     if size is None:
-        return Section("Size", [Note("Not known before the hard prune.")], brief=())
+        return Section("Size", ["Not known before the hard prune."], brief=())
     note = (
         f"Sparse: each layer in the smallest of bitmap, CSR and dense. All as bitmaps: {size.bitmap_bytes:,} bytes; "
         f"all as CSR: {size.csr_bytes:,} bytes. Compression over all {size.parameters:,} parameters "
         f"({size.nonzero_parameters:,} nonzero): {number(size.parameter_compression)}x."
     )
-    return Section("Size", [size.table(), Note(note)])
+    return Section("Size", [size.table(), note])
 
 
 def _how_made(report: RunReport) -> Section:
@@ -206,7 +207,7 @@ def _how_made(report: RunReport) -> Section:
     rows += [(f"version of {name}", version) for name, version in report.versions.items()]
     parts: list[Part] = [
         Block(shlex.join(report.command)),
-        Folded("Seed, versions and checkpoint", Facts(rows)),
+        Folded("Seed, versions and checkpoint", Block("\n".join(f"{name}: {one_line(text)}" for name, text in rows))),
         Folded("Config", Block(dump_yaml(report.config).rstrip(), "yaml")),
     ]
     return Section("How it was made", parts, brief=())

@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 
 from .._files import read_tensors, write_tensors
-from ..errors import InputError, MissingFileError
+from ..errors import InputError
 from ..method.snapshot import Snapshot
 
-__all__ = ["StateFileError", "read_state", "write_state"]
+__all__ = ["read_state", "write_state"]
 
 _FORMAT = "pwoa-state-3"
-
-
-class StateFileError(InputError):
-    """A file that holds no state, or a damaged one."""
 
 
 def _checksum(tensor: Tensor) -> int:
@@ -45,24 +41,19 @@ def read_state(path: str | os.PathLike[str]) -> Snapshot:
     """Read what `write_state` wrote, and check every byte.
 
     Raises:
-        StateFileError: the file is not one, or a byte of it has changed.
-        FileNotFoundError: there is none.
+        MissingFileError: there is no such file.
+        InputError: the file is no training state, or a byte of it has changed.
     """
-    try:
-        tensors, metadata = read_tensors(path, "training state")
-    except MissingFileError:
-        raise
-    except InputError as error:
-        raise StateFileError(str(error)) from None
+    tensors, metadata = read_tensors(path, "training state")
     header = metadata.get("header", "")
     if metadata.get("format") != _FORMAT:
-        raise StateFileError(f"{os.fspath(path)}: is no training state")
+        raise InputError(f"{path}: is no training state")
     if metadata.get("checksum") != str(zlib.crc32(header.encode())):
-        raise StateFileError(f"{os.fspath(path)}: its header is damaged")
-    content = json.loads(header)  # as it was written: its checksum says so
+        raise InputError(f"{path}: its header is damaged")
+    content = json.loads(header)  # as it was written: the checksum says so
     if tensors.keys() != content["checksums"].keys():
-        raise StateFileError(f"{os.fspath(path)}: its tensors are not those it was written with")
+        raise InputError(f"{path}: its tensors are not those it was written with")
     for name, tensor in tensors.items():
         if _checksum(tensor) != content["checksums"][name]:
-            raise StateFileError(f"{os.fspath(path)}: {name} is damaged")
+            raise InputError(f"{path}: {name} is damaged")
     return Snapshot(tensors, content["facts"])

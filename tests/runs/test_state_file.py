@@ -10,8 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
+from pwoa_plugin.errors import InputError
 from pwoa_plugin.method.snapshot import Snapshot
-from pwoa_plugin.runs.state_file import StateFileError, read_state, write_state
+from pwoa_plugin.runs.state_file import read_state, write_state
 
 
 def a_state() -> Snapshot:
@@ -50,7 +51,7 @@ def test_a_byte_that_has_changed_is_found_wherever_it_is(data: st.DataObject, tm
     found, said = None, ""
     try:
         found = read_state(path)
-    except StateFileError as error:
+    except InputError as error:
         said = str(error)
     if found is None:
         assert said.startswith(f"{path}: ")
@@ -74,7 +75,7 @@ def test_another_shape_or_dtype_of_the_same_bytes_is_found(
     content = path.read_bytes()
     assert content.count(there) == 1
     path.write_bytes(content.replace(there, instead))
-    with pytest.raises(StateFileError, match=f"{damaged} is damaged"):
+    with pytest.raises(InputError, match=f"{damaged} is damaged"):
         read_state(path)
 
 
@@ -82,10 +83,10 @@ def test_other_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         read_state(tmp_path / "missing")
     save_file({"a": torch.zeros(2)}, tmp_path / "weights")
-    with pytest.raises(StateFileError, match="is no training state"):
+    with pytest.raises(InputError, match="is no training state"):
         read_state(tmp_path / "weights")
     (tmp_path / "text").write_text("text")
-    with pytest.raises(StateFileError):
+    with pytest.raises(InputError):
         read_state(tmp_path / "text")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from pwoa_plugin.runs.rendering import show
 from pwoa_plugin.runs.report import RunReport
-from pwoa_plugin.runs.show import show
 
 from .a_run import content, unfinished
 
