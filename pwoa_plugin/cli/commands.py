@@ -324,7 +324,7 @@ class Show(Command):
             return 0
         from rich.console import Console
 
-        from ..runs.show import show
+        from ..runs.rendering import show
 
         show(report, Console())
         return 0
