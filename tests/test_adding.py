@@ -1,0 +1,172 @@
+"""To add something is one class and one line: each kind is tried with a toy, as docs/architecture.md says."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TinyNet
+from torch import Tensor, nn
+
+from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner, evaluate
+from pwoa_plugin.backends import BACKENDS, MaskBackend, backend_of
+from pwoa_plugin.method.allocation import ALLOCATIONS, Allocation, LayerGroups
+from pwoa_plugin.method.hsic import ESTIMATORS, HSIC
+from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
+from pwoa_plugin.method.phases import Phase
+from pwoa_plugin.method.schedule import Schedule
+from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
+from pwoa_plugin.method.targets import mask_target
+from pwoa_plugin.robustness import attacks
+from pwoa_plugin.robustness.attacks.pgd import PGD
+
+Pair = tuple[Tensor, Tensor]
+
+
+def config(images: Pair, **fields: Any) -> PwoAConfig:
+    values: dict[str, Any] = {"sparsity": 0.5, "train_loader": images, "batch_size": 64, "epochs": 2, "eps": 0.1}
+    return PwoAConfig(**values | {"progress": False} | fields)
+
+
+class Halves(SparsitySet):
+    """The first and the second half of each filter's weights."""
+
+    def scores(self, weight: Tensor) -> Tensor:
+        first, second = weight.flatten(1).tensor_split(2, dim=1)
+        return torch.cat([first.square().sum(1), second.square().sum(1)])
+
+    def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
+        first, second = torch.empty(shape).flatten(1).tensor_split(2, dim=1)
+        one, other = keep.view(2, -1, 1)
+        return torch.cat([one.expand_as(first), other.expand_as(second)], 1).reshape(shape)
+
+
+def test_a_sparsity_set(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SPARSITY_SETS, "halves", Halves)
+    PwoAPruner(trained, config(images, granularity="halves")).compress()
+    first, second = trained.fc1.weight.tensor_split(2, dim=1)
+    for half in (first, second):
+        assert torch.equal(half.ne(0).any(1), half.ne(0).all(1))
+    assert 0.4 < float((trained.fc1.weight != 0).float().mean()) < 0.6
+
+
+class FirstLayerDense(Allocation):
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        first, *others = layers
+        share = (budget - first.weights) / sum(layer.weights for layer in others)
+        return [first.groups, *(share * layer.groups for layer in others)]
+
+
+def test_an_allocation(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ALLOCATIONS, "first-dense", FirstLayerDense())
+    pruner = PwoAPruner(trained, config(images, allocation="first-dense"))
+    assert pruner.allocation["conv"].density == 1
+    assert pruner.allocation["fc1"].density < 0.5
+
+
+class Darker(Perturbation):
+    """All pixels darker by the same share of the radius."""
+
+    def __init__(self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), strength: float = 1.0) -> None:
+        super().__init__(radius=radius, pixel_range=pixel_range)
+        self.strength = strength
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        return torch.full_like(x, -self.strength)
+
+
+def test_a_perturbation_with_an_option(
+    trained: TinyNet, images: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PERTURBATIONS, "darker", Darker)
+    file = tmp_path / "prune.yaml"
+    file.write_text("sparsity: 0.5\nperturbation: {kind: darker, options: {strength: 0.5}}\n")
+    section = PwoAConfig.from_yaml(file).perturbation
+    loss = PwoALoss(trained, perturbation=section, eps=0.1)
+    loss(trained, *images)
+    assert isinstance(loss.perturbation.options, dict)
+    assert isinstance(loss._perturb, Darker)
+    assert loss._perturb.strength == 0.5
+    with pytest.raises(ValueError, match="Darker has no option 'strenth'; it has strength"):
+        PwoAConfig(sparsity=0.5, perturbation={"kind": "darker", "options": {"strenth": 1}})
+
+
+def test_an_estimator(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(HSIC):
+        def measure(self, references: Tensor, hidden: Tensor) -> Tensor:
+            return 2 * super().measure(references, hidden)
+
+    monkeypatch.setitem(ESTIMATORS, "twice", Twice)
+    terms = {}
+    for name in ("hsic", "twice"):
+        loss = PwoALoss(trained, hsic={"estimator": name}, perturbation={"kind": "none"})
+        loss(trained, *images)
+        terms[name] = float(loss.terms["hsic_y"])
+    assert terms["twice"] == pytest.approx(2 * terms["hsic"])
+
+
+def test_an_attack(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": lambda: PGD(steps=2, name="Quick")})
+    report = evaluate(trained, (images[0][:20], images[1][:20]), attacks=["Quick"], eps=0.1, progress=False)
+    assert list(report.attacks) == ["Quick"]
+    assert report.attacks["Quick"].forwards > 0
+
+
+class Noise(Phase):
+    """Adds a little noise to what is left, at every step."""
+
+    name = "noise"
+
+    def __init__(self, model: nn.Module, length: int) -> None:
+        super().__init__(length)
+        self.model = model
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        super().after_step()
+        for parameter in self.model.parameters():
+            parameter.add_(1e-3)
+
+
+def test_a_phase(trained: TinyNet) -> None:
+    target = mask_target(trained, 0.5)
+    before = trained.fc2.bias.detach().clone()
+    schedule = Schedule(target, [Noise(trained, 3)], tuning=2)
+    target.begin()
+    schedule.start()
+    phases = []
+    for _ in range(5):
+        phases.append(schedule.phase.name)
+        schedule.after_step()
+        while schedule.due:
+            schedule.advance()
+    schedule.finish()
+    assert phases == ["noise"] * 3 + ["fine-tune"] * 2
+    torch.testing.assert_close(trained.fc2.bias, before + 3e-3)
+    assert torch.equal(trained.fc1.weight != 0, target.masks["fc1"])
+
+
+def test_a_toolkit(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Toolkit(MaskBackend):
+        """Masks, by a toolkit of its own."""
+
+    class Single(SparsitySet):
+        backend = "toolkit"
+
+        def scores(self, weight: Tensor) -> Tensor:
+            return weight.flatten().square()
+
+        def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
+            return keep.view(shape)
+
+    door = types.ModuleType("pwoa_plugin.toolkit")
+    vars(door)["Toolkit"] = Toolkit
+    monkeypatch.setitem(sys.modules, "pwoa_plugin.toolkit", door)
+    monkeypatch.setitem(SPARSITY_SETS, "single", Single)
+    monkeypatch.setitem(BACKENDS, "toolkit", "toolkit:Toolkit")
+    assert isinstance(backend_of(config(images, granularity="single")), Toolkit)
