@@ -1,4 +1,4 @@
-"""`pwoa prune`: a run of a config in a folder, from which it can be resumed at any moment."""
+"""`pwoa prune`: a run of a config in a folder, which can be resumed after it stopped or was killed at any moment."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import datetime
 import logging
 import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,23 +23,19 @@ from ..config import ConfigError, PwoAConfig
 from ..data import load_training
 from ..errors import InputError, RunError, TrainingError
 from ..method.batches import Batches
-from ..method.callback import Callback, Status
+from ..method.callback import Callback
 from ..method.snapshot import Snapshot
 from ..method.trainer import Trainer
 from ..progress import default_progress
+from .begin import check_config, check_network, is_begun, last_good_state
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch
 from .files import write_report
 from .folder import RunFolder
 from .network import load_weights, make_network, network_name
 from .size import size_report
-from .state_file import read_state
-
-__all__ = ["prune"]
+from .stopping import stopping
 
 _logger = logging.getLogger(__name__)
-
-# What a resumed run may be told anew: it changes nothing in what is computed.
-_FREE = {"progress", "device", "data.root", "data.download", "data.workers", "model.checkpoint"}
 
 
 def prune(
@@ -60,23 +55,23 @@ def prune(
     Args:
         config: with ``data`` and ``model`` sections, or with ``train_loader`` and a ``model`` given here.
         out: folder of the run (see `RunFolder`).
-        resume: go on with the run that is there; begins it where there is none yet. The end is the same, to the bit,
-            as of a run that never stopped (same machine, CPU).
+        resume: resume the run in the folder, or start it where there is none. Bit-identical to an uninterrupted run on
+            the same CPU.
         model: the robust network, in place of the config's ``model``; it is pruned in place.
-        validation: images with labels, in any form ``train_loader`` may have, to judge epochs by; with
-            ``train_loader`` only (``data`` has its own share).
+        validation: images with labels, in any form that ``train_loader`` may have, to compare epochs by; only with
+            ``train_loader`` (``data`` has its own share).
         arch: in place of ``model.arch``; may be ``package.module:function``.
         save_every: seconds between two states, at least; 0 saves after every step.
-        callbacks: told of the progress; None: a bar or lines, unless ``config.progress`` is off.
+        callbacks: notified of the progress; None: a bar or lines, unless ``config.progress`` is off.
         command: that started the run, for its report.
 
     Returns:
         The folder, with masks, weights of the best epoch and a report.
 
     Raises:
-        ValueError: config, data, model or checkpoint cannot be used, or the folder holds another trainer.
+        InputError: config, data, model or checkpoint cannot be used, or the folder holds another run.
         RunError: the folder is in use, or cannot be written.
-        TrainingError: the loss is no number; the last good state is kept.
+        TrainingError: the loss is not finite; the last good state is kept.
         Stopped: by SIGINT or SIGTERM; the state is saved.
     """
     if not save_every >= 0:
@@ -84,81 +79,84 @@ def prune(
     if callbacks is None:
         callbacks = [default_progress()] if config.progress else []
     folder = RunFolder(out)
-    begun = _is_begun(folder, resume)
+    begun = is_begun(folder, resume)
     if begun:
-        _check_config(folder, config)
+        check_config(folder, config)
         if folder.read_facts().status == "finished" and backend_of(config).is_saved(folder):
             _logger.info("%s is finished already", folder)
             return folder
-    name, classes, channels = "given in Python", 0, 0
-    notes: tuple[str, ...] = ()
-    made: dict[str, int] = {}
-    if config.train_loader is None:
-        if config.data is None:
-            raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
-        training = load_training(config.data, batch_size=config.batch_size)
-        config = type(config)(**dict(config) | {"train_loader": training.train})
-        validation, classes, channels = training.validation, training.classes, training.shape[0]
-    elif model is None:
-        raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
-    if model is None:
-        model = make_network(config, arch=arch, classes=classes, channels=channels)
-        name = network_name(config, arch)
-        notes = load_weights(model, config)
-        made = {"classes": classes, "channels": channels}
-    trainer = backend_of(config).build(model, config)
-    digest = digest_of(model)
+    given = _load(config, model, validation, arch)
+    trainer = backend_of(config).build(given.model, given.config)
+    digest = digest_of(given.model)
     if begun:
-        _check_network(folder, name, digest)
+        check_network(folder, given.arch, digest)
     with folder.locked():
         folder.clear_scratch()
-        state = _last_good_state(folder) if begun else None
-        try:
+        state = last_good_state(folder) if begun else None
+        with _status_noted(folder):
             with folder.writing():
                 if not begun:
                     config.to_yaml(folder.config)
                     folder.facts.unlink(missing_ok=True)
-                    network = {"arch": name, "sha256": digest, "notes": list(notes)}
-                    folder.write_facts(**_facts(trainer, config, network, command), images=made)
+                    folder.write_facts(**_facts(trainer, given, digest, command))
                 folder.write_facts(status="running")
-            _train(trainer, folder, state, validation, save_every, callbacks)
+            _train(trainer, folder, state, given.validation, save_every, callbacks)
             with folder.writing():
                 _finish(trainer, config, folder)
-        except BaseException as error:
-            stopped = isinstance(error, (Stopped, KeyboardInterrupt))
-            with contextlib.suppress(OSError, RunError):  # a full disk is told of already
-                folder.write_facts(status="interrupted" if stopped else "failed")
-            if isinstance(error, TrainingError) and folder.states():
-                raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
-            raise
     return folder
 
 
-def _is_begun(folder: RunFolder, resume: bool) -> bool:
-    """Whether there is a run to go on with.
+@dataclass(frozen=True)
+class _Given:
+    """Network and images of a run.
 
-    Raises:
-        ConfigError: the folder is not to be written to.
+    Attributes:
+        config: with its ``train_loader``.
+        made: what it takes to make the network again from its name.
     """
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ConfigError(f"out={folder}: is a file; give a folder")
-    if folder.exists():
-        computed = bool(folder.states()) or folder.read_facts().status == "finished"
-        if computed and not resume:
-            raise ConfigError(f"out={folder}: holds a run; go on with --resume, or give another --out")
-        return resume
-    strangers = [
-        entry.name
-        for entry in (folder.path.iterdir() if folder.path.exists() else ())
-        if entry.name not in (".lock", folder.config.name) and not entry.name.endswith(".tmp")
-    ]
-    if strangers:
-        raise ConfigError(f"out={folder}: holds no run but other files ({strangers[0]}); give an empty or a new folder")
-    return False
+
+    config: PwoAConfig
+    model: nn.Module
+    validation: Any
+    arch: str = "given in Python"
+    notes: tuple[str, ...] = ()
+    made: Mapping[str, int] | None = None
 
 
-def _facts(trainer: Trainer, config: PwoAConfig, network: dict[str, Any], command: Sequence[str]) -> dict[str, Any]:
-    """What ``run.json`` says from the start."""
+def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: str | None) -> _Given:
+    if config.train_loader is not None:
+        if model is None:
+            raise ConfigError("train_loader goes with a network; give prune(config, out, model=...)")
+        return _Given(config, model, validation)
+    if config.data is None:
+        raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
+    training = load_training(config.data, batch_size=config.batch_size)
+    config = type(config)(**dict(config) | {"train_loader": training.train})
+    if model is not None:
+        return _Given(config, model, training.validation)
+    made = {"classes": training.classes, "channels": training.shape[0]}
+    model = make_network(config, arch=arch, **made)
+    notes = load_weights(model, config)
+    return _Given(config, model, training.validation, network_name(config, arch), notes, made)
+
+
+@contextlib.contextmanager
+def _status_noted(folder: RunFolder) -> Iterator[None]:
+    """Note in ``run.json`` that the run stopped or failed."""
+    try:
+        yield
+    except BaseException as error:
+        stopped = isinstance(error, (Stopped, KeyboardInterrupt))
+        with contextlib.suppress(OSError, RunError):  # a full disk is an error already
+            folder.write_facts(status="interrupted" if stopped else "failed")
+        if isinstance(error, TrainingError) and folder.states():
+            raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
+        raise
+
+
+def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str]) -> dict[str, Any]:
+    """The content of ``run.json`` at the start."""
+    config = given.config
     kept = {name: round(layer.weights * layer.density) for name, layer in trainer.allocation.items()}
     return {
         "format": 1,
@@ -170,81 +168,15 @@ def _facts(trainer: Trainer, config: PwoAConfig, network: dict[str, Any], comman
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
         "layers": _layers(trainer, kept),
+        "images": dict(given.made or {}),
         "model": {
-            **network,
+            "arch": given.arch,
+            "sha256": digest,
+            "notes": list(given.notes),
             "checkpoint": config.model.checkpoint if config.model else "given in Python",
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         },
     }
-
-
-def _check_config(folder: RunFolder, config: PwoAConfig) -> None:
-    """Refuse to go on with a run of another config.
-
-    Raises:
-        ConfigError: they differ; the line names where.
-    """
-    before, now = folder.read_facts().config, config.model_dump(mode="json")
-    differing = [key for key in _differing(before, now) if key not in _FREE]
-    if differing:
-        raise ConfigError(
-            f"{differing[0]} is not as in the run in {folder} ({len(differing)} field(s) differ); resume with the same "
-            f"config ({folder.config}), or give another --out"
-        )
-
-
-def _check_network(folder: RunFolder, arch: str, digest: str) -> None:
-    """Refuse to go on with another network.
-
-    Raises:
-        ConfigError: its name or its weights differ.
-    """
-    facts = folder.read_facts()
-    if facts.model.arch != arch:
-        raise ConfigError(
-            f"model.arch={arch!r} is not {facts.model.arch!r}, that of the run in {folder}; resume with it"
-        )
-    if facts.model.sha256 != digest:
-        raise ConfigError(f"model.checkpoint: these are not the weights that the run in {folder} began with")
-    if facts.threads != torch.get_num_threads():
-        _logger.warning(
-            "the run was begun on %s threads and goes on with %s: the last bits may differ",
-            facts.threads,
-            torch.get_num_threads(),
-        )
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for key in before | now:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += _differing(old, new, f"{prefix}{key}.")
-        elif old != new:
-            names.append(f"{prefix}{key}")
-    return names
-
-
-def _last_good_state(folder: RunFolder) -> Snapshot | None:
-    """The newest state that can be read; None where none was saved before the run was killed.
-
-    Raises:
-        RunError: there are states, and none can be read.
-    """
-    reasons = []
-    for path in folder.states():
-        try:
-            state = read_state(path)
-            Status(**state.facts["status"])
-        except (InputError, KeyError, TypeError) as error:
-            _logger.warning("%s; trying the one before", error)
-            reasons.append(str(error))
-            continue
-        _logger.info("going on from %s", path)
-        return state
-    if reasons:
-        raise RunError(f"no state can be read ({reasons[0]}); begin again with another --out")
-    return None
 
 
 def _train(
@@ -264,7 +196,7 @@ def _train(
             device=trainer.device,
             dtype=next(trainer.model.parameters()).dtype,
             pixel_range=config.pixel_range,
-            labels_because="epochs are judged by them; give (x, y) batches",
+            labels_because="epochs are compared by them; give (x, y) batches",
             name="validation",
         )
         judged = Validation(trainer, batches)
@@ -276,42 +208,12 @@ def _train(
         KeepBest(trainer, folder),
         saver,
     ]
-    with seeded(config.seed), _stopping(saver):
-        try:
-            trainer.fit([*watching, *callbacks], state)
-        except RuntimeError as error:
-            if saver.stop_signal is None or isinstance(error, (RunError, TrainingError)):
-                raise
-            # A signal to the process group ends the workers of a user's own loader, too.
-            raise Stopped(saver.stop_signal) from error
-
-
-@contextlib.contextmanager
-def _stopping(saver: SaveStates) -> Iterator[None]:
-    """SIGINT and SIGTERM save at the end of the step and stop; the second one stops at once."""
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield
-        return
-
-    def stop(number: int, frame: object) -> None:
-        if os.getpid() != here:  # a loader's worker, which inherits this
-            return
-        if saver.stop_signal is not None:
-            raise KeyboardInterrupt
-        saver.stop_signal = number
-        _logger.warning("stopping after this step (again: at once, what was done since the last state is lost)")
-
-    here = os.getpid()
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with seeded(config.seed), stopping(saver):
+        trainer.fit([*watching, *callbacks], state)
 
 
 def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
-    """The best epoch's weights into the model; weights, masks or removals, and report into the folder."""
+    """Restore the best epoch's weights; write the pruned network and the report."""
     best = best_epoch(trainer.history)
     if best is not None and best["epoch"] != trainer.config.epochs:
         try:
@@ -320,7 +222,7 @@ def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
                 raise InputError(f"{folder.best} holds epoch {facts.get('epoch')}, not {best['epoch']}")
             trainer.model.load_state_dict(weights)
         except (ValueError, RuntimeError, FileNotFoundError) as error:
-            _logger.warning("%s; the last epoch's weights are taken", one_line(error))
+            _logger.warning("%s; the last epoch's weights are kept", one_line(error))
             best = trainer.history[-1]
     saved = backend_of(config).save(trainer, folder)
     folder.write_facts(

@@ -284,7 +284,7 @@ def test_a_fault_of_ours_keeps_its_traceback_and_says_where_to_report(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr("pwoa_plugin.runs.prune._is_begun", fail)
+    monkeypatch.setattr("pwoa_plugin.runs.prune.is_begun", fail)
     status, _, err = pwoa("prune", config_file, "--out", tmp_path / "run")
     assert status == 70
     assert "Traceback" in err

@@ -148,11 +148,11 @@ def test_a_model_and_a_loader_of_ones_own(images: Any, trained: Any, tmp_path: P
 def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         prune(config, tmp_path / "run", callbacks=[StopAt(2)])
-    with pytest.raises(ValueError, match="holds a run; go on with --resume"):
+    with pytest.raises(ValueError, match="holds a run; resume it with --resume"):
         prune(config, tmp_path / "run")
     other = config.model_copy(deep=True)
     other.admm.rho = 0.5
-    with pytest.raises(ValueError, match=r"admm\.rho is not as in the run in .*; resume with the same config"):
+    with pytest.raises(ValueError, match=r"admm\.rho differs from the run in .*; resume with the same config"):
         prune(other, tmp_path / "run", resume=True)
     from safetensors.torch import save_file
 
@@ -204,14 +204,14 @@ def test_a_damaged_state_is_told_and_the_one_before_is_taken(
         prune(config, tmp_path / "run", resume=True)
     assert f"{newest}: " in caplog.text
     assert "; trying the one before" in caplog.text
-    assert f"going on from {before}" in caplog.text
+    assert f"resuming from {before}" in caplog.text
     same_end(finished, tmp_path / "run")
 
 
 def test_no_state_that_can_be_read(config: PwoAConfig, tmp_path: Path) -> None:
     for path in stopped_twice(config, tmp_path / "run"):
         path.write_bytes(b"nothing")
-    with pytest.raises(RunError, match=r"no state can be read .*; begin again with another --out"):
+    with pytest.raises(RunError, match=r"no state can be read .*; start again with another --out"):
         prune(config, tmp_path / "run", resume=True)
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_best_file_is_told_and_the_last_epoch_taken(
     monkeypatch.setattr("pwoa_plugin.runs.prune.best_epoch", lambda history: history[1])
     with caplog.at_level(logging.INFO, "pwoa_plugin"):
         folder = prune(config, tmp_path / "run", callbacks=[Spoil()])
-    assert "the last epoch's weights are taken" in caplog.text
+    assert "the last epoch's weights are kept" in caplog.text
     assert folder.read_facts().to_dict()["best"]["epoch"] == 3
 
 

@@ -1,0 +1,49 @@
+"""A run that Ctrl-C or a scheduler asks to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+
+from ..errors import RunError, TrainingError
+from .callbacks import SaveStates, Stopped
+
+_logger = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def stopping(saver: SaveStates) -> Iterator[None]:
+    """SIGINT and SIGTERM save after the step and stop; the second signal stops at once.
+
+    Raises:
+        Stopped: the run was stopped and its state is saved.
+        KeyboardInterrupt: at the second signal.
+    """
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        if os.getpid() != here:  # a loader's worker, which inherits this
+            return
+        if saver.stop_signal is not None:
+            raise KeyboardInterrupt
+        saver.stop_signal = number
+        _logger.warning("stopping after this step; a second signal stops at once, without saving")
+
+    here = os.getpid()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except RuntimeError as error:
+        if saver.stop_signal is None or isinstance(error, (RunError, TrainingError)):
+            raise
+        # A signal to the process group also ends the workers of the user's own loader.
+        raise Stopped(saver.stop_signal) from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
