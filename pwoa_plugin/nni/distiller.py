@@ -23,7 +23,7 @@ from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..errors import InputError
 from ..method.loss import PwoALoss
 from .batch import Asked, Predict, TakeBatch, take_batch_of
-from .config_list import select
+from .entries import select_modules
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import (
     Train,
@@ -346,7 +346,9 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
             raise InputError(
                 f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
-        names |= set(select(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING}))
+        names |= set(
+            select_modules(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING})
+        )
     return [name for name, _ in model.named_modules() if name in names]
 
 

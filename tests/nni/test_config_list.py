@@ -70,9 +70,7 @@ def test_an_entry_names_its_own_rule(trained: nn.Module) -> None:
     assert read_config_list(trained, legacy, "lamp")[1]["fc2"].allocation.density == pytest.approx(0.25, abs=0.02)
 
 
-def test_what_selects_nothing_beside_something_that_does_is_told(
-    trained: nn.Module, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_patterns_and_names_that_match_nothing_are_logged(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     """NNI passes over it in silence."""
     entry = {"op_types": ["Linear", "Liner"], "op_names_re": ["fc", "head"], "sparse_ratio": 0.5}
     entry |= {"exclude_op_names": ["fc3"], "exclude_op_types": ["Conv3d"], "exclude_op_names_re": ["conv", "bn.*"]}
@@ -137,13 +135,12 @@ def test_a_module_under_two_names_is_pruned_once() -> None:
 
 HALF = {"sparse_ratio": 0.5}
 BAD: dict[str, tuple[Any, str]] = {
-    "a dict": ({"op_names": ["fc1"]}, "config_list is a dict"),
-    "nothing": ([], "config_list is empty"),
-    "no dicts": (["fc1"], "not one of dicts"),
+    "a dict": ({"op_names": ["fc1"]}, "^config_list: give a PwoAConfig, or a list of NNI's dicts"),
+    "nothing": ([], "^config_list: give a PwoAConfig, or a list of NNI's dicts"),
     "selects nothing": ([LINEAR, {"op_types": ["Conv3d"], **HALF}], r"config_list\[1\] selects no layer .*Conv3d"),
     "excludes all": ([{"op_types": ["Conv2d"], "exclude_op_names": ["conv"], **HALF}], "selects no layer"),
-    "a name that is not there": ([{"op_names": ["fc_1"], **HALF}], "no module 'fc_1'; it has fc1"),
-    "a broken expression": ([{"op_names_re": ["("], **HALF}], "no regular expression"),
+    "a name that is not there": ([{"op_names": ["fc_1"], **HALF}], "no module 'fc_1'; did you mean fc1"),
+    "a broken expression": ([{"op_names_re": ["("], **HALF}], "not a regular expression"),
     "no ratio": ([{"op_names": ["fc1"]}], r"config_list\[0\] gives no weight a sparse_ratio"),
     "biases alone": ([{"op_names": ["fc1"], "target_names": ["bias"], **HALF}], "gives no weight a sparse_ratio"),
     "no such target": ([{"op_names": ["fc1"], "target_names": ["weigth"], **HALF}], "no target 'weigth'"),
@@ -175,7 +172,7 @@ BAD: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("config_list", "said"), BAD.values(), ids=BAD.keys())
-def test_what_cannot_be_used_is_refused_in_one_line(trained: nn.Module, config_list: Any, said: str) -> None:
+def test_bad_entries_are_refused_in_one_line(trained: nn.Module, config_list: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         read_config_list(trained, config_list)
     assert "\n" not in str(caught.value)
@@ -187,7 +184,7 @@ def test_what_cannot_be_used_is_refused_in_one_line(trained: nn.Module, config_l
         ("again", "'again' is the module 'plain' again"),
         ("tied_b", "tied_a.weight and tied_b.weight are one parameter"),
         ("keyword", r"keyword-only arguments \(scale\)"),
-        ("norm", "'norm', a LayerNorm, and NNI knows nothing to prune"),
+        ("norm", "'norm', a LayerNorm, in which NNI finds nothing to prune"),
         ("normed", "computed from others"),
         ("frozen", "requires_grad=False"),
         ("transposed", "a transposed convolution can be pruned with granularity='unstructured' only"),
@@ -199,17 +196,17 @@ def test_layers_that_nnis_wrappers_would_spoil(name: str, said: str) -> None:
         read_config_list(odd_model(), [entry])
 
 
-def test_an_equal_entry_twice_is_no_contradiction(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_repeated_entry_is_not_a_contradiction(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     _, targets = read_config_list(trained, [LINEAR, dict(LINEAR)])
     assert list(targets) == ["fc1", "fc2"]
     assert "config_list[1] repeats" in caplog.text
 
 
-def test_what_another_compressor_prunes_is_its_own(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
+def test_another_compressor_keeps_what_it_prunes(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:
     level = LevelPruner(trained, [{"op_names": ["fc1"], "sparse_ratio": 0.5}])
     level.unwrap_model()
     _, targets = read_config_list(trained, [LINEAR], wrappers=level._module_wrappers)
     assert list(targets) == ["fc2"]
-    assert "weight of fc1 is pruned by another compressor" in caplog.text
-    with pytest.raises(ValueError, match="all its layers are pruned by another compressor"):
+    assert "another compressor already prunes weight of fc1" in caplog.text
+    with pytest.raises(ValueError, match="another compressor already prunes all its layers"):
         read_config_list(trained, [{"op_names": ["fc1"], "sparse_ratio": 0.9}], wrappers=level._module_wrappers)
