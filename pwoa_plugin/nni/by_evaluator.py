@@ -61,7 +61,9 @@ class ByEvaluator:
         # n:m is reached in one cut.
         self._one_cut = all(each.sparsity_set.fixed_density is not None for each in self.parameters.values())
         if self._gradual.wanted and self._one_cut:
-            raise InputError(f"gradual: {self._gradual} does not go with n:m, which is reached in one cut; leave it out")
+            raise InputError(
+                f"gradual: {self._gradual} does not go with n:m, which is reached in one cut; leave it out"
+            )
         self.loss = PwoALoss(_teacher_of(model, teacher_model, wrappers), **of_loss)
         self.loss.check_student(model)
 

@@ -118,7 +118,7 @@ class PwoACompressor(Compressor):
         self._fusion_compress(max_steps, max_epochs)
 
     def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
-        """The evaluator's training with PwoA's loss, which comes last, so that no other compressor's weight scales it."""
+        """The evaluator's training with PwoA's loss; it comes last, so that no other compressor weighs it."""
         with undone_on_error(self.bound_model, evaluator):
             check_counts(max_steps, max_epochs)
             self._training = training = self._begin(evaluator, max_steps, max_epochs)
