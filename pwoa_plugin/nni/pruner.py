@@ -205,7 +205,9 @@ class PwoAPruner(PwoACompressor, Pruner):
         self._refuse_taken_over()
         if isinstance(self._strategy, ByConfig):
             if max_steps is not None or max_epochs is not None:
-                raise InputError("compress: a PwoAConfig says how long to train (epochs); call it without arguments")
+                raise InputError(
+                    "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
+                )
             self._compress_by_config(self._strategy)
         else:
             check_length(max_steps, max_epochs)

@@ -500,10 +500,9 @@ def test_what_cannot_be_used_is_refused_in_one_line(
     refusals = {
         "evaluator is missing": lambda: alone(evaluator=None),
         "teacher_model is missing": lambda: alone(teacher_model=None),
-        "teacher_predict is a int": lambda: alone(teacher_predict=3),
         "origin_loss_lambda=-1; give a number of at least 0": lambda: alone(origin_loss_lambda=-1),
         "origin_loss_lambda='1'; give": lambda: alone(origin_loss_lambda="1"),
-        "config_list is a dict": lambda: alone({}),
+        "config_list: give a list of NNI's dicts": lambda: alone({}),
         "config_list: .*Wrong key 'nonsense'": lambda: alone([{"op_types": ["Linear"], "nonsense": 1}]),
         "config_list selects no layer": lambda: alone([{"op_types": ["Conv3d"]}]),
         "config_list: op_names: the model has no module 'fc9'; did you mean fc2 or fc1": lambda: alone(

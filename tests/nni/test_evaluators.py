@@ -157,17 +157,14 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
         return make_evaluator(trained, loader, **options)
 
     refusals = {
-        "model is a function": lambda: make_evaluator(lambda x: x, loader),  # type: ignore[arg-type]
         "model is wrapped by a compressor": lambda: make_evaluator(wrapped, loader),
-        "train_loader is missing": lambda: make_evaluator(trained, None),  # type: ignore[arg-type]
-        "train_loader is a int": lambda: make_evaluator(trained, 3),  # type: ignore[arg-type]
         "train_loader is empty": lambda: make_evaluator(trained, []),
         "this SGD is not traced": lambda: make(optimizer=optimizer),
         r"this SGD was built from named_parameters\(\)": lambda: make(
             optimizer=sgd(trained.named_parameters(), lr=0.1)
         ),
         "this SGD has no parameter of the model": lambda: make(optimizer=sgd(other.parameters(), lr=0.1)),
-        "1 parameters of this SGD are not the model's": lambda: make(
+        "this SGD has 1 parameters that are not the model's": lambda: make(
             optimizer=sgd([trained.fc1.weight, other.weight], lr=0.1)
         ),
         "has no parameter of the model; pass": lambda: make(optimizer=sgd([{"params": []}], lr=0.1)),
@@ -177,9 +174,7 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
         "cannot rebuild a SequentialLR; write the schedule as one LambdaLR": lambda: make(lr_scheduler=SequentialLR),
         "cannot rebuild a SequentialLR; write": lambda: make(lr_scheduler=sequential),
         "lr_scheduler: .*T_max": lambda: make(lr_scheduler=CosineAnnealingLR),
-        "lr_scheduler is an instance|lr_scheduler: this StepLR is not traced": lambda: make(
-            lr_scheduler=StepLR(optimizer, 1)
-        ),
+        "lr_scheduler is an instance": lambda: make(lr_scheduler=StepLR(optimizer, 1)),
         "lr_scheduler gives a NoneType": lambda: make(lr_scheduler=lambda optimizer: None),
         "lr_scheduler_interval='batch'": lambda: make(lr_scheduler_interval="batch"),
         "lr_scheduler_options go with a class": lambda: make(lr_scheduler_options={"T_max": 3}),

@@ -122,9 +122,10 @@ def test_inside_a_scheduler(
 
     def look(*_: Any) -> None:
         training = pruner._training
-        if training._admm is not None and training._admm.updates == len(ramp) + 1:
-            ramp.append((training.step, float((training._admm.z["fc1"] == 0).float().mean())))
-        if training.pruned:
+        admm = getattr(training.schedule.phase, "admm", None)
+        if admm is not None and admm.updates == len(ramp) + 1:
+            ramp.append((training.step, float((admm.z["fc1"] == 0).float().mean())))
+        if pruner._target.done:
             pruned_at.append(training.step)
 
     pruner = PwoAPruner(trained, entries, evaluator(trained, images, seen=look), eps=0.1)
@@ -164,7 +165,7 @@ def test_a_scheduler_that_training_does_not_reach_the_end_of(
         assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     del made.steps_per_epoch  # nobody can know
     agp.compress(None, 2)
-    assert "before the scheduler's last update" in caplog.text
+    assert "training ended at step 12 of 20 of phase admm; pruned to the full sparsity" in caplog.text
     agp.unwrap_model()
     assert sparsity(trained) == pytest.approx(dict.fromkeys(LAYERS, 0.75), abs=0.02)
 

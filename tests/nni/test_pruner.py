@@ -15,10 +15,10 @@ from nni.compression.pruning import AGPPruner, LevelPruner
 from nni.compression.quantization import PtqQuantizer, QATQuantizer
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoAConfig, PwoAPruner, speedup
+from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner, speedup
 from pwoa_plugin.config import ADMMConfig
 from pwoa_plugin.errors import TrainingError
-from pwoa_plugin.nni.training import Plan
+from pwoa_plugin.nni.by_config import ByConfig
 
 Pair = tuple[Tensor, Tensor]
 MakeEvaluator = Callable[..., Any]
@@ -59,17 +59,12 @@ def test_config_run_returns_the_users_model_with_real_zeros(trained: nn.Module, 
     assert len(pruner.history) == 4
 
 
-def test_there_is_one_teacher_until_the_pruner_is_fused(trained: nn.Module, images: Pair) -> None:
+def test_there_is_one_teacher(trained: nn.Module, images: Pair) -> None:
     pruner = PwoAPruner(trained, config(images, epochs=1))
-    assert pruner._run is not None
-    assert pruner.teacher is pruner._run.teacher
+    assert isinstance(pruner._strategy, ByConfig)
+    assert pruner.teacher is pruner._strategy.trainer.teacher
     pruner.compress()
-    assert pruner.teacher is pruner._run.teacher
-    of_a_fusion = pruner._loss.teacher
-    assert pruner.teacher is of_a_fusion is not pruner._run.teacher
-    assert all(
-        torch.equal(a, b) for a, b in zip(of_a_fusion.parameters(), pruner._run.teacher.parameters(), strict=True)
-    )
+    assert pruner.teacher is pruner._strategy.trainer.teacher is pruner._strategy.loss.teacher
 
 
 def test_config_run_is_bit_equal_under_a_seed_and_gives_the_random_state_back(trained: nn.Module, images: Pair) -> None:
@@ -126,10 +121,9 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
         "train_loader is empty": lambda: PwoAPruner(trained, config([])).compress(),
         "outside pixel_range": lambda: PwoAPruner(trained, config((images[0] * 255, images[1]))).compress(),
         "no labels": lambda: PwoAPruner(trained, config(images[0])).compress(),
-        "config_list is a dict": lambda: PwoAPruner(trained, {"sparse_ratio": 0.5}),  # type: ignore[arg-type]
+        "config_list: give a PwoAConfig, or": lambda: PwoAPruner(trained, {"sparse_ratio": 0.5}),  # type: ignore[arg-type]
         "evaluator is missing": lambda: PwoAPruner(trained, EVERY),
-        "evaluator is a SGD": lambda: PwoAPruner(trained, EVERY, torch.optim.SGD(trained.parameters(), lr=0.1)),
-        "model is a function": lambda: PwoAPruner(lambda x: x, config(images)),  # type: ignore[arg-type]
+        "or not one of NNI's": lambda: PwoAPruner(trained, EVERY, torch.optim.SGD(trained.parameters(), lr=0.1)),
         "with a PwoAConfig": lambda: PwoAPruner(trained, config(images), eps=0.3),
         "call compress": lambda: PwoAPruner(trained, config(images)).compress(10, None),
     }
@@ -150,8 +144,6 @@ def test_options_of_a_list_that_cannot_be_used(trained: nn.Module, images: Pair,
         "admm is a int; give a ADMMConfig or a dict": {"admm": 3},
         "admm.rhoo: unknown key": {"admm": {"rhoo": 1}},
         "gradual.steps: unknown key": {"gradual": {"steps": 1}},
-        "admm and gradual: NNI's list takes one of them": {"admm": {"rho": 0.5}, "gradual": {"epochs": 2}},
-        "teacher_model is a dict; give a torch.nn.Module": {"teacher_model": {}},
         "hsic.layers: the model has no module 'fc7'": {"hsic": {"layers": "fc7"}},
         "origin_loss_lambda=-1; give a number of at least 0": {"origin_loss_lambda": -1},
         "origin_loss_lambda=nan": {"origin_loss_lambda": float("nan")},
@@ -180,7 +172,7 @@ def test_what_layers_keep_is_as_it_was_after_an_error(
 ) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
     before, calls = dict(pruner.allocation), []
-    forward = type(pruner._loss).forward
+    forward = PwoALoss.forward
 
     def interrupted(*args: Any) -> Tensor:
         calls.append(None)
@@ -188,7 +180,7 @@ def test_what_layers_keep_is_as_it_was_after_an_error(
             raise KeyboardInterrupt
         return forward(*args)
 
-    monkeypatch.setattr(type(pruner._loss), "forward", interrupted)
+    monkeypatch.setattr(PwoALoss, "forward", interrupted)
     with pytest.raises(KeyboardInterrupt):
         pruner.compress(40)
     assert len(calls) == 31
@@ -199,7 +191,7 @@ def test_input_gradients_are_distilled(trained: nn.Module, images: Pair, evaluat
     settings = {"gradient_weight": 1, "gradient_share": 1}
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, distillation=settings)
     pruner.compress(20)
-    assert pruner._loss.terms["gradients"] > 0
+    assert pruner._strategy.loss.terms["gradients"] > 0
 
 
 def test_progress_bar_goes_to_stderr_and_quiet_is_quiet(
@@ -273,7 +265,7 @@ def test_dead_filters_emit_nothing_and_speedup_takes_them_all(
     emitted: list[float] = []
 
     def look(model: nn.Module, _: Tensor) -> None:
-        if pruner._pruned:  # in every step of the fine-tuning, whatever the optimizer's momentum says
+        if pruner._target.done:  # in every step of the fine-tuning, whatever the optimizer's momentum says
             dead = model.conv1._nni_wrapper.weight.eq(0).flatten(1).all(1)
             emitted.append(model.bn1(model.conv1(x))[:, dead].detach().abs().max().item())
 
@@ -515,8 +507,9 @@ def test_the_evaluator_may_know_the_steps_of_an_epoch(
     made.steps_per_epoch = 6
     pruner = PwoAPruner(trained, EVERY, made, admm=ADMMConfig(epochs=2, interval=1), eps=0.1)
     pruner.compress(max_epochs=4)
-    assert pruner._plan(None, 4) == Plan(0, 11, 12)
     assert pruner.residual is not None
+    phases = pruner._strategy.phases(pruner._target, 24, 6, scheduler=None, check=lambda: None)
+    assert [(phase.name, phase.length, phase.interval) for phase in phases if phase.length] == [("admm", 12, 6)]
     pruner.unwrap_model()
 
 

@@ -182,7 +182,7 @@ def test_masks_in_a_file_and_back(
     other = type(trained)()
     pruner = PwoAPruner(other, ENTRIES, evaluator(other, images))
     for bad, said in (
-        (loaded, "weight of fc2 has none, and config_list selects it"),
+        (loaded, "no mask for fc2.weight, which config_list selects"),
         ({"fc9": loaded["fc1"]}, "no module 'fc9'"),
         ({"fc2": loaded["fc1"]}, "masks: fc2.weight is"),
     ):
@@ -190,5 +190,5 @@ def test_masks_in_a_file_and_back(
             pruner.update_masks(bad)
     other = type(trained)()
     few = PwoAPruner(other, [{"op_names": ["fc1"], "sparse_ratio": 0.5}], evaluator(other, images))
-    with pytest.raises(ValueError, match="weight of conv is not pruned here"):
+    with pytest.raises(ValueError, match="conv.weight is not pruned here"):
         few.update_masks(masks)

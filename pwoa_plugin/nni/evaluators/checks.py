@@ -1,4 +1,4 @@
-"""Optimizers and schedulers that NNI could not rebuild, refused with the cure."""
+"""Optimizers and schedulers that NNI could not rebuild on the wrapped model, refused with the cure."""
 
 from __future__ import annotations
 
@@ -14,52 +14,44 @@ from ...errors import InputError
 __all__ = ["check_optimizer", "check_scheduler"]
 
 
-def check_optimizer(optimizer: Any, model: nn.Module) -> None:
-    """Whether NNI can rebuild an optimizer on the wrapped model, and it then trains something.
+def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
+    """Check that NNI can rebuild an optimizer, and that it then trains something.
 
     Raises:
-        ValueError: it is not traced, has other parameters than the model's, or was built from ``named_parameters()``.
+        InputError: it is not traced, has other parameters than the model's, or was built from ``named_parameters()``.
     """
     kind = type(optimizer).__name__.removeprefix("_")
-    if not isinstance(optimizer, Optimizer):
-        raise InputError(f"optimizer is a {kind}; give a torch.optim.Optimizer")
+    name = f"optimizer: this {kind}"
     if not is_traceable(optimizer, must_be_instance=True):
         raise InputError(
-            f"optimizer: this {kind} is not traced, so that NNI cannot rebuild it on the wrapped model; make it by "
+            f"{name} is not traced, so that NNI cannot rebuild it on the wrapped model; make it by "
             f"nni.trace(torch.optim.{kind})(model.parameters(), ...)"
         )
     if any(group.get("param_names") for group in optimizer.param_groups):
-        raise InputError(
-            f"optimizer: this {kind} was built from named_parameters(), which NNI loses; pass model.parameters()"
-        )
+        raise InputError(f"{name} was built from named_parameters(), which NNI loses; pass model.parameters()")
     own = {id(parameter) for parameter in model.parameters()}
     given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     lost = sum(id(parameter) not in own for parameter in given)
     if lost == len(given):
-        raise InputError(f"optimizer: this {kind} has no parameter of the model; pass model.parameters()")
+        raise InputError(f"{name} has no parameter of the model; pass model.parameters()")
     if lost:
         raise InputError(
-            f"optimizer: {lost} parameters of this {kind} are not the model's (a compressor that wrapped it made new "
-            "ones); make optimizer and evaluator first, and give the evaluator to the first compressor"
+            f"{name} has {lost} parameters that are not the model's (a compressor that wrapped it made new ones); make "
+            "optimizer and evaluator first, and give the evaluator to the first compressor"
         )
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Whether NNI can rebuild a learning rate scheduler.
-
-    Args:
-        scheduler: an instance, a class, or None.
+    """Check that NNI can rebuild a learning rate scheduler: an instance, a class, or None.
 
     Raises:
-        ValueError: it is ``SequentialLR``, or an instance that is not traced.
+        InputError: it is ``SequentialLR``, or an instance that is not traced.
     """
-    if scheduler is None:
-        return
     kind = scheduler if isinstance(scheduler, type) else type(scheduler)
     if issubclass(kind, SequentialLR):
         raise InputError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
-    if not isinstance(scheduler, type) and not is_traceable(scheduler, must_be_instance=True):
+    if scheduler is not None and scheduler is not kind and not is_traceable(scheduler, must_be_instance=True):
         raise InputError(
-            f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), optimizer "
-            "traced likewise"
+            f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), with a traced "
+            "optimizer"
         )
