@@ -16,6 +16,7 @@ from ..method.loss import PwoALoss
 from ..method.phases import ADMMPhase, GradualPhase, Phase, phase_lengths
 from .config_list import read_config_list
 from .fusion import prepare_evaluator
+from .options import ListOptions
 from .target import SpaceTarget
 from .wrappers import masked_copy
 
@@ -30,8 +31,7 @@ class ByEvaluator:
         config_list: NNI's.
         evaluator: NNI's.
         wrappers: of earlier compressors.
-        allocation, admm, gradual, teacher_model: see `PwoAPruner`.
-        **of_loss: keywords of `PwoALoss`.
+        options: see `PwoAPruner`.
 
     Attributes:
         entries: the config_list as NNI takes it.
@@ -48,13 +48,11 @@ class ByEvaluator:
         config_list: list[dict[str, Any]],
         evaluator: Evaluator | None,
         wrappers: Mapping[str, ModuleWrapper],
-        *,
-        allocation: str,
-        admm: ADMMConfig | Mapping[str, Any] | None,
-        gradual: GradualConfig | Mapping[str, Any] | None,
-        teacher_model: nn.Module | None,
-        **of_loss: Any,
+        options: ListOptions,
     ) -> None:
+        of_loss: dict[str, Any] = dict(options)
+        admm, gradual, teacher = (of_loss.pop(name, None) for name in ("admm", "gradual", "teacher_model"))
+        allocation = of_loss.pop("allocation", "uniform")
         self.entries, self.parameters = read_config_list(model, config_list, allocation, wrappers)
         prepare_evaluator(evaluator, model, [f"{each.module}.{each.name}" for each in self.parameters.values()])
         self._admm, self._gradual = as_section(ADMMConfig, admm, "admm"), as_section(GradualConfig, gradual, "gradual")
@@ -64,7 +62,7 @@ class ByEvaluator:
             raise InputError(
                 f"gradual: {self._gradual} does not go with n:m, which is reached in one cut; leave it out"
             )
-        self.loss = PwoALoss(_teacher_of(model, teacher_model, wrappers), **of_loss)
+        self.loss = PwoALoss(_teacher_of(model, teacher, wrappers), **of_loss)
         self.loss.check_student(model)
 
     def phases(

@@ -12,6 +12,7 @@ from nni.compression.utils import Evaluator
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
+from ..masks import Masks
 from .fusion import Train, refuse_idle_pruners, refuse_pwoa_twice, undone_on_error
 from .lengths import check_counts
 from .training import Training
@@ -103,6 +104,18 @@ class PwoACompressor(Compressor):
             for name, module in self.bound_model.named_modules()
         }
         return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
+    def get_masks(self) -> Masks:
+        """Masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order.
+
+        NNI's own are in a defaultdict, which `torch.load` refuses by default.
+        """
+        masks = {
+            name: {target: space.mask.clone() for target, space in spaces.items() if space.mask is not None}
+            for name, wrapper in self._wrappers().items()
+            if (spaces := wrapper.pruning_target_spaces)
+        }
+        return {name: targets for name, targets in masks.items() if targets}
 
     # -- training --------------------------------------------------------------------------------
 

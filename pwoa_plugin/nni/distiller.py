@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from nni.compression.base.compressor import Compressor, Distiller
@@ -14,7 +13,6 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
-from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..errors import InputError
 from ..method.loss import PwoALoss
 from .batch import BatchAdapter, Predict, TakeBatch, take_batch_of
@@ -23,6 +21,7 @@ from .entries import check_schema, select_modules
 from .evaluators.own_loss import OwnLossEvaluator
 from .fusion import at_next_training, check_weight, own_loss_spared, prepare_evaluator, weighing
 from .lengths import check_length, in_steps, steps_per_epoch
+from .options import LossOptions
 from .training import Training
 from .wrappers import sync_buffers
 
@@ -55,11 +54,10 @@ class PwoADistiller(PwoACompressor, Distiller):
         teacher_predict: a function ``(batch, network)`` to logits, if ``network(x)`` will not do; the student is called
             through it too. The batch is the evaluator's, with perturbed images in place of its own.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
-        distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
-        eps, pixel_range: see `PwoAConfig`.
         origin_loss_lambda: weight of the evaluator's own training loss beside ours.
         take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
             may be None if ``hsic.lambda_y`` is 0.
+        **options: ``distillation``, ``perturbation``, ``hsic``, ``eps`` and ``pixel_range``, as `PwoALoss` takes them.
 
     Attributes:
         loss: the `PwoALoss` that trains.
@@ -80,22 +78,16 @@ class PwoADistiller(PwoACompressor, Distiller):
         teacher_predict: Predict | None = None,
         *,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        distillation: DistillationConfig | Mapping[str, Any] | None = None,
-        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
-        hsic: HSICConfig | Mapping[str, Any] | None = None,
-        eps: float | str | None = None,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
         take_batch: TakeBatch | None = None,
+        **options: Unpack[LossOptions],
     ) -> None:
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
         check_weight("origin_loss_lambda", origin_loss_lambda)
         layers = _selected(model, config_list)
         teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
-        self.loss = PwoALoss(
-            teacher, distillation=distillation, perturbation=perturbation, hsic=hsic, eps=eps, pixel_range=pixel_range
-        )
+        self.loss = PwoALoss(teacher, **options)
         if layers:
             if self.loss.hsic.layers != "auto":
                 raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
@@ -163,18 +155,6 @@ class PwoADistiller(PwoACompressor, Distiller):
             for name, parameter in wrapper.named_parameters(recurse=False):
                 if name.endswith("_slim_factor"):
                     parameter.fill_(1)
-
-    def get_masks(self) -> dict[str, dict[str, Tensor]]:
-        """The masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order."""
-        masks = {
-            name: {
-                target: space.mask.clone()
-                for target, space in wrapper.pruning_target_spaces.items()
-                if space.mask is not None
-            }
-            for name, wrapper in self._wrappers().items()
-        }
-        return {name: targets for name, targets in masks.items() if targets}
 
     # -- compress --------------------------------------------------------------------------------
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 from nni.compression.base.compressor import Compressor, Pruner
 from nni.compression.base.target_space import TargetType
@@ -13,7 +13,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
-from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig, PwoAConfig
+from ..config import PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
@@ -26,6 +26,7 @@ from .by_evaluator import ByEvaluator
 from .compressor import PwoACompressor
 from .fusion import Train, at_next_training, check_weight, loss_is_patched, own_loss_spared, weighing
 from .lengths import check_length, in_steps, steps_per_epoch
+from .options import ListOptions
 from .target import SpaceTarget
 from .training import Training
 from .wrappers import bake_masks, is_on, read_parameters, sync_buffers
@@ -33,8 +34,6 @@ from .wrappers import bake_masks, is_on, read_parameters, sync_buffers
 __all__ = ["PwoAPruner"]
 
 _logger = logging.getLogger(__name__)
-
-_DEFAULTS = {"allocation": "uniform", "pixel_range": (0.0, 1.0), "origin_loss_lambda": 0.0}  # of others, None
 
 
 class PwoAPruner(PwoACompressor, Pruner):
@@ -68,16 +67,16 @@ class PwoAPruner(PwoACompressor, Pruner):
         evaluator: NNI's; with a list only.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
         callbacks: notified of the progress of a `PwoAConfig` run, beside its progress bar.
-        allocation: with a list: how an entry's ``sparse_ratio`` is spread over its layers, if the entry does not say;
-            ``uniform`` gives each layer the ratio, as NNI does.
-        distillation, perturbation, hsic, admm, gradual, eps, pixel_range: with a list; see `PwoAConfig`. Half of the
-            steps are gradual pruning's unless ``gradual`` or ``admm`` is set.
         origin_loss_lambda: with a list: weight of the evaluator's own training loss beside ours. Fused under another
             compressor's loss, that one's own weight counts instead.
         steps_per_epoch: with a list: optimizer steps of an epoch, if lengths are given in epochs and the evaluator does
             not know them.
         take_batch: a function from the evaluator's batch to ``(x, y)``; that of `make_evaluator` unless given.
-        teacher_model: with a list: the robust network, if ``model`` is no longer robust; of the same architecture.
+        **options: with a list. ``distillation``, ``perturbation``, ``hsic``, ``admm``, ``gradual``, ``eps`` and
+            ``pixel_range`` as in a `PwoAConfig`; half of the steps are gradual pruning's unless ``admm`` or ``gradual``
+            is set. ``allocation`` spreads an entry's ``sparse_ratio`` over its layers, if the entry does not say how;
+            ``uniform`` (default) gives each layer the ratio, as NNI does. ``teacher_model`` is the robust network, if
+            ``model`` is no longer robust; of the same architecture.
 
     Attributes:
         history: of the last `PwoAConfig` run, a dict per epoch.
@@ -97,18 +96,10 @@ class PwoAPruner(PwoACompressor, Pruner):
         *,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         callbacks: Sequence[Callback] = (),
-        allocation: str = "uniform",
-        distillation: DistillationConfig | Mapping[str, Any] | None = None,
-        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
-        hsic: HSICConfig | Mapping[str, Any] | None = None,
-        admm: ADMMConfig | Mapping[str, Any] | None = None,
-        gradual: GradualConfig | Mapping[str, Any] | None = None,
-        eps: float | str | None = None,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
         steps_per_epoch: int | None = None,
         take_batch: TakeBatch | None = None,
-        teacher_model: nn.Module | None = None,
+        **options: Unpack[ListOptions],
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
         if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
@@ -118,24 +109,15 @@ class PwoAPruner(PwoACompressor, Pruner):
             )
         check_weight("origin_loss_lambda", origin_loss_lambda)
         self.origin_loss_lambda, self.steps_per_epoch = origin_loss_lambda, steps_per_epoch
-        options: dict[str, Any] = {
-            "allocation": allocation,
-            "admm": admm,
-            "gradual": gradual,
-            "teacher_model": teacher_model,
-            "distillation": distillation,
-            "perturbation": perturbation,
-            "hsic": hsic,
-            "eps": eps,
-            "pixel_range": pixel_range,
-        }
         if isinstance(config_list, PwoAConfig):
-            of_lists = options | {"evaluator": evaluator, "steps_per_epoch": steps_per_epoch}
-            _refuse_options(of_lists | {"origin_loss_lambda": origin_loss_lambda})
+            given = [*options, *(["evaluator"] if evaluator is not None else [])]
+            if given or origin_loss_lambda != 0 or steps_per_epoch is not None:
+                given = given or ["origin_loss_lambda or steps_per_epoch"]
+                raise InputError(f"{', '.join(given)}: only with NNI's config_list; with a PwoAConfig, set it there")
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
         else:
             self._steps_per_epoch(evaluator)
-            self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, **options)
+            self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, options)
         self.take_batch = take_batch_of(evaluator, take_batch)
         self.interval_steps, self.total_times = -1, 1
         self.history: list[dict[str, object]] = []
@@ -299,12 +281,6 @@ class PwoAPruner(PwoACompressor, Pruner):
                 if space.granularity == "default" and space.type is TargetType.PARAMETER:
                     space.granularity = [1]
 
-    def get_masks(self) -> Masks:
-        """``{module: {target: 0/1 tensor}}``, plain dicts (NNI's own are defaultdicts, which do not load safely)."""
-        found = super().get_masks()
-        order = [name for name, _ in self.bound_model.named_modules() if name in found]
-        return {name: {target: mask for target, mask in found[name].items() if mask is not None} for name in order}
-
     def update_masks(self, masks: Masks) -> None:
         """Take masks, such as `load_masks` reads: they are baked into the weights, and the layers count as pruned.
 
@@ -340,8 +316,3 @@ class PwoAPruner(PwoACompressor, Pruner):
 
     def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
         return self._target.make_masks(metrics)
-
-
-def _refuse_options(options: Mapping[str, Any]) -> None:
-    if given := [name for name, value in options.items() if value != _DEFAULTS.get(name)]:
-        raise InputError(f"{', '.join(given)}: with a PwoAConfig, set it there (these go with NNI's config_list)")

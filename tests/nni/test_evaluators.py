@@ -12,7 +12,7 @@ from nni.compression import TorchEvaluator
 from nni.compression.pruning import AGPPruner, LevelPruner, TaylorPruner
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
@@ -145,7 +145,6 @@ def test_unlabelled_batches(trained: nn.Module, images: Pair) -> None:
 def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataLoader[Any]) -> None:
     sgd = nni.trace(torch.optim.SGD)
     other = nn.Linear(2, 2)
-    frozen = copy.deepcopy(trained).requires_grad_(False)
     wrapped = copy.deepcopy(trained)
     LevelPruner(wrapped, PRUNED)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
@@ -168,12 +167,8 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
             optimizer=sgd([trained.fc1.weight, other.weight], lr=0.1)
         ),
         "has no parameter of the model; pass": lambda: make(optimizer=sgd([{"params": []}], lr=0.1)),
-        "no parameter with requires_grad=True": lambda: make_evaluator(frozen, loader),
-        "optimizer: .*momentun": lambda: make(optimizer_options={"momentun": 0.9}),
-        "optimizer: Invalid learning rate": lambda: make(lr=-1.0),
         "cannot rebuild a SequentialLR; write the schedule as one LambdaLR": lambda: make(lr_scheduler=SequentialLR),
         "cannot rebuild a SequentialLR; write": lambda: make(lr_scheduler=sequential),
-        "lr_scheduler: .*T_max": lambda: make(lr_scheduler=CosineAnnealingLR),
         "lr_scheduler is an instance": lambda: make(lr_scheduler=StepLR(optimizer, 1)),
         "lr_scheduler gives a NoneType": lambda: make(lr_scheduler=lambda optimizer: None),
         "lr_scheduler_interval='batch'": lambda: make(lr_scheduler_interval="batch"),

@@ -190,5 +190,5 @@ def test_masks_in_a_file_and_back(
             pruner.update_masks(bad)
     other = type(trained)()
     few = PwoAPruner(other, [{"op_names": ["fc1"], "sparse_ratio": 0.5}], evaluator(other, images))
-    with pytest.raises(ValueError, match="conv.weight is not pruned here"):
+    with pytest.raises(ValueError, match=r"conv\.weight is not pruned here"):
         few.update_masks(masks)

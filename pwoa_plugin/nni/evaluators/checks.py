@@ -52,6 +52,6 @@ def check_scheduler(scheduler: Any) -> None:
         raise InputError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
     if scheduler is not None and scheduler is not kind and not is_traceable(scheduler, must_be_instance=True):
         raise InputError(
-            f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), with a traced "
-            "optimizer"
+            f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), optimizer "
+            "traced likewise"
         )

@@ -18,7 +18,6 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from ..._modes import modes_kept, train_mode
-from ..._text import one_line
 from ...errors import InputError
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
@@ -78,56 +77,45 @@ def make_evaluator(
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
     if isinstance(lr_scheduler, LRScheduler):
         raise InputError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
+    if isinstance(lr_scheduler, type):
+        check_scheduler(lr_scheduler)
     if lr_scheduler_options and not isinstance(lr_scheduler, type):
         raise InputError("lr_scheduler_options go with a class as lr_scheduler")
     if device is not None:
         model.to(device)
     if isinstance(optimizer, type):
-        optimizer = _traced(optimizer, model, {"lr": lr, **(optimizer_options or {})})
+        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        traced: Optimizer = nni.trace(optimizer)(parameters, **{"lr": lr, **(optimizer_options or {})})
     elif optimizer_options:
         raise InputError("optimizer_options go with a class as optimizer")
-    check_optimizer(optimizer, model)
+    else:
+        traced = optimizer
+    check_optimizer(traced, model)
 
     step = _OwnLoss(loss, take_batch)
     made = _LoaderEvaluator(
-        _Training(train_loader, lr_scheduler_interval), optimizer, step, None, dummy_input, evaluating_func
+        _Training(train_loader, lr_scheduler_interval), traced, step, None, dummy_input, evaluating_func
     )
     made.own_loss = step
     if lr_scheduler is not None:
         made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
-    # Now, by the names of the parameters. NNI's compressors do so by identity when the first of them gets the evaluator:
-    # if one wrapped the model before, the weights are new, and would never be trained.
+    # Now, by the names of the parameters. NNI's compressors do so by identity when the first of them gets the
+    # evaluator: if one wrapped the model before, the weights are new, and would never be trained.
     made._init_optimizer_helpers(model)
     return made
 
 
-def _check_loader(loader: Iterable[Any], take_batch: TakeBatch) -> None:
-    """Refuse an empty loader, and images that are not in batches."""
-    single = isinstance(loader, tuple) and len(loader) == 2 and all(isinstance(part, Tensor) for part in loader)
-    unbatched = single and loader[1].dim() == 1  # type: ignore[index]
-    if isinstance(loader, Dataset) and not isinstance(loader, IterableDataset):
-        try:
-            unbatched = take_batch(loader[0])[0].dim() < 4
-        except Exception:
-            unbatched = True
-    if unbatched:
+def _check_loader(loader: Any, take_batch: TakeBatch) -> None:
+    """Refuse an empty loader, and images that are not in batches: a convolution takes single ones, too."""
+    whole = isinstance(loader, tuple) and len(loader) == 2 and getattr(loader[1], "ndim", 0) == 1
+    is_dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if whole or (is_dataset and take_batch(loader[0])[0].dim() < 4):
         raise InputError(
             f"train_loader is a {type(loader).__name__} of single images, or of all at once; put it into a DataLoader "
             "(with a TensorDataset if it is tensors)"
         )
     if _length(loader) == 0:
         raise InputError("train_loader is empty; give at least one batch of images")
-
-
-def _traced(kind: type[Optimizer], model: nn.Module, options: dict[str, Any]) -> Optimizer:
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not parameters:
-        raise InputError("model has no parameter with requires_grad=True; there is nothing to train")
-    try:
-        made: Optimizer = nni.trace(kind)(parameters, **options)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"optimizer: {one_line(error)}; see optimizer_options={options}") from None
-    return made
 
 
 class _OwnLoss:
@@ -151,10 +139,7 @@ class _Scheduler:
         self.make, self.options = make, options
 
     def call(self, optimizer: Optimizer) -> LRScheduler:
-        try:
-            made = self.make(optimizer, **self.options)
-        except TypeError as error:
-            raise InputError(f"lr_scheduler: {error}; see lr_scheduler_options={self.options}") from None
+        made = self.make(optimizer, **self.options)
         if not isinstance(made, LRScheduler):
             raise InputError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
         check_scheduler(type(made))
