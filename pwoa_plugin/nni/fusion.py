@@ -121,28 +121,22 @@ def loss_is_patched(evaluator: Evaluator) -> bool:
     return False
 
 
-class _AtNextTraining:
-    """Replaces an evaluator's ``train`` for one call."""
-
-    def __init__(self, evaluator: Evaluator, run: Callable[[Train, int | None, int | None], None]) -> None:
-        before: Any = evaluator.__dict__.get("train")
-        # One that is still there was never called: a fusion failed while it was prepared.
-        self.before: Train | None = before.before if isinstance(before, _AtNextTraining) else before
-        self._evaluator, self._run = evaluator, run
-
-    def __call__(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        del self._evaluator.train
-        if self.before is not None:
-            self._evaluator.train = self.before
-        self._run(self._evaluator.train, max_steps, max_epochs)
-
-
 def at_next_training(evaluator: Evaluator, run: Callable[[Train, int | None, int | None], None]) -> None:
     """Have ``run(train, max_steps, max_epochs)`` called in place of the evaluator's next ``train``.
 
     Only then is the length of a fused training known, and have all compressors patched the loss.
     """
-    evaluator.train = _AtNextTraining(evaluator, run)
+    before: Any = evaluator.__dict__.get("train")
+    before = getattr(before, "replaced", before)  # ours is still there if a fusion failed before its training
+
+    def train(max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        del evaluator.train
+        if before is not None:
+            evaluator.train = before
+        run(evaluator.train, max_steps, max_epochs)
+
+    train.replaced = before  # type: ignore[attr-defined]
+    evaluator.train = train
 
 
 @contextmanager
@@ -158,12 +152,7 @@ def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
 
 @contextmanager
 def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
-    """Skip the evaluator's own loss meanwhile, if its weight is 0 and nobody needs its forward.
-
-    Args:
-        compressor: the outermost of those that train.
-        weight: of the own loss.
-    """
+    """Skip the evaluator's own loss meanwhile, if its weight is 0 and nobody under ``compressor`` needs its forward."""
     spare = getattr(compressor.evaluator, "without_own_loss", None)
     others = (member for member in _members(compressor) if member is not compressor)
     if weight != 0 or spare is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
