@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from ..config import PwoAConfig
 from ..errors import InputError
-from ..masks import Masks, check_masks
+from ..masks import Masks, bake, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
 from ..method.phases import Phase
-from ..removal.masks import bake
 from .batch import TakeBatch, take_batch_of
 from .by_config import ByConfig
 from .by_evaluator import ByEvaluator

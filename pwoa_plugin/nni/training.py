@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ..method.finite import FiniteLosses, check_finite
 from ..method.loss import PwoALoss
-from ..method.phases import Phase, Schedule
+from ..method.phases import Phase
+from ..method.schedule import Schedule
 from .batch import BatchAdapter, TakeBatch
 from .target import SpaceTarget
 

@@ -15,8 +15,8 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from ..masks import bake
 from ..method.distillation import frozen_copy
-from ..removal.masks import bake
 
 __all__ = [
     "bake_masks",
