@@ -42,7 +42,7 @@ class PrunedParameter:
         module: name of its module.
         name: its own name, ``weight``.
         allocation: how many of its groups it keeps.
-        budget: shared with the other parameters of its entry; ``sparsity`` is the entry's ratio.
+        budget: shared with the other parameters of its entry, with the entry's ratio.
     """
 
     module: str
@@ -52,12 +52,10 @@ class PrunedParameter:
 
     @property
     def sparsity_set(self) -> SparsitySet:
-        """How it is split into groups."""
         return self.budget.sparsity_set
 
     @property
     def ratio(self) -> float:
-        """The ratio that its entry gives."""
         return self.budget.sparsity
 
     def mask(self, value: Tensor, share: float = 1.0) -> Tensor:
@@ -85,9 +83,8 @@ def read_config_list(
 ) -> tuple[list[dict[str, Any]], dict[str, PrunedParameter]]:
     """The config_list as NNI takes it, and the parameters it prunes.
 
-    As in NNI, the first entry that selects a parameter decides. Entries contradict each other, which is an error, if
-    both name the layer in ``op_names`` with different settings, or if others with different settings leave an entry
-    without any parameter. Each entry has its own total.
+    As in NNI, the first entry that selects a parameter decides (see `decide` for contradictions). Each entry has its
+    own total.
 
     Args:
         model: not wrapped; it is not changed.

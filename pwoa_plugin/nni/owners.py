@@ -23,8 +23,8 @@ def decide(model: nn.Module, entries: list[Entry], wrappers: Mapping[str, Module
     A parameter that another compressor's wrapper prunes stays that one's.
 
     Raises:
-        InputError: entries contradict each other, one is left without a parameter, or NNI's wrappers cannot prune a
-            parameter correctly.
+        InputError: two entries name a layer in ``op_names`` with different settings, other entries or compressors leave
+            an entry without a parameter, or NNI's wrappers cannot prune a parameter correctly.
     """
     _exclude_aliases(model, entries)
     owners: dict[Key, Entry] = {}

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any, Unpack
 
 from nni.compression.base.compressor import Compressor, Pruner
-from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
@@ -41,22 +40,18 @@ class PwoAPruner(PwoACompressor, Pruner):
     Two ways of use:
 
     * ``PwoAPruner(model, PwoAConfig(...)).compress()`` trains by itself and returns the user's own module, not
-      wrapped, with the masks baked into its weights. Parameters stay the same objects.
+      wrapped, with the masks baked into its weights; parameters stay the same objects.
     * ``PwoAPruner(model, config_list, evaluator).compress(max_steps, max_epochs)`` is an NNI pruner like NNI's own: the
       evaluator trains, the model stays wrapped until `unwrap_model`.
 
     The frozen teacher is the network as it is when the pruner is made, unless ``teacher_model`` is given; a second
     ``compress()`` continues from the pruned weights, with the same teacher.
 
-    Among NNI's other compressors:
-
-    * Fused (``from_compressor``, in either order) its loss is added to theirs, whatever weight they give to the user's
-      own. A pruner that has pruned already keeps its masks and only fine-tunes: this way one prunes, then quantizes.
-    * Inside ``AGPPruner`` and ``LinearPruner`` their updates are the dual updates, with the sparsity that they ask for
-      at the time; the hard prune, to the full sparsity, follows the last.
-    * Masks are in the wrappers' own weights, so that ``unwrap_model``, ``state_dict`` and copies agree.
-    * With granularity ``out_channel`` the hard prune also zeroes the constants of dead filters (bias, BatchNorm) and
-      holds them at zero, so that `speedup` removes the filters without changing the output.
+    Fused with NNI's other compressors (``from_compressor``, in either order), its loss is added to theirs. A pruner that
+    has pruned already keeps its masks then and only fine-tunes: this way one prunes, then quantizes. Inside
+    ``AGPPruner`` and ``LinearPruner`` their updates are the dual updates. Masks are in the wrappers' own weights, so
+    that ``unwrap_model``, ``state_dict`` and copies agree. With granularity ``out_channel`` the constants of dead
+    filters (bias, BatchNorm) are held at zero, too, so that `speedup` removes the filters without changing the output.
 
     Args:
         model: the robust network: images ``(N, C, H, W)`` to logits ``(N, classes)``.
@@ -66,16 +61,8 @@ class PwoAPruner(PwoACompressor, Pruner):
         evaluator: NNI's; with a list only.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
         callbacks: notified of the progress of a `PwoAConfig` run, beside its progress bar.
-        origin_loss_lambda: with a list: weight of the evaluator's own training loss beside ours. Fused under another
-            compressor's loss, that one's own weight counts instead.
-        steps_per_epoch: with a list: optimizer steps of an epoch, if lengths are given in epochs and the evaluator does
-            not know them.
         take_batch: a function from the evaluator's batch to ``(x, y)``; that of `make_evaluator` unless given.
-        **options: with a list. ``distillation``, ``perturbation``, ``hsic``, ``admm``, ``gradual``, ``eps`` and
-            ``pixel_range`` as in a `PwoAConfig`; half of the steps are gradual pruning's unless ``admm`` or ``gradual``
-            is set. ``allocation`` spreads an entry's ``sparse_ratio`` over its layers, if the entry does not say how;
-            ``uniform`` (default) gives each layer the ratio, as NNI does. ``teacher_model`` is the robust network, if
-            ``model`` is no longer robust; of the same architecture.
+        **options: with a list; see `ListOptions`.
 
     Attributes:
         history: of the last `PwoAConfig` run, a dict per epoch.
@@ -95,8 +82,6 @@ class PwoAPruner(PwoACompressor, Pruner):
         *,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         callbacks: Sequence[Callback] = (),
-        origin_loss_lambda: float = 0.0,
-        steps_per_epoch: int | None = None,
         take_batch: TakeBatch | None = None,
         **options: Unpack[ListOptions],
     ) -> None:
@@ -106,13 +91,13 @@ class PwoAPruner(PwoACompressor, Pruner):
                 "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
                 "unwrap_model()"
             )
-        check_weight("origin_loss_lambda", origin_loss_lambda)
-        self.origin_loss_lambda, self.steps_per_epoch = origin_loss_lambda, steps_per_epoch
+        given = [*options, *(["evaluator"] if evaluator is not None else [])]
+        if given and isinstance(config_list, PwoAConfig):
+            raise InputError(f"{', '.join(given)}: for NNI's config_list only; with a PwoAConfig, set it there")
+        self.origin_loss_lambda = options.pop("origin_loss_lambda", 0.0)
+        self.steps_per_epoch = options.pop("steps_per_epoch", None)
+        check_weight("origin_loss_lambda", self.origin_loss_lambda)
         if isinstance(config_list, PwoAConfig):
-            given = [*options, *(["evaluator"] if evaluator is not None else [])]
-            if given or origin_loss_lambda != 0 or steps_per_epoch is not None:
-                given = given or ["origin_loss_lambda or steps_per_epoch"]
-                raise InputError(f"{', '.join(given)}: only with NNI's config_list; with a PwoAConfig, set it there")
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
         else:
             self._steps_per_epoch(evaluator)
@@ -274,11 +259,7 @@ class PwoAPruner(PwoACompressor, Pruner):
         """`read_config_list` has checked it, before the model is touched."""
 
     def _register_scalers(self) -> None:
-        """Name the default granularity; masks come from our sparsity sets, not from NNI's scalers."""
-        for spaces in self._target_spaces.values():
-            for space in spaces.values():
-                if space.granularity == "default" and space.type is TargetType.PARAMETER:
-                    space.granularity = [1]
+        """Masks come from our sparsity sets, not from NNI's scalers."""
 
     def update_masks(self, masks: Masks) -> None:
         """Take masks, such as `load_masks` reads: they are baked into the weights, and the layers count as pruned.

@@ -19,7 +19,7 @@ from ..method.gradual import Budget
 from ..method.snapshot import Snapshot
 from ..method.targets import MaskTarget, Target
 from .config_list import PrunedParameter
-from .wrappers import bake_masks, live_parameter
+from .wrappers import bake_masks, live_parameter, read_parameters
 
 __all__ = ["SpaceTarget"]
 
@@ -47,6 +47,7 @@ class SpaceTarget(Target):
         self.model, self.parameters = model, dict(parameters)
         self._spaces, self._reference = spaces, reference
         self.layers = {name: model.get_submodule(parameter.module) for name, parameter in parameters.items()}
+        self._wrappers = {space._wrapper for of_module in spaces.values() for space in of_module.values()}
         self.images: Tensor | None = None
         self.scheduled = False
         self._done = False
@@ -60,20 +61,15 @@ class SpaceTarget(Target):
 
     @property
     def allocation(self) -> dict[str, LayerAllocation]:  # type: ignore[override]
-        """What each parameter keeps."""
         return {name: parameter.allocation for name, parameter in self.parameters.items()}
 
     @property
     def masks(self) -> dict[str, Tensor]:  # type: ignore[override]
-        """NNI's 0/1 masks of the parameters to prune."""
         return {name: self._space(name).mask for name in self.parameters}
 
     def _space(self, name: str) -> PruningTargetSpace:
         parameter = self.parameters[name]
         return self._spaces[parameter.module][parameter.name]
-
-    def _weights(self) -> dict[str, Tensor]:
-        return {name: self._space(name).target for name in self.parameters}
 
     # -- a run -----------------------------------------------------------------------------------
 
@@ -94,7 +90,8 @@ class SpaceTarget(Target):
         self._before = None
 
     def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
-        return self._weights(), {name: partial(self._mask_now, name) for name in self.parameters}
+        weights = {name: self._space(name).target for name in self.parameters}
+        return weights, {name: partial(self._mask_now, name) for name in self.parameters}
 
     def _mask_now(self, name: str, value: Tensor) -> Tensor:
         parameter = self.parameters[name]
@@ -131,7 +128,7 @@ class SpaceTarget(Target):
     @torch.no_grad()
     def hold(self) -> None:
         """Keep at 0 what is pruned, in the wrappers' own parameters, and later the constants of dead filters."""
-        bake_masks({space._wrapper for spaces in self._spaces.values() for space in spaces.values()})
+        bake_masks(self._wrappers)
         if self._done and self._held is None:
             self._held = self._constants()
         for name, keep in (self._held or {}).items():
@@ -139,7 +136,8 @@ class SpaceTarget(Target):
             parameter.mul_(keep.to(parameter.device))
 
     def adopt(self, target: MaskTarget) -> None:
-        """Take over what was pruned in the unwrapped model; its weights follow when it is wrapped."""
+        """Take over what was pruned in the unwrapped model: weights, masks and constants."""
+        read_parameters(self._wrappers)
         self._allocate(target.allocation)
         for name, mask in target.masks.items():
             space = self._space(name)
@@ -204,8 +202,6 @@ class SpaceTarget(Target):
             kept = (source != 0).sum([d for d in range(source.dim()) if d not in dims]) if source.dim() > 1 else source
             alive = kept != 0
         return alive.to(space.target.dtype)
-
-    # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> Snapshot:
         raise NotImplementedError("an evaluator's training cannot be resumed")

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torchvision
 from nni.compression.base.compressor import Pruner
+from nni.compression.pruning import LevelPruner
 from torch import Tensor, nn
 
 from pwoa_plugin import PwoAConfig, PwoAPruner
@@ -94,6 +95,16 @@ def test_wrapping_afterwards_changes_nothing(trained: nn.Module, images: Pair) -
     pruner.unwrap_model()
     assert torch.equal(trained(x), before)
     assert zeros(trained, "fc1") > 0.5
+
+
+def test_the_wrappers_of_a_later_compressor_hold_the_pruned_weights(trained: nn.Module, images: Pair) -> None:
+    pruner = PwoAPruner(trained, config(images))
+    pruner.compress()
+    before = trained.fc1.weight.detach().clone()
+    level = LevelPruner.from_compressor(pruner, [])  # NNI's own wrap_model takes the wrappers' weights as they are
+    assert torch.equal(trained.fc1._nni_wrapper.weight, before)
+    level.unwrap_model()
+    assert torch.equal(trained.fc1.weight, before)
 
 
 def test_masks_load_without_pickle(trained: nn.Module, images: Pair, tmp_path: Any) -> None:

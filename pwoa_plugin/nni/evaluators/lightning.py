@@ -23,8 +23,7 @@ except ModuleNotFoundError as error:
 from nni.common import is_traceable
 from nni.compression import LightningEvaluator as NNILightningEvaluator
 
-from .checks import check_optimizer, check_scheduler
-from .steps import Task, patch_step
+from .optimizers import Task, check_optimizer, check_scheduler, patch_step
 
 __all__ = ["LightningEvaluator"]
 

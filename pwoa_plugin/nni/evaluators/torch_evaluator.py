@@ -22,7 +22,7 @@ from ...errors import InputError
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from ..lengths import in_steps
-from .checks import check_optimizer, check_scheduler
+from .optimizers import check_optimizer, check_scheduler
 
 __all__ = ["make_evaluator"]
 
@@ -175,9 +175,7 @@ class _LoaderEvaluator(TorchEvaluator):
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         super()._init_optimizer_helpers(pure_model)
         if self.scheduler is not None:
-            self.scheduler.call(
-                self._optimizer_helpers[0].call(pure_model, None)
-            )  # it is refused now if it lacks an option
+            self.scheduler.call(self._optimizer_helpers[0].call(pure_model, None))  # refused now if it lacks an option
             self._lr_scheduler_helpers, self._lrs_opt_map = [self.scheduler], {0: 0}
             self._train_with_single_scheduler = True
 

@@ -22,8 +22,7 @@ except ModuleNotFoundError as error:
 from nni.common import is_traceable
 from nni.compression import TransformersEvaluator as NNITransformersEvaluator
 
-from .checks import check_optimizer, check_scheduler
-from .steps import Task, patch_step
+from .optimizers import Task, check_optimizer, check_scheduler, patch_step
 
 __all__ = ["TransformersEvaluator"]
 

@@ -1,7 +1,9 @@
-"""Optimizers and schedulers that NNI could not rebuild on the wrapped model, refused with the cure."""
+"""Optimizers and schedulers as NNI can rebuild them on the wrapped model, and tasks around an optimizer's step."""
 
 from __future__ import annotations
 
+import types
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nni.common import is_traceable
@@ -11,7 +13,9 @@ from torch.optim.lr_scheduler import SequentialLR
 
 from ...errors import InputError
 
-__all__ = ["check_optimizer", "check_scheduler"]
+__all__ = ["Task", "check_optimizer", "check_scheduler", "patch_step"]
+
+Task = Callable[[], object]
 
 
 def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
@@ -55,3 +59,29 @@ def check_scheduler(scheduler: Any) -> None:
             f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), optimizer "
             "traced likewise"
         )
+
+
+def patch_step(optimizer: Optimizer, before: Sequence[Task], after: Sequence[Task]) -> None:
+    """Have tasks called around each step of an optimizer.
+
+    Those before it see its gradients, also if a closure computes them, as Lightning's does.
+    """
+    step, before, after = optimizer.step, list(before), list(after)
+
+    def patched(_: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
+        def with_tasks() -> Any:
+            result = None if closure is None else closure()
+            for task in before:
+                task()
+            return result
+
+        if closure is None:
+            with_tasks()
+            output = step(**options)
+        else:
+            output = step(closure=with_tasks, **options)
+        for task in after:
+            task()
+        return output
+
+    optimizer.step = types.MethodType(patched, optimizer)  # type: ignore[method-assign]
