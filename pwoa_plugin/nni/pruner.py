@@ -47,8 +47,8 @@ class PwoAPruner(PwoACompressor, Pruner):
     The frozen teacher is the network as it is when the pruner is made, unless ``teacher_model`` is given; a second
     ``compress()`` continues from the pruned weights, with the same teacher.
 
-    Fused with NNI's other compressors (``from_compressor``, in either order), its loss is added to theirs. A pruner that
-    has pruned already keeps its masks then and only fine-tunes: this way one prunes, then quantizes. Inside
+    Fused with NNI's other compressors (``from_compressor``, in either order), its loss is added to theirs. A pruner
+    that has pruned already keeps its masks then and only fine-tunes: this way one prunes, then quantizes. Inside
     ``AGPPruner`` and ``LinearPruner`` their updates are the dual updates. Masks are in the wrappers' own weights, so
     that ``unwrap_model``, ``state_dict`` and copies agree. With granularity ``out_channel`` the constants of dead
     filters (bias, BatchNorm) are held at zero, too, so that `speedup` removes the filters without changing the output.

@@ -19,7 +19,7 @@ MakeEvaluator = Callable[..., Any]
 EVERY = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
 
 
-def test_a_teacher_of_ones_own(
+def test_teacher_model_replaces_the_model_as_teacher(
     trained: nn.Module, trained_state: dict[str, Tensor], images: Pair, evaluator: MakeEvaluator
 ) -> None:
     model = copy.deepcopy(trained)  # which has lost its last layer
@@ -49,7 +49,7 @@ def test_second_compress_with_a_config_list(
         assert (pruner.residual is not None) == bool(admm)
 
 
-def test_how_long_to_train_must_be_said(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+def test_the_length_must_be_given(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     pruner = PwoAPruner(trained, EVERY, evaluator(trained, images))
     with pytest.raises(ValueError, match="give max_steps or max_epochs"):
         pruner.compress()
@@ -96,7 +96,7 @@ def phases_of(pruner: PwoAPruner, steps: int | None, scheduler: tuple[int, int] 
         ({}, {}, 40, None, [("gradual", 20, 1)]),
         ({}, {}, 3, None, [("gradual", 1, 1)]),  # too short for a cut: the hard prune follows the first step
         ({}, {"epochs": 3, "interval": 1}, 40, 6, [("gradual", 18, 1)]),
-        ({"rho": 0.2}, {}, 40, None, [("admm", 10, 2)]),  # whoever sets ADMM wants it: a quarter
+        ({"rho": 0.2}, {}, 40, None, [("admm", 10, 2)]),  # ADMM alone is set: a quarter
         ({}, {"epochs": 0}, 40, None, [("admm", 10, 2)]),
         ({"rho": 0.2}, {}, 7, None, [("admm", 1, 2)]),
         ({"epochs": 0}, {}, 40, 6, []),

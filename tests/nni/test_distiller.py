@@ -332,7 +332,7 @@ def test_slim_over_the_distiller_keeps_its_penalty_and_its_zeros(
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_pruner_over_the_distiller_that_makes_no_mask_is_told_of(
+def test_a_pruner_over_the_distiller_without_masks_is_logged(
     trained: TinyNet, teacher: TinyNet, evaluator: TorchEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
     distiller = PwoADistiller(trained, [], evaluator, teacher, eps=0.1)
@@ -340,7 +340,7 @@ def test_a_pruner_over_the_distiller_that_makes_no_mask_is_told_of(
     assert "no mask was made for conv, fc1, fc2: a pruner that makes one at once goes inside AGPPruner" in caplog.text
 
 
-def test_a_users_loss_that_is_no_number_is_left_out(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
+def test_a_users_nan_loss_is_left_out(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
     loader = DataLoader(TensorDataset(*images), batch_size=32)
     evaluator = make_evaluator(trained, loader, loss=lambda logits, y: logits.sum() * torch.nan)
     PwoADistiller(trained, [], evaluator, teacher, eps=0.1).compress(6)
@@ -418,7 +418,7 @@ def test_beside_nnis_own_distiller(trained: TinyNet, teacher: TinyNet, images: P
 
 
 @pytest.mark.parametrize("form", ["tuple", "dict"])
-def test_teacher_predict_is_asked_by_batches_with_perturbed_images(
+def test_teacher_predict_gets_batches_with_perturbed_images(
     trained: TinyNet, teacher: TinyNet, images: Pair, form: str
 ) -> None:
     class Odd(nn.Module):
@@ -591,7 +591,7 @@ class Stream(torch.utils.data.IterableDataset[Any]):
 
 
 @pytest.mark.parametrize("name", ["AGP + Level", "Movement", "Taylor"])
-def test_a_target_that_was_missed_is_told(
+def test_a_missed_target_is_logged(
     trained: TinyNet, teacher: TinyNet, images: Pair, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     evaluator = make_evaluator(trained, DataLoader(Stream(images), batch_size=48), torch.optim.Adam, 5e-3)
@@ -628,7 +628,7 @@ def test_a_teacher_of_another_architecture(trained: TinyNet, images: Pair, evalu
     assert sparsity(trained) == pytest.approx(0.5, abs=0.01)
 
 
-def test_a_loss_that_is_no_number_is_told(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
+def test_a_nan_loss_raises(trained: TinyNet, teacher: TinyNet, images: Pair) -> None:
     loader = DataLoader(TensorDataset(*images), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e30)
     before = copy.deepcopy(trained.state_dict())

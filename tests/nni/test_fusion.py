@@ -148,7 +148,7 @@ def test_inside_a_scheduler(
     assert (trained(images[0]).argmax(1) == images[1]).float().mean() > 0.8
 
 
-def test_a_scheduler_that_training_does_not_reach_the_end_of(
+def test_training_ends_before_a_scheduler_does(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = evaluator(trained, images)
@@ -328,7 +328,7 @@ def test_a_config_run_comes_before_the_fusion(trained: nn.Module, images: Pair, 
     qat.unwrap_model()
 
 
-def test_weights_that_the_optimizer_leaves_alone_are_told(
+def test_weights_that_the_optimizer_does_not_train_are_logged(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = nni.trace(torch.optim.Adam)(trained.fc2.parameters(), lr=1e-3)
@@ -361,7 +361,7 @@ def test_an_optimizer_that_would_train_nothing(
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
 
-def test_a_loss_that_is_no_number_in_a_fusion(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+def test_a_nan_loss_in_a_fusion(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     optimizer = nni.trace(torch.optim.SGD)(trained.parameters(), lr=1e30)
     pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images, optimizer=optimizer), eps=0.1)
     before = copy.deepcopy(trained.state_dict())

@@ -17,7 +17,7 @@ MakeEvaluator = Callable[..., Any]
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])
 @pytest.mark.parametrize("field", ["max_steps", "max_epochs"])
-def test_lengths_that_are_none(trained: nn.Module, images: tuple[Tensor, Tensor], kind: str, field: str) -> None:
+def test_bad_lengths_are_refused(trained: nn.Module, images: tuple[Tensor, Tensor], kind: str, field: str) -> None:
     evaluator = make_evaluator(trained, DataLoader(TensorDataset(*images), batch_size=32))
     compressor: Any = (
         PwoAPruner(trained, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator)

@@ -61,7 +61,7 @@ def test_a_module_under_two_names_is_pruned_once() -> None:
         ("transposed", "a transposed convolution can be pruned with granularity='unstructured' only"),
     ],
 )
-def test_layers_that_nnis_wrappers_would_spoil(name: str, said: str) -> None:
+def test_layers_that_nnis_wrappers_would_break(name: str, said: str) -> None:
     entry = {"op_names": [name], "sparse_ratio": 0.5, "granularity": "out_channel"}
     with pytest.raises(ValueError, match=said):
         read_config_list(odd_model(), [entry])

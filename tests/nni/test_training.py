@@ -15,7 +15,7 @@ from pwoa_plugin.errors import TrainingError
 
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])
-@pytest.mark.parametrize("steps", [1, 9, 24])  # the losses are checked never, or at times, while it trains
+@pytest.mark.parametrize("steps", [1, 9, 24])  # the losses are checked rarely while it trains
 def test_weights_that_are_not_finite_are_never_returned(
     trained: nn.Module, images: tuple[Tensor, Tensor], kind: str, steps: int
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_training_that_ends_early_is_logged(
 ) -> None:
     evaluator = make_evaluator(trained, DataLoader(TensorDataset(*images), batch_size=32))
     train = evaluator.training_func
-    # It stops when it likes.
+    # It stops before the length that it is given.
     evaluator.training_func = lambda *args: train(*args[:4], 4, None)
     pruner = PwoAPruner(trained, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], evaluator, eps=0.1)
     _, masks = pruner.compress(length)

@@ -92,7 +92,7 @@ def test_schedules_by_function_and_by_epoch(trained: nn.Module, loader: DataLoad
     assert rates == pytest.approx([1.0] * 6 + [0.1] * 6)
 
 
-def test_a_schedule_is_made_anew_for_each_compress(trained: nn.Module, loader: DataLoader[Any]) -> None:
+def test_each_compress_makes_a_new_lr_scheduler(trained: nn.Module, loader: DataLoader[Any]) -> None:
     evaluator = make_evaluator(
         trained, loader, lr_scheduler=OneCycleLR, lr_scheduler_options={"max_lr": 0.01, "total_steps": 12}
     )
@@ -181,7 +181,7 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
 
 
 class Dict(TensorDataset):
-    """Batches as dicts with names of one's own."""
+    """Batches as dicts with other names."""
 
     def __getitem__(self, index: int) -> Any:
         x, y = super().__getitem__(index)
@@ -229,7 +229,7 @@ def test_the_own_loss_is_there_for_those_who_look_at_its_forward(trained: nn.Mod
     assert distilled(by_gradients) == 6
 
 
-def test_take_batch_is_said_once(trained: nn.Module, images: Pair) -> None:
+def test_take_batch_is_given_once(trained: nn.Module, images: Pair) -> None:
     loader = DataLoader(Dict(*images), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e-3, take_batch=lambda batch: (batch["img"], batch["target"]))
     pruner = PwoAPruner(trained, PRUNED, evaluator, eps="1/10")
@@ -237,7 +237,7 @@ def test_take_batch_is_said_once(trained: nn.Module, images: Pair) -> None:
     assert pruner.radius == pytest.approx(0.15)
 
 
-def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> None:
+def test_bad_batches_raise_our_messages(trained: nn.Module, images: Pair) -> None:
     x, y = images
     for data, said in (
         ((x, y + 5), "labels reach from 5 to 7, and the model has 3 classes"),
@@ -264,7 +264,7 @@ def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> 
             make_evaluator(trained, source)
 
 
-def test_doubles_are_taken_as_the_model_s_floats(trained: nn.Module, images: Pair) -> None:
+def test_doubles_become_the_models_floats(trained: nn.Module, images: Pair) -> None:
     loader = DataLoader(TensorDataset(images[0].double(), images[1]), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e-3)
     PwoAPruner(trained, PRUNED, evaluator, eps=0.1).compress(max_steps=3, max_epochs=None)
