@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Mapping
 
@@ -94,7 +93,7 @@ def _check_overlap(entry: Entry, taken: Mapping[Key, Entry | None]) -> None:
 
 
 def _check_parameter(model: nn.Module, where: str, name: str, target: str, names: dict[int, list[str]]) -> None:
-    """Refuse what NNI's wrappers would silently get wrong, or fail on in training."""
+    """Refuse what NNI's wrappers would silently get wrong."""
     module = model.get_submodule(name)
     parameter = module._parameters.get(target)
     if not isinstance(parameter, nn.Parameter):
@@ -108,9 +107,4 @@ def _check_parameter(model: nn.Module, where: str, name: str, target: str, names
     if len({id(model.get_submodule(n.rpartition(".")[0])) for n in shared}) > 1:
         raise InputError(
             f"{where}: {' and '.join(shared)} are one parameter, which NNI's wrappers would make two; exclude the layer"
-        )
-    if defaults := inspect.getfullargspec(module.forward).kwonlydefaults:
-        raise InputError(
-            f"{where}: forward of {name} has keyword-only arguments ({', '.join(defaults)}), whose defaults NNI's "
-            "wrappers lose; exclude the layer"
         )

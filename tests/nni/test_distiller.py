@@ -508,7 +508,6 @@ def test_what_cannot_be_used_is_refused_in_one_line(
         "config_list: op_names: the model has no module 'fc9'; did you mean fc2 or fc1": lambda: alone(
             [{"op_names": ["fc9"]}]
         ),
-        "config_list: '\\(' is not a regular expression": lambda: alone([{"op_names_re": ["("]}]),
         "lambda has no effect": lambda: alone([{"op_types": ["Linear"], "lambda": 2}]),
         "the T_j are inputs": lambda: alone([{"op_types": ["Linear"], "target_names": ["_output_0"]}]),
         "hsic.layers: the model has no module 'fc7'": lambda: alone(hsic={"layers": "fc7"}),

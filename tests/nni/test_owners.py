@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-import torch
 from nni.compression.pruning import LevelPruner
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
@@ -20,11 +19,6 @@ MakeEvaluator = Callable[..., Any]
 LINEAR = {"op_types": ["Linear"], "sparse_ratio": 0.75}
 
 
-class KeywordOnly(nn.Linear):
-    def forward(self, x: torch.Tensor, *, scale: float = 1.0) -> torch.Tensor:
-        return super().forward(x) * scale
-
-
 def odd_model() -> nn.Module:
     """Each member is something that cannot be pruned by NNI's wrappers."""
     model = nn.Module()
@@ -32,7 +26,6 @@ def odd_model() -> nn.Module:
     model.again = model.plain
     model.tied_a, model.tied_b = nn.Linear(4, 4), nn.Linear(4, 4)
     model.tied_b.weight = model.tied_a.weight
-    model.keyword = KeywordOnly(4, 4)
     model.norm = nn.LayerNorm(4)
     model.normed = weight_norm(nn.Linear(4, 4))
     model.frozen = nn.Linear(4, 4).requires_grad_(False)
@@ -54,7 +47,6 @@ def test_a_module_under_two_names_is_pruned_once() -> None:
     [
         ("again", "'again' is the module 'plain' again"),
         ("tied_b", "tied_a.weight and tied_b.weight are one parameter"),
-        ("keyword", r"keyword-only arguments \(scale\)"),
         ("norm", "'norm', a LayerNorm, in which NNI finds nothing to prune"),
         ("normed", "computed from others"),
         ("frozen", "requires_grad=False"),
