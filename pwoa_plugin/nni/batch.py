@@ -1,4 +1,4 @@
-"""Batches as evaluators give them: asking a network about one, with other images in it."""
+"""An evaluator's batches: their images and labels, and a network's answer to a batch with other images."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..method.hidden import NetworkWrapper
 
-__all__ = ["Asked", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
+__all__ = ["BatchAdapter", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
 
-#: A batch as an evaluator gives it, to images and labels.
+#: From an evaluator's batch to images and labels.
 TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
+
+#: NNI's ``teacher_predict``: from a batch and a network to the network's answer.
+Predict = Callable[[Any, nn.Module], Any]
 
 
 def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """``(x, y)`` of a batch as loaders give it: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x``.
+    """``(x, y)`` of a loader's batch: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x`` alone.
 
     Raises:
-        ValueError: there are no images in it.
+        InputError: the batch has no images.
     """
     if isinstance(batch, Tensor):
         return batch, None
+    x = y = None
     if isinstance(batch, Mapping):
         x, y = batch.get("pixel_values", batch.get("x")), batch.get("labels", batch.get("y"))
     elif isinstance(batch, (tuple, list)) and batch:
         x, y = batch[0], batch[1] if len(batch) > 1 else None
-    else:
-        x = y = None
     if not isinstance(x, Tensor):
         what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise InputError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
@@ -38,16 +40,12 @@ def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
 
 
 def take_batch_of(evaluator: object, given: TakeBatch | None) -> TakeBatch:
-    """The function that is given, or the evaluator's, or `take_images_and_labels`."""
+    """The given function, or the evaluator's, or `take_images_and_labels`."""
     return given or getattr(evaluator, "take_batch", None) or take_images_and_labels
 
 
-#: NNI's ``teacher_predict``: a batch and a network, to the network's answer.
-Predict = Callable[[Any, nn.Module], Any]
-
-
 def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
-    """A batch of the same form, ``x`` in place of its ``images``; its other tensors are cut to ``len(x)``."""
+    """A batch of the same form with ``x`` in place of its ``images``; its other tensors are cut to ``len(x)``."""
 
     def put(value: Any) -> Any:
         if value is images:
@@ -61,11 +59,11 @@ def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
     return put(batch)
 
 
-class Asked(NetworkWrapper):
-    """A network that is asked about images by way of ``predict``, which takes a batch.
+class BatchAdapter(NetworkWrapper):
+    """A network that answers images through ``predict``, which takes a batch.
 
     Args:
-        module: the network that answers.
+        module: the network.
         predict: the function.
     """
 
@@ -76,7 +74,7 @@ class Asked(NetworkWrapper):
 
     @contextmanager
     def about(self, batch: Any, images: Tensor) -> Iterator[None]:
-        """While this lasts, questions are about ``batch`` with other images in place of its ``images``."""
+        """Put images meanwhile into ``batch``, in place of its own ``images``."""
         self._batch = (batch, images)
         try:
             yield
@@ -85,5 +83,5 @@ class Asked(NetworkWrapper):
 
     def forward(self, x: Tensor) -> Any:
         if self._batch is None:
-            raise RuntimeError("no batch to ask about")
+            raise RuntimeError("no batch to put images into; call inside about()")
         return self.predict(with_images(*self._batch, x), self.module)

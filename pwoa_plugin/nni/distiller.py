@@ -3,40 +3,27 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from contextlib import ExitStack
 from functools import partial
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from nni.compression.base.compressor import Compressor, Distiller
-from nni.compression.base.config import default_config_schema
 from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from schema import SchemaError
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
-from .._text import one_line
-from ..config import DistillationConfig, HSICConfig, PerturbationConfig
 from ..errors import InputError
 from ..method.loss import PwoALoss
-from .batch import Asked, Predict, TakeBatch, take_batch_of
-from .config_list import select
+from .batch import BatchAdapter, Predict, TakeBatch, take_batch_of
+from .compressor import PwoACompressor
+from .entries import check_schema, select_modules
 from .evaluators.own_loss import OwnLossEvaluator
-from .fusion import (
-    Train,
-    at_next_training,
-    check_optimizers,
-    own_loss_spared,
-    refuse_idle_pruners,
-    refuse_pwoa_twice,
-    undone_on_error,
-    weighing,
-)
-from .training import FiniteCheck, check_counts, check_length, check_weight
-from .wrappers import Baking, refuse_taken_over, settle
+from .fusion import at_next_training, check_weight, own_loss_spared, prepare_evaluator, weighing
+from .lengths import check_length, in_steps, steps_per_epoch
+from .options import LossOptions
+from .training import Training
+from .wrappers import sync_buffers
 
 __all__ = ["PwoADistiller"]
 
@@ -45,17 +32,17 @@ _logger = logging.getLogger(__name__)
 _SELECTING = ("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re")
 
 
-class PwoADistiller(Baking, Distiller):
-    """Train whatever NNI prunes or quantizes to stay robust, on natural images: PwoA's loss without its ADMM.
+class PwoADistiller(PwoACompressor, Distiller):
+    """Train whatever NNI prunes or quantizes to stay robust, on natural images: PwoA's loss without its pruning.
 
     >>> agp = AGPPruner(LevelPruner(model, pruned), interval_steps=50, total_times=10, evaluator=evaluator)
     >>> distil = PwoADistiller.from_compressor(agp, [{"op_types": ["Linear"]}], teacher_model=robust_model, eps=0.3)
     >>> distil.compress(max_steps=600, max_epochs=None)
     >>> distil.unwrap_model()  # masks are baked in; NNI's own unwrap_model leaves them out
 
-    Alone it trains the model as it is. The order of fusing does not matter: PwoA's loss is added last, to all others'
-    as they are. After ``compress`` the masks are in the wrappers' own weights, so that any way of unwrapping gives
-    zeros; in between, `unwrap_model` bakes them in.
+    Alone it trains the model as it is. The order of fusing does not matter: PwoA's loss is added last, and the others'
+    losses keep their weights. After ``compress`` the masks are in the wrappers' own weights, so that any way of
+    unwrapping gives zeros; later masks are baked in by `unwrap_model`.
 
     Args:
         model: the student: images ``(N, C, H, W)`` to logits ``(N, classes)``.
@@ -64,25 +51,23 @@ class PwoADistiller(Baking, Distiller):
         evaluator: NNI's; it trains. ``from_compressor`` takes the other compressor's.
         teacher_model: the robust network; a frozen copy is kept, and it may be ``model`` itself, or of another
             architecture with the same classes (see `PwoALoss`).
-        teacher_predict: a function ``(batch, network)`` to logits, where ``network(x)`` will not do; the student is
-            asked by it too. The batch is as the evaluator gives it, with perturbed images in place of its own.
+        teacher_predict: a function ``(batch, network)`` to logits, if ``network(x)`` will not do; the student is called
+            through it too. The batch is the evaluator's, with perturbed images in place of its own.
         existed_wrappers: NNI's; ``from_compressor`` passes it.
-        distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
-        eps, pixel_range: see `PwoAConfig`.
         origin_loss_lambda: weight of the evaluator's own training loss beside ours.
         take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
-            may be None where ``hsic.lambda_y`` is 0.
+            may be None if ``hsic.lambda_y`` is 0.
+        **options: ``distillation``, ``perturbation``, ``hsic``, ``eps`` and ``pixel_range``, as `PwoALoss` takes them.
 
     Attributes:
+        loss: the `PwoALoss` that trains.
         terms: summands of the last step's loss by name, detached.
         hidden_layers: names of the modules whose inputs are the T_j; known after the first step.
         radius: of the perturbation in pixel units; known after the first step.
 
     Raises:
-        ValueError: one line that says what cannot be used; the model is as it was.
+        InputError: one line that says what cannot be used; the model is as it was.
     """
-
-    trains_with_pwoa = True
 
     def __init__(
         self,
@@ -93,48 +78,31 @@ class PwoADistiller(Baking, Distiller):
         teacher_predict: Predict | None = None,
         *,
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
-        distillation: DistillationConfig | Mapping[str, Any] | None = None,
-        perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
-        hsic: HSICConfig | Mapping[str, Any] | None = None,
-        eps: float | str | None = None,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
         origin_loss_lambda: float = 0.0,
         take_batch: TakeBatch | None = None,
+        **options: Unpack[LossOptions],
     ) -> None:
-        if not isinstance(model, nn.Module):
-            raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-        if not isinstance(evaluator, Evaluator):
-            raise InputError("evaluator is missing; make_evaluator(model, train_loader) makes one")
-        if not isinstance(teacher_model, nn.Module):
+        if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
-        if teacher_predict is not None and not callable(teacher_predict):
-            raise InputError(
-                f"teacher_predict is a {type(teacher_predict).__name__}; give a function (batch, network) to logits"
-            )
         check_weight("origin_loss_lambda", origin_loss_lambda)
         layers = _selected(model, config_list)
-        asked = teacher_model if teacher_predict is None else Asked(teacher_model, teacher_predict)
-        loss = PwoALoss(
-            asked, distillation=distillation, perturbation=perturbation, hsic=hsic, eps=eps, pixel_range=pixel_range
-        )
+        teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
+        self.loss = PwoALoss(teacher, **options)
         if layers:
-            if loss.hsic.layers != "auto":
+            if self.loss.hsic.layers != "auto":
                 raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
-            loss.hsic = loss.hsic.model_copy(update={"layers": tuple(layers)})
-        loss.check_student(model)
-        if not evaluator._initialization_complete:
-            evaluator._init_optimizer_helpers(model)
-        check_optimizers(evaluator)
-        self.loss = loss
-        self._student = model if teacher_predict is None else Asked(model, teacher_predict)
+            self.loss.hsic = self.loss.hsic.model_copy(update={"layers": tuple(layers)})
+        self.loss.check_student(model)
+        prepare_evaluator(evaluator, model)
+        self._student = model if teacher_predict is None else BatchAdapter(model, teacher_predict)
         self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch_of(evaluator, take_batch)
-        self._hooks: list[RemovableHandle] = []
+        self._hooks = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
         self.config_list = config_list
 
     @classmethod
-    def from_compressor(
+    def from_compressor(  # type: ignore[override]
         cls,
         compressor: Compressor,
         new_config_list: list[dict[str, Any]],
@@ -149,30 +117,16 @@ class PwoADistiller(Baking, Distiller):
         Args:
             compressor: any pruner, quantizer or distiller of NNI's, or something fused of them.
             new_config_list, teacher_model, teacher_predict: see the class.
-            evaluator: where the other compressor has none.
+            evaluator: if the other compressor has none.
             **options: the class's keywords.
 
         Raises:
-            ValueError: the compressors do not go together, or an argument cannot be used.
+            InputError: the compressors do not go together, or an argument cannot be used.
         """
-        refuse_pwoa_twice(compressor, cls.__name__)
-        refuse_idle_pruners(compressor)
         for other in compressor.fused_compressors:
             _refuse_missed_target(other)
-        wrapped = compressor._is_wrapped
-        try:
-            made: PwoADistiller = super().from_compressor(
-                compressor,
-                new_config_list,
-                evaluator=evaluator,
-                teacher_model=teacher_model,
-                teacher_predict=teacher_predict,
-                **options,
-            )
-        except BaseException:
-            if wrapped and not compressor._is_wrapped:
-                compressor.wrap_model()
-            raise
+        options |= {"teacher_model": teacher_model, "teacher_predict": teacher_predict}
+        made: PwoADistiller = super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
         return made
 
     @property
@@ -198,33 +152,14 @@ class PwoADistiller(Baking, Distiller):
                     continue
                 if space.apply_method in ("mul", "movement_mul", "slim_mul"):
                     space.target.copy_(wrapper._apply_mask_helper(space.target, space))
-        for factor in self._slim_factors():
-            factor.fill_(1)
-
-    def _slim_factors(self) -> list[Tensor]:
-        return [
-            parameter
-            for wrapper in self._wrappers().values()
-            for name, parameter in wrapper.named_parameters(recurse=False)
-            if name.endswith("_slim_factor")
-        ]
-
-    def get_masks(self) -> dict[str, dict[str, Tensor]]:
-        """The masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order."""
-        masks = {
-            name: {
-                target: space.mask.clone()
-                for target, space in wrapper.pruning_target_spaces.items()
-                if space.mask is not None
-            }
-            for name, wrapper in self._wrappers().items()
-        }
-        return {name: targets for name, targets in masks.items() if targets}
+            for name, parameter in wrapper.named_parameters(recurse=False):
+                if name.endswith("_slim_factor"):
+                    parameter.fill_(1)
 
     # -- compress --------------------------------------------------------------------------------
 
     def compress(self, max_steps: int | None = None, max_epochs: int | None = None) -> nn.Module:
-        """Train, while the compressors that are fused prune or quantize.
+        """Train, while the fused compressors prune or quantize.
 
         Args:
             max_steps: optimizer steps; or
@@ -234,110 +169,78 @@ class PwoADistiller(Baking, Distiller):
             The user's model, wrapped.
 
         Raises:
-            ValueError: arguments, data or model cannot be used.
-            TrainingError: the loss is no number. Whatever is raised, the weights are as they were.
+            InputError: arguments, data or model cannot be used.
+            TrainingError: the loss is not finite. Whatever is raised, the weights are as they were.
         """
         check_length(max_steps, max_epochs)
-        refuse_taken_over(self._is_wrapped, self._module_wrappers.values())
+        self._refuse_taken_over()
         self.wrap_model()
         with own_loss_spared(self, self.origin_loss_lambda):
             model: nn.Module = super().compress(max_steps, max_epochs)
         return model
 
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._fusion_compress(max_steps, max_epochs)
-
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        """Weigh the user's own loss now; ours is added when training starts, over all others."""
-        own = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
-        own(weighing(self.origin_loss_lambda))
+        """Weigh the user's own loss now, before all others are added; add ours when training starts."""
+        patch_own_loss = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
+        patch_own_loss(weighing(self.origin_loss_lambda))
         at_next_training(evaluator, partial(self._train, evaluator))
 
-    def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
-        self._batches, self._steps, self._finite = 0, 0, FiniteCheck()
-        with undone_on_error(self.bound_model, evaluator):
-            check_counts(max_steps, max_epochs)
-            steps, per_epoch = max_steps, getattr(evaluator, "steps_per_epoch", None)
-            if steps is None and max_epochs is not None and per_epoch:
-                steps = max_epochs * per_epoch
-            for name, least in self._too_short(steps):
-                raise InputError(
-                    f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; "
-                    f"give max_steps={least} or more"
-                )
-            self._check_trained(evaluator)
-            evaluator.patch_loss(self._loss)
-            evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[self._count])
-            train(max_steps, max_epochs)
-            self._finite.check(self.bound_model, self._steps)
-
-    def _count(self) -> None:
-        self._steps += 1
+    def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
+        steps = in_steps(max_steps, max_epochs, steps_per_epoch(evaluator, None))
+        for name, least in self._too_short(steps):
+            raise InputError(
+                f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; give "
+                f"max_steps={least} or more"
+            )
+        self._check_trained(evaluator)
+        return Training(self.bound_model, self.loss, self.take_batch, student=self._student)
 
     def _too_short(self, steps: int | None) -> list[tuple[str, int]]:
-        """Pruners that do not reach their targets in that many steps, and how many they take; none if None."""
+        """Pruners that do not reach their targets in that many steps, and how many each takes; none if unknown."""
         needed = [(type(other).__name__, _steps_needed(other)) for other in self.fused_compressors]
         return [(name, least) for name, least in needed if steps is not None and steps < least]
 
     def _check_trained(self, evaluator: Evaluator) -> None:
-        """Whether a TorchEvaluator trains the weights that are pruned: see `make_evaluator`, where it always does."""
-        optimizers = getattr(evaluator, "_optimizers", None)
-        weights = [
-            space.target
+        """Refuse a TorchEvaluator that does not train the compressed weights; `make_evaluator`'s always does."""
+        optimizers = getattr(evaluator, "_optimizers", None) or ()
+        weights = {
+            id(space.target)
             for wrapper in self._wrappers().values()
             for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
             if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
-        ]
-        if not optimizers or not weights:
-            return
+        }
         trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(weight) in trained for weight in weights):
+        if optimizers and weights and not weights & trained:
             raise InputError(
                 "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
                 "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
             )
 
-    def _loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
-        x, y = self.take_batch(batch)
-        parameter = next(self.bound_model.parameters())
-        if parameter.device != self.loss.device:  # evaluators move models, teachers are ours to move
-            self.loss.to(parameter.device)
-        with ExitStack() as asked:
-            for network in (self.loss.teacher, self._student):
-                if isinstance(network, Asked):
-                    asked.enter_context(network.about(batch, x))
-            loss: Tensor = self.loss(self._student, x, y)
-        self._finite.see(loss, self._batches)
-        self._batches += 1
-        return others + loss
-
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
-        short = self._too_short(self._steps)
+        assert self._training is not None
+        steps = self._training.step
+        short = self._too_short(steps)
         for name, least in short:
             _logger.warning(
                 "training ended at step %d, before %s had pruned to its target; compress again, with max_steps=%d or "
                 "more",
-                self._steps,
+                steps,
                 name,
                 least,
             )
         if not short:
-            self._tell_unmasked()
+            self._log_unmasked()
         self._bake()
-        settle(self._wrappers().values())
+        sync_buffers(self._wrappers().values())
 
 
 def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
-    """Names of the modules that a config list selects, in the model's order."""
+    """Names of the modules that a config_list selects, in the model's order."""
     if not isinstance(config_list, list):
-        raise InputError(f"config_list is a {type(config_list).__name__}; give NNI's list of dicts, or [] for 'auto'")
-    schema = default_config_schema("distillation")
+        raise InputError("config_list: give a list of NNI's dicts, or [] for 'auto'")
     names: set[str] = set()
     for entry in config_list:
-        try:
-            schema.validate(entry)
-        except SchemaError as error:
-            raise InputError(f"config_list: {one_line(error)}") from None
+        check_schema("distillation", "config_list", entry)
         if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
             raise InputError(
                 f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="
@@ -346,16 +249,13 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
             raise InputError(
                 f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
             )
-        names |= set(select(model, "config_list", {key: value for key, value in entry.items() if key in _SELECTING}))
+        selecting = {key: value for key, value in entry.items() if key in _SELECTING}
+        names |= set(select_modules(model, "config_list", selecting))
     return [name for name, _ in model.named_modules() if name in names]
 
 
 def _refuse_missed_target(other: Compressor) -> None:
-    """NNI's Taylor and Slim count their own steps; a scheduler over them that counts others ends short.
-
-    Raises:
-        ValueError: the two differ.
-    """
+    """NNI's Taylor and Slim count their own steps: a scheduler over them with another interval ends short."""
     inner = getattr(other, "bound_pruner", None)
     training_steps = getattr(inner, "training_steps", None)
     if training_steps is not None and training_steps != other.interval_steps:

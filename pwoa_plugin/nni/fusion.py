@@ -1,8 +1,9 @@
-"""Compressors that train together (NNI calls them fused): what cannot go together, said before training."""
+"""Compressors that train together (NNI calls them fused): what cannot go together is refused before training."""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -20,10 +21,10 @@ from ..method.restore import restored_on_error
 __all__ = [
     "Train",
     "at_next_training",
-    "check_optimizers",
+    "check_weight",
     "loss_is_patched",
-    "members",
     "own_loss_spared",
+    "prepare_evaluator",
     "refuse_idle_pruners",
     "refuse_pwoa_twice",
     "undone_on_error",
@@ -34,10 +35,10 @@ _logger = logging.getLogger(__name__)
 
 Train = Callable[[int | None, int | None], None]  # max_steps, max_epochs
 
-_BY_WEIGHTS = (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)  # no forward or gradient tells them anything
+_BY_WEIGHTS = (LevelPruner, L1NormPruner, L2NormPruner, FPGMPruner)  # they look at no forward and no gradient
 
 
-def members(compressor: Compressor) -> Iterator[Compressor]:
+def _members(compressor: Compressor) -> Iterator[Compressor]:
     """All compressors that would train with one made from this: the fused ones, and those inside schedulers."""
     for fused in compressor.fused_compressors:
         yield fused
@@ -46,16 +47,8 @@ def members(compressor: Compressor) -> Iterator[Compressor]:
 
 
 def refuse_pwoa_twice(compressor: Compressor, by: str) -> None:
-    """PwoA's loss belongs into a training once.
-
-    Args:
-        compressor: which another one is to be made from.
-        by: the name of that other one.
-
-    Raises:
-        ValueError: one of its `members` trains with PwoA's loss.
-    """
-    for other in members(compressor):
+    """Raise InputError if ``compressor`` already trains with PwoA's loss, as one that ``by`` makes from it would."""
+    for other in _members(compressor):
         if getattr(other, "trains_with_pwoa", False):
             raise InputError(
                 f"{by} and {type(other).__name__} cannot be fused: both train with PwoA's loss, which would count "
@@ -64,11 +57,7 @@ def refuse_pwoa_twice(compressor: Compressor, by: str) -> None:
 
 
 def refuse_idle_pruners(compressor: Compressor) -> None:
-    """NNI's one-shot pruners make masks when they compress alone, and never in a fusion.
-
-    Raises:
-        ValueError: there is one that has made no mask yet.
-    """
+    """Raise InputError if there is a one-shot pruner without masks: in a fusion NNI's never make one."""
     for other in compressor.fused_compressors:
         if not isinstance(other, _BY_WEIGHTS) or other.interval_steps > 0:
             continue
@@ -80,16 +69,24 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
             )
 
 
-def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
-    """NNI takes an optimizer apart into names of the model's parameters; one without any trains nothing, silently.
+def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Iterable[str] = ()) -> None:
+    """Let an evaluator see the model, and check its optimizer.
+
+    NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently.
 
     Args:
-        evaluator: one that has seen the model.
-        wanted: names of parameters that should be trained; of some that are not, the log tells.
+        evaluator: NNI's.
+        model: not wrapped.
+        wanted: names of parameters that should be trained; those that are not are logged.
 
     Raises:
-        ValueError: a parameter group holds no parameter of the model, or none of the wanted is trained.
+        InputError: the evaluator is missing, a parameter group holds no parameter of the model, or none of the wanted
+            is trained.
     """
+    if not isinstance(evaluator, Evaluator):
+        raise InputError("evaluator is missing, or not one of NNI's; make_evaluator(model, train_loader) makes one")
+    if not evaluator._initialization_complete:
+        evaluator._init_optimizer_helpers(model)
     helpers = getattr(evaluator, "_optimizer_helpers", None) or [getattr(evaluator, "_optimizer_helper", None)]
     trained: set[str] = set()
     for helper in helpers:
@@ -99,7 +96,7 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
         if any(not group["params"] for group in groups):
             raise InputError(
                 "the evaluator's optimizer has a group without a parameter of this model and would train nothing; "
-                "make it with model.parameters() of the very model (not named_parameters())"
+                "make it with model.parameters() of this very model (not named_parameters())"
             )
         trained.update(*(group["params"] for group in groups))
     wanted = list(wanted)
@@ -114,7 +111,7 @@ def check_optimizers(evaluator: Evaluator, wanted: Iterable[str] = ()) -> None:
 
 
 def loss_is_patched(evaluator: Evaluator) -> bool:
-    """Whether a compressor has put a loss of its own over the user's training step, in this training."""
+    """Whether a compressor has patched the loss of the user's training step for the training to come."""
     if hasattr(evaluator, "_ori_training_step"):  # TorchEvaluator
         return bool(evaluator._training_step is not evaluator._ori_training_step)
     if (before := getattr(evaluator, "_ori_model_attr", {}).get("training_step")) is not None:  # LightningEvaluator
@@ -124,33 +121,27 @@ def loss_is_patched(evaluator: Evaluator) -> bool:
     return False
 
 
-class _AtNextTraining:
-    """In the place of an evaluator's ``train``, for one call."""
-
-    def __init__(self, evaluator: Evaluator, run: Callable[[Train, int | None, int | None], None]) -> None:
-        before: Any = evaluator.__dict__.get("train")
-        # One that is still there was never called: a fusion failed while it was prepared.
-        self.before: Train | None = before.before if isinstance(before, _AtNextTraining) else before
-        self._evaluator, self._run = evaluator, run
-
-    def __call__(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        del self._evaluator.train
-        if self.before is not None:
-            self._evaluator.train = self.before
-        self._run(self._evaluator.train, max_steps, max_epochs)
-
-
 def at_next_training(evaluator: Evaluator, run: Callable[[Train, int | None, int | None], None]) -> None:
     """Have ``run(train, max_steps, max_epochs)`` called in place of the evaluator's next ``train``.
 
-    Only there the length of a fused training is known, and all compressors have patched the loss.
+    Only then is the length of a fused training known, and have all compressors patched the loss.
     """
-    evaluator.train = _AtNextTraining(evaluator, run)
+    before: Any = evaluator.__dict__.get("train")
+    before = getattr(before, "replaced", before)  # ours is still there if a fusion failed before its training
+
+    def train(max_steps: int | None = None, max_epochs: int | None = None) -> None:
+        del evaluator.train
+        if before is not None:
+            evaluator.train = before
+        run(evaluator.train, max_steps, max_epochs)
+
+    train.replaced = before  # type: ignore[attr-defined]
+    evaluator.train = train
 
 
 @contextmanager
 def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
-    """If a training raises, the weights are as they were and the evaluator is free for another."""
+    """If a training raises, restore the weights and free the evaluator for the next."""
     try:
         with restored_on_error(model):
             yield
@@ -161,14 +152,9 @@ def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
 
 @contextmanager
 def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
-    """While this lasts, the evaluator's own loss is not computed, if it counts nothing and nobody needs its forward.
-
-    Args:
-        compressor: the outermost of those that train.
-        weight: of the own loss.
-    """
+    """Skip the evaluator's own loss meanwhile, if its weight is 0 and nobody under ``compressor`` needs its forward."""
     spare = getattr(compressor.evaluator, "without_own_loss", None)
-    others = (member for member in members(compressor) if member is not compressor)
+    others = (member for member in _members(compressor) if member is not compressor)
     if weight != 0 or spare is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
         yield
         return
@@ -176,8 +162,14 @@ def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
         yield
 
 
+def check_weight(name: str, value: object) -> None:
+    """Raise InputError unless ``value`` is a finite number of at least 0."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
+        raise InputError(f"{name}={value!r}; give a number of at least 0")
+
+
 def weighing(weight: float) -> Callable[..., Tensor]:
-    """A patch of the evaluator's own loss. A weight of 0 leaves it out altogether: 0 * NaN is NaN."""
+    """A patch that weighs the evaluator's own loss. A weight of 0 leaves it out altogether: 0 * NaN is NaN."""
 
     def weigh(origin: Tensor, *_: Any, **__: Any) -> Tensor:
         return weight * origin if weight else torch.zeros_like(origin.detach())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pwoa_plugin.nni.batch import Asked, take_images_and_labels, with_images
+from pwoa_plugin.nni.batch import BatchAdapter, take_images_and_labels, with_images
 
 X, Y, NEW = torch.zeros(4, 1, 2, 2), torch.arange(4), torch.ones(3, 1, 2, 2)
 
@@ -26,12 +26,12 @@ def test_a_batch_with_other_images_has_the_same_form(batch: Any, kind: type) -> 
     assert rest == (list(batch.values()) if kind is dict else list(batch))[2:]
 
 
-def test_asked_is_about_a_batch() -> None:
-    asked = Asked(nn.Flatten(), lambda batch, model: model(batch[0]) + batch[1][:, None])
-    with asked.about((X, Y), X):
-        assert torch.equal(asked(NEW), torch.ones(3, 4) + Y[:3, None])
+def test_an_adapter_puts_images_into_a_batch() -> None:
+    adapter = BatchAdapter(nn.Flatten(), lambda batch, model: model(batch[0]) + batch[1][:, None])
+    with adapter.about((X, Y), X):
+        assert torch.equal(adapter(NEW), torch.ones(3, 4) + Y[:3, None])
     with pytest.raises(RuntimeError, match="no batch"):
-        asked(NEW)
+        adapter(NEW)
 
 
 def test_images_and_labels_of_a_batch() -> None:

@@ -46,7 +46,7 @@ def test_a_whole_kernel_block_is_what_nni_means() -> None:
 
 
 @pytest.mark.parametrize("granularity", [[1, 1, 2, 1], [1, 2, 1, 1], [2, 2, 2, 2, 2], [0], [16, 1, 1, 1]])
-def test_what_cannot_be_done_is_refused_by_name(granularity: Any) -> None:
+def test_granularities_that_fit_no_set_are_refused(granularity: Any) -> None:
     with pytest.raises(ValueError, match="fc9: granularity"):
         sparsity_set_of(granularity, CONV, "fc9")
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
@@ -24,55 +23,48 @@ except ModuleNotFoundError as error:
 from nni.common import is_traceable
 from nni.compression import LightningEvaluator as NNILightningEvaluator
 
-from .checks import check_optimizer, check_scheduler
+from .optimizers import Task, check_optimizer, check_scheduler, patch_step
 
 __all__ = ["LightningEvaluator"]
-
-Task = Callable[[], object]
 
 
 class LightningEvaluator(NNILightningEvaluator):
     """NNI's ``LightningEvaluator`` on today's Lightning.
 
-    What differs: ``max_steps`` works, as ``max_epochs`` does; tasks before an optimizer step see the gradients of that
-    step, and not the last one's; a plain scheduler may be returned in ``{"optimizer": ..., "lr_scheduler": ...}``; what
-    NNI could not rebuild is refused with a cure.
+    Differences: ``max_steps`` works like ``max_epochs``; tasks before an optimizer step see the gradients of that step
+    instead of the last one's; ``configure_optimizers`` may return a plain scheduler in ``{"optimizer": ...,
+    "lr_scheduler": ...}``; what NNI could not rebuild is refused with a cure.
 
     With ``strategy="ddp"`` every process runs the script, and all end with the same weights and masks. HSIC is then
-    taken over each process's own batch. ``ddp_spawn`` and ``ddp_fork`` leave the compressors' state behind in the
-    processes they end, and are refused.
+    computed over each process's own batch. ``ddp_spawn`` and ``ddp_fork`` lose the compressors' state with the
+    processes, and are refused.
 
     Args:
-        trainer: made by ``nni.trace(pytorch_lightning.Trainer)(...)``; a new one is made by its arguments at every
-            training.
+        trainer: made by ``nni.trace(pytorch_lightning.Trainer)(...)``; each training makes a new one by its arguments.
         data_module: made by ``nni.trace(...)`` of your class.
         dummy_input: NNI's.
 
     Raises:
-        ValueError: trainer or data module are not traced, or the strategy cannot be used.
-        ModuleNotFoundError: on import, without ``pytorch_lightning``.
+        InputError: trainer or data module are not traced, or the strategy cannot be used.
+        MissingPackageError: on import, without ``pytorch_lightning``.
     """
 
     def __init__(self, trainer: pl.Trainer, data_module: pl.LightningDataModule, dummy_input: Any = None) -> None:
-        for name, given, kind in (
-            ("trainer", trainer, pl.Trainer),
-            ("data_module", data_module, pl.LightningDataModule),
-        ):
-            if not isinstance(given, kind):
+        kinds = {"trainer": (trainer, pl.Trainer), "data_module": (data_module, pl.LightningDataModule)}
+        for name, (given, kind) in kinds.items():
+            if not isinstance(given, kind) or not is_traceable(given, must_be_instance=True):
                 raise InputError(
-                    f"{name} is a {type(given).__name__}; give a pytorch_lightning.{kind.__name__} (classes of the "
-                    "package `lightning` are others)"
+                    f"{name} is not a traced pytorch_lightning.{kind.__name__} (classes of the package `lightning` are "
+                    f"others); make it by nni.trace({kind.__name__})(...)"
                 )
-            if not is_traceable(given, must_be_instance=True):
-                raise InputError(f"{name} is not traced; make it by nni.trace({kind.__name__})(...)")
         launcher = getattr(trainer.strategy, "launcher", None)
         if type(launcher).__name__ == "_MultiProcessingLauncher":
-            raise InputError("trainer: masks do not come back from processes that are spawned; use strategy='ddp'")
+            raise InputError("trainer: masks do not come back from spawned processes; use strategy='ddp'")
         super().__init__(trainer, data_module, dummy_input)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch in each process; None where the data module cannot tell before it is set up."""
+        """Optimizer steps of an epoch in each process; None if the data module cannot tell before it is set up."""
         try:
             loader = self.data_module.train_dataloader()
             if not isinstance(loader, DataLoader):
@@ -85,7 +77,7 @@ class LightningEvaluator(NNILightningEvaluator):
             sampler = loader.sampler
             if not isinstance(sampler, (RandomSampler, SequentialSampler)) or loader.batch_size is None:
                 return None
-            images = math.ceil(len(sampler) / trainer.world_size)  # as DistributedSampler deals them out
+            images = math.ceil(len(sampler) / trainer.world_size)  # as DistributedSampler splits them
             batches = images // loader.batch_size if loader.drop_last else math.ceil(images / loader.batch_size)
         limit = trainer.limit_train_batches
         if limit is not None:
@@ -94,11 +86,8 @@ class LightningEvaluator(NNILightningEvaluator):
 
     def _init_optimizer_helpers(self, pure_model: pl.LightningModule) -> None:
         if not isinstance(pure_model, pl.LightningModule):
-            raise InputError(
-                f"model is a {type(pure_model).__name__}; this evaluator trains pytorch_lightning.LightningModules"
-            )
-        given = pure_model.configure_optimizers()
-        configured = _as_nni_knows_it(given)
+            raise InputError("model is not a pytorch_lightning.LightningModule (those of `lightning` are others)")
+        configured = _as_nni_knows_it(pure_model.configure_optimizers())
         for optimizer, scheduler in _pairs(configured):
             if optimizer is not None:
                 check_optimizer(optimizer, pure_model)
@@ -110,35 +99,32 @@ class LightningEvaluator(NNILightningEvaluator):
             del pure_model.configure_optimizers
 
     def patch_optimizer_step(self, before_step_tasks: list[Task], after_step_tasks: list[Task]) -> None:
-        before, after = list(before_step_tasks), list(after_step_tasks)
         model: Any = self.model
         configure = model.configure_optimizers
 
         def patched(_: Any) -> Any:
             configured = configure()
             optimizer = next(optimizer for optimizer, _ in _pairs(configured) if optimizer is not None)
-            step = types.MethodType(_step_with(optimizer.step, before, after), optimizer)
-            optimizer.step = step  # type: ignore[method-assign]
+            patch_step(optimizer, before_step_tasks, after_step_tasks)
             return configured
 
         model.configure_optimizers = types.MethodType(patched, model)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        assert self.model is not None, "bind_model comes first"
         trainer = self.trainer.trace_copy()
         lengths = {"max_steps": -1 if max_steps is None else max_steps, "max_epochs": max_epochs}
-        if max_steps is None and max_epochs is None:  # finetune(): as long as the user's trainer says
+        if max_steps is None and max_epochs is None:  # finetune(): the length is the user's trainer's
             lengths = {}
         elif max_epochs is None:
             lengths["max_epochs"] = -1
-        # Sanity steps of validation are forwards that no training step follows.
+        # No sanity steps of validation: forwards that no training step follows.
         trainer.trace_kwargs = {**trainer.trace_kwargs, **lengths, "num_sanity_val_steps": 0}
         trainer.get().fit(self.model, self.data_module)
         self.model.trainer = None
 
 
 def _as_nni_knows_it(configured: Any) -> Any:
-    """What ``configure_optimizers`` returned, in a form that NNI reads right."""
+    """What ``configure_optimizers`` returned, in a form that NNI reads correctly."""
     if isinstance(configured, dict):
         configured = [configured]
     if isinstance(configured, (list, tuple)) and configured and isinstance(configured[0], dict):
@@ -152,7 +138,7 @@ def _as_nni_knows_it(configured: Any) -> Any:
 
 
 def _pairs(configured: Any) -> list[tuple[Optimizer | None, Any]]:
-    """Optimizers and schedulers, whatever form ``configure_optimizers`` has given them."""
+    """Optimizers and schedulers, whatever form ``configure_optimizers`` gives them."""
     if isinstance(configured, Optimizer):
         return [(configured, None)]
     if not isinstance(configured, (list, tuple)) or not configured:
@@ -167,25 +153,3 @@ def _pairs(configured: Any) -> list[tuple[Optimizer | None, Any]]:
 
 def _scheduler(given: Any) -> Any:
     return given.get("scheduler") if isinstance(given, dict) else given
-
-
-def _step_with(step: Callable[..., Any], before: list[Task], after: list[Task]) -> Callable[..., Any]:
-    """An optimizer's step with tasks around it; Lightning computes the gradients in its closure."""
-
-    def patched(_: Optimizer, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
-        def closure_and_tasks() -> Any:
-            result = None if closure is None else closure()
-            for task in before:
-                task()
-            return result
-
-        if closure is None:
-            closure_and_tasks()
-            output = step(**options)
-        else:
-            output = step(closure=closure_and_tasks, **options)
-        for task in after:
-            task()
-        return output
-
-    return patched

@@ -1,4 +1,4 @@
-"""An evaluator around another, in which one compressor's say on the training loss comes before all others'."""
+"""An evaluator around another, in which one compressor weighs the training loss before all others add to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["LossPatch", "OwnLossEvaluator"]
 
-#: The training loss and its batch, to the loss to train by.
+#: From the training loss and its batch to the loss to train by.
 LossPatch = Callable[[Tensor, Any], Tensor]
 
 
@@ -18,9 +18,9 @@ class OwnLossEvaluator(Evaluator):
     """Any NNI evaluator, with a patch for the evaluator's *own* training loss.
 
     NNI's ``patch_loss`` wraps what was patched before, in the order in which compressors were fused. A distiller that
-    scales the evaluator's own loss would so scale another compressor's penalty too, if that was patched first. Here
-    patches are held until training starts, and that of the own loss goes in first: penalties are added to it whatever
-    the order. All else is the other evaluator's.
+    scales the evaluator's own loss would also scale another compressor's penalty that was patched first. Here patches
+    are held until training starts, and that of the own loss goes in first: penalties are added to it whatever the
+    order. All else is the other evaluator's.
 
     Args:
         evaluator: the one that trains.
@@ -43,59 +43,47 @@ class OwnLossEvaluator(Evaluator):
     def patch_loss(self, patch: LossPatch) -> None:
         self._others.append(patch)
 
-    def revert_loss(self) -> None:
+    def _take_patches(self) -> list[LossPatch]:
+        patches = [*self._own, *self._others]
         self._own.clear()
         self._others.clear()
+        return patches
+
+    def revert_loss(self) -> None:
+        self._take_patches()
         self.evaluator.revert_loss()
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
-        for patch in (*self._own, *self._others):
+        for patch in self._take_patches():
             self.evaluator.patch_loss(patch)
-        self._own.clear()
-        self._others.clear()
         self.evaluator.train(max_steps, max_epochs)
 
     def bind_model(self, model: Any, param_names_map: dict[str, str] | None = None) -> None:
-        self._own.clear()  # what an interrupted run left
-        self._others.clear()
+        self._take_patches()  # those of an interrupted run
         self.evaluator.bind_model(model, param_names_map)
 
-    # The base class has a body for each of these, which `__getattr__` would never get past.
-
     def unbind_model(self) -> None:
-        self._own.clear()
-        self._others.clear()
+        self._take_patches()
         self.evaluator.unbind_model()
 
-    def _init_optimizer_helpers(self, pure_model: Any) -> None:
-        self.evaluator._init_optimizer_helpers(pure_model)
 
-    def patch_optim_param_group(self, module_name_param_dict: dict[str, list[Tensor]] | None = None) -> None:
-        self.evaluator.patch_optim_param_group(module_name_param_dict)
+def _of_inner(name: str) -> Callable[..., Any]:
+    def call(self: OwnLossEvaluator, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.evaluator, name)(*args, **kwargs)
 
-    def patch_optimizer_step(
-        self, before_step_tasks: list[Callable[[], None]], after_step_tasks: list[Callable[[], None]]
-    ) -> None:
-        self.evaluator.patch_optimizer_step(before_step_tasks, after_step_tasks)
+    return call
 
-    def revert_optimizer_step(self) -> None:
-        self.evaluator.revert_optimizer_step()
 
-    def register_hooks(self, hooks: list[Any]) -> None:
-        self.evaluator.register_hooks(hooks)
-
-    def get_all_hooks(self) -> list[Any]:
-        hooks: list[Any] = self.evaluator.get_all_hooks()
-        return hooks
-
-    def remove_all_hooks(self) -> None:
-        self.evaluator.remove_all_hooks()
-
-    def finetune(self) -> None:
-        self.evaluator.finetune()
-
-    def evaluate(self) -> Any:
-        return self.evaluator.evaluate()
-
-    def get_dummy_input(self) -> Any:
-        return self.evaluator.get_dummy_input()
+for _name in (  # the base class has a body for each, so `__getattr__` is not asked
+    "_init_optimizer_helpers",
+    "patch_optim_param_group",
+    "patch_optimizer_step",
+    "revert_optimizer_step",
+    "register_hooks",
+    "get_all_hooks",
+    "remove_all_hooks",
+    "finetune",
+    "evaluate",
+    "get_dummy_input",
+):
+    setattr(OwnLossEvaluator, _name, _of_inner(_name))

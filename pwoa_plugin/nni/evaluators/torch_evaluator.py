@@ -18,15 +18,15 @@ from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, IterableDataset
 
 from ..._modes import modes_kept, train_mode
-from ..._text import one_line
 from ...errors import InputError
 from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
-from .checks import check_optimizer, check_scheduler
+from ..lengths import in_steps
+from .optimizers import check_optimizer, check_scheduler
 
 __all__ = ["make_evaluator"]
 
-#: Logits and labels, to a scalar.
+#: From logits and labels to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -51,93 +51,75 @@ def make_evaluator(
     Args:
         model: the network, not wrapped by NNI.
         train_loader: batches, read again at every epoch.
-        optimizer: a class of torch's, or an instance that ``nni.trace`` made.
-        lr: learning rate, where ``optimizer`` is a class.
+        optimizer: a class of torch's, or an instance made by ``nni.trace``.
+        lr: learning rate, if ``optimizer`` is a class.
         optimizer_options: its other arguments, ``{"momentum": 0.9}``.
         lr_scheduler: a class, made with ``lr_scheduler_options``; or a function from the optimizer to a scheduler.
         lr_scheduler_options: the class's arguments.
         lr_scheduler_interval: when the scheduler steps.
-        loss: of logits and labels. It alone trains under NNI's compressors; PwoA's leave it out unless
-            ``origin_loss_lambda`` is above 0, and spare its forward where
-                they are the outermost compressor and the others go by weights alone.
+        loss: of logits and labels; under NNI's compressors it trains alone. PwoA's compressors leave it out unless
+            ``origin_loss_lambda`` is above 0, and skip its forward if they are the outermost compressor and the others
+            look at weights alone.
         device: where to train; the model is moved there now. None: where it is.
-        take_batch: a function from a batch to ``(x, y)``; ``y`` may be None where a distiller brings its own loss.
+        take_batch: a function from a batch to ``(x, y)``; ``y`` may be None if a distiller brings its own loss.
         evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
 
     Returns:
-        A `TorchEvaluator`; its ``steps_per_epoch`` is the loader's length, None where that has none.
+        A `TorchEvaluator`; its ``steps_per_epoch`` is the loader's length, None if that has none.
 
     Raises:
-        ValueError: NNI could not rebuild the optimizer or scheduler, or something else cannot be used.
+        InputError: NNI could not rebuild the optimizer or scheduler, or something else cannot be used.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
-    if not hasattr(train_loader, "__iter__") and not hasattr(train_loader, "__getitem__"):
-        what = "missing" if train_loader is None else f"a {type(train_loader).__name__}"
-        raise InputError(f"train_loader is {what}; give a DataLoader, or another iterable of batches")
-    if _is_unbatched(train_loader, take_batch):
-        what = f"a {type(train_loader).__name__} of single images, or of all at once"
-        raise InputError(
-            f"train_loader is {what}; put it into a DataLoader (with a TensorDataset, where it is tensors)"
-        )
-    if _length(train_loader) == 0:
-        raise InputError("train_loader is empty; give at least one batch of images")
+    _check_loader(train_loader, take_batch)
     if lr_scheduler_interval not in ("step", "epoch"):
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
-    check_scheduler(lr_scheduler if isinstance(lr_scheduler, (type, LRScheduler)) else None)
     if isinstance(lr_scheduler, LRScheduler):
         raise InputError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
+    if isinstance(lr_scheduler, type):
+        check_scheduler(lr_scheduler)
     if lr_scheduler_options and not isinstance(lr_scheduler, type):
         raise InputError("lr_scheduler_options go with a class as lr_scheduler")
     if device is not None:
         model.to(device)
     if isinstance(optimizer, type):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not parameters:
-            raise InputError("model has no parameter with requires_grad=True; there is nothing to train")
-        options = {"lr": lr, **(optimizer_options or {})}
-        try:
-            optimizer = nni.trace(optimizer)(parameters, **options)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"optimizer: {one_line(error)}; see optimizer_options={options}") from None
+        traced: Optimizer = nni.trace(optimizer)(parameters, **{"lr": lr, **(optimizer_options or {})})
     elif optimizer_options:
         raise InputError("optimizer_options go with a class as optimizer")
-    check_optimizer(optimizer, model)
+    else:
+        traced = optimizer
+    check_optimizer(traced, model)
 
     step = _OwnLoss(loss, take_batch)
     made = _LoaderEvaluator(
-        _Training(train_loader, lr_scheduler_interval), optimizer, step, None, dummy_input, evaluating_func
+        _Training(train_loader, lr_scheduler_interval), traced, step, None, dummy_input, evaluating_func
     )
     made.own_loss = step
     if lr_scheduler is not None:
         made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
-    # Now, by the names of the parameters: NNI's compressors ask for it when the first of them that has the evaluator is
-    # made, by identity, and one that wrapped the model before has replaced the weights. They would never be trained.
+    # Now, by the names of the parameters. NNI's compressors do so by identity when the first of them gets the
+    # evaluator: if one wrapped the model before, the weights are new, and would never be trained.
     made._init_optimizer_helpers(model)
     return made
 
 
-def _is_unbatched(loader: Any, take_batch: TakeBatch) -> bool:
-    """Whether this is ``(x, y)`` as a whole, or a data set of single images."""
-    if isinstance(loader, tuple):
-        return len(loader) == 2 and all(isinstance(part, Tensor) for part in loader) and loader[1].dim() == 1
-    if not isinstance(loader, Dataset) or isinstance(loader, IterableDataset):
-        return False
-    try:
-        x, _ = take_batch(loader[0])
-    except Exception:
-        return True
-    return x.dim() < 4
+def _check_loader(loader: Any, take_batch: TakeBatch) -> None:
+    """Refuse an empty loader, and images that are not in batches: a convolution takes single ones, too."""
+    whole = isinstance(loader, tuple) and len(loader) == 2 and getattr(loader[1], "ndim", 0) == 1
+    is_dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if whole or (is_dataset and take_batch(loader[0])[0].dim() < 4):
+        raise InputError(
+            f"train_loader is a {type(loader).__name__} of single images, or of all at once; put it into a DataLoader "
+            "(with a TensorDataset if it is tensors)"
+        )
+    if _length(loader) == 0:
+        raise InputError("train_loader is empty; give at least one batch of images")
 
 
 class _OwnLoss:
-    """The training step: the evaluator's own loss, or 0 while it does not count.
-
-    Attributes:
-        counts: whether it does.
-    """
+    """The training step: the evaluator's own loss, or 0 while ``counts`` is False."""
 
     def __init__(self, loss: Loss, take_batch: TakeBatch) -> None:
         self.loss, self.take_batch, self.counts = loss, take_batch, True
@@ -157,10 +139,7 @@ class _Scheduler:
         self.make, self.options = make, options
 
     def call(self, optimizer: Optimizer) -> LRScheduler:
-        try:
-            made = self.make(optimizer, **self.options)
-        except TypeError as error:
-            raise InputError(f"lr_scheduler: {error}; see lr_scheduler_options={self.options}") from None
+        made = self.make(optimizer, **self.options)
         if not isinstance(made, LRScheduler):
             raise InputError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
         check_scheduler(type(made))
@@ -176,12 +155,12 @@ class _LoaderEvaluator(TorchEvaluator):
 
     @property
     def take_batch(self) -> TakeBatch:
-        """A batch, to images and labels."""
+        """From a batch to images and labels."""
         return self.own_loss.take_batch
 
     @contextmanager
     def without_own_loss(self) -> Iterator[None]:
-        """While this lasts, the own loss is 0 and costs no forward: BatchNorm would see that as well."""
+        """Make the own loss 0 meanwhile, without a forward, which BatchNorm would see as well."""
         self.own_loss.counts = False
         try:
             yield
@@ -190,13 +169,13 @@ class _LoaderEvaluator(TorchEvaluator):
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch; None where the loader has no length."""
+        """Optimizer steps of an epoch; None if the loader has no length."""
         return self.training_func.steps_per_epoch
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         super()._init_optimizer_helpers(pure_model)
         if self.scheduler is not None:
-            self.scheduler.call(self._optimizer_helpers[0].call(pure_model, None))  # what it lacks is said now
+            self.scheduler.call(self._optimizer_helpers[0].call(pure_model, None))  # refused now if it lacks an option
             self._lr_scheduler_helpers, self._lrs_opt_map = [self.scheduler], {0: 0}
             self._train_with_single_scheduler = True
 
@@ -227,7 +206,7 @@ class _Training:
         step = epoch = 0
         with warnings.catch_warnings(), modes_kept(model):
             train_mode(model)
-            # NNI's hooks around optimizer.step() hide from schedulers that it was called.
+            # NNI's hooks around optimizer.step() hide its calls from schedulers.
             warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
             while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
                 began = step
@@ -250,20 +229,19 @@ class _Training:
         loss = training_step(batch, model)
         if not loss.requires_grad:
             raise InputError(
-                "batches have no labels, so that there is no loss to train by; give labels, or fuse PwoADistiller"
+                "batches have no labels, so there is no loss to train by; give labels, or fuse PwoADistiller"
             )
         loss.backward()
         optimizer.step()
 
     def _check_length(self, scheduler: LRScheduler | None, max_steps: int | None, max_epochs: int | None) -> None:
-        """OneCycleLR alone raises when it is stepped too often, at the very end of training."""
+        """Refuse a OneCycleLR that is too short: it alone raises then, at the very end of training."""
         if not isinstance(scheduler, OneCycleLR):
             return
         per_epoch = self.steps_per_epoch
+        wanted = steps = in_steps(max_steps, max_epochs, per_epoch)
         if self.scheduler_interval == "epoch":
-            wanted = max_epochs if max_epochs is not None or not per_epoch else -(-(max_steps or 0) // per_epoch)
-        else:
-            wanted = max_steps if max_steps is not None or not per_epoch else (max_epochs or 0) * per_epoch
+            wanted = max_epochs if max_epochs is not None or not per_epoch else -(-(steps or 0) // per_epoch)
         if wanted is not None and wanted > scheduler.total_steps:
             raise InputError(
                 f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "

@@ -22,39 +22,35 @@ except ModuleNotFoundError as error:
 from nni.common import is_traceable
 from nni.compression import TransformersEvaluator as NNITransformersEvaluator
 
-from .checks import check_optimizer, check_scheduler
+from .optimizers import Task, check_optimizer, check_scheduler, patch_step
 
 __all__ = ["TransformersEvaluator"]
-
-Task = Callable[[], object]
 
 
 class TransformersEvaluator(NNITransformersEvaluator):
     """NNI's ``TransformersEvaluator`` on today's Transformers: the default optimizer, ``patch_loss`` and
-    ``patch_optimizer_step`` work, each without touching Transformers' classes.
+    ``patch_optimizer_step`` work, without changing Transformers' classes.
 
-    Under gradient accumulation the loss of each batch is a mean of its own, and these are averaged.
+    Under gradient accumulation the loss of each batch is its own mean, and these are averaged.
 
     Args:
-        trainer: made by ``nni.trace(transformers.Trainer)(...)``, model and all by name; a new one is made by its
-            arguments for each training.
+        trainer: made by ``nni.trace(transformers.Trainer)(...)``, all arguments by name; each training makes a new one
+            by its arguments.
         dummy_input: NNI's.
 
     Raises:
-        ValueError: the trainer is not traced.
-        ModuleNotFoundError: on import, without ``transformers``.
+        InputError: the trainer is not traced.
+        MissingPackageError: on import, without ``transformers``.
     """
 
     def __init__(self, trainer: Trainer, dummy_input: Any = None) -> None:
-        if not isinstance(trainer, Trainer):
-            raise InputError(f"trainer is a {type(trainer).__name__}; give a transformers.Trainer")
         if not is_traceable(trainer, must_be_instance=True):
             raise InputError("trainer is not traced; make it by nni.trace(transformers.Trainer)(model=model, ...)")
         super().__init__(trainer, dummy_input)
 
     @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch in each process; None where the data set has no length."""
+        """Optimizer steps of an epoch in each process; None if the data set has no length."""
         try:
             batches = len(self.traced_trainer.get_train_dataloader())
         except (TypeError, ValueError):
@@ -70,7 +66,7 @@ class TransformersEvaluator(NNITransformersEvaluator):
             kind, options = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, pure_model)
             trainer.optimizer_cls_and_kwargs = nni.trace(kind), dict(options)
             try:
-                trainer.create_optimizer()  # sorts parameters by their weight decay
+                trainer.create_optimizer()  # groups parameters by weight decay
             finally:
                 trainer.optimizer_cls_and_kwargs = given
         check_optimizer(trainer.optimizer, pure_model)
@@ -82,14 +78,14 @@ class TransformersEvaluator(NNITransformersEvaluator):
 
     def patch_loss(self, patch: Callable[[Tensor, Any], Tensor]) -> None:
         compute = self.trainer.compute_loss
-        # A mean over each batch, which the Trainer divides by the batches accumulated, what is added included.
+        # A mean per batch, additions included, which the Trainer divides by the number of accumulated batches.
         self.trainer.model_accepts_loss_kwargs = False
         self.trainer.loss_is_scaled_for_ga = False
 
         def patched(
             trainer: Trainer, model: nn.Module, inputs: Any, return_outputs: bool = False, **options: Any
         ) -> Any:
-            batch = dict(inputs)  # the Trainer may take the labels out
+            batch = dict(inputs)  # the Trainer may remove the labels
             result = compute(model, inputs, return_outputs=return_outputs, **{**options, "num_items_in_batch": None})
             if return_outputs:
                 return patch(result[0], batch), result[1]
@@ -98,25 +94,13 @@ class TransformersEvaluator(NNITransformersEvaluator):
         self.trainer.compute_loss = types.MethodType(patched, self.trainer)
 
     def patch_optimizer_step(self, before_step_tasks: list[Task], after_step_tasks: list[Task]) -> None:
-        before, after = list(before_step_tasks), list(after_step_tasks)
-        optimizer = self.trainer.optimizer
-        step = optimizer.step
-
-        def patched(_: Any, *args: Any, **kwargs: Any) -> Any:
-            for task in before:
-                task()
-            output = step(*args, **kwargs)
-            for task in after:
-                task()
-            return output
-
-        optimizer.step = types.MethodType(patched, optimizer)
+        patch_step(self.trainer.optimizer, before_step_tasks, after_step_tasks)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         args = self.trainer.args
         before = args.max_steps, args.num_train_epochs
         if max_steps is None and max_epochs is not None:
-            args.max_steps = -1  # the user's own would go before the epochs
+            args.max_steps = -1  # the user's own would win over the epochs
         try:
             super().train(max_steps, max_epochs)
         finally:

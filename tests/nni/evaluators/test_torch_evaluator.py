@@ -12,7 +12,7 @@ from nni.compression import TorchEvaluator
 from nni.compression.pruning import AGPPruner, LevelPruner, TaylorPruner
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, OneCycleLR, SequentialLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
@@ -92,7 +92,7 @@ def test_schedules_by_function_and_by_epoch(trained: nn.Module, loader: DataLoad
     assert rates == pytest.approx([1.0] * 6 + [0.1] * 6)
 
 
-def test_a_schedule_is_made_anew_for_each_compress(trained: nn.Module, loader: DataLoader[Any]) -> None:
+def test_each_compress_makes_a_new_lr_scheduler(trained: nn.Module, loader: DataLoader[Any]) -> None:
     evaluator = make_evaluator(
         trained, loader, lr_scheduler=OneCycleLR, lr_scheduler_options={"max_lr": 0.01, "total_steps": 12}
     )
@@ -145,7 +145,6 @@ def test_unlabelled_batches(trained: nn.Module, images: Pair) -> None:
 def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataLoader[Any]) -> None:
     sgd = nni.trace(torch.optim.SGD)
     other = nn.Linear(2, 2)
-    frozen = copy.deepcopy(trained).requires_grad_(False)
     wrapped = copy.deepcopy(trained)
     LevelPruner(wrapped, PRUNED)
     optimizer = torch.optim.SGD(trained.parameters(), lr=0.1)
@@ -157,29 +156,20 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
         return make_evaluator(trained, loader, **options)
 
     refusals = {
-        "model is a function": lambda: make_evaluator(lambda x: x, loader),  # type: ignore[arg-type]
         "model is wrapped by a compressor": lambda: make_evaluator(wrapped, loader),
-        "train_loader is missing": lambda: make_evaluator(trained, None),  # type: ignore[arg-type]
-        "train_loader is a int": lambda: make_evaluator(trained, 3),  # type: ignore[arg-type]
         "train_loader is empty": lambda: make_evaluator(trained, []),
         "this SGD is not traced": lambda: make(optimizer=optimizer),
         r"this SGD was built from named_parameters\(\)": lambda: make(
             optimizer=sgd(trained.named_parameters(), lr=0.1)
         ),
         "this SGD has no parameter of the model": lambda: make(optimizer=sgd(other.parameters(), lr=0.1)),
-        "1 parameters of this SGD are not the model's": lambda: make(
+        "this SGD has 1 parameters that are not the model's": lambda: make(
             optimizer=sgd([trained.fc1.weight, other.weight], lr=0.1)
         ),
         "has no parameter of the model; pass": lambda: make(optimizer=sgd([{"params": []}], lr=0.1)),
-        "no parameter with requires_grad=True": lambda: make_evaluator(frozen, loader),
-        "optimizer: .*momentun": lambda: make(optimizer_options={"momentun": 0.9}),
-        "optimizer: Invalid learning rate": lambda: make(lr=-1.0),
         "cannot rebuild a SequentialLR; write the schedule as one LambdaLR": lambda: make(lr_scheduler=SequentialLR),
         "cannot rebuild a SequentialLR; write": lambda: make(lr_scheduler=sequential),
-        "lr_scheduler: .*T_max": lambda: make(lr_scheduler=CosineAnnealingLR),
-        "lr_scheduler is an instance|lr_scheduler: this StepLR is not traced": lambda: make(
-            lr_scheduler=StepLR(optimizer, 1)
-        ),
+        "lr_scheduler is an instance": lambda: make(lr_scheduler=StepLR(optimizer, 1)),
         "lr_scheduler gives a NoneType": lambda: make(lr_scheduler=lambda optimizer: None),
         "lr_scheduler_interval='batch'": lambda: make(lr_scheduler_interval="batch"),
         "lr_scheduler_options go with a class": lambda: make(lr_scheduler_options={"T_max": 3}),
@@ -191,7 +181,7 @@ def test_what_nni_could_not_rebuild_is_refused(trained: nn.Module, loader: DataL
 
 
 class Dict(TensorDataset):
-    """Batches as dicts with names of one's own."""
+    """Batches as dicts with other names."""
 
     def __getitem__(self, index: int) -> Any:
         x, y = super().__getitem__(index)
@@ -239,7 +229,7 @@ def test_the_own_loss_is_there_for_those_who_look_at_its_forward(trained: nn.Mod
     assert distilled(by_gradients) == 6
 
 
-def test_take_batch_is_said_once(trained: nn.Module, images: Pair) -> None:
+def test_take_batch_is_given_once(trained: nn.Module, images: Pair) -> None:
     loader = DataLoader(Dict(*images), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e-3, take_batch=lambda batch: (batch["img"], batch["target"]))
     pruner = PwoAPruner(trained, PRUNED, evaluator, eps="1/10")
@@ -247,7 +237,7 @@ def test_take_batch_is_said_once(trained: nn.Module, images: Pair) -> None:
     assert pruner.radius == pytest.approx(0.15)
 
 
-def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> None:
+def test_bad_batches_raise_our_messages(trained: nn.Module, images: Pair) -> None:
     x, y = images
     for data, said in (
         ((x, y + 5), "labels reach from 5 to 7, and the model has 3 classes"),
@@ -274,7 +264,7 @@ def test_bad_batches_are_told_in_our_words(trained: nn.Module, images: Pair) -> 
             make_evaluator(trained, source)
 
 
-def test_doubles_are_taken_as_the_model_s_floats(trained: nn.Module, images: Pair) -> None:
+def test_doubles_become_the_models_floats(trained: nn.Module, images: Pair) -> None:
     loader = DataLoader(TensorDataset(images[0].double(), images[1]), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e-3)
     PwoAPruner(trained, PRUNED, evaluator, eps=0.1).compress(max_steps=3, max_epochs=None)

@@ -117,13 +117,13 @@ def test_what_cannot_be_used_is_refused(trained_state: dict[str, Tensor]) -> Non
     spawned = nni.trace(pl.Trainer)(**options, strategy="ddp_spawn", devices=2)
     pruned = tiny_lightning.PRUNED
     refusals = {
-        "trainer is a str": lambda: LightningEvaluator("trainer", Images()),  # type: ignore[arg-type]
-        "trainer is not traced": lambda: LightningEvaluator(pl.Trainer(**options), Images()),
-        "data_module is not traced": lambda: LightningEvaluator(traced, Plain()),
+        "trainer is not a traced pytorch_lightning.Trainer": lambda: LightningEvaluator("trainer", Images()),  # type: ignore[arg-type]
+        "trainer is not a traced": lambda: LightningEvaluator(pl.Trainer(**options), Images()),
+        "data_module is not a traced": lambda: LightningEvaluator(traced, Plain()),
         "use strategy='ddp'": lambda: LightningEvaluator(spawned, Images()),
         "this SGD is not traced": lambda: PwoAPruner(Untraced(), pruned, evaluator()),
         r"built from named_parameters\(\)": lambda: PwoAPruner(Named(), pruned, evaluator()),
-        "trains pytorch_lightning.LightningModules": lambda: PwoAPruner(TinyModule().net, pruned, evaluator()),
+        "model is not a pytorch_lightning.LightningModule": lambda: PwoAPruner(TinyModule().net, pruned, evaluator()),
     }
     for said, refused in refusals.items():
         with pytest.raises(ValueError, match=said) as caught:

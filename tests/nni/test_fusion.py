@@ -122,9 +122,10 @@ def test_inside_a_scheduler(
 
     def look(*_: Any) -> None:
         training = pruner._training
-        if training._admm is not None and training._admm.updates == len(ramp) + 1:
-            ramp.append((training.step, float((training._admm.z["fc1"] == 0).float().mean())))
-        if training.pruned:
+        admm = getattr(training.schedule.phase, "admm", None)
+        if admm is not None and admm.updates == len(ramp) + 1:
+            ramp.append((training.step, float((admm.z["fc1"] == 0).float().mean())))
+        if pruner._target.done:
             pruned_at.append(training.step)
 
     pruner = PwoAPruner(trained, entries, evaluator(trained, images, seen=look), eps=0.1)
@@ -147,7 +148,7 @@ def test_inside_a_scheduler(
     assert (trained(images[0]).argmax(1) == images[1]).float().mean() > 0.8
 
 
-def test_a_scheduler_that_training_does_not_reach_the_end_of(
+def test_training_ends_before_a_scheduler_does(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
     made = evaluator(trained, images)
@@ -164,7 +165,7 @@ def test_a_scheduler_that_training_does_not_reach_the_end_of(
         assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     del made.steps_per_epoch  # nobody can know
     agp.compress(None, 2)
-    assert "before the scheduler's last update" in caplog.text
+    assert "training ended at step 12 of 20 of phase admm; pruned to the full sparsity" in caplog.text
     agp.unwrap_model()
     assert sparsity(trained) == pytest.approx(dict.fromkeys(LAYERS, 0.75), abs=0.02)
 
@@ -327,7 +328,7 @@ def test_a_config_run_comes_before_the_fusion(trained: nn.Module, images: Pair, 
     qat.unwrap_model()
 
 
-def test_weights_that_the_optimizer_leaves_alone_are_told(
+def test_weights_that_the_optimizer_does_not_train_are_logged(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, caplog: pytest.LogCaptureFixture
 ) -> None:
     optimizer = nni.trace(torch.optim.Adam)(trained.fc2.parameters(), lr=1e-3)
@@ -360,7 +361,7 @@ def test_an_optimizer_that_would_train_nothing(
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
 
-def test_a_loss_that_is_no_number_in_a_fusion(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+def test_a_nan_loss_in_a_fusion(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     optimizer = nni.trace(torch.optim.SGD)(trained.parameters(), lr=1e30)
     pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images, optimizer=optimizer), eps=0.1)
     before = copy.deepcopy(trained.state_dict())

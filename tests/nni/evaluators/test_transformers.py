@@ -130,7 +130,7 @@ def test_tasks_run_around_each_step_and_the_trainers_settings_stay(tmp_path: Pat
         assert told == ["before", "after"] * count
 
 
-def test_an_optimizer_and_schedule_of_ones_own(tmp_path: Path) -> None:
+def test_the_users_own_optimizer_and_scheduler(tmp_path: Path) -> None:
     model = tiny_vit()
     optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=1e-3)
     schedule = nni.trace(torch.optim.lr_scheduler.LambdaLR)(optimizer, lr_lambda=lambda step: 1.0)

@@ -1,0 +1,157 @@
+"""What `PwoAPruner` and `PwoADistiller` share as NNI compressors: wrapping, fusing, and a training."""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import Any
+
+from nni.compression.base.compressor import Compressor
+from nni.compression.base.wrapper import ModuleWrapper
+from nni.compression.utils import Evaluator
+from torch.utils.hooks import RemovableHandle
+
+from ..errors import InputError
+from ..masks import Masks
+from .fusion import Train, refuse_idle_pruners, refuse_pwoa_twice, undone_on_error
+from .lengths import check_counts
+from .training import Training
+from .wrappers import bake_masks, hook, is_on, read_parameters
+
+__all__ = ["PwoACompressor"]
+
+_logger = logging.getLogger(__name__)
+
+
+class PwoACompressor(Compressor):
+    """A base before NNI's own, under which masks are in the weights themselves and PwoA's loss trains.
+
+    Attributes:
+        origin_loss_lambda: weight of the evaluator's own loss.
+    """
+
+    #: No two such compressors train together: the same terms would count twice.
+    trains_with_pwoa = True
+    origin_loss_lambda: float
+    _hooks: list[RemovableHandle]
+    _training: Training | None = None
+    _wrapped_here = False
+
+    @classmethod
+    def from_compressor(
+        cls, compressor: Compressor, new_config_list: Any, *args: Any, evaluator: Evaluator | None = None, **kwargs: Any
+    ) -> Any:
+        """A compressor over another one, on its model, wrappers and evaluator; that one is as it was if this raises."""
+        refuse_pwoa_twice(compressor, cls.__name__)
+        refuse_idle_pruners(compressor)
+        was_wrapped = compressor._is_wrapped
+        try:
+            return super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
+        except BaseException:
+            if was_wrapped and not compressor._is_wrapped:
+                compressor.wrap_model()
+            raise
+
+    # -- wrapping --------------------------------------------------------------------------------
+
+    @property
+    def _is_wrapped(self) -> bool:
+        """NNI's flag; also False if another of the fused compressors has unwrapped the model since."""
+        return self._wrapped_here and all(is_on(wrapper) for wrapper in self._module_wrappers.values())
+
+    @_is_wrapped.setter
+    def _is_wrapped(self, value: bool) -> None:
+        self._wrapped_here = value
+
+    @property
+    def _taken_over(self) -> bool:
+        """Whether a later compressor wraps the model."""
+        return not self._is_wrapped and any(is_on(wrapper) for wrapper in self._module_wrappers.values())
+
+    def wrap_model(self) -> None:
+        """Wrap the layers as NNI does; their wrappers start from the model's current weights, with masks baked in."""
+        if self._is_wrapped:
+            return
+        read_parameters(self._module_wrappers.values())
+        self._bake()
+        super().wrap_model()
+        self._unhook()  # a wrapping that another compressor has ended leaves its hooks
+        self._hooks = hook(self._module_wrappers.values())
+
+    def unwrap_model(self) -> None:
+        """Unwrap the layers, with masks baked into their weights; no effect if they are not wrapped."""
+        if not self._is_wrapped:
+            if self._taken_over:
+                _logger.warning("a later compressor wraps the model; call that one's unwrap_model()")
+            return
+        self._unhook()
+        self._bake()
+        super().unwrap_model()
+
+    def _unhook(self) -> None:
+        for handle in self._hooks:
+            handle.remove()
+        self._hooks = []
+
+    def _bake(self) -> None:
+        """Set the weights to 0 where masks are 0."""
+        bake_masks(self._module_wrappers.values())
+
+    def _wrappers(self) -> dict[str, ModuleWrapper]:
+        """All wrappers in the model's order, including those of compressors that were fused later."""
+        found = {
+            name: getattr(module, "_nni_wrapper", None) or self._module_wrappers.get(name)
+            for name, module in self.bound_model.named_modules()
+        }
+        return {name: wrapper for name, wrapper in found.items() if wrapper is not None}
+
+    def get_masks(self) -> Masks:
+        """Masks of all pruners that are fused, ``{module: {target: 0/1 tensor}}`` in the model's order.
+
+        NNI's own are in a defaultdict, which `torch.load` refuses by default.
+        """
+        masks = {
+            name: {target: space.mask.clone() for target, space in spaces.items() if space.mask is not None}
+            for name, wrapper in self._wrappers().items()
+            if (spaces := wrapper.pruning_target_spaces)
+        }
+        return {name: targets for name, targets in masks.items() if targets}
+
+    # -- training --------------------------------------------------------------------------------
+
+    def _refuse_taken_over(self) -> None:
+        if self._taken_over:
+            raise InputError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
+
+    @abstractmethod
+    def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
+        """Prepare a training of that length; what cannot be done is refused here."""
+
+    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
+        self._fusion_compress(max_steps, max_epochs)
+
+    def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
+        """The evaluator's training with PwoA's loss; it comes last, so that no other compressor weighs it."""
+        with undone_on_error(self.bound_model, evaluator):
+            check_counts(max_steps, max_epochs)
+            self._training = training = self._begin(evaluator, max_steps, max_epochs)
+            evaluator.patch_loss(training.loss)
+            evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[training.after_step])
+            train(max_steps, max_epochs)
+            training.finish()
+
+    def _log_unmasked(self) -> None:
+        """After a fused training: log layers that other compressors should have pruned, and have not."""
+        unmasked = [
+            name
+            for name, wrapper in self._wrappers().items()
+            for target, space in wrapper.pruning_target_spaces.items()
+            if target not in self._target_spaces.get(name, ())
+            and space.sparse_ratio
+            and space.mask is not None
+            and bool((space.mask == 1).all())
+        ]
+        if unmasked:
+            _logger.warning(
+                "no mask was made for %s: a pruner that makes one at once goes inside AGPPruner", ", ".join(unmasked)
+            )

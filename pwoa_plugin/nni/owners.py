@@ -1,0 +1,110 @@
+"""Who decides a parameter that several entries of a config_list, or several compressors, would prune."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+
+from nni.compression.base.wrapper import ModuleWrapper
+from torch import nn
+
+from ..errors import InputError
+from .entries import Entry, Key
+
+__all__ = ["decide"]
+
+_logger = logging.getLogger(__name__)
+
+
+def decide(model: nn.Module, entries: list[Entry], wrappers: Mapping[str, ModuleWrapper]) -> None:
+    """Give each parameter to the first entry that selects it: fills in ``decided`` of the entries.
+
+    A parameter that another compressor's wrapper prunes stays that one's.
+
+    Raises:
+        InputError: two entries name a layer in ``op_names`` with different settings, other entries or compressors leave
+            an entry without a parameter, or NNI's wrappers cannot prune a parameter correctly.
+    """
+    _exclude_aliases(model, entries)
+    owners: dict[Key, Entry] = {}
+    names: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    for entry in entries:
+        taken: dict[Key, Entry | None] = {}
+        for (name, target), setting in entry.asked.items():
+            if name in wrappers and target in wrappers[name].pruning_target_spaces:
+                taken[name, target] = None
+            elif (name, target) in owners:
+                taken[name, target] = owners[name, target]
+            else:
+                owners[name, target] = entry
+                entry.decided[name, target] = setting
+        to_prune = {key for key, setting in entry.asked.items() if setting.get("sparse_ratio") is not None}
+        aligned = any((setting.get("align") or {}).get("module_name") for setting in entry.asked.values())
+        if not to_prune and not aligned:
+            raise InputError(f"{entry.where} gives no weight a sparse_ratio; PwoA needs one")
+        _check_overlap(entry, {key: other for key, other in taken.items() if key in to_prune})
+        for name, target in entry.pruned:
+            _check_parameter(model, entry.where, name, target, names)
+
+
+def _exclude_aliases(model: nn.Module, entries: list[Entry]) -> None:
+    """Keep a module that has two names under its first; NNI would wrap it twice."""
+    first = {module: name for name, module in model.named_modules()}
+    selected = {name for entry in entries for name in entry.modules}
+    for entry in entries:
+        aliases = {name for name, module in entry.modules.items() if first[module] != name}
+        for name in sorted(aliases):
+            if (original := first[entry.modules[name]]) not in selected:
+                raise InputError(f"{entry.where}: {name!r} is the module {original!r} again; name that one")
+            entry.config.setdefault("exclude_op_names", []).append(name)
+        entry.asked = {key: setting for key, setting in entry.asked.items() if key[0] not in aliases}
+
+
+def _check_overlap(entry: Entry, taken: Mapping[Key, Entry | None]) -> None:
+    """Check the parameters that earlier entries, or another compressor (None), have taken from an entry."""
+    others: set[str] = set()
+    for (name, target), other in taken.items():
+        if other is None:
+            _logger.warning("%s: another compressor already prunes %s of %s", entry.where, target, name)
+            continue
+        if (other.decided[name, target], other.rule) == (entry.asked[name, target], entry.rule):
+            continue
+        others.add(other.where)
+        if name in other.config.get("op_names", ()) and name in entry.config.get("op_names", ()):
+            raise InputError(
+                f"{other.where} and {entry.where} contradict each other: both name {name!r} in op_names with different "
+                "settings; take it out of one"
+            )
+    if entry.pruned or not taken:
+        return
+    if others:
+        raise InputError(
+            f"{entry.where} contradicts {', '.join(sorted(others))}: earlier entries have all its layers, and the "
+            "first entry wins; put it before, or take it out"
+        )
+    if None in taken.values():
+        raise InputError(
+            f"{entry.where}: another compressor already prunes all its layers; call that one's unwrap_model() and "
+            "PwoAPruner(model, ...), or select others"
+        )
+    _logger.warning("%s repeats an earlier entry", entry.where)
+
+
+def _check_parameter(model: nn.Module, where: str, name: str, target: str, names: dict[int, list[str]]) -> None:
+    """Refuse what NNI's wrappers would silently get wrong."""
+    module = model.get_submodule(name)
+    parameter = module._parameters.get(target)
+    if not isinstance(parameter, nn.Parameter):
+        raise InputError(
+            f"{where}: {target} of {name} is computed from others (a parametrization, weight_norm); remove that first, "
+            "or exclude the layer"
+        )
+    if not parameter.requires_grad:
+        raise InputError(f"{where}: {target} of {name} has requires_grad=False; set it to True, or exclude the layer")
+    shared = names[id(parameter)]
+    if len({id(model.get_submodule(n.rpartition(".")[0])) for n in shared}) > 1:
+        raise InputError(
+            f"{where}: {' and '.join(shared)} are one parameter, which NNI's wrappers would make two; exclude the layer"
+        )
