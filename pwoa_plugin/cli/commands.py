@@ -6,7 +6,6 @@ import json
 import shlex
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -28,11 +27,10 @@ __all__ = ["COMMANDS", "Command"]
 Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and results")]
 JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
 
-_PROTOCOL = "quick, paper, standard or a YAML file"
-_SAMPLE = "number of test images, drawn by class; 0: all"
-
 #: How to judge: options that Python's functions know by the same names.
 _HOW = ("attacks", "norm", "eps", "sample", "seed", "batch_size", "device", "mean", "std", "curve", "curve_attack")
+
+_CONFIGS = files("pwoa_plugin") / "configs"
 
 
 class Command(ABC):
@@ -50,12 +48,8 @@ class Command(ABC):
         """
 
 
-def _presets() -> dict[str, Any]:
-    return {entry.name.removesuffix(".yaml"): entry for entry in (files("pwoa_plugin") / "configs").iterdir()}
-
-
-def _preset_names() -> list[str]:
-    return sorted(_presets())
+def _presets() -> list[str]:
+    return sorted(entry.name.removesuffix(".yaml") for entry in _CONFIGS.iterdir())
 
 
 @dataclass(kw_only=True)
@@ -63,23 +57,20 @@ class Init(Command):
     """Write a commented config to start from."""
 
     config: Annotated[Path, Argument(help="file to write")]
-    preset: Annotated[
-        str, Option(help=f"config to start from: {', '.join(_preset_names())}", autocompletion=_preset_names)
-    ] = "mnist"
+    preset: Annotated[str, Option(help=f"one of {', '.join(_presets())}", autocompletion=_presets)] = "mnist"
     force: Annotated[bool, Option("--force", help="replace an existing file")] = False
 
     def run(self, line: list[str]) -> int:
         from .._files import write_text
 
-        known = _presets()
-        if self.preset not in known:
-            hint = did_you_mean(self.preset, known, f"give {', '.join(sorted(known))}")
+        if self.preset not in _presets():
+            hint = did_you_mean(self.preset, _presets(), f"give {', '.join(_presets())}")
             raise InputError(f"--preset {self.preset}: there is no such preset{hint}")
         if self.config.is_dir():
             raise FileError(f"{self.config}: is a folder; name a file in it")
         if self.config.exists() and not self.force:
             raise FileError(f"{self.config}: exists; give --force to replace it")
-        write_text(self.config, known[self.preset].read_text(encoding="utf-8"))
+        write_text(self.config, (_CONFIGS / f"{self.preset}.yaml").read_text(encoding="utf-8"))
         following = f"pwoa prune {shlex.quote(str(self.config))} --out runs/first"
         sys.stdout.write(f"{self.config} is written; next: {following}\n")
         return 0
@@ -93,13 +84,9 @@ class Prune(Command):
     out: Annotated[Path, Option(help="folder of the run")]
     resume: Annotated[bool, Option("--resume", help="continue the run in --out, or begin it")] = False
     seed: Annotated[int | None, Option(help="replaces the config's seed")] = None
-    checkpoint: Annotated[str | None, Option(help="replaces the config's model.checkpoint")] = None
-    arch: Annotated[
-        str | None, Option(help="replaces the config's model.arch; may be your own package.module:function")
-    ] = None
-    set: Annotated[
-        list[str] | None, Option(metavar="FIELD=VALUE", help="replaces any value, as admm.epochs=0; repeatable")
-    ] = None
+    checkpoint: Annotated[str | None, Option(help="replaces model.checkpoint")] = None
+    arch: Annotated[str | None, Option(help="replaces model.arch; may be your package.module:function")] = None
+    set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
     quiet: Quiet = False
     json: JSONLines = False
@@ -173,7 +160,7 @@ class _Judging(Command):
 
     arch: Annotated[
         list[str] | None,
-        Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; package.module:function"),
+        Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; may be package.module:function"),
     ] = None
     data: Annotated[
         str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
@@ -184,40 +171,41 @@ class _Judging(Command):
     channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
     eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
     norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
-    protocol: Annotated[str | None, Option(help=_PROTOCOL)] = None
+    protocol: Annotated[
+        str | None,
+        Option(help="quick, paper, standard or a YAML file", show_default="paper; to compare, standard"),
+    ] = None
     attacks: Annotated[
         list[str] | None,
         Option(metavar="NAME...", help="replace a protocol; PGD-n and CW-n for any n, ending in -T: targeted"),
     ] = None
-    sample: Annotated[int | None, Option("--sample", "--images", help=_SAMPLE)] = None
+    sample: Annotated[
+        int | None,
+        Option(
+            "--sample",
+            "--images",
+            help="test images, 0: all",
+            show_default="the protocol's, else all; of a run at most 1000",
+        ),
+    ] = None
     batch_size: Annotated[int, Option(help="images in a batch")] = 256
     seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
-    mean: Annotated[
-        list[float] | None,
-        Option(metavar="VALUE...", help="by channel, if networks want normalised images; eps stays in pixels"),
-    ] = None
+    mean: Annotated[list[float] | None, Option(metavar="VALUE...", help="the network wants (x - mean) / std")] = None
     std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
-    curve: Annotated[
-        list[str] | None, Option(metavar="EPS...", help="radii of a security curve; for a single run give --out, too")
-    ] = None
+    curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
     curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
     out: Annotated[
-        Path | None,
-        Option(help="folder of the table and page", show_default="judged/NAMES, or a single run's own folder"),
+        Path | None, Option(help="folder of the table and page", show_default="judged/NAMES, or the run's own")
     ] = None
     quiet: Quiet = False
     json: JSONLines = False
-
-    @property
-    def _shows_progress(self) -> bool:
-        return not self.quiet and not self.json
 
     def _given(self, *names: str) -> dict[str, Any]:
         """Those of these options that were given, as keywords of `judge` and `judge_networks`."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def _judge_together(self, networks: Sequence[str], protocol: str | None) -> int:
+    def _judge_together(self, networks: list[str], protocol: str | None) -> int:
         if self.curve_attack and not self.curve:
             raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
         _set_up_logging(self.quiet, self.json)
@@ -228,7 +216,7 @@ class _Judging(Command):
             self.out or default_out(networks),
             protocol=protocol,
             download=not self.no_download,
-            progress=self._shows_progress,
+            progress=not self.quiet and not self.json,
             **self._given("arch", "data", "data_root", "image_size", "channels", *_HOW),
         )
         if self.json:
@@ -249,11 +237,6 @@ class Evaluate(_Judging):
 
     network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
     dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
-    protocol: Annotated[str | None, Option(help=_PROTOCOL, show_default="paper")] = None
-    sample: Annotated[
-        int | None,
-        Option("--sample", "--images", help=_SAMPLE, show_default="of a run at most 1000, else all"),
-    ] = None
 
     def run(self, line: list[str]) -> int:
         in_its_folder = Path(self.network).is_dir() and self.data is None and self.out is None
@@ -278,7 +261,7 @@ class Evaluate(_Judging):
             dense=self.dense,
             arch=self.arch[0] if self.arch else None,
             download=not self.no_download,
-            progress=self._shows_progress,
+            progress=not self.quiet and not self.json,
             images=self.sample,
             **self._given("data_root", "protocol", *(name for name in _HOW if name != "sample")),
         )
@@ -301,8 +284,6 @@ class Compare(_Judging):
     networks: Annotated[
         list[str], Argument(help="checkpoint, robustbench:NAME or run; NAME=PATH names it", metavar="NETWORK")
     ]
-    protocol: Annotated[str | None, Option(help=_PROTOCOL, show_default="standard")] = None
-    sample: Annotated[int | None, Option("--sample", "--images", help=_SAMPLE, show_default="all")] = None
 
     def run(self, line: list[str]) -> int:
         return self._judge_together(self.networks, self.protocol)
