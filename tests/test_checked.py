@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
-from pwoa_plugin._checked import checked
+from pwoa_plugin._checked import Record, checked
 
 
 @dataclass
@@ -30,3 +31,23 @@ def test_a_value_is_shown_in_short(value: Any) -> None:
     with pytest.raises(ValueError, match=r"^point\.x: .*\.\.\..*: input should be a valid integer$") as caught:
         checked(Point, {"x": value}, "point")
     assert len(str(caught.value)) < 150
+
+
+class Box(Record):
+    derived = ("area",)
+
+    sides: tuple[int, ...]
+
+    @property
+    def area(self) -> int:
+        return self.sides[0] * self.sides[1]
+
+
+def test_a_record_has_its_derived_values_in_the_json_and_does_not_change() -> None:
+    box = checked(Box, {"sides": [2, 3]}, "box")
+    assert box.to_dict() == {"sides": [2, 3], "area": 6}
+    assert box == Box(sides=(2, 3))
+    with pytest.raises(ValidationError, match="frozen"):
+        box.sides = (1, 1)
+    with pytest.raises(ValueError, match=r"^box\.colour: "):
+        checked(Box, {"sides": [2, 3], "colour": "red"}, "box")

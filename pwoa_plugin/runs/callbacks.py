@@ -50,9 +50,9 @@ class Validation(Callback):
 
     The best epoch is chosen by agreement: ``sum_k min(p_k, q_k)`` of the two networks' probabilities, that is 1 minus
     their total variation distance, mean over images that are perturbed as in training. (The share of images that get
-    the same class is much noisier on a few hundred images: see docs/results.md.) This needs no attack and no gradient.
-    All epochs see the same draws. If the run itself perturbs nothing, the images get ``patterns`` at 1.5 ``eps``, or at
-    the largest radius at which the teacher keeps 95 % of its predictions.
+    the same class is much noisier on a few hundred images.) This needs no attack and no gradient. All epochs see the
+    same draws. If the run itself perturbs nothing, the images get ``patterns`` at 1.5 ``eps``, or at the largest radius
+    at which the teacher keeps 95 % of its predictions.
 
     Both figures are added to the epoch's entry in `Trainer.history`, as ``clean`` and ``agreement``.
 
@@ -70,15 +70,15 @@ class Validation(Callback):
 
     def on_start(self, status: Status) -> None:
         """Compute the teacher's answers, once."""
-        config, teacher = self.run.config, self.run.teacher
+        config = self.run.config
         self.batches.classes = self.run.batches.classes
         kind, radius = config.perturbation.kind, self.run.radius
         if kind == "none" or radius == 0:
             kind = "patterns"
             radius = radius_for(config.eps, config.pixel_range) if config.eps else self._radius(kind)
         self._perturbation: Perturbation = make_perturbation(kind, radius=radius, pixel_range=config.pixel_range)
-        self._teacher, correct, self.images = self._answers(teacher)
-        self.dense_clean = correct / self.images
+        self._teacher, self.dense_clean = self._answers(self.run.teacher)
+        self.images = len(self._teacher)
 
     def _radius(self, kind: str) -> float:
         config = self.run.config
@@ -89,9 +89,9 @@ class Validation(Callback):
         )
 
     @torch.no_grad()
-    def _answers(self, model: nn.Module) -> tuple[Tensor, int, int]:
-        """Probabilities ``(N, K)`` on the perturbed images, the number of clean images that are right, and N."""
-        answers, correct, images = [], 0, 0
+    def _answers(self, model: nn.Module) -> tuple[Tensor, float]:
+        """Probabilities ``(N, K)`` on the perturbed images, and accuracy on the clean ones."""
+        answers, correct = [], 0
         with modes_kept(model), seeded(self.run.config.seed):  # training's random state stays as it is
             model.eval()
             len(self.batches)  # may have to read all batches, which must come before the order is drawn
@@ -102,14 +102,14 @@ class Validation(Callback):
                 assert y is not None
                 correct += int((logits_of(model(x)).argmax(1) == y).sum())
                 answers.append(logits_of(model(self._perturbation(x))).softmax(1))
-                images += len(x)
-        return torch.cat(answers), correct, images
+        found = torch.cat(answers)
+        return found, correct / len(found)
 
     def on_epoch_end(self, status: Status) -> None:
         assert self._teacher is not None
-        answers, correct, images = self._answers(self.run.model)
+        answers, clean = self._answers(self.run.model)
         status.validation = {
-            "clean": correct / images,
+            "clean": clean,
             # In float32, probabilities may sum to a little more than 1.
             "agreement": min(1.0, float(torch.minimum(answers, self._teacher).double().sum(1).mean())),
         }

@@ -83,7 +83,7 @@ def test_agreement_is_on_perturbed_images(trained: nn.Module, images: Pair, fiel
     if radius is not None:
         assert validation._perturbation.radius == pytest.approx(radius)
     before = random_state()
-    answers, _, _ = validation._answers(run.teacher)
+    answers, _ = validation._answers(run.teacher)
     assert all(torch.equal(tensor, before[name]) or name.endswith("gauss") for name, tensor in random_state().items())
     assert torch.equal(answers, validation._answers(run.teacher)[0])  # the same draws every time
     assert validation._teacher is not None

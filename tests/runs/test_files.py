@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from pwoa_plugin.errors import InputError
+from pwoa_plugin.runs.files import read_report, write_report
+from pwoa_plugin.runs.folder import RunFolder
+from pwoa_plugin.runs.report import RunReport
+
+
+@pytest.fixture
+def folder(finished: Path, tmp_path: Path) -> RunFolder:
+    """A copy of a finished run, to change."""
+    shutil.copytree(finished, tmp_path / "run")
+    return RunFolder(tmp_path / "run")
+
+
+def test_the_report_is_that_of_the_files(folder: RunFolder) -> None:
+    report = read_report(folder.path)
+    assert report == RunReport.from_dict(json.loads(folder.report.read_text()))
+    assert (report.name, report.status, report.granularity) == ("run", "finished", "unstructured")
+    kept, weights = sum(layer.kept for layer in report.layers), sum(layer.weights for layer in report.layers)
+    assert report.sparsity == pytest.approx(1 - kept / weights)
+    assert report.seconds == report.epochs[-1].seconds > 0
+
+    folder.page.unlink()
+    shutil.rmtree(folder.plots)
+    assert write_report(folder) == report
+    assert folder.page.exists()
+    assert len(list(folder.plots.iterdir())) == 4
+
+
+def test_a_run_before_its_first_step_has_no_report(folder: RunFolder) -> None:
+    folder.write_facts(radius=None)
+    with pytest.raises(InputError, match="has not made its first step; resume it with"):
+        read_report(folder.path)
+
+
+def test_what_is_damaged_is_named(folder: RunFolder) -> None:
+    lines = folder.metrics.read_text().splitlines()
+    broken = [re.sub(r'"sparsity": [0-9.e-]+', '"sparsity": 2', line) for line in lines]
+    folder.metrics.write_text("\n".join(broken))
+    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(report\.epochs\.0\.sparsity: 2"):
+        read_report(folder.path)
+    folder.metrics.write_text("\n".join(lines))
+    folder.write_facts(robustness={"pruned": "missing.json"})
+    with pytest.raises(InputError, match=r"missing\.json: is damaged"):
+        read_report(folder.path)

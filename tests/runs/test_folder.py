@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pwoa_plugin.errors import InputError, RunError
+from pwoa_plugin.runs.folder import RunFolder
+
+FACTS: dict[str, Any] = {
+    "format": 1,
+    "started": "2026-01-02T03:04:05+00:00",
+    "seed": 0,
+    "config": {"sparsity": 0.9},
+    "versions": {},
+    "command": [],
+    "device": "cpu",
+    "threads": 1,
+    "model": {"arch": "lenet", "checkpoint": "a.pt", "sha256": "0", "parameters": 9, "notes": []},
+    "layers": [],
+    "images": {},
+}
+
+
+def test_facts_grow_and_come_back_checked(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert not folder.exists()
+    folder.write_facts(**FACTS)
+    facts = folder.read_facts()
+    assert (facts.status, facts.radius, facts.model.arch) == ("running", None, "lenet")
+    folder.write_facts(status="finished", radius=0.2)
+    assert (folder.read_facts().status, folder.read_facts().radius) == ("finished", 0.2)
+    assert json.loads(folder.facts.read_text()).keys() == FACTS.keys() | {"status", "radius"}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"status": "done"}, r"is damaged \(run\.status: 'done': "),
+        ({"model": {}}, r"is damaged \(run\.model\.arch: is missing"),
+        ({"robustness": {"pruned": 3}}, r"is damaged \(run\.robustness\.pruned: 3: "),
+        ({"epochs": []}, r"is damaged \(run\.epochs: "),
+    ],
+)
+def test_damaged_facts_are_named_in_one_line(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write_facts(**FACTS | changed)
+    with pytest.raises(InputError, match=rf"^{folder.facts}: {said}") as refused:
+        folder.read_facts()
+    assert "\n" not in str(refused.value)
+
+
+def test_a_folder_without_a_run_and_a_file_that_is_no_json(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(InputError, match=r"holds no run \(no run.json\)"):
+        folder.read_facts()
+    for text in ("", "[", "[" * 10**5):
+        folder.facts.write_text(text)
+        with pytest.raises(InputError, match=r"run\.json: is damaged"):
+            folder.read_facts()
+
+
+def test_states_are_newest_first_and_scratch_files_go(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.states_folder.mkdir()
+    for step in (9, 100, 20):
+        folder.state_at(step).touch()
+    (folder.states_folder / ".a.tmp").touch()
+    assert folder.states() == [folder.state_at(step) for step in (100, 20, 9)]
+    folder.clear_scratch()
+    assert len(list(folder.states_folder.iterdir())) == 3
+
+
+def test_one_process_at_a_time(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "new")
+    with folder.locked(), pytest.raises(RunError, match="another process is running here"), folder.locked():
+        raise AssertionError("two at once")
+    with folder.locked():
+        assert folder.path.is_dir()
+
+
+def test_a_failed_write_says_how_to_go_on(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    with pytest.raises(RunError, match=r"cannot be written \(denied\); no state is saved yet"), folder.writing():
+        raise OSError("denied")
+    folder.states_folder.mkdir()
+    folder.state_at(7).touch()
+    said = r"metrics\.jsonl: cannot be written \(the disk is full\); the last good state is step-000000007"
+    with pytest.raises(RunError, match=said), folder.writing(folder.metrics):
+        raise OSError(errno.ENOSPC, "No space left on device")
