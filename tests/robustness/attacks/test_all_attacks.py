@@ -24,7 +24,7 @@ SINGLE = [*STEPPED, "APGD-CE", "APGD-T", "FAB-T", "Square"]
 NORMS = {"Linf": 1.0, "L2": 6.0}  # a radius that fools about as often
 N_CLASSES = 5
 SEED = 11
-N_IMAGES = 20
+N_IMAGES = 24
 
 
 class Case(NamedTuple):
