@@ -179,7 +179,7 @@ def test_seeds(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_saves_and_says_how_to_go_on(config_file: Path, tmp_path: Path, pwoa: Run) -> None:
     out = tmp_path / "a run"
-    command = ["prune", str(config_file), "--out", str(out), "--set", "epochs=60"]
+    command = ["prune", str(config_file), "--out", str(out), "--set", "epochs=30"]
     process = subprocess.Popen([sys.executable, "-m", "pwoa_plugin", *command], stderr=subprocess.PIPE, text=True)
     while not (out / "metrics.jsonl").exists() or "step" not in (out / "metrics.jsonl").read_text():
         assert process.poll() is None
@@ -187,7 +187,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(config_file: Path, tmp_path: Path, p
     process.send_signal(signal.SIGINT)
     err = process.communicate()[1]
     assert process.returncode == 130
-    assert f"stopped, and saved; go on with: pwoa prune {config_file} --out '{out}' --set epochs=60 --resume" in err
+    assert f"stopped, and saved; go on with: pwoa prune {config_file} --out '{out}' --set epochs=30 --resume" in err
     assert "Traceback" not in err
     assert len(list((out / "states").iterdir())) == 1
     status, shown, _ = pwoa("show", out)
