@@ -1,7 +1,7 @@
-"""Pruned networks in a file: what was removed, and the tensors that are left; no code, and no pickle.
+"""Pruned networks in a file: the removals, and the tensors that are left; no code, and no pickle.
 
 A file is safetensors. Its header holds, as JSON, the removals (Torch-Pruning's pruning history) and the form of the
-example inputs; the removals are done again on a fresh network before the tensors are loaded.
+example inputs. The removals are repeated on a fresh network before the tensors are loaded.
 """
 
 from __future__ import annotations
@@ -20,18 +20,12 @@ from .._files import write_tensors
 from .._text import one_line
 from ..errors import InputError, MissingFileError
 from ..removal.inputs import call_saying_where, check_model, copy_of
-from .checks import check_kind, check_no_inference
-from .graph import (
-    Adapt,
-    Removal,
-    Tracing,
-    keep_history,
-    removals_from_json,
-    removals_to_json,
-    replay,
-)
+from ..removal.trace import Tracing
+from .checks import check_no_inference
+from .removals import Adapt, Removal, removals_from_json, removals_to_json, replay
 
 if TYPE_CHECKING:
+    from .planner import Planner
     from .pruner import PwoAGroupPruner
 
 __all__ = ["load_pruned", "save_pruned"]
@@ -39,21 +33,21 @@ __all__ = ["load_pruned", "save_pruned"]
 _FORMAT, _VERSION = "pwoa-pruned", 2
 
 
-def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
-    """Write a pruner's network as it is now; a file of that name is replaced whole or not at all.
+def save_pruned(pruner: PwoAGroupPruner | Planner, path: str | os.PathLike[str]) -> None:
+    """Write a pruner's network as it is now; an existing file is replaced whole or not at all.
 
-    The file tells all that was removed since the network was whole, by this pruner and by those before it.
+    The file lists all that was removed since the network was whole, by this pruner and by earlier ones.
 
     Args:
-        pruner: that removed the channels; its ``model`` may have been trained since.
+        pruner: the pruner that removed the channels; its ``model`` may have been trained since.
         path: of the file, ``.safetensors``.
 
     Raises:
         ValueError: nothing was removed yet.
         OSError: the file cannot be written.
     """
-    if not hasattr(pruner, "removals"):
-        raise InputError(f"save_pruned: give the pruner, which knows what was removed, not a {type(pruner).__name__}")
+    if isinstance(pruner, nn.Module):
+        raise InputError("save_pruned: give the PwoAGroupPruner, which knows what was removed, not its model")
     if not pruner.removals:
         raise InputError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
@@ -61,7 +55,7 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
         "removals": removals_to_json(pruner.removals),
         "inputs": _form_of(pruner.tracing.inputs),
     }
-    # One entry: safetensors writes several in any order, and equal networks would differ in their files.
+    # One entry: safetensors writes several in any order, and files of equal networks would differ.
     write_tensors(path, pruner.model.state_dict(), {_FORMAT: json.dumps(header)})
 
 
@@ -81,8 +75,8 @@ def load_pruned(
     Args:
         model: a fresh network of the same architecture, not pruned; it is not changed.
         path: of the file.
-        example_inputs: for the trace, where the pruner's were more than tensors and plain values.
-        adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as `PwoAGroupPruner` was given.
+        example_inputs: for the trace; needed only where the pruner's were more than tensors and plain values.
+        adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as in the `PwoAGroupPruner`.
 
     Returns:
         A copy of ``model`` with fewer channels and the file's tensors, in the model's mode, on its device.
@@ -94,8 +88,6 @@ def load_pruned(
     check_no_inference("load_pruned")
     check_model(model)
     path = os.fspath(path)
-    for name, function in (("adapt", adapt), ("forward_fn", forward_fn), ("output_transform", output_transform)):
-        check_kind(name, function, Callable, "the function that the pruner had")
     if not os.path.exists(path):
         raise MissingFileError(f"{path}: no such file of a pruned network")
     try:
@@ -110,12 +102,11 @@ def load_pruned(
     small = copy_of(model, memo)
     _check_dtypes(small, tensors, path)
     if example_inputs is not None:
-        if forward_fn is None:
-            with torch.no_grad():
-                call_saying_where(small, example_inputs)
+        with torch.no_grad():
+            call_saying_where(small, example_inputs, forward_fn)
+    elif form is None:
+        raise InputError(f"{path}: give example_inputs; the pruner's were more than a file can describe")
     else:
-        if form is None:
-            raise InputError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
         try:
             example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
@@ -126,12 +117,11 @@ def load_pruned(
     try:
         replay(small, tracing.graph(small), removals, adapt)
         _load(small, tensors)
-        keep_history(small, removals)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
         reason = one_line(error)[:300]
         raise InputError(
-            f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture that was pruned, not "
-            "pruned yet"
+            f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture as it was before "
+            "pruning"
         ) from error
     for name, module in model.named_modules():
         small.get_submodule(name).training = module.training
@@ -142,8 +132,8 @@ def _check_dtypes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) ->
     for name, tensor in model.state_dict().items():
         if name in tensors and tensors[name].dtype != tensor.dtype:
             raise InputError(
-                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; make the model "
-                f"the same first, as model.to({tensors[name].dtype})"
+                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; cast the "
+                f"model first: model.to({tensors[name].dtype})"
             )
 
 
@@ -170,7 +160,7 @@ def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
 
 
 def _form_of(value: Any) -> Any:
-    """Example inputs as JSON, without their numbers; None where that cannot be."""
+    """The form of example inputs for JSON, without their numbers; None if it cannot be described."""
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):
@@ -187,7 +177,7 @@ def _form_of(value: Any) -> Any:
 
 
 def _drawn(form: Any, like: Tensor) -> Any:
-    """Inputs of this form, with numbers from [0, 1), for a network of parameters like this one."""
+    """Inputs of this form, drawn from [0, 1), with the device and dtype of ``like``, a parameter."""
     if "tensor" in form:
         drawn = torch.rand(form["tensor"], generator=torch.Generator().manual_seed(0))
         dtype = getattr(torch, form["dtype"])

@@ -16,7 +16,7 @@ from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
 from pwoa_plugin._random import seeded
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.snapshot import Snapshot
+from pwoa_plugin.method.state import State
 from pwoa_plugin.runs.state_file import read_state, write_state
 from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
@@ -30,7 +30,7 @@ class Keep(Callback):
     """States by step, and the loss by epoch."""
 
     def __init__(self) -> None:
-        self.states: dict[int, Snapshot] = {}
+        self.states: dict[int, State] = {}
         self.pruner: PwoAGroupPruner | None = None
         self.widths: list[int] = []
 
@@ -39,7 +39,7 @@ class Keep(Callback):
         assert self.pruner.run is not None
         state = self.pruner.run.state()
         tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
-        self.states[status.step] = Snapshot(tensors, copy.deepcopy(state.facts))
+        self.states[status.step] = State(tensors, copy.deepcopy(state.facts))
         self.widths.append(self.pruner.model.conv3.out_channels)
 
 
@@ -101,18 +101,18 @@ def test_the_inputs_that_are_left_are_the_teachers(
     """Pruned without training, each reader's weights are a part of the dense ones, at the indices that are told."""
     dense = copy.deepcopy(small)
     pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
-    loss = PwoALoss(small, eps=0.1, student_channels=pruner.inputs_left)
+    loss = PwoALoss(small, eps=0.1, kept=pruner.student_channels)
     for _ in range(2):
         pruner.step()
         loss(small, x, torch.tensor([0, 1, 2, 0]))
         assert "features" in loss.terms
     # A teacher made of the pruned network has as many channels as that, and is compared whole.
-    late = PwoALoss(small, eps=0.1, student_channels=pruner.inputs_left)
+    late = PwoALoss(small, eps=0.1, kept=pruner.student_channels)
     late(small.eval(), x, torch.tensor([0, 1, 2, 0]))
     assert float(late.terms["features"]) == pytest.approx(0, abs=1e-9)
     assert "no feature distillation of" not in caplog.text
-    assert set(pruner.inputs_left) == {"conv2", "conv3", "fc1", "fc2"}
-    for name, (dim, indices) in pruner.inputs_left.items():
+    assert set(pruner.student_channels) == {"conv2", "conv3", "fc1", "fc2"}
+    for name, (dim, indices) in pruner.student_channels.items():
         before, after = dense.get_submodule(name).weight, small.get_submodule(name).weight
         assert dim == (1 if name.startswith("conv") else -1)
         of_kept = before.index_select(1, indices)
@@ -162,7 +162,7 @@ def test_on_a_pruned_model_it_tells_all_removals_and_takes_its_own_back(
     again = PwoAGroupPruner(twin, config=config(**fields))
     assert again.run is not None
     with seeded(0):
-        again.run.fit(resume=keep.states[5])
+        again.run.run(resume=keep.states[5])
     assert again.removals == pruner.removals
     assert torch.equal(twin.eval()(x), small(x))
 
@@ -177,7 +177,7 @@ def test_it_resumes_to_the_same_bits(small: nn.Module, tmp_path: Path, step: int
     again = PwoAGroupPruner(fresh, config=config(**fields))
     assert again.run is not None
     with seeded(0):
-        again.run.fit(resume=read_state(tmp_path / "state.safetensors"))
+        again.run.run(resume=read_state(tmp_path / "state.safetensors"))
     expected, found = small.state_dict(), fresh.state_dict()
     assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
@@ -232,7 +232,7 @@ class TestRefused:
     def test_masks_are_the_other_doors(self, small: nn.Module) -> None:
         with pytest.raises(ValueError, match=r"granularity='structured' removes channels.*PwoAGroupPruner"):
             PwoAPruner(small, config())
-        with pytest.raises(ValueError, match="granularity='filter' masks weights, with"):
+        with pytest.raises(ValueError, match="granularity='filter' masks weights: use pwoa_plugin.PwoAPruner"):
             PwoAGroupPruner(small, config=config(granularity="filter"))
 
     @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ class TestRefused:
         ("fields", "match"),
         [
             ({"sparsity": 0.01}, "^sparsity=0.01 leaves every channel"),
-            ({"exclude": ["conv*", "fc1"]}, "no layer is left to prune.*shorten exclude, or widen include"),
+            ({"exclude": ["conv*", "fc1"]}, "no layer is left to prune.*shorten exclude$"),
             ({"train_loader": make_images(8)[0].flatten(1)}, "^train_loader"),
             ({"train_loader": torch.rand(8, 3, 8, 8)}, "^train_loader: conv1"),
         ],
@@ -283,7 +283,7 @@ class TestRefused:
         pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 1}))
         assert pruner.run is not None
         with pytest.raises(ValueError, match="saved state is of another network"):
-            pruner.run.fit(resume=state)
+            pruner.run.run(resume=state)
         assert small.conv3.out_channels == 12
 
 
