@@ -179,7 +179,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def importance(self) -> PwoAImportance:
         """Torch-Pruning's: the norms of W + U, with ADMM's present U."""
         admm = self.target.admm
-        return PwoAImportance({} if admm is None else {admm.weights[name]: dual for name, dual in admm.u.items()})
+        duals = {} if admm is None else admm.u
+        return PwoAImportance({self.model.get_parameter(name): dual for name, dual in duals.items()})
 
     # -- ADMM ------------------------------------------------------------------------------------
 
@@ -246,7 +247,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         """
         plan = self.planner.next_plan()
         residual = None if self.target.admm is None else self.target.admm.residual()
-        groups = self.target.groups_of(plan) if interactive else self.target.carry_out(plan)
+        groups = None
+        if interactive:
+            groups = self.target.groups_of(plan)
+        else:
+            self.target.carry_out(plan)
         self.residual = residual
         return groups
 

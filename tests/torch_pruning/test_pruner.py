@@ -73,7 +73,7 @@ class TestChannels:
         expected = small.conv3.weight[best].clone()
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, ignored_layers=["conv1", "fc1"])
         pruner.update_regularizer()
-        pruner._admm.u["conv3.weight"].normal_().mul_(dual)
+        pruner.target.admm.u["conv3.weight"].normal_().mul_(dual)
         pruner.step()
         assert torch.equal(small.conv3.weight, expected)
 
@@ -167,7 +167,7 @@ class TestChannels:
     def test_groups_that_nobody_has_looked_at_grow_old_too(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
         pruner.update_regularizer()
-        admm = pruner._admm
+        admm = pruner.target.admm
         old, new = pruner.step(interactive=True), pruner.step(interactive=True)
         assert new is not None
         for group in new:
@@ -176,7 +176,7 @@ class TestChannels:
         with pytest.raises(ValueError, match=r"this group is of an earlier step\(\)"):
             next(old)
         assert admm is not None
-        assert pruner._admm is None
+        assert pruner.target.admm is None
 
     def test_what_is_pruned_interactively_counts_at_once(self, small: nn.Module, x: Tensor, tmp_path: Path) -> None:
         small.fc2.requires_grad_(False)
@@ -310,7 +310,7 @@ class TestADMM:
         for parameter in small.parameters():
             parameter.grad = torch.zeros_like(parameter)
         pruner.regularize(small)
-        admm = pruner._admm
+        admm = pruner.target.admm
         assert admm is not None
         names = dict(small.named_parameters())
         assert set(admm.weights) == set(names) - {"fc2.bias"}
@@ -322,7 +322,7 @@ class TestADMM:
     def test_the_projection_keeps_whole_groups(self, small: nn.Module, x: Tensor) -> None:
         pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5)
         pruner.update_regularizer()
-        z = pruner._admm.z
+        z = pruner.target.admm.z
         dead = ~z["conv1.weight"].flatten(1).any(1)
         assert dead.sum() == 4
         # conv1 and conv2 are summed: one choice of channels for both, their BatchNorm and their readers.
@@ -338,7 +338,7 @@ class TestADMM:
         found = []
         for _ in range(3):
             pruner.update_regularizer()
-            found.append(pruner._admm.rho)
+            found.append(pruner.target.admm.rho)
         assert found == pytest.approx([0.1, 1.0, 10.0])
 
     @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ class TestADMM:
         train(small, pruner, x, epochs=epochs)
         undrawn = 0
         if epochs == 1:  # the order of conv3's filters changes after the last projection
-            dead = ~pruner._admm.z["conv3.weight"].flatten(1).any(1)
+            dead = ~pruner.target.admm.z["conv3.weight"].flatten(1).any(1)
             with torch.no_grad():
                 small.conv3.bias[dead] += 10.0
             undrawn = 6
@@ -594,14 +594,14 @@ class TestRefused:
 
         pruner = PwoAGroupPruner(small, x, iterative_steps=2, adapt=adapt)
         pruner.update_regularizer()
-        before, admm = state_of(small), pruner._admm
+        before, admm = state_of(small), pruner.target.admm
         with pytest.raises(error):
             [group.prune() for group in pruner.step(interactive) or ()]
         assert_untouched(small, before)
         assert pruner.current_step == (interactive and at == 3)
         assert not pruner.removals
         assert not pruner.student_channels
-        assert pruner._admm is (None if interactive and at == 3 else admm)  # that step is taken
+        assert pruner.target.admm is (None if interactive and at == 3 else admm)  # that step is taken
         pruner.step()
         assert widths(small)["conv3"] == (6 if interactive and at == 3 else 9)
 

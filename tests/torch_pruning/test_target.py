@@ -16,7 +16,7 @@ from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
 from pwoa_plugin._random import seeded
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.state import State
+from pwoa_plugin.method.snapshot import Snapshot
 from pwoa_plugin.runs.state_file import read_state, write_state
 from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
@@ -30,7 +30,7 @@ class Keep(Callback):
     """States by step, and the loss by epoch."""
 
     def __init__(self) -> None:
-        self.states: dict[int, State] = {}
+        self.states: dict[int, Snapshot] = {}
         self.pruner: PwoAGroupPruner | None = None
         self.widths: list[int] = []
 
@@ -39,7 +39,7 @@ class Keep(Callback):
         assert self.pruner.run is not None
         state = self.pruner.run.state()
         tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
-        self.states[status.step] = State(tensors, copy.deepcopy(state.facts))
+        self.states[status.step] = Snapshot(tensors, copy.deepcopy(state.facts))
         self.widths.append(self.pruner.model.conv3.out_channels)
 
 
@@ -91,7 +91,7 @@ def test_the_dense_network_s_gradients_are_let_go(small: nn.Module) -> None:
     assert gone
     assert all(parameter.grad is None for parameter in gone)
     assert pruner.run is not None
-    pruner.run.pruning.undo()  # nothing is kept to go back to
+    pruner.run.target.undo()  # nothing is kept to go back to
     assert small.conv3.out_channels == 6
 
 
@@ -101,13 +101,13 @@ def test_the_inputs_that_are_left_are_the_teachers(
     """Pruned without training, each reader's weights are a part of the dense ones, at the indices that are told."""
     dense = copy.deepcopy(small)
     pruner = PwoAGroupPruner(small, x, pruning_ratio=0.5, iterative_steps=2)
-    loss = PwoALoss(small, eps=0.1, kept=pruner.student_channels)
+    loss = PwoALoss(small, eps=0.1, student_channels=pruner.student_channels)
     for _ in range(2):
         pruner.step()
         loss(small, x, torch.tensor([0, 1, 2, 0]))
         assert "features" in loss.terms
     # A teacher made of the pruned network has as many channels as that, and is compared whole.
-    late = PwoALoss(small, eps=0.1, kept=pruner.student_channels)
+    late = PwoALoss(small, eps=0.1, student_channels=pruner.student_channels)
     late(small.eval(), x, torch.tensor([0, 1, 2, 0]))
     assert float(late.terms["features"]) == pytest.approx(0, abs=1e-9)
     assert "no feature distillation of" not in caplog.text
@@ -162,7 +162,7 @@ def test_on_a_pruned_model_it_tells_all_removals_and_takes_its_own_back(
     again = PwoAGroupPruner(twin, config=config(**fields))
     assert again.run is not None
     with seeded(0):
-        again.run.run(resume=keep.states[5])
+        again.run.fit(resume=keep.states[5])
     assert again.removals == pruner.removals
     assert torch.equal(twin.eval()(x), small(x))
 
@@ -177,7 +177,7 @@ def test_it_resumes_to_the_same_bits(small: nn.Module, tmp_path: Path, step: int
     again = PwoAGroupPruner(fresh, config=config(**fields))
     assert again.run is not None
     with seeded(0):
-        again.run.run(resume=read_state(tmp_path / "state.safetensors"))
+        again.run.fit(resume=read_state(tmp_path / "state.safetensors"))
     expected, found = small.state_dict(), fresh.state_dict()
     assert {name: tensor.shape for name, tensor in found.items()} == {n: t.shape for n, t in expected.items()}
     assert all(torch.equal(tensor, found[name]) for name, tensor in expected.items())
@@ -232,7 +232,7 @@ class TestRefused:
     def test_masks_are_the_other_doors(self, small: nn.Module) -> None:
         with pytest.raises(ValueError, match=r"granularity='structured' removes channels.*PwoAGroupPruner"):
             PwoAPruner(small, config())
-        with pytest.raises(ValueError, match="granularity='filter' masks weights: use pwoa_plugin.PwoAPruner"):
+        with pytest.raises(ValueError, match=r"granularity='filter' masks weights: use pwoa_plugin\.PwoAPruner"):
             PwoAGroupPruner(small, config=config(granularity="filter"))
 
     @pytest.mark.parametrize(
@@ -279,11 +279,11 @@ class TestRefused:
     def test_a_state_of_another_network(self, small: nn.Module) -> None:
         _, keep = compressed(copy.deepcopy(small), admm={"epochs": 1})
         state = keep.states[12]
-        state.facts["removals"][0][0] = "conv9"
+        state.facts["target"]["removals"][0][0] = "conv9"
         pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 1}))
         assert pruner.run is not None
         with pytest.raises(ValueError, match="saved state is of another network"):
-            pruner.run.run(resume=state)
+            pruner.run.fit(resume=state)
         assert small.conv3.out_channels == 12
 
 
