@@ -22,7 +22,7 @@ from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
 from .trace import Tracing, grouping_errors
 
-__all__ = ["Network", "Obstacle", "connections", "freed", "remove_dead", "without"]
+__all__ = ["Network", "Obstacle", "connections", "remove_dead", "without"]
 
 _MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA, OPTYPE.LSTM, OPTYPE.EMBED, OPTYPE.CUSTOMIZED)
 
@@ -104,7 +104,7 @@ def remove_dead(
         skip: ``{layer: why}`` whose groups are left alone.
 
     Returns:
-        Whether anything was removed. That can free channels of earlier layers: see `freed`.
+        Whether anything was removed. That can free channels of earlier layers, for the next call.
     """
     groups, skip = _Groups(network, Tracing(inputs).graph(network.model)), skip or {}
     network.obstacles = {}
@@ -136,18 +136,6 @@ def remove_dead(
                 removed = True
                 break
     return removed
-
-
-def freed(network: Network) -> bool:
-    """Whether a channel that was read in the last pass is no longer read, because its readers' filters are gone."""
-    read: dict[int, bool] = {}
-    for (name, side), where in network.obstacles.items():
-        if side == "inputs" and name in network.zero:
-            reads = dict(zip(network.inputs[name].tolist(), network.reads(name).tolist(), strict=True))
-            for index, obstacle in where.items():
-                if obstacle.readers and not obstacle.structure:
-                    read[id(obstacle)] = read.get(id(obstacle), False) or reads.get(index, False)
-    return not all(read.values())
 
 
 class _Groups:

@@ -36,12 +36,12 @@ def check_model(model: Any) -> None:
     Raises:
         InputError: one line that says what to give instead.
     """
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("model is a ScriptModule, which cannot be traced; give the nn.Module that it was made from")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise InputError(f"model is wrapped by {type(model).__name__}; give model.module")
-    if hasattr(model, "_orig_mod"):
-        raise InputError("model is compiled; give the module that went into torch.compile (model._orig_mod)")
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        raise InputError(
+            f"model is a ScriptModule, a DataParallel or a compiled module ({type(model).__name__}), which cannot be "
+            "traced; give the plain module inside (model.module, model._orig_mod)"
+        )
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
             raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .._text import named
 from ..errors import InputError
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
-from .groups import Network, connections, freed, remove_dead
+from .groups import Network, connections, remove_dead
 from .inputs import (
     call,
     call_saying_where,
@@ -202,9 +202,8 @@ def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
     def removed_and_problem(attempt: Network, only: str | None = None) -> tuple[bool, str]:
         try:
             removed = remove_dead(attempt, inputs, only=only, skip=skip)
-            again = removed and only is None
-            while again and freed(attempt):
-                again = remove_dead(attempt, inputs)
+            while removed and only is None and remove_dead(attempt, inputs):
+                pass  # a removal can free channels of earlier layers
             return removed, reference.problem(attempt.model)
         except Exception as error:
             return True, named(error)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from .._modes import modes_kept
 from .._text import named
 from ..errors import InputError
-from .inputs import call, described, map_tensors, tensors_of
+from .inputs import call, described, forward_saying_where, map_tensors, tensors_of
 
 __all__ = ["Tracing", "grouping_errors", "traceable"]
 
@@ -40,24 +40,6 @@ class Tracing:
     customized_pruners: Mapping[Any, Any] | None = None
     ignored_params: Sequence[nn.Parameter] = ()
 
-    def on(self, device: torch.device) -> Tracing:
-        """The same tracing with its inputs on a device."""
-        return replace(self, inputs=map_tensors(lambda tensor: tensor.to(device), self.inputs))
-
-    def of_copy(self, memo: Mapping[int, Any]) -> Tracing:
-        """The same tracing for a copy of the model, made by `copy.deepcopy` with this memo."""
-
-        def twin(value: Any) -> Any:
-            return memo.get(id(value), value)
-
-        unwrapped, customized = self.unwrapped(), self.customized_pruners
-        return replace(
-            self,
-            unwrapped_parameters=None if unwrapped is None else [(twin(p), dim) for p, dim in unwrapped],
-            customized_pruners=None if customized is None else {twin(key): value for key, value in customized.items()},
-            ignored_params=[twin(parameter) for parameter in self.ignored_params],
-        )
-
     def forward(self, model: nn.Module, inputs: Any) -> Any:
         """The model's output. (Torch-Pruning's own call would first try the images of a batch as arguments.)"""
         return (self.forward_fn or call)(model, inputs)
@@ -67,10 +49,22 @@ class Tracing:
         output = output if self.output_transform is None else self.output_transform(output)
         return [tensor * 1 for tensor in tensors_of(output) if tensor.requires_grad]
 
+    def run(self, model: nn.Module) -> list[Tensor]:
+        """The output's tensors for the example inputs, in eval mode and without gradients.
+
+        Raises:
+            ForwardError: the forward raises.
+        """
+        with modes_kept(model), torch.no_grad():
+            return tensors_of(forward_saying_where(model.eval(), self._inputs_on(model), self.forward))
+
+    def _inputs_on(self, model: nn.Module) -> Any:
+        device = next((parameter.device for parameter in model.parameters()), None)
+        return map_tensors(lambda tensor: tensor.to(device), self.inputs)
+
     def unwrapped(self) -> list[tuple[nn.Parameter, int]] | None:
         """``unwrapped_parameters`` as Torch-Pruning reads them."""
-        given = self.unwrapped_parameters
-        return None if given is None else list(given.items() if isinstance(given, Mapping) else given)
+        return None if self.unwrapped_parameters is None else [*dict(self.unwrapped_parameters).items()]
 
     def graph(self, model: nn.Module) -> Any:
         """A new dependency graph. The model stays as it is.
@@ -111,7 +105,7 @@ class Tracing:
             with traceable(model):
                 return tp.DependencyGraph().build_dependency(
                     model,
-                    self.inputs,
+                    self._inputs_on(model),
                     forward_fn=self.forward,
                     output_transform=outputs,
                     unwrapped_parameters=self.unwrapped(),

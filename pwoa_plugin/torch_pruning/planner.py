@@ -11,8 +11,10 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
+from .._modes import modes_kept
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS, Allocation
+from ..removal.inputs import call_saying_where, largest_difference, tensors_of
 from ..removal.trace import Tracing, grouping_errors, traceable
 from .checks import (
     Fields,
@@ -29,7 +31,7 @@ from .coupling import MIXING, Axis, Coupling, Plan, channel_scores, parts_of
 from .importance import PwoAImportance, normalised
 from .removals import Adapt, Removal, removed_from
 from .selection import Candidates, Rounding, keep
-from .trial import Trial
+from .trial import LARGEST_DIFFERENCE, Expectation, try_out
 
 __all__ = ["Planner"]
 
@@ -102,7 +104,7 @@ class Planner(tp.pruner.BasePruner):
             **{name: options.pop(name) for name in _TRACING if name in options},
             ignored_params=[entry for entry in ignored if isinstance(entry, nn.Parameter)],
         )
-        self.trial = Trial(model, self.tracing, adapt, self.fields)
+        self._deterministic = self._try_forward(model)
         roots = options.pop("root_module_types", _ROOTS)
         self._trace(model, ratio, ignored, options)
         self.root_module_types: list[type] = [roots] if isinstance(roots, type) else list(roots)
@@ -111,6 +113,23 @@ class Planner(tp.pruner.BasePruner):
         self._first_units: dict[tuple[str, str], int] = {}
         self._couplings: list[Coupling] | None = None
         self.first_plan = self._checked_plan()
+
+    def _try_forward(self, model: nn.Module) -> bool:
+        """Check the model's output on the example inputs, and say whether it is the same at a second call."""
+        with modes_kept(model), torch.no_grad():
+            output = call_saying_where(model.eval(), self.tracing.inputs, self.tracing.forward, name=self.fields.inputs)
+        outputs = tensors_of(output)
+        if not outputs or not all(tensor.numel() and tensor.isfinite().all() for tensor in outputs):
+            raise InputError(
+                f"model: its output on {self.fields.inputs} is empty or not finite; give a trained model and images"
+            )
+        deterministic = largest_difference(outputs, self.tracing.run(model)) <= LARGEST_DIFFERENCE
+        if not deterministic:
+            _logger.warning(
+                "the model is random in eval mode: its outputs with channels removed and with the same channels at 0 "
+                "cannot be compared, only its weights"
+            )
+        return deterministic
 
     def _trace(self, model: nn.Module, ratio: float, ignored: Sequence[Any], options: Mapping[str, Any]) -> None:
         try:
@@ -159,8 +178,12 @@ class Planner(tp.pruner.BasePruner):
             raise InputError(
                 f"{self.fields.ratio}={self.pruning_ratio}{by} leaves every channel; raise the ratio{fewer}"
             )
-        self.trial.check(self.model, plan)
+        try_out(self.model, plan, self.expect(plan), self.adapt)
         return plan
+
+    def expect(self, plan: Plan) -> Expectation:
+        """What the model must be after the planned removal."""
+        return Expectation(self.model, plan, self.tracing, self.fields, deterministic=self._deterministic)
 
     @property
     def removals(self) -> list[Removal]:
@@ -189,7 +212,7 @@ class Planner(tp.pruner.BasePruner):
         """Called after channels were removed or given back, the latter with ``trace``, for the graph is another one."""
         self._couplings = None
         if trace:
-            self.DG = self.tracing.on(next(self.model.parameters()).device).graph(self.model)
+            self.DG = self.tracing.graph(self.model)
 
     def _coupling(self, group: Any) -> Coupling | None:
         """A group as a `Coupling`; None if its channels stay."""
@@ -331,11 +354,10 @@ class Planner(tp.pruner.BasePruner):
         return weights, masks_of
 
     def next_plan(self) -> Plan:
-        """The plan of the next step: the projection of the weights alone, without ADMM's dual. It is tried on a copy.
+        """The plan of the next step: the projection of the weights alone, without ADMM's dual.
 
         Raises:
-            InputError: no step is left, the smaller model does not run, or would not be what the plan keeps; a weight
-                is not finite, or `torch.inference_mode` is on.
+            InputError: no step is left, a weight is not finite, or `torch.inference_mode` is on.
         """
         if self.done:
             raise InputError(
@@ -343,6 +365,4 @@ class Planner(tp.pruner.BasePruner):
             )
         check_no_inference("step")
         check_finite(self.model)
-        plan = self._plan(self.current_step + 1)
-        self.trial.check(self.model, plan)
-        return plan
+        return self._plan(self.current_step + 1)

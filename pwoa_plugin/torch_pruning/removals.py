@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch_pruning as tp
 from torch import nn
 from torchvision.models import VisionTransformer
 
@@ -14,7 +14,6 @@ from ..errors import InputError
 
 __all__ = [
     "Adapt",
-    "ChosenGroup",
     "Removal",
     "add_to_history",
     "group_of",
@@ -77,13 +76,17 @@ def add_to_history(model: nn.Module, removals: Sequence[Removal]) -> None:
 
 def make_structure_undo(model: nn.Module) -> Callable[[], None]:
     """A function that gives a model its present sizes, parameters and buffers back; their values are not copied."""
-    held = ("_parameters", "_buffers", "_modules")
-    before = [(module, vars(module) | {name: dict(vars(module)[name]) for name in held}) for module in model.modules()]
+    content = [dict(vars(module)) for module in model.modules()]
+    for attributes in content:
+        for name, value in attributes.items():
+            if name in ("_parameters", "_buffers", "_modules") or type(value) in (dict, list, set):
+                attributes[name] = copy.copy(value)  # a list or dict may hold sizes, which `adapt` changes in place
+    modules = list(model.modules())
 
     def restore() -> None:
-        for module, content in before:
+        for module, attributes in zip(modules, content, strict=True):
             vars(module).clear()
-            vars(module).update(content)
+            vars(module).update(attributes)
 
     return restore
 
@@ -130,13 +133,16 @@ def replay(
         before_each: called with each group, and the number of channels that it has, before it is removed.
 
     Raises:
-        InputError: the model has no such layer, or a layer has no such channels.
+        InputError: the model has no such layer or channels, or Torch-Pruning cannot remove them.
     """
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
-    for removal in removals:
-        group, channels = group_of(model, graph, removal)  # anew: earlier removals may have moved its channels
-        before_each(group, channels)
-        group.prune()
+    try:
+        for removal in removals:
+            group, channels = group_of(model, graph, removal)  # anew: earlier removals may have moved its channels
+            before_each(group, channels)
+            group.prune()
+    except (AssertionError, RuntimeError, IndexError) as error:
+        raise InputError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asked[name])
     for module in model.modules():
@@ -145,28 +151,3 @@ def replay(
     if adapt is not None:
         adapt(model)
     add_to_history(model, removals)
-
-
-class ChosenGroup(tp.dependency.Group):
-    """A group that a user may prune, at a time of their choice: it is then removed as the model is by then.
-
-    Args:
-        group: Torch-Pruning's, to look at.
-        remove: removes channels of its root; all of the group's where it receives None.
-    """
-
-    def __init__(self, group: Any, remove: Callable[[Sequence[int] | None], None]) -> None:
-        super().__init__()
-        self._group, self._DG = group.items, group._DG
-        self._remove, self._is_pruned = remove, False
-
-    def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
-        """Remove all channels of the group, or those of its root that ``idxs`` lists.
-
-        Raises:
-            InputError: they are gone already, or cannot be removed; the model is as it was.
-        """
-        if self._is_pruned:
-            raise InputError("prune: this group is pruned already")
-        self._remove(idxs)
-        self._is_pruned = True

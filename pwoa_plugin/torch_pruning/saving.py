@@ -111,8 +111,12 @@ def load_pruned(
             example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
             raise InputError(f"{path}: its header describes no example inputs; give example_inputs") from None
-    tracing = Tracing(example_inputs, forward_fn, output_transform, unwrapped_parameters, customized_pruners).of_copy(
-        memo
+    tracing = Tracing(
+        example_inputs,
+        forward_fn,
+        output_transform,
+        {memo[id(parameter)]: dim for parameter, dim in dict(unwrapped_parameters or {}).items()},
+        {memo.get(id(key), key): pruner for key, pruner in (customized_pruners or {}).items()},
     )
     try:
         replay(small, tracing.graph(small), removals, adapt)

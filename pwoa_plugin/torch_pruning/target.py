@@ -7,10 +7,10 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
+import torch_pruning as tp
 from torch import Tensor, nn
 
 from .._weights import is_weighted
@@ -23,7 +23,6 @@ from ..removal.groups import without
 from .coupling import Plan, channel_scores, inputs_of
 from .planner import Planner
 from .removals import (
-    ChosenGroup,
     Removal,
     group_of,
     make_structure_undo,
@@ -31,7 +30,7 @@ from .removals import (
     removals_to_json,
     replay,
 )
-from .trial import check_tensors
+from .trial import try_out
 
 __all__ = ["ChannelTarget"]
 
@@ -111,37 +110,32 @@ class ChannelTarget(Target):
         """Remove the planned channels: one step of the iteration. Warns where ADMM has not drawn them to 0.
 
         Raises:
-            InputError: what is left is not what the plan keeps. Whatever is raised, the model is as it was.
+            InputError: the smaller model is not as expected. Whatever is raised, the model is as it was.
         """
-        planner, expected = self.planner, plan.tensors(self.planner.model)
         self._warn_of_undrawn(plan)
+        expected = self.planner.expect(plan)
         with self._undone_on_error():
             self._remove(plan.removals())
-            check_tensors(planner.model, expected, planner.fields)
-            planner.current_step += 1
+            expected.check(self.planner.model)
+            self.planner.current_step += 1
 
     def groups_of(self, plan: Plan) -> Iterator[ChosenGroup]:
         """The planned groups one by one, for the user to prune or not: one step of the iteration."""
+        try_out(self.planner.model, plan, self.planner.expect(plan), self.planner.adapt)
         self._warn_of_undrawn(plan)
         self.planner.current_step += 1
         self.admm = None
         return self._groups(plan.removals(), self.planner.current_step)
 
     def _groups(self, removals: Sequence[Removal], step: int) -> Iterator[ChosenGroup]:
-        def check() -> None:
-            if self.planner.current_step != step:
-                raise InputError("prune: this group is of an earlier step(); its channels have other numbers now")
-
-        def prune(removal: Removal, indices: Sequence[int] | None) -> None:
-            check()
-            if indices is not None:
-                removal = replace(removal, channels=tuple(int(i) for i in indices))
-            self.remove([removal])
-
         for removal in removals:
-            check()
-            group, _ = group_of(self.planner.model, self.planner.DG, removal)
-            yield ChosenGroup(group, partial(prune, removal))
+            self.check_step(step)
+            yield ChosenGroup(self, removal)
+
+    def check_step(self, step: int) -> None:
+        """Check that the last step of the iteration is this one."""
+        if self.planner.current_step != step:
+            raise InputError("prune: this group is of an earlier step(); its channels have other numbers now")
 
     def remove(self, removals: Sequence[Removal]) -> None:
         """Remove channels.
@@ -223,3 +217,27 @@ class ChannelTarget(Target):
                 undrawn,
                 removed,
             )
+
+
+class ChosenGroup(tp.dependency.Group):
+    """A group that a user may prune, at a time of their choice: it is then removed as the model is by then."""
+
+    def __init__(self, target: ChannelTarget, removal: Removal) -> None:
+        super().__init__()
+        group, _ = group_of(target.planner.model, target.planner.DG, removal)
+        self._group, self._DG = group.items, group._DG
+        self._target, self._removal, self._step = target, removal, target.planner.current_step
+        self._is_pruned = False
+
+    def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
+        """Remove all channels of the group, or those of its root that ``idxs`` lists.
+
+        Raises:
+            InputError: they are gone already, or cannot be removed; the model is as it was.
+        """
+        if self._is_pruned:
+            raise InputError("prune: this group is pruned already")
+        self._target.check_step(self._step)
+        channels = self._removal.channels if idxs is None else tuple(int(i) for i in idxs)
+        self._target.remove([replace(self._removal, channels=channels)])
+        self._is_pruned = True

@@ -88,7 +88,7 @@ class Uncopied(nn.Linear):
     ("model", "message"),
     [
         (torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), "ScriptModule"),
-        (nn.DataParallel(nn.Linear(1, 1)), "give model.module"),
+        (nn.DataParallel(nn.Linear(1, 1)), r"\(DataParallel\), .* give the plain module inside"),
         (torch.compile(nn.Linear(1, 1)), "_orig_mod"),
         (nn.LazyLinear(3), "weight has no values yet"),
         (nn.Linear(1, 1, device="meta"), "weight has no values yet"),

@@ -411,13 +411,13 @@ class TestRefused:
             ({"round_to": 0}, "round_to=0"),
             (
                 {"global_prunning": True},
-                "global_prunning: Torch-Pruning has no such option; did you mean global_pruning",
+                "global_prunning: PwoAGroupPruner has no such option; did you mean global_pruning",
             ),
             (
                 {"importance": tp.importance.MagnitudeImportance()},
-                "importance: PwoAGroupPruner ranks by PwoAImportance",
+                "importance: PwoAGroupPruner has no such option",
             ),
-            ({"ch_sparsity": 0.5}, "ch_sparsity: deprecated in Torch-Pruning; give pruning_ratio"),
+            ({"ch_sparsity": 0.5}, "ch_sparsity: PwoAGroupPruner has no such option"),
             ({"ignored_layers": ["conv9"]}, "ignored_layers: 'conv9' is not in the model; did you mean conv"),
             ({"ignored_layers": [nn.Conv2d(1, 1, 1)]}, "ignored_layers: Conv2d is not in the model"),
             ({"round_to": 32}, "pruning_ratio=0.5 with round_to=32 leaves every channel"),
@@ -425,7 +425,6 @@ class TestRefused:
             ({"pruning_ratio_dict": {nn.Linear(1, 1): 0.5}}, "pruning_ratio_dict: Linear is not in the model"),
             ({"ignored_layers": 3}, "ignored_layers: 3 is not in the model"),
             ({"ignored_layers": "conv9"}, "ignored_layers: 'conv9' is not in the model"),
-            ({"out_channel_groups": {"conv1": 0}}, "out_channel_groups=0: give 1 or more"),
             ({"unwrapped_parameters": {"conv1.weight": 0}}, "unwrapped_parameters: give .parameter of the model"),
             ({"iterative_pruning_ratio_scheduler": lambda ratio, steps: [ratio]}, "let it return 2 ratios"),
             ({"admm": {"interval": 3}}, "admm.interval: your own loop decides that"),
@@ -578,18 +577,28 @@ class TestRefused:
         with pytest.raises(ValueError, match="model is"):
             PwoAGroupPruner(wrap(nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 3, 3))), x)
 
-    @pytest.mark.parametrize("interactive", [False, True])
-    @pytest.mark.parametrize(("at", "error"), [(2, ValueError), (3, ValueError), (3, KeyboardInterrupt)])
+    @pytest.mark.parametrize(
+        ("interactive", "at", "error"),
+        [
+            (False, 2, ValueError),
+            (False, 2, KeyboardInterrupt),
+            (True, 2, ValueError),
+            (True, 3, ValueError),
+            (True, 3, KeyboardInterrupt),
+        ],
+    )
     def test_a_failing_step_leaves_the_model(
         self, small: nn.Module, x: Tensor, at: int, error: type[BaseException], interactive: bool
     ) -> None:
-        """On the copy that it is tried on, and on the model itself."""
-        calls = []
+        """At the removal; interactively, when all groups are tried out, and at a group's own removal."""
+        calls: list[nn.Module] = []
+        small.sizes = [8]
 
         def adapt(model: nn.Module) -> None:
             calls.append(model)
             if len(calls) == at:
                 model.fc2 = nn.Linear(1, 1)
+                model.sizes[0] = 4
                 raise error
 
         pruner = PwoAGroupPruner(small, x, iterative_steps=2, adapt=adapt)
@@ -598,6 +607,7 @@ class TestRefused:
         with pytest.raises(error):
             [group.prune() for group in pruner.step(interactive) or ()]
         assert_untouched(small, before)
+        assert small.sizes == [8]
         assert pruner.current_step == (interactive and at == 3)
         assert not pruner.removals
         assert not pruner.student_channels
