@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
-from .groups import Network, Obstacle
+from .groups import Network
 
-__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport", "log_report", "make_report"]
+__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport", "kept_channels", "log_report", "shrunk_layers"]
 
 _logger = logging.getLogger(__name__)
 
@@ -92,29 +92,8 @@ class SpeedupReport:
         return "\n".join(lines)
 
 
-def make_report(
-    network: Network,
-    model: nn.Module,
-    masks: Mapping[str, Mapping[str, Tensor]],
-    *,
-    zeroed: dict[str, int],
-    output_change: float,
-    error: float,
-) -> SpeedupReport:
-    """The report on ``network``, which was made of ``model`` under ``masks``; the rest as in `SpeedupReport`."""
-    before, after = (sum(parameter.numel() for parameter in each.parameters()) for each in (model, network.model))
-    return SpeedupReport(
-        layers=_layers(network, model),
-        kept=tuple(_kept(network, model, masks)),
-        zeroed=zeroed,
-        output_change=output_change,
-        error=error,
-        parameters=(before, after),
-        history=tuple(network.history),
-    )
-
-
-def _layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
+def shrunk_layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
+    """The layers of ``network`` that are smaller than in ``model``, of which it was made."""
     found = {}
     before = Network(model, ConstantChannels())
     for name in before.inputs:
@@ -127,44 +106,39 @@ def _layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
     return found
 
 
-def _kept(network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> Iterator[KeptChannels]:
-    """The channels that masks set to 0 and that are still there, by layer and reason."""
+def kept_channels(
+    network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[KeptChannels]:
+    """The channels that ``masks`` of ``model`` set to 0 and that are still in ``network``, by layer and reason."""
     for name, module in model.named_modules():
         weight = masks.get(name, {}).get("weight")
         if weight is None or not is_weighted(module):
             continue
         read = links(module, weight != 0)
-        sides: list[tuple[str, Tensor, Tensor, Callable[[str, Obstacle | None], str]]] = [
-            ("filters", ~read.any(2).flatten().cpu(), network.filters[name], _why_filter),
-            ("inputs", ~read.any(1).flatten().cpu(), network.inputs[name], _why_input),
-        ]
-        for side, dead, left, why in sides:
-            by_reason: dict[str, list[int]] = defaultdict(list)
-            obstacles = network.obstacles.get((name, side), {})
-            for index in left[dead[left]].tolist():
-                runs = name in network.still
-                reason = why(name, obstacles.get(index)) if runs else "the layer does not run in eval mode"
-                by_reason[reason].append(index)
-            for reason, indices in by_reason.items():
-                yield KeptChannels(name, side, tuple(indices), reason)
+        by_reason: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for side, alive in (("filters", read.any(2)), ("inputs", read.any(1))):
+            left = network.filters[name] if side == "filters" else network.inputs[name]
+            for index in left[~alive.flatten().cpu()[left]].tolist():
+                by_reason[side, _reason(network, name, side, index)].append(index)
+        for (side, reason), indices in by_reason.items():
+            yield KeptChannels(name, side, tuple(indices), reason)
 
 
-def _why_filter(name: str, obstacle: Obstacle | None) -> str:
+def _reason(network: Network, name: str, side: str, index: int) -> str:
+    if name not in network.still:
+        return "the layer does not run in eval mode"
+    obstacle = network.obstacles.get((name, side), {}).get(index)
     if obstacle is None:
-        return "autograd's trace does not reach the layer"
+        return "autograd's trace does not reach the layer" if side == "filters" else "no earlier layer produces them"
     if obstacle.structure:
         return obstacle.structure
+    if side == "inputs":
+        return f"still read by {_some(obstacle.readers)}"
     others = [other for other in obstacle.alive if other != name]
     if others and not obstacle.constant:
         return f"alive in {_some(others)}"
     what = "their constant reaches" if obstacle.constant else "they still carry something to"
     return f"{what} {_some(obstacle.readers)}"
-
-
-def _why_input(name: str, obstacle: Obstacle | None) -> str:
-    if obstacle is None:
-        return "no earlier layer produces them"
-    return obstacle.structure or f"still read by {_some(obstacle.readers)}"
 
 
 def _some(names: Sequence[str]) -> str:

@@ -23,10 +23,9 @@ from .inputs import (
     largest_difference,
     map_tensors,
     random_batch,
-    tensors_of,
 )
 from .masks import bake, check_masks
-from .report import SpeedupReport, log_report, make_report
+from .report import SpeedupReport, kept_channels, log_report, shrunk_layers
 from .trace import Tracing
 
 __all__ = ["TOLERANCE", "speedup", "speedup_with_report"]
@@ -110,7 +109,15 @@ def speedup_with_report(
             network.update(_constants(network.model, inputs))
             network, reference = _shrink(network, inputs, after), after
         small = _as_before(network.model, model)
-    report = make_report(network, model, checked, zeroed=zeroed, output_change=change, error=reference.error)
+    report = SpeedupReport(
+        layers=shrunk_layers(network, model),
+        kept=tuple(kept_channels(network, model, checked)),
+        zeroed=zeroed,
+        output_change=change,
+        error=reference.error,
+        parameters=(_parameters(model), _parameters(small)),
+        history=tuple(network.history),
+    )
     log_report(report, network)
     return small, report
 
@@ -124,7 +131,7 @@ class _Reference:
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.inputs = [inputs]
-        self.outputs = [_outputs(model, inputs)]
+        self.outputs = [Tracing(inputs).run(model)]
         self.error = 0.0
         if not all(tensor.isfinite().all() for tensor in self.outputs[0]):
             raise InputError(
@@ -132,7 +139,7 @@ class _Reference:
             )
         with contextlib.suppress(Exception):  # some models take no random numbers; then the examples must do
             drawn = random_batch(inputs, torch.Generator().manual_seed(1))
-            outputs = _outputs(model, drawn)
+            outputs = Tracing(drawn).run(model)
             if all(tensor.isfinite().all() for tensor in outputs):
                 self.inputs.append(drawn)
                 self.outputs.append(outputs)
@@ -141,16 +148,15 @@ class _Reference:
         """How the outputs of ``model`` differ; empty if they do not."""
         self.error = 0.0
         for inputs, expected in zip(self.inputs, self.outputs, strict=True):
-            found = _outputs(model, inputs)
+            found = Tracing(inputs).run(model)
             if [tensor.shape for tensor in found] != [tensor.shape for tensor in expected]:
                 return "its output has another shape"
             self.error = max(self.error, largest_difference(expected, found))
         return "" if self.error <= TOLERANCE else f"its output differs by {self.error:.1e} of the largest value"
 
 
-@torch.no_grad()
-def _outputs(model: nn.Module, inputs: Any) -> list[Tensor]:
-    return [tensor.to("cpu", torch.float64) for tensor in tensors_of(call(model, inputs))]
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _runnable_copy(

@@ -54,16 +54,15 @@ class Planner(tp.pruner.BasePruner):
         ratio: share of the channels to remove, in (0, 1).
         ignored_layers: what stays whole, as `modules_named` reads it.
         rounding: of the channels of each layer.
+        adapt: updates sizes that the model's own code holds.
         allocation: how the ratio is spread over groups that are ranked together; default: by one global ranking where
             ``global_pruning`` or ``isomorphic`` is set, else each group has the ratio.
-        adapt: updates sizes that the model's own code holds.
         fields: names of settings in messages.
         **options: Torch-Pruning's own.
 
     Attributes:
         tracing: how the model is traced.
         untouched: names of the layers that produce the model's output.
-        first_plan: what goes in the end, by the weights as they were given.
 
     Raises:
         InputError: model, inputs or options cannot be used; the model is as it was.
@@ -77,15 +76,15 @@ class Planner(tp.pruner.BasePruner):
         model: nn.Module,
         inputs: Any,
         *,
-        ratio: float = 0.5,
-        ignored_layers: Any = (),
-        rounding: Rounding | None = None,
+        ratio: float,
+        ignored_layers: Any,
+        rounding: Rounding,
+        adapt: Adapt | None,
         allocation: Allocation | None = None,
-        adapt: Adapt | None = None,
-        fields: Fields | None = None,
+        fields: Fields = Fields(),  # noqa: B008 (frozen)
         **options: Any,
     ) -> None:
-        self.rounding, self.adapt, self.fields = rounding or Rounding(), adapt, fields or Fields()
+        self.rounding, self.adapt, self.fields = rounding, adapt, fields
         if inputs is None:
             raise InputError(f"{self.fields.inputs} is missing; give what the model's forward takes, a batch of images")
         check_ratio(self.fields.ratio, ratio)
@@ -112,7 +111,6 @@ class Planner(tp.pruner.BasePruner):
         self._removed_before = len(self.removals)
         self._first_units: dict[tuple[str, str], int] = {}
         self._couplings: list[Coupling] | None = None
-        self.first_plan = self._checked_plan()
 
     def _try_forward(self, model: nn.Module) -> bool:
         """Check the model's output on the example inputs, and say whether it is the same at a second call."""
@@ -153,8 +151,12 @@ class Planner(tp.pruner.BasePruner):
             raise
         self.DG.verbose = False
 
-    def _checked_plan(self) -> Plan:
-        """Check the groups, and try the removal of all that goes in the end, by the weights as they are."""
+    def checked_plan(self) -> Plan:
+        """What goes in the end, by the weights as they are; groups are checked, and the removal is tried out.
+
+        Raises:
+            InputError: nothing can be removed, or not so that the model goes on computing the same.
+        """
         check_reached(self.model, self.DG, self.ignored_layers, self.fields)
         if self.prune_num_heads and len({*self.num_heads.values()}) > 1:
             raise InputError(

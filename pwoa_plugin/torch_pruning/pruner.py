@@ -134,6 +134,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             self.planner = _planner_of(config, model, example_inputs, options)
         self.target = ChannelTarget(self.planner)
         self.residual: float | None = None
+        self._phase: ADMMPhase | None = None
         self.callbacks = [*callbacks]
         self.run = None if config is None else Trainer(model, config, self.target)
 
@@ -192,7 +193,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if self.planner.done:
             return
         config = self.admm_config
-        if self.target.admm is None:
+        if self._phase is None or self.target.admm is None:
             self._phase = ADMMPhase(self.target, config, config.epochs or _CALLS, interval=1)
             self._phase.begin()
             return
@@ -221,7 +222,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             raise InputError(f"regularize: this {type(model).__name__} is not the pruner's model; give that one")
         if self.planner.done:
             return
-        if self.target.admm is None:
+        if self._phase is None or self.target.admm is None:
             raise RuntimeError("regularize: call update_regularizer() before an epoch, and after every step()")
         self._phase.after_backward()
 
@@ -230,9 +231,9 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Remove channels from the model: exactly those that the projection of the weights has at 0.
 
-        Once ADMM has converged these are the ones that it drew to 0; before, a warning is logged. The removal is tried
-        on a copy first: each of its tensors is compared with what the projection keeps, and it is run on the example
-        inputs.
+        Once ADMM has converged these are the ones that it drew to 0; before, a warning is logged. After the removal,
+        each tensor is compared with what the projection keeps, and the output on the example inputs with that of the
+        same channels at 0; where they differ, or the model does not run, all channels come back.
 
         Args:
             interactive: yield Torch-Pruning's groups one by one, for you to call ``group.prune()`` on, or not. What you
@@ -246,13 +247,14 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
                 finite, or `torch.inference_mode` is on. Whatever is raised, the model is as it was.
         """
         plan = self.planner.next_plan()
-        residual = None if self.target.admm is None else self.target.admm.residual()
-        groups = None
+        phase, groups = None if self.target.admm is None else self._phase, None
         if interactive:
             groups = self.target.groups_of(plan)
         else:
             self.target.carry_out(plan)
-        self.residual = residual
+        if phase is not None:
+            phase.finish()
+        self._phase, self.residual = None, None if phase is None else phase.residual
         return groups
 
     def pruning_history(self) -> list[list[Any]]:

@@ -44,13 +44,16 @@ class ChannelTarget(Target):
 
     Args:
         planner: says which channels go.
+
+    Raises:
+        InputError: no channels can be removed.
     """
 
     def __init__(self, planner: Planner) -> None:
         self.planner, self.masks = planner, {}
         self._channels: dict[str, tuple[int, Tensor]] = {}
         self._undo: Callable[[], None] | None = None
-        planned = planner.first_plan.tensors(planner.model)
+        planned = planner.checked_plan().tensors(planner.model)
         self.layers = {
             name: module
             for name, module in planner.model.named_modules()
