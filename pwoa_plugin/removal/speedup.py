@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._text import named
 from ..errors import InputError
+from ..masks import bake, check_masks
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
 from .groups import Network, connections, remove_dead
 from .inputs import (
@@ -24,7 +25,6 @@ from .inputs import (
     map_tensors,
     random_batch,
 )
-from .masks import bake, check_masks
 from .report import SpeedupReport, kept_channels, log_report, shrunk_layers
 from .trace import Tracing
 
@@ -84,7 +84,7 @@ def speedup_with_report(
 ) -> tuple[nn.Module, SpeedupReport]:
     """`speedup`, and what it removed, what it kept, and why."""
     check_model(model)
-    checked = check_masks(model, masks)
+    checked = check_masks(model, masks, parameters_only=True)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with (
         torch.inference_mode(False),

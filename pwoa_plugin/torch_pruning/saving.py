@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .._files import write_tensors
+from .._files import read_tensors, write_tensors
 from .._text import one_line
-from ..errors import InputError, MissingFileError
+from ..errors import InputError
 from ..removal.inputs import call_saying_where, check_model, copy_of
 from ..removal.trace import Tracing
 from .checks import check_no_inference
@@ -87,40 +86,37 @@ def load_pruned(
     """
     check_no_inference("load_pruned")
     check_model(model)
+    tensors, header = read_tensors(path, "file of a pruned network")
     path = os.fspath(path)
-    if not os.path.exists(path):
-        raise MissingFileError(f"{path}: no such file of a pruned network")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        removals, form = _read(header)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = one_line(error)
-        raise InputError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
+    removals, form = _read_header(header, path)
     memo: dict[int, Any] = {}
     small = copy_of(model, memo)
-    _check_dtypes(small, tensors, path)
-    if example_inputs is not None:
-        with torch.no_grad():
-            call_saying_where(small, example_inputs, forward_fn)
-    elif form is None:
-        raise InputError(f"{path}: give example_inputs; the pruner's were more than a file can describe")
-    else:
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise InputError(
+                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; cast the model "
+                f"first: model.to({tensors[name].dtype})"
+            )
+    if example_inputs is None:
         try:
             example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
-            raise InputError(f"{path}: its header describes no example inputs; give example_inputs") from None
+            raise InputError(f"{path}: does not describe the pruner's example inputs; give example_inputs") from None
+    else:
+        with torch.no_grad():
+            call_saying_where(small, example_inputs, forward_fn)
     tracing = Tracing(
         example_inputs,
         forward_fn,
         output_transform,
-        {memo[id(parameter)]: dim for parameter, dim in dict(unwrapped_parameters or {}).items()},
+        {memo.get(id(parameter), parameter): dim for parameter, dim in dict(unwrapped_parameters or {}).items()},
         {memo.get(id(key), key): pruner for key, pruner in (customized_pruners or {}).items()},
     )
     try:
         replay(small, tracing.graph(small), removals, adapt)
-        _load(small, tensors)
+        given = OrderedDict(tensors)
+        given._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions, which some modules read
+        small.load_state_dict(given)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
         reason = one_line(error)[:300]
         raise InputError(
@@ -132,35 +128,22 @@ def load_pruned(
     return small
 
 
-def _check_dtypes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if name in tensors and tensors[name].dtype != tensor.dtype:
-            raise InputError(
-                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; cast the "
-                f"model first: model.to({tensors[name].dtype})"
-            )
-
-
-@torch.no_grad()
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    given = OrderedDict(tensors)
-    given._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of modules, some look
-    model.load_state_dict(given)
-
-
-def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
-    if header.get("format") == _FORMAT:
-        raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
-    if _FORMAT not in header:
-        raise InputError("it is a safetensors file of something else")
+def _read_header(header: Mapping[str, str], path: str) -> tuple[list[Removal], Any]:
+    """The removals, and the form of the example inputs; None where they cannot be described."""
+    reason, version = "it is a safetensors file of something else", None
     try:
-        content = json.loads(header[_FORMAT])
-        version = content["version"]
-        if version == _VERSION:
-            return removals_from_json(content["removals"]), content["inputs"]
+        if _FORMAT in header:
+            reason = "its header lists no removals"
+            content = json.loads(header[_FORMAT])
+            if (version := content["version"]) == _VERSION:
+                return removals_from_json(content["removals"]), content["inputs"]
+        elif header.get("format") == _FORMAT:
+            version = header.get("version")
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise InputError("its header lists no removals") from None
-    raise InputError(f"its version is {version!r}, this release reads {_VERSION}")
+        pass
+    if version not in (None, _VERSION):
+        reason = f"its version is {version!r}, this release reads {_VERSION}"
+    raise InputError(f"{path}: is no usable file of a pruned network ({reason}); make one with save_pruned()")
 
 
 def _form_of(value: Any) -> Any:

@@ -216,5 +216,5 @@ class TestRefused:
 
     def test_damaged_bytes(self, small: nn.Module, saved: Path) -> None:
         saved.write_bytes(saved.read_bytes()[:-40])
-        with pytest.raises(ValueError, match="no usable pruned network"):
+        with pytest.raises(ValueError, match="no usable file of a pruned network"):
             load_pruned(type(small)(), saved)
