@@ -1,4 +1,4 @@
-"""Runs that remove channels: built, written and read."""
+"""How runs that remove channels are built, written and read."""
 
 from __future__ import annotations
 
