@@ -16,15 +16,7 @@ from ..errors import InputError
 from ..masks import bake, check_masks
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
 from .groups import Network, connections, remove_dead
-from .inputs import (
-    call,
-    call_saying_where,
-    check_model,
-    copy_of,
-    largest_difference,
-    map_tensors,
-    random_batch,
-)
+from .inputs import call, call_saying_where, check_model, copy_of, largest_difference, map_tensors, random_batch
 from .report import SpeedupReport, kept_channels, log_report, shrunk_layers
 from .trace import Tracing
 

@@ -51,6 +51,7 @@ class Planner(tp.pruner.BasePruner):
     Args:
         model: the network.
         inputs: example inputs for its forward.
+        options: Torch-Pruning's own.
         ratio: share of the channels to remove, in (0, 1).
         ignored_layers: what stays whole, as `modules_named` reads it.
         rounding: of the channels of each layer.
@@ -58,7 +59,6 @@ class Planner(tp.pruner.BasePruner):
         allocation: how the ratio is spread over groups that are ranked together; default: by one global ranking where
             ``global_pruning`` or ``isomorphic`` is set, else each group has the ratio.
         fields: names of settings in messages.
-        **options: Torch-Pruning's own.
 
     Attributes:
         tracing: how the model is traced.
@@ -75,6 +75,7 @@ class Planner(tp.pruner.BasePruner):
         self,
         model: nn.Module,
         inputs: Any,
+        options: Mapping[str, Any],
         *,
         ratio: float,
         ignored_layers: Any,
@@ -82,13 +83,13 @@ class Planner(tp.pruner.BasePruner):
         adapt: Adapt | None,
         allocation: Allocation | None = None,
         fields: Fields = Fields(),  # noqa: B008 (frozen)
-        **options: Any,
     ) -> None:
         self.rounding, self.adapt, self.fields = rounding, adapt, fields
         if inputs is None:
             raise InputError(f"{self.fields.inputs} is missing; give what the model's forward takes, a batch of images")
         check_ratio(self.fields.ratio, ratio)
         check_options(options, model)
+        options = dict(options)
         for name in _BY_MODULE:  # fresh ones: Torch-Pruning shares its mutable defaults between pruners
             options[name] = keyed_by_module(model, options.get(name, {}), name)
         for module in model.modules():

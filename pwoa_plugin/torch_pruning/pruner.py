@@ -121,17 +121,35 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if not torch.is_grad_enabled():
             raise InputError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
         options = {name: value for name, value in options.items() if value is not None}
-        options |= {"rounding": Rounding(1 if round_to is None else round_to, round_up), "adapt": adapt}
+        rounding = Rounding(1 if round_to is None else round_to, round_up)
         if config is None:
             self.admm_config = _admm_of_a_loop(admm)
-            ratio = 0.5 if pruning_ratio is None else pruning_ratio
-            ignored = () if ignored_layers is None else ignored_layers
-            self.planner = Planner(model, example_inputs, ratio=ratio, ignored_layers=ignored, **options)
+            self.planner = Planner(
+                model,
+                example_inputs,
+                options,
+                ratio=0.5 if pruning_ratio is None else pruning_ratio,
+                ignored_layers=() if ignored_layers is None else ignored_layers,
+                rounding=rounding,
+                adapt=adapt,
+            )
         else:
             given = {"pruning_ratio": pruning_ratio, "ignored_layers": ignored_layers, "admm": admm, **options}
             _check_said_once(config, [name for name in _SAID_BY_CONFIG if given.get(name) is not None])
             self.admm_config = config.admm.model_copy(update={"epochs": config.admm_epochs})
-            self.planner = _planner_of(config, model, example_inputs, options)
+            inputs_name = "train_loader" if example_inputs is None else "example_inputs"
+            chosen = prunable_layers(model, config.include, config.exclude)
+            self.planner = Planner(
+                model,
+                _images_of(config, model) if example_inputs is None else example_inputs,
+                options,
+                ratio=config.sparsity or 0.0,
+                ignored_layers=[m for n, m in model.named_modules() if is_weighted(m) and n not in chosen],
+                rounding=rounding,
+                adapt=adapt,
+                allocation=None if config.allocation == "uniform" else ALLOCATIONS[config.allocation],
+                fields=Fields("sparsity", "exclude", inputs_name),
+            )
         self.target = ChannelTarget(self.planner)
         self.residual: float | None = None
         self._phase: ADMMPhase | None = None
@@ -285,20 +303,6 @@ def _check_said_once(config: PwoAConfig, twice: Sequence[str]) -> None:
             f"{', '.join(twice)}: with a config, say it there (sparsity, allocation, include, exclude, admm; channels "
             "go at once)"
         )
-
-
-def _planner_of(config: PwoAConfig, model: nn.Module, example_inputs: Any, options: Mapping[str, Any]) -> Planner:
-    chosen = prunable_layers(model, config.include, config.exclude)
-    images_name = "example_inputs" if example_inputs is not None else "train_loader"
-    return Planner(
-        model,
-        _images_of(config, model) if example_inputs is None else example_inputs,
-        ratio=config.sparsity or 0.0,
-        ignored_layers=[module for name, module in model.named_modules() if is_weighted(module) and name not in chosen],
-        allocation=None if config.allocation == "uniform" else ALLOCATIONS[config.allocation],
-        fields=Fields("sparsity", "exclude", images_name),
-        **options,
-    )
 
 
 def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:

@@ -22,14 +22,7 @@ from ..method.targets import Target
 from ..removal.groups import without
 from .coupling import Plan, channel_scores, inputs_of
 from .planner import Planner
-from .removals import (
-    Removal,
-    group_of,
-    make_structure_undo,
-    removals_from_json,
-    removals_to_json,
-    replay,
-)
+from .removals import Removal, group_of, make_structure_undo, removals_from_json, removals_to_json, replay
 from .trial import try_out
 
 __all__ = ["ChannelTarget"]
@@ -155,7 +148,7 @@ class ChannelTarget(Target):
         self.admm = None  # its weights are replaced
 
     def _note(self, group: Any, channels: int) -> None:
-        """Note which inputs and heads are left without a group of so many channels."""
+        """Note which inputs and heads are left once a group goes; its root has this number of channels."""
         planner = self.planner
         gone: dict[nn.Module, tuple[int, set[int]]] = {}
         for reader, dim, indices in inputs_of(group):

@@ -42,6 +42,7 @@ class TestRefused:
                 {"importance": tp.importance.MagnitudeImportance()},
                 "importance: PwoAGroupPruner has no such option",
             ),
+            ({"allocation": "lamp"}, "allocation: PwoAGroupPruner has no such option"),
             ({"ch_sparsity": 0.5}, "ch_sparsity: PwoAGroupPruner has no such option"),
             ({"ignored_layers": ["conv9"]}, "ignored_layers: 'conv9' is not in the model; did you mean conv"),
             ({"ignored_layers": [nn.Conv2d(1, 1, 1)]}, "ignored_layers: Conv2d is not in the model"),
