@@ -1,10 +1,11 @@
-"""Models and example inputs as users hold them: checked, copied, and run with errors that say where."""
+"""Models and example inputs as users have them: checks, copies, and forwards whose errors name the module."""
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "copy_of",
     "described",
     "forward_saying_where",
+    "largest_difference",
     "map_tensors",
     "random_batch",
     "tensors_of",
@@ -29,19 +31,17 @@ __all__ = [
 
 
 def check_model(model: Any) -> None:
-    """Refuse what is no plain module with its own parameters.
+    """Refuse anything but a plain module with parameters of its own.
 
     Raises:
-        ValueError: one line that says what to give instead.
+        InputError: one line that says what to give instead.
     """
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("model is a ScriptModule, which cannot be traced; give the nn.Module that it was made from")
-    if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        raise InputError(f"model is wrapped by {type(model).__name__}; give model.module")
-    if hasattr(model, "_orig_mod"):
-        raise InputError("model is compiled; give the module that went into torch.compile (model._orig_mod)")
+    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
+    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
+        raise InputError(
+            f"model is a ScriptModule, a DataParallel or a compiled module ({type(model).__name__}), which cannot be "
+            "traced; give the plain module inside (model.module, model._orig_mod)"
+        )
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
             raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")
@@ -55,10 +55,10 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
     Args:
         model: the network.
-        memo: `copy.deepcopy`'s, by which parts of the copy are found; filled.
+        memo: of `copy.deepcopy`, which maps parts of the model to those of the copy; filled here.
 
     Raises:
-        ValueError: the model cannot be copied.
+        InputError: the model cannot be copied.
     """
     try:
         copied = copy.deepcopy(model, memo)
@@ -70,34 +70,42 @@ def copy_of(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
-    """The model's answer: a dict is its keywords, a tuple or list its arguments, a tensor its only argument."""
+    """The model's output: a dict holds keyword arguments, a tuple or list arguments, a tensor is the only one."""
     if isinstance(inputs, Mapping):
         return model(**inputs)
     return model(*inputs) if isinstance(inputs, (tuple, list)) else model(inputs)
 
 
-def call_saying_where(model: nn.Module, inputs: Any) -> Any:
-    """`call`, where an error names the module that raised it.
+def call_saying_where(
+    model: nn.Module,
+    inputs: Any,
+    forward: Callable[[nn.Module, Any], Any] | None = None,
+    *,
+    name: str = "example_inputs",
+) -> Any:
+    """The model's output, by `call` or by ``forward``.
+
+    Args:
+        model: the network.
+        inputs: of the form that `call` takes.
+        forward: calls the model.
+        name: of the inputs, in messages.
 
     Raises:
-        ValueError: there is no tensor in ``inputs``, one is on another device, or the forward raises.
+        InputError: there is no tensor in ``inputs``, one is on another device, or the forward raises.
     """
     tensors = tensors_of(inputs)
     if not tensors:
-        raise InputError(
-            f"example_inputs is a {type(inputs).__name__} without a tensor; give what the model's forward takes"
-        )
+        raise InputError(f"{name} is a {type(inputs).__name__} without a tensor; give what the model's forward takes")
     devices = {parameter.device for parameter in model.parameters()}
     for tensor in tensors:
         if len(devices) == 1 and tensor.device not in devices:
-            raise InputError(
-                f"example_inputs is on {tensor.device}, and the model on {devices.pop()}; put them together"
-            )
+            raise InputError(f"{name} is on {tensor.device}, and the model on {devices.pop()}; move one of them")
     try:
-        return forward_saying_where(model, inputs)
+        return forward_saying_where(model, inputs, forward)
     except ForwardError as failed:
         raise InputError(
-            f"example_inputs: {failed.where} fails on them: {failed.reason}; give what the model's forward takes"
+            f"{name}: {failed.where} fails on them: {failed.reason}; give what the model's forward takes"
         ) from failed.__cause__
 
 
@@ -105,8 +113,8 @@ class ForwardError(RuntimeError):
     """A forward that raised.
 
     Attributes:
-        where: the innermost module that raised it, as messages name it.
-        reason: what it raised, on one line.
+        where: the innermost module that raised, as messages name it.
+        reason: the error, on one line.
     """
 
     def __init__(self, where: str, reason: str) -> None:
@@ -115,29 +123,41 @@ class ForwardError(RuntimeError):
 
 
 def forward_saying_where(model: nn.Module, inputs: Any, forward: Callable[[nn.Module, Any], Any] | None = None) -> Any:
-    """The model's answer, by `call` or by ``forward``.
+    """The model's output, by `call` or by ``forward``.
 
     Raises:
         ForwardError: the forward raises.
     """
     running: list[str] = []
-    handles = []
-    for name, module in model.named_modules():
+    with contextlib.ExitStack() as hooks:
+        for name, module in model.named_modules():
 
-        def enter(*_: Any, what: str = described(name, module)) -> None:
-            running.append(what)
+            def enter(*_: Any, what: str = described(name, module)) -> None:
+                running.append(what)
 
-        def leave(*_: Any) -> None:
-            running.pop()
+            def leave(*_: Any) -> None:
+                running.pop()
 
-        handles += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave)]
-    try:
-        return (forward or call)(model, inputs)
-    except Exception as error:
-        raise ForwardError(running[-1] if running else "the model", named(error)) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+            hooks.callback(module.register_forward_pre_hook(enter).remove)
+            hooks.callback(module.register_forward_hook(leave).remove)
+        try:
+            return (forward or call)(model, inputs)
+        except Exception as error:
+            raise ForwardError(running[-1] if running else "the model", named(error)) from error
+
+
+def largest_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    """The largest absolute difference of a tensor from the one expected, relative to that one's largest value.
+
+    Infinite where a difference is NaN; 0 for empty tensors.
+    """
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if one.numel():
+            one, other = one.double(), other.double()
+            difference = float((one - other).abs().max() / one.abs().max().clamp_min(torch.finfo(one.dtype).tiny))
+            worst = max(worst, difference if difference == difference else math.inf)
+    return worst
 
 
 def tensors_of(value: Any) -> list[Tensor]:
@@ -160,7 +180,7 @@ def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:
 
 
 def random_batch(inputs: Any, random: torch.Generator, samples: int = 0) -> Any:
-    """Inputs of the same form, floats drawn from [0, 1), and at least ``samples`` of them in the first dimension."""
+    """Inputs of the same form: floats drawn from [0, 1), and at least ``samples`` of them along the first dimension."""
 
     def draw(tensor: Tensor) -> Tensor:
         if tensor.dim() and len(tensor) < samples and len(tensor) == batch:

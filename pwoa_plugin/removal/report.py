@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport"]
+from torch import Tensor, nn
+
+from .._weights import is_weighted
+from ..method.constants import ConstantChannels, links
+from .groups import Network
+
+__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport", "kept_channels", "log_report", "shrunk_layers"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -25,10 +36,10 @@ class ShrunkLayer:
 
 @dataclass(frozen=True)
 class KeptChannels:
-    """Channels that a mask has dead, and that stay.
+    """Channels that a mask sets to 0 and that stay.
 
     Attributes:
-        layer: whose mask it is.
+        layer: the layer of the mask.
         side: ``filters`` or ``inputs``.
         channels: indices in the layer as it was.
         reason: why they stay.
@@ -46,13 +57,13 @@ class SpeedupReport:
 
     Attributes:
         layers: the layers that got smaller, by name.
-        kept: channels that masks have dead, and that stay.
-        zeroed: ``{parameter: channels}`` whose constants were set to 0 (``zero_constants=True``).
-        output_change: what that changed in the output: largest absolute difference over the largest absolute value.
-        error: the same between the small model and the masked one (constants zeroed), as measured.
-        parameters: before and after.
-        history: Torch-Pruning's pruning history, ``(layer, of its filters?, indices)``; replayed on the model as it was
-            by ``DependencyGraph.load_pruning_history``, it gives the small one's shapes.
+        kept: channels that masks set to 0 and that stay.
+        zeroed: ``{parameter: channels}``: how many constants were set to 0 (``zero_constants=True``).
+        output_change: how much that changed the output: largest absolute difference over the largest absolute value.
+        error: the same measure between the small model and the masked one (with constants at 0).
+        parameters: their number before and after.
+        history: Torch-Pruning's pruning history, ``(layer, whether filters, indices)``. Replayed on the original model
+            by ``DependencyGraph.load_pruning_history``, it gives the shapes of the small one.
     """
 
     layers: dict[str, ShrunkLayer]
@@ -79,3 +90,80 @@ class SpeedupReport:
             lines.append(f"  {name:<{width}}  filters {filters}, inputs {inputs}")
         lines += [f"  {kept.layer}: {len(kept.channels)} dead {kept.side} kept: {kept.reason}" for kept in self.kept]
         return "\n".join(lines)
+
+
+def shrunk_layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
+    """The layers of ``network`` that are smaller than in ``model``, of which it was made."""
+    found = {}
+    before = Network(model, ConstantChannels())
+    for name in before.inputs:
+        sizes, gone = [], []
+        for first, left in ((before.filters, network.filters), (before.inputs, network.inputs)):
+            sizes.append((len(first[name]), len(left[name])))
+            gone.append(tuple(sorted({*first[name].tolist()} - {*left[name].tolist()})))
+        if any(gone):
+            found[name] = ShrunkLayer(*sizes, *gone)
+    return found
+
+
+def kept_channels(
+    network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]
+) -> Iterator[KeptChannels]:
+    """The channels that ``masks`` of ``model`` set to 0 and that are still in ``network``, by layer and reason."""
+    for name, module in model.named_modules():
+        weight = masks.get(name, {}).get("weight")
+        if weight is None or not is_weighted(module):
+            continue
+        read = links(module, weight != 0)
+        by_reason: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for side, alive in (("filters", read.any(2)), ("inputs", read.any(1))):
+            left = network.filters[name] if side == "filters" else network.inputs[name]
+            for index in left[~alive.flatten().cpu()[left]].tolist():
+                by_reason[side, _reason(network, name, side, index)].append(index)
+        for (side, reason), indices in by_reason.items():
+            yield KeptChannels(name, side, tuple(indices), reason)
+
+
+def _reason(network: Network, name: str, side: str, index: int) -> str:
+    if name not in network.still:
+        return "the layer does not run in eval mode"
+    obstacle = network.obstacles.get((name, side), {}).get(index)
+    if obstacle is None:
+        return "autograd's trace does not reach the layer" if side == "filters" else "no earlier layer produces them"
+    if obstacle.structure:
+        return obstacle.structure
+    if side == "inputs":
+        return f"still read by {_some(obstacle.readers)}"
+    others = [other for other in obstacle.alive if other != name]
+    if others and not obstacle.constant:
+        return f"alive in {_some(others)}"
+    what = "their constant reaches" if obstacle.constant else "they still carry something to"
+    return f"{what} {_some(obstacle.readers)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def log_report(report: SpeedupReport, network: Network) -> None:
+    """Log a report at INFO; warn where nothing shrinks or a layer did not run."""
+    _logger.info("speedup: %s", report)
+    if report.layers:
+        inside = [name for name, module in network.model.named_modules() if isinstance(module, nn.MultiheadAttention)]
+        asleep = [n for n in network.inputs if n not in network.still and n.rpartition(".")[0] not in inside]
+        if asleep:
+            _logger.warning(
+                "speedup: %s did not run in eval mode and may not fit the smaller layers before", _some(asleep)
+            )
+    elif report.kept:
+        first = report.kept[0]
+        _logger.warning(
+            "speedup: nothing shrinks: every dead channel has to stay (%s: %s); the copy has its masks applied",
+            first.layer,
+            first.reason,
+        )
+    else:
+        _logger.warning(
+            "speedup: nothing shrinks: the masks leave no filter and no input channel wholly 0 (unstructured masks "
+            "never do); the copy has its masks applied"
+        )

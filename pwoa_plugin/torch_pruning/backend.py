@@ -1,4 +1,4 @@
-"""Runs that remove channels: built, written and read."""
+"""How runs that remove channels are built, written and read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ..method.trainer import Trainer
 from ..runs.cost import cost_report
 from ..runs.folder import RunFolder
 from .pruner import PwoAGroupPruner
-from .run import ChannelRemoval
 from .saving import load_pruned, save_pruned
+from .target import ChannelTarget
 
 __all__ = ["ChannelBackend"]
 
@@ -25,8 +25,8 @@ class ChannelBackend(Backend):
         return trainer
 
     def save(self, trainer: Trainer, folder: RunFolder) -> Saved:
-        assert isinstance(trainer.target, ChannelRemoval)
-        save_pruned(trainer.target.pruner, folder.pruned)
+        assert isinstance(trainer.target, ChannelTarget)
+        save_pruned(trainer.target.planner, folder.pruned)
         cost = cost_report(trainer.teacher, trainer.model, trainer.batches.first(1))
         kept = {name: module.get_parameter("weight").numel() for name, module in trainer.layers.items()}
         return Saved(kept, cost.to_dict())

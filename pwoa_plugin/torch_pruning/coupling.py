@@ -1,11 +1,12 @@
 """Which weights go when a channel goes: Torch-Pruning's dependency groups, as positions in parameters.
 
-A group holds the filters that make a channel, the normalisation that scales it and the layers that read it. Here it is
-a list of parts: a parameter, one of its dimensions, positions along it, and the channel that each position belongs to.
+A group holds the filters that produce a channel, the normalisation that scales it and the layers that read it. Here it
+is a list of parts: a parameter, one of its dimensions, positions along it, and the channel of each position.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,22 +16,23 @@ from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
 from ..errors import InputError
+from .removals import Removal
 
-__all__ = ["MIXING", "Axis", "Coupling", "Part", "channel_scores", "inputs_of", "parts_of"]
+__all__ = ["MIXING", "Axis", "Coupling", "Part", "Plan", "channel_scores", "inputs_of", "parts_of"]
 
-#: Layers whose answer for one channel depends on the others: without some of them it changes, also where they were 0.
+#: Layers whose output in one channel depends on the others: it changes when some go, even if they were 0.
 MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA)
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some of a parameter.
+    """A part of a parameter.
 
     Attributes:
         parameter: the tensor.
-        dim: its dimension that gets shorter.
+        dim: the dimension that gets shorter.
         positions: ``(n,)`` along it.
-        channels: ``(n,)``, the place of each position's channel among those of the group's root.
+        channels: ``(n,)``: the place of each position's channel among the channels of the group's root.
     """
 
     parameter: nn.Parameter
@@ -45,7 +47,7 @@ class Axis:
 
     Attributes:
         kind: ``channels`` or ``heads``.
-        unit: ``(channels,)``, the unit of each of the root's channels.
+        unit: ``(channels,)``: the unit of each channel of the root.
         units: their number.
     """
 
@@ -64,13 +66,13 @@ class Coupling:
     """A dependency group with all its channels.
 
     Attributes:
-        root: the layer that it is named after.
+        root: the name of the layer that it begins with.
         module: that layer.
-        out: whether its channels are the root's filters, not its inputs.
-        channels: how many there are now.
-        axes: how they can be chosen.
-        parts: what goes with them.
-        mixing: names of layers in it that compute with all channels together (`MIXING`).
+        out: whether the channels are the root's filters, not its inputs.
+        channels: their present number.
+        axes: the ways in which they can be chosen.
+        parts: all that goes with them.
+        mixing: whether a layer in it computes with all channels together (`MIXING`).
         group: Torch-Pruning's.
     """
 
@@ -81,10 +83,10 @@ class Coupling:
     axes: list[Axis]
     parts: list[Part]
     group: Any = field(repr=False)
-    mixing: list[str] = field(default_factory=list)
+    mixing: bool = False
 
     def removed(self, kept: Sequence[Tensor]) -> Tensor:
-        """``(channels,)`` boolean: channels that go where these units of each axis stay."""
+        """``(channels,)`` boolean: the channels that go if these units of each axis stay."""
         gone = torch.zeros(self.channels, dtype=torch.bool)
         for axis, keep in zip(self.axes, kept, strict=True):
             gone |= ~keep.cpu()[axis.unit]
@@ -92,10 +94,10 @@ class Coupling:
 
 
 def parts_of(group: Any) -> Iterator[Part]:
-    """The parts of a Torch-Pruning group, biases and normalisation too.
+    """The parts of a Torch-Pruning group, with biases and normalisation.
 
     Raises:
-        ValueError: a layer's channels cannot be told apart.
+        InputError: Torch-Pruning does not say which channels of a layer belong together.
     """
     place = {index: i for i, index in enumerate(group[0].idxs)}
     for item in group:
@@ -109,7 +111,7 @@ def parts_of(group: Any) -> Iterator[Part]:
                 if len(where) and int(where.max()) >= parameter.shape[dim]:
                     raise InputError(
                         f"Torch-Pruning loses track of channels on the way to {item.dep.target.name.split(' (')[0]} "
-                        "(a concatenation that is flattened at once, say); list the layers before in ignored_layers"
+                        "(a concatenation that is flattened at once, say); leave the layers before it whole"
                     )
                 yield Part(parameter, dim, where, of)
 
@@ -152,7 +154,7 @@ def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor
 
 
 def inputs_of(group: Any) -> Iterator[tuple[nn.Module, int, list[int]]]:
-    """Layers that read a group's channels: the layer, the dimension of its input, and the indices there."""
+    """The layers that read a group's channels: the layer, the dimension of its input, and the indices along it."""
     for item in group:
         if _reads(item.dep) or item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
             module = item.dep.target.module
@@ -160,12 +162,12 @@ def inputs_of(group: Any) -> Iterator[tuple[nn.Module, int, list[int]]]:
 
 
 def _reads(dep: Any) -> bool:
-    """Whether the layer reads the channels, and does not make them."""
+    """Whether the layer reads the channels, and does not produce them."""
     return bool(dep.handler.__name__ == "prune_in_channels") and dep.target.type in (OPTYPE.CONV, OPTYPE.LINEAR)
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
-    """The distinct values, and where each is first."""
+    """The distinct values, and the first position of each."""
     first: dict[int, int] = {}
     for i, value in enumerate(values.tolist()):
         first.setdefault(value, i)
@@ -173,12 +175,12 @@ def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def channel_scores(parts: Sequence[Part], channels: int, values: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
-    """Squared norm of all that goes with each channel, ``(channels,)`` float32 on the CPU.
+    """The squared norm of all that goes with each channel: ``(channels,)``, float32, on the CPU.
 
     Args:
         parts: of one group.
-        channels: of its root.
-        values: what to take the norm of, in place of a parameter; the parameter itself where it has none.
+        channels: the number of channels of its root.
+        values: tensors to use in place of parameters; a parameter without one counts as it is.
     """
     total = torch.zeros(channels)
     for part in parts:
@@ -188,3 +190,69 @@ def channel_scores(parts: Sequence[Part], channels: int, values: Mapping[nn.Para
         along = squares.sum(others) if others else squares
         total.index_add_(0, part.channels, along.cpu()[part.positions])
     return total
+
+
+@dataclass
+class Plan:
+    """The channels that stay: the projection's support.
+
+    Attributes:
+        couplings: the groups.
+        kept: ``(units,)`` boolean for each axis of each group: the units that stay.
+    """
+
+    couplings: list[Coupling]
+    kept: list[list[Tensor]]
+
+    def losing(self) -> Iterator[tuple[Coupling, Tensor]]:
+        """The groups that lose channels, and which: ``(channels,)`` boolean."""
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            gone = coupling.removed(kept)
+            if gone.any():
+                yield coupling, gone
+
+    def removals(self) -> list[Removal]:
+        """What goes, group by group."""
+        return [
+            Removal(coupling.root, coupling.out, tuple(torch.tensor(list(coupling.group[0].idxs))[gone].tolist()))
+            for coupling, gone in self.losing()
+        ]
+
+    @property
+    def mixing(self) -> bool:
+        """Whether a group that loses channels has a layer that computes with all of them together."""
+        return any(coupling.mixing for coupling, _ in self.losing())
+
+    def _kept_positions(self) -> dict[nn.Parameter, dict[int, Tensor]]:
+        """``{parameter: {dimension: boolean along it}}`` of all parameters in a group."""
+        found: dict[nn.Parameter, dict[int, Tensor]] = defaultdict(dict)
+        for coupling, kept in zip(self.couplings, self.kept, strict=True):
+            gone = coupling.removed(kept)
+            for part in coupling.parts:
+                along = found[part.parameter].setdefault(
+                    part.dim, torch.ones(part.parameter.shape[part.dim], dtype=torch.bool)
+                )
+                along[part.positions[gone[part.channels]]] = False
+        return found
+
+    def masks(self) -> dict[nn.Parameter, Tensor]:
+        """The projection's masks: False where a weight goes with a removed channel."""
+        masks = {}
+        for parameter, sides in self._kept_positions().items():
+            mask = torch.ones_like(parameter, dtype=torch.bool)
+            for dim, along in sides.items():
+                mask &= along.to(parameter.device).view([-1 if i == dim else 1 for i in range(parameter.dim())])
+            masks[parameter] = mask
+        return masks
+
+    @torch.no_grad()
+    def tensors(self, model: nn.Module) -> dict[str, Tensor]:
+        """The model's parameters as they are after the removal, by name."""
+        sides = self._kept_positions()
+        found = {}
+        for name, parameter in model.named_parameters():
+            tensor = parameter.detach()
+            for dim, along in sides.get(parameter, {}).items():
+                tensor = tensor.index_select(dim, along.nonzero().flatten().to(tensor.device))
+            found[name] = tensor
+        return found

@@ -10,7 +10,6 @@ import torch_pruning as tp
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .checks import check_kind
 from .coupling import channel_scores, parts_of
 
 __all__ = ["PwoAImportance", "normalised"]
@@ -19,21 +18,19 @@ __all__ = ["PwoAImportance", "normalised"]
 class PwoAImportance(tp.importance.Importance):
     """The norm of W + U over a dependency group, for any of Torch-Pruning's pruners.
 
-    Everything that goes with a channel counts, and is what ADMM projects: filters, biases, normalisation, and the
-    weights of the layers that read it. Scores are divided by their group's mean, so that they compare across groups.
+    Everything that goes with a channel counts, as in ADMM's projection: filters, biases, normalisation, and the weights
+    of the layers that read it. Scores are divided by their group's mean, so that they compare across groups.
 
     Args:
-        duals: ADMM's U of a parameter, in its shape; parameters without one count as they are. The ``importance`` of a
-            `PwoAGroupPruner` has its ADMM's; what its own `step` removes is chosen by W alone.
+        duals: ADMM's U by parameter, in its shape; parameters without one count as they are. The ``importance`` of a
+            `PwoAGroupPruner` has the duals of its ADMM; its own `step` chooses by W alone.
 
     Raises:
-        ValueError: ``duals`` is something else.
+        ValueError: a dual has another shape than its parameter.
     """
 
     def __init__(self, duals: Mapping[nn.Parameter, Tensor] | None = None) -> None:
-        check_kind("duals", duals, Mapping, "{parameter: tensor}")
         for parameter, dual in (duals or {}).items():
-            check_kind("duals: a key", parameter, nn.Parameter, "the parameter itself")
             if dual.shape != parameter.shape:
                 raise InputError(
                     f"duals: {tuple(dual.shape)} is not the shape of its parameter {tuple(parameter.shape)}"
@@ -42,7 +39,7 @@ class PwoAImportance(tp.importance.Importance):
 
     @torch.no_grad()
     def __call__(self, group: Any) -> Tensor | None:
-        """One score for each channel of the group's root, on its device; None where nothing in it has weights."""
+        """``(channels,)``: a score for each channel of the group's root; None for a group without weights."""
         parts = list(parts_of(group))
         if not parts:
             return None
@@ -56,6 +53,6 @@ class PwoAImportance(tp.importance.Importance):
 
 
 def normalised(norms: Tensor) -> Tensor:
-    """Norms over their mean; as they are where all are 0."""
+    """Norms divided by their mean; unchanged if all are 0."""
     mean = norms.mean()
     return norms / mean if mean > 0 else norms

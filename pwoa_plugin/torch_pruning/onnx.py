@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from .._files import replaced_whole
 from .._text import named
 from ..errors import InputError, MissingPackageError
-from ..removal.inputs import call_saying_where, check_model, map_tensors, tensors_of
+from ..removal.inputs import call_saying_where, check_model, largest_difference, map_tensors, tensors_of
 
 __all__ = ["export_onnx"]
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-_TOLERANCE = 1e-4  # of the largest absolute output
+_TOLERANCE = 1e-4  # relative to the largest absolute output
 
 _logger = logging.getLogger(__name__)
 
@@ -31,18 +31,18 @@ _logger = logging.getLogger(__name__)
 def export_onnx(
     model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, *, batch: bool = True, check: bool = True
 ) -> None:
-    """Write a network as one ONNX file, in eval mode; a file of that name is replaced whole or not at all.
+    """Write a network as one ONNX file, in eval mode; an existing file is replaced whole or not at all.
 
     Args:
         model: any network, pruned or not; it is not changed.
         path: of the file, ``.onnx``.
         example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments, batch first.
-        batch: let the file take any number of images; else it takes as many as the example.
-        check: run the file in onnxruntime before it is put in place, and compare.
+        batch: whether the file takes any number of images; otherwise it takes as many as the example has.
+        check: run the file in onnxruntime before it is put in place, and compare the outputs.
 
     Raises:
         ModuleNotFoundError: onnx, onnxscript or onnxruntime is missing.
-        ValueError: the network cannot be exported, or onnxruntime answers otherwise by more than 1e-4 of the largest
+        ValueError: the network cannot be exported, or onnxruntime's output differs by more than 1e-4 of the largest
             absolute output.
         OSError: the file cannot be written.
     """
@@ -78,7 +78,7 @@ def export_onnx(
                     verbose=False,
                 )
         except Exception as error:
-            cure = "; with batch=False it may do, for as many images as the example has" if batch else ""
+            cure = "; try batch=False, for files that take as many images as the example has" if batch else ""
             raise InputError(f"model: torch.onnx.export fails on it ({named(error)}){cure}") from error
         if check:
             _check(os.fspath(scratch), tensors_of(inputs), expected)
@@ -91,9 +91,10 @@ def _check(path: str, inputs: list[Tensor], expected: list[Tensor]) -> None:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     feed = {spec.name: tensor.cpu().numpy() for spec, tensor in zip(session.get_inputs(), inputs, strict=True)}
-    for one, other in zip(expected, session.run(None, feed), strict=True):
-        largest = float(one.abs().max())
-        worst = float((one.cpu() - torch.from_numpy(other)).abs().max())
-        if not worst <= _TOLERANCE * max(largest, 1e-30):
-            raise InputError(f"onnxruntime's output differs by {worst:.1e}, where the largest is {largest:.1e}")
-        _logger.info("onnxruntime's output agrees to %.1e of the largest", worst / max(largest, 1e-30))
+    found = [torch.from_numpy(output) for output in session.run(None, feed)]
+    worst = largest_difference([output.cpu() for output in expected], found)
+    if worst > _TOLERANCE:
+        raise InputError(
+            f"onnxruntime's output differs by {worst:.1e} of its largest value; give check=False to write it"
+        )
+    _logger.info("onnxruntime's output agrees to %.1e of its largest value", worst)

@@ -1,7 +1,7 @@
-"""Pruned networks in a file: what was removed, and the tensors that are left; no code, and no pickle.
+"""Pruned networks in a file: the removals, and the tensors that are left; no code, and no pickle.
 
 A file is safetensors. Its header holds, as JSON, the removals (Torch-Pruning's pruning history) and the form of the
-example inputs; the removals are done again on a fresh network before the tensors are loaded.
+example inputs. The removals are repeated on a fresh network before the tensors are loaded.
 """
 
 from __future__ import annotations
@@ -13,25 +13,18 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .._files import write_tensors
+from .._files import read_tensors, write_tensors
 from .._text import one_line
-from ..errors import InputError, MissingFileError
+from ..errors import InputError
 from ..removal.inputs import call_saying_where, check_model, copy_of
-from .checks import check_kind, check_no_inference
-from .graph import (
-    Adapt,
-    Removal,
-    Tracing,
-    keep_history,
-    removals_from_json,
-    removals_to_json,
-    replay,
-)
+from ..removal.trace import Tracing
+from .checks import check_no_inference
+from .removals import Adapt, Removal, removals_from_json, removals_to_json, replay
 
 if TYPE_CHECKING:
+    from .planner import Planner
     from .pruner import PwoAGroupPruner
 
 __all__ = ["load_pruned", "save_pruned"]
@@ -39,21 +32,21 @@ __all__ = ["load_pruned", "save_pruned"]
 _FORMAT, _VERSION = "pwoa-pruned", 2
 
 
-def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
-    """Write a pruner's network as it is now; a file of that name is replaced whole or not at all.
+def save_pruned(pruner: PwoAGroupPruner | Planner, path: str | os.PathLike[str]) -> None:
+    """Write a pruner's network as it is now; an existing file is replaced whole or not at all.
 
-    The file tells all that was removed since the network was whole, by this pruner and by those before it.
+    The file lists all that was removed since the network was whole, by this pruner and by earlier ones.
 
     Args:
-        pruner: that removed the channels; its ``model`` may have been trained since.
+        pruner: the pruner that removed the channels; its ``model`` may have been trained since.
         path: of the file, ``.safetensors``.
 
     Raises:
         ValueError: nothing was removed yet.
         OSError: the file cannot be written.
     """
-    if not hasattr(pruner, "removals"):
-        raise InputError(f"save_pruned: give the pruner, which knows what was removed, not a {type(pruner).__name__}")
+    if isinstance(pruner, nn.Module):
+        raise InputError("save_pruned: give the PwoAGroupPruner, which knows what was removed, not its model")
     if not pruner.removals:
         raise InputError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
@@ -61,7 +54,7 @@ def save_pruned(pruner: PwoAGroupPruner, path: str | os.PathLike[str]) -> None:
         "removals": removals_to_json(pruner.removals),
         "inputs": _form_of(pruner.tracing.inputs),
     }
-    # One entry: safetensors writes several in any order, and equal networks would differ in their files.
+    # One entry: safetensors writes several in any order, and files of equal networks would differ.
     write_tensors(path, pruner.model.state_dict(), {_FORMAT: json.dumps(header)})
 
 
@@ -81,8 +74,8 @@ def load_pruned(
     Args:
         model: a fresh network of the same architecture, not pruned; it is not changed.
         path: of the file.
-        example_inputs: for the trace, where the pruner's were more than tensors and plain values.
-        adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as `PwoAGroupPruner` was given.
+        example_inputs: for the trace; needed only where the pruner's were more than tensors and plain values.
+        adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as in the `PwoAGroupPruner`.
 
     Returns:
         A copy of ``model`` with fewer channels and the file's tensors, in the model's mode, on its device.
@@ -93,84 +86,68 @@ def load_pruned(
     """
     check_no_inference("load_pruned")
     check_model(model)
+    tensors, header = read_tensors(path, "file of a pruned network")
     path = os.fspath(path)
-    for name, function in (("adapt", adapt), ("forward_fn", forward_fn), ("output_transform", output_transform)):
-        check_kind(name, function, Callable, "the function that the pruner had")
-    if not os.path.exists(path):
-        raise MissingFileError(f"{path}: no such file of a pruned network")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        removals, form = _read(header)
-    except (SafetensorError, OSError, ValueError) as error:
-        reason = one_line(error)
-        raise InputError(f"{path} is no usable pruned network: {reason}; make one with save_pruned()") from None
+    removals, form = _read_header(header, path)
     memo: dict[int, Any] = {}
     small = copy_of(model, memo)
-    _check_dtypes(small, tensors, path)
-    if example_inputs is not None:
-        if forward_fn is None:
-            with torch.no_grad():
-                call_saying_where(small, example_inputs)
-    else:
-        if form is None:
-            raise InputError(f"{path}: give example_inputs; those of the pruner were more than a file can describe")
+    for name, tensor in model.state_dict().items():
+        if name in tensors and tensors[name].dtype != tensor.dtype:
+            raise InputError(
+                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; cast the model "
+                f"first: model.to({tensors[name].dtype})"
+            )
+    if example_inputs is None:
         try:
             example_inputs = _drawn(form, next(model.parameters(), torch.zeros(())))
         except (KeyError, TypeError, AttributeError, RuntimeError):
-            raise InputError(f"{path}: its header describes no example inputs; give example_inputs") from None
-    tracing = Tracing(example_inputs, forward_fn, output_transform, unwrapped_parameters, customized_pruners).of_copy(
-        memo
+            raise InputError(f"{path}: does not describe the pruner's example inputs; give example_inputs") from None
+    else:
+        with torch.no_grad():
+            call_saying_where(small, example_inputs, forward_fn)
+    tracing = Tracing(
+        example_inputs,
+        forward_fn,
+        output_transform,
+        {memo.get(id(parameter), parameter): dim for parameter, dim in dict(unwrapped_parameters or {}).items()},
+        {memo.get(id(key), key): pruner for key, pruner in (customized_pruners or {}).items()},
     )
     try:
         replay(small, tracing.graph(small), removals, adapt)
-        _load(small, tensors)
-        keep_history(small, removals)
+        given = OrderedDict(tensors)
+        given._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions, which some modules read
+        small.load_state_dict(given)
     except (AssertionError, RuntimeError, IndexError, ValueError) as error:
         reason = one_line(error)[:300]
         raise InputError(
-            f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture that was pruned, not "
-            "pruned yet"
+            f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture as it was before "
+            "pruning"
         ) from error
     for name, module in model.named_modules():
         small.get_submodule(name).training = module.training
     return small
 
 
-def _check_dtypes(model: nn.Module, tensors: Mapping[str, Tensor], path: str) -> None:
-    for name, tensor in model.state_dict().items():
-        if name in tensors and tensors[name].dtype != tensor.dtype:
-            raise InputError(
-                f"{path}: {name} is {tensors[name].dtype} in the file, and {tensor.dtype} in the model; make the model "
-                f"the same first, as model.to({tensors[name].dtype})"
-            )
-
-
-@torch.no_grad()
-def _load(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    given = OrderedDict(tensors)
-    given._metadata = model.state_dict()._metadata  # type: ignore[attr-defined]  # versions of modules, some look
-    model.load_state_dict(given)
-
-
-def _read(header: Mapping[str, str]) -> tuple[list[Removal], Any]:
-    if header.get("format") == _FORMAT:
-        raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
-    if _FORMAT not in header:
-        raise InputError("it is a safetensors file of something else")
+def _read_header(header: Mapping[str, str], path: str) -> tuple[list[Removal], Any]:
+    """The removals, and the form of the example inputs; None where they cannot be described."""
+    reason, version = "it is a safetensors file of something else", None
     try:
-        content = json.loads(header[_FORMAT])
-        version = content["version"]
-        if version == _VERSION:
-            return removals_from_json(content["removals"]), content["inputs"]
+        if _FORMAT in header:
+            reason = "its header lists no removals"
+            content = json.loads(header[_FORMAT])
+            if (version := content["version"]) == _VERSION:
+                return removals_from_json(content["removals"]), content["inputs"]
+        elif header.get("format") == _FORMAT:
+            version = header.get("version")
     except (ValueError, RecursionError, KeyError, TypeError):
-        raise InputError("its header lists no removals") from None
-    raise InputError(f"its version is {version!r}, this release reads {_VERSION}")
+        pass
+    if version not in (None, _VERSION):
+        reason = f"its version is {version!r}, this release reads {_VERSION}"
+    raise InputError(f"{path}: is no usable file of a pruned network ({reason}); make one with save_pruned()")
 
 
 def _form_of(value: Any) -> Any:
-    """Example inputs as JSON, without their numbers; None where that cannot be."""
+    """The form of example inputs for JSON, without their numbers; None if it cannot be described."""
     if isinstance(value, Tensor):
         return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
     if isinstance(value, Mapping):
@@ -187,7 +164,7 @@ def _form_of(value: Any) -> Any:
 
 
 def _drawn(form: Any, like: Tensor) -> Any:
-    """Inputs of this form, with numbers from [0, 1), for a network of parameters like this one."""
+    """Inputs of this form, drawn from [0, 1), with the device and dtype of ``like``, a parameter."""
     if "tensor" in form:
         drawn = torch.rand(form["tensor"], generator=torch.Generator().manual_seed(0))
         dtype = getattr(torch, form["dtype"])

@@ -1,7 +1,7 @@
-"""How many channels of each group stay, and which: the ones of largest norm.
+"""How many channels of each group stay, and which: those of largest norm.
 
-Ours, and not `BasePruner._prune`, whose thresholds let a global ratio skip a layer that they would empty, and which
-holds no maximum ratio and rounds down only.
+This replaces `BasePruner._prune`, which skips a layer that a global threshold would empty, does not hold the maximum
+ratio, and only rounds down.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from ..errors import InputError
 from ..method.allocation import Allocation, LayerGroups, Uniform, keep_counts
 from ..method.sparsity import top_k
 
@@ -20,27 +21,34 @@ __all__ = ["Candidates", "Rounding", "keep"]
 
 @dataclass(frozen=True)
 class Rounding:
-    """To which multiples of channels layers are rounded.
+    """The rounding of a layer's channels.
 
     Attributes:
-        to: the multiple; 1 rounds nothing.
-        up: to more channels, not to fewer.
+        to: channels are a multiple of this; 1 rounds nothing.
+        up: whether to more channels, not to fewer.
+
+    Raises:
+        InputError: ``to`` is not positive.
     """
 
     to: int = 1
     up: bool = False
 
+    def __post_init__(self) -> None:
+        if self.to < 1:
+            raise InputError(f"round_to={self.to!r}: give 1 or more")
+
 
 @dataclass(frozen=True)
 class Candidates:
-    """What is chosen from.
+    """The units of a group, from which those that stay are chosen.
 
     Attributes:
-        scores: ``(units,)``, normalised norms.
+        scores: ``(units,)``: normalised norms.
         width: channels in a unit.
-        before: units before anything was pruned.
-        shape: of the weight of the layer that the group is named after, for rules that go by it (ERK).
-        most: the largest share of them that may go.
+        before: number of units before anything was pruned.
+        shape: of the weight of the group's root, for rules that depend on it (ERK).
+        most: the largest share of ``before`` that may go.
     """
 
     scores: Tensor
@@ -53,16 +61,16 @@ class Candidates:
 def keep(
     candidates: Sequence[Candidates], ratio: float, *, rounding: Rounding, allocation: Allocation | None = None
 ) -> list[Tensor]:
-    """Which units stay, where they are ranked together.
+    """Which units of groups that are ranked together stay.
 
     Args:
-        candidates: of one scope; of one group where each is pruned by itself.
-        ratio: share of the units there were before that goes, in [0, 1).
+        candidates: the groups.
+        ratio: share of the units that were there before which goes, in [0, 1).
         rounding: of each group's channels.
-        allocation: how the ratio is spread over the groups; None: each alike.
+        allocation: how the ratio is spread over the groups; default: uniformly.
 
     Returns:
-        ``(units,)`` boolean for each.
+        ``(units,)`` boolean for each group.
     """
     least = [_least(each, rounding) for each in candidates]
     budget = sum(each.before for each in candidates) * (1 - ratio)
@@ -78,7 +86,7 @@ def keep(
 
 
 def _multiple(each: Candidates, rounding: Rounding) -> int:
-    """Units that make a multiple of channels; more than there are leaves the group whole."""
+    """The number of units that is a multiple of channels; a group with fewer units stays whole."""
     return rounding.to // math.gcd(rounding.to, each.width)
 
 

@@ -100,7 +100,7 @@ def test_a_damaged_network_is_told_of(structured: PwoAConfig, tmp_path: Path, pw
     (out / "pruned.safetensors").write_bytes(content[:-100])
     status, _, said = pwoa("evaluate", out, "--attacks", "FGSM", "--images", 20, "--quiet")
     assert status == 2
-    assert "no usable pruned network" in said
+    assert "no usable file of a pruned network" in said
 
 
 def test_a_report_without_a_latency(structured: PwoAConfig, tmp_path: Path, pwoa: Any) -> None:

@@ -161,11 +161,11 @@ class TestRefused:
             load_pruned(type(small)(), saved, example_inputs=torch.rand(2, 3, 8, 8))
 
     def test_no_pruner(self, small: nn.Module, saved: Path) -> None:
-        with pytest.raises(ValueError, match=r"save_pruned: give the pruner, .* not a SmallNet"):
+        with pytest.raises(ValueError, match=r"save_pruned: give the PwoAGroupPruner, .* not its model"):
             save_pruned(small, saved)
 
     def test_a_network_that_is_pruned_already(self, small: nn.Module, saved: Path) -> None:
-        with pytest.raises(ValueError, match="not pruned yet"):
+        with pytest.raises(ValueError, match="as it was before pruning"):
             load_pruned(small, saved)
 
     @pytest.mark.parametrize(
@@ -216,5 +216,5 @@ class TestRefused:
 
     def test_damaged_bytes(self, small: nn.Module, saved: Path) -> None:
         saved.write_bytes(saved.read_bytes()[:-40])
-        with pytest.raises(ValueError, match="no usable pruned network"):
+        with pytest.raises(ValueError, match="no usable file of a pruned network"):
             load_pruned(type(small)(), saved)

@@ -1,0 +1,153 @@
+"""Channels that are removed: from a model, in its history, and as JSON."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torchvision.models import VisionTransformer
+
+from ..errors import InputError
+
+__all__ = [
+    "Adapt",
+    "Removal",
+    "add_to_history",
+    "group_of",
+    "make_structure_undo",
+    "removals_from_json",
+    "removals_to_json",
+    "removed_from",
+    "replay",
+]
+
+#: Updates sizes that a model's own code holds, after channels were removed.
+Adapt = Callable[[nn.Module], None]
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Channels of one layer, and all that goes with them: an entry of Torch-Pruning's pruning history.
+
+    Attributes:
+        layer: its name.
+        out: whether they are its filters, not its inputs.
+        channels: their indices in the layer at the time of the removal.
+    """
+
+    layer: str
+    out: bool
+    channels: tuple[int, ...]
+
+
+def removals_to_json(removals: Sequence[Removal]) -> list[list[Any]]:
+    """Removals in a form for JSON."""
+    return [[removal.layer, removal.out, list(removal.channels)] for removal in removals]
+
+
+def removals_from_json(entries: Any) -> list[Removal]:
+    """The inverse of `removals_to_json`."""
+    try:
+        removals = [Removal(layer, out, tuple(channels)) for layer, out, channels in entries]
+        for each in removals:
+            if not isinstance(each.layer, str) or type(each.out) is not bool or {*map(type, each.channels)} - {int}:
+                raise TypeError(f"{each}")
+    except (TypeError, ValueError) as error:
+        raise InputError(f"not a list of [layer, whether filters, channels] ({error})") from None
+    return removals
+
+
+#: An attribute of a model that lost channels; copies of the model have it, too. Plain lists, for pickles.
+_HISTORY = "_pwoa_removals"
+
+
+def removed_from(model: nn.Module) -> list[Removal]:
+    """All that was removed from a model, by any `PwoAGroupPruner` and by `load_pruned`, in order."""
+    return removals_from_json(getattr(model, _HISTORY, []))
+
+
+def add_to_history(model: nn.Module, removals: Sequence[Removal]) -> None:
+    """Let `removed_from` return these, too."""
+    setattr(model, _HISTORY, [*getattr(model, _HISTORY, []), *removals_to_json(removals)])
+
+
+def make_structure_undo(model: nn.Module) -> Callable[[], None]:
+    """A function that gives a model its present sizes, parameters and buffers back; their values are not copied."""
+    content = [dict(vars(module)) for module in model.modules()]
+    for attributes in content:
+        for name, value in attributes.items():
+            if name in ("_parameters", "_buffers", "_modules") or type(value) in (dict, list, set):
+                attributes[name] = copy.copy(value)  # a list or dict may hold sizes, which `adapt` changes in place
+    modules = list(model.modules())
+
+    def restore() -> None:
+        for module, attributes in zip(modules, content, strict=True):
+            vars(module).clear()
+            vars(module).update(attributes)
+
+    return restore
+
+
+def group_of(model: nn.Module, graph: Any, removal: Removal) -> tuple[Any, int]:
+    """Torch-Pruning's group of all that goes with these channels, in the model as it is now.
+
+    Returns:
+        The group, and the number of channels that it has.
+
+    Raises:
+        InputError: the model has no such layer, or the layer has no such channels.
+    """
+    try:
+        module = model.get_submodule(removal.layer)
+        pruner = graph.get_pruner_of_module(module)
+        function = pruner.prune_out_channels if removal.out else pruner.prune_in_channels
+        channels = graph.get_out_channels(module) if removal.out else graph.get_in_channels(module)
+    except (AttributeError, KeyError) as error:
+        raise InputError(f"the model has no layer {removal.layer!r} with channels to remove") from error
+    chosen = {*removal.channels}
+    if not 0 < len(chosen) == len(removal.channels) < channels or not chosen <= {*range(channels)}:
+        raise InputError(
+            f"{removal.layer} has {channels} channels: cannot remove {list(removal.channels)[:8]} "
+            "(each once, and not all of them)"
+        )
+    return graph.get_pruning_group(module, function, list(removal.channels)), channels
+
+
+def replay(
+    model: nn.Module,
+    graph: Any,
+    removals: Sequence[Removal],
+    adapt: Adapt | None = None,
+    before_each: Callable[[Any, int], None] = lambda group, channels: None,
+) -> None:
+    """Remove channels from a model in place, add them to its history, and update the sizes that its code holds.
+
+    Args:
+        model: the network.
+        graph: its dependency graph.
+        removals: in order.
+        adapt: updates sizes of the user's own.
+        before_each: called with each group, and the number of channels that it has, before it is removed.
+
+    Raises:
+        InputError: the model has no such layer or channels, or Torch-Pruning cannot remove them.
+    """
+    asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    try:
+        for removal in removals:
+            group, channels = group_of(model, graph, removal)  # anew: earlier removals may have moved its channels
+            before_each(group, channels)
+            group.prune()
+    except (AssertionError, RuntimeError, IndexError) as error:
+        raise InputError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(asked[name])
+    for module in model.modules():
+        if isinstance(module, VisionTransformer):  # its forward reshapes by it
+            module.hidden_dim = module.conv_proj.out_channels
+    if adapt is not None:
+        adapt(model)
+    add_to_history(model, removals)
