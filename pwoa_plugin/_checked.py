@@ -1,9 +1,8 @@
-"""Content of JSON files, checked against types: one line names the field that is off."""
+"""JSON content checked against types; an error is one line that names the field."""
 
 from __future__ import annotations
 
 import json
-import reprlib
 from collections.abc import Callable
 from functools import cache
 from typing import Any, ClassVar, TypeVar
@@ -17,7 +16,7 @@ from pydantic import (
     model_serializer,
 )
 
-from ._text import one_line
+from ._text import one_line, short
 from .errors import InputError
 
 __all__ = ["Record", "checked"]
@@ -26,10 +25,10 @@ T = TypeVar("T")
 
 
 class Record(BaseModel):
-    """A model of what is written as JSON, not to be changed. `checked` reads it.
+    """An immutable model of content that is written as JSON and read by `checked`.
 
     Attributes:
-        derived: names of properties that the JSON has beside the fields. Readers derive them anew.
+        derived: names of properties that the JSON has in addition to the fields; a reader computes them again.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -44,28 +43,16 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
 
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 60
-
-
-_MOST = 100  # characters of a value; reprlib's own limits are for each level
-
-
-def _short(value: object) -> str:
-    shown = _shorten.repr(value)
-    return shown if len(shown) <= _MOST else shown[: _MOST - 3] + "..."
-
-
 _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one takes longer than using it
 
 
 def checked(kind: type[T], content: Any, what: str) -> T:
-    """``content`` as ``kind``, in JSON's strict sense: ``1.0`` is no integer, ``"1"`` no number.
+    """``content`` as ``kind``, strictly: ``1.0`` is not an integer, ``"1"`` is not a number.
 
     Args:
         kind: a `Record`, a dataclass or another type that pydantic knows.
         content: values as `json.loads` gives them.
-        what: the name that ``content`` goes by in an error.
+        what: the name of ``content`` in an error.
 
     Raises:
         ValueError: ``content`` is not of that type; one line names the first field.
@@ -86,6 +73,6 @@ def checked(kind: type[T], content: Any, what: str) -> T:
         elif detail["type"] == "missing":
             said = "is missing"
         else:
-            said = f"{_short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
+            said = f"{short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
         more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
         raise InputError(one_line(f"{field}: {said}{more}")) from None

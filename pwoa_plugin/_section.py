@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import reprlib
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
 
+from ._text import did_you_mean, short
 from .errors import InputError
 
 __all__ = ["ConfigError", "Names", "Pixels", "Section", "as_section", "check_options", "fraction", "key_of", "names"]
-
-_shorten = reprlib.Repr()
-_shorten.maxstring = _shorten.maxother = 60
 
 
 class ConfigError(InputError):
@@ -32,12 +28,10 @@ def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
     for detail in error.errors(include_url=False):
         field = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            close = difflib.get_close_matches(field, known, n=1)
-            cure = f"did you mean {close[0]}?" if close else f"known: {', '.join(known)}"
-            lines.append(f"{field}: unknown key; {cure}")
+            hint = did_you_mean(field, known, f"known: {', '.join(known)}")
+            lines.append(f"{field}: unknown key{hint}")
         elif detail["type"] != "value_error":
-            value = " ".join(_shorten.repr(detail["input"]).split())
-            lines.append(f"{field}={value}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
+            lines.append(f"{field}={short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
         elif isinstance(nested := detail["ctx"]["error"], ConfigError):
             lines += [f"{field}.{line}" for line in nested.lines]
         else:

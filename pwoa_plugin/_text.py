@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "named", "one_line"]
+__all__ = ["did_you_mean", "named", "one_line", "short"]
+
+_shorten = reprlib.Repr()
+_shorten.maxstring = _shorten.maxother = 60
 
 
 def one_line(text: object) -> str:
@@ -17,6 +21,12 @@ def named(error: BaseException, most: int = 300) -> str:
     """An error's type and message, on one line of at most ``most`` characters."""
     said = one_line(error)
     return f"{type(error).__name__}: {said}"[:most] if said else type(error).__name__
+
+
+def short(value: object, most: int = 100) -> str:
+    """A value as Python writes it, shortened: one line of at most ``most`` characters."""
+    shown = one_line(_shorten.repr(value))  # its limits hold for each level of nesting
+    return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", *, most: int = 1) -> str:

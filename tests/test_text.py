@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pwoa_plugin._text import did_you_mean, named, one_line
+from pwoa_plugin._text import did_you_mean, named, one_line, short
 
 
 def test_one_line() -> None:
@@ -14,6 +14,13 @@ def test_named() -> None:
     assert named(ValueError()) == "ValueError"
     assert len(named(ValueError("x" * 1000))) == 300
     assert named(ValueError("x" * 1000), 20) == "ValueError: xxxxxxxx"
+
+
+def test_short() -> None:
+    assert short({"a": 1}) == "{'a': 1}"
+    assert len(short("x" * 1000)) <= 62
+    assert len(short([["x" * 100] * 10] * 10)) == 100
+    assert short([["x" * 100] * 10] * 10).endswith("...")
 
 
 def test_did_you_mean() -> None:
