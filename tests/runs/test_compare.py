@@ -106,7 +106,7 @@ def test_a_run_is_compared_with_its_checkpoint(pwoa: Run, weights: Path, finishe
 
 def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     command = ["compare", "dense.safetensors", "pruned.pt", "--arch", "lenet", "--data", "mnist-sample", "--eps", "0.3"]
-    command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-40", "PGD-41"]
+    command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-20", "PGD-21"]
     assert pwoa(*command, "--out", "whole")[0] == 0
     process = processes.start(main, [*command, "--out", "killed"])
     while len(list(Path("killed").glob("state/*/*/*.safetensors"))) < 10:  # in the midst of the second model
