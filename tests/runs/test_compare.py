@@ -106,7 +106,7 @@ def test_a_run_is_compared_with_its_checkpoint(pwoa: Run, weights: Path, finishe
 
 def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     command = ["compare", "dense.safetensors", "pruned.pt", "--arch", "lenet", "--data", "mnist-sample", "--eps", "0.3"]
-    command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-40", "PGD-41"]
+    command += ["--sample", "16", "--batch-size", "4", "--quiet", "--attacks", "PGD-20", "PGD-21"]
     assert pwoa(*command, "--out", "whole")[0] == 0
     process = processes.start(main, [*command, "--out", "killed"])
     while len(list(Path("killed").glob("state/*/*/*.safetensors"))) < 10:  # in the midst of the second model
@@ -166,11 +166,11 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
         (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
         (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
-        (["evaluate", "robustbench:A", "COMMON"], "'mnist' is no data set of RobustBench's; give robustbench:DATASET/"),
+        (["evaluate", "robustbench:A", "COMMON"], "RobustBench has no data set 'mnist'; give robustbench:DATASET/"),
         (["compare", "dense.safetensors", "COMMON", "--seed", "-1"], "seed=-1 "),
         (["compare", "dense.safetensors", "COMMON", "--batch-size", "0"], "batch_size=0 "),
         (["evaluate", "dense.safetensors", "COMMON", "--dense"], "--dense goes with a run"),
-        (["evaluate", "shipped:robust_lenet", "COMMON"], "did you mean shipped:robust_lenet_mnist"),
+        (["evaluate", "shipped:robust_lenet", "COMMON"], "there is shipped:robust_lenet_mnist"),
         (["compare", "dense.safetensors", "COMMON", "--curve-attack", "PGD-3"], "goes with --curve and its radii"),
         (["evaluate", "RUN", "--curve-attack", "PGD-3"], "--curve-attack does not go with a run in its own folder"),
         (["evaluate", "RUN", "--no-download", "--data-root", "nowhere"], "data.download"),
