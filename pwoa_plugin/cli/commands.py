@@ -279,7 +279,7 @@ class Evaluate(_Judging):
             arch=self.arch[0] if self.arch else None,
             download=not self.no_download,
             progress=self._shows_progress,
-            images=self.sample,
+            sample=self.sample,
             **self._given("data_root", "protocol", *(name for name in _HOW if name != "sample")),
         )
         for name, report in reports.items():

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
-from typing import TYPE_CHECKING
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -14,41 +13,22 @@ from torch.nn import functional as F
 
 from .._random import seeded
 from ..data.split import stratified_order
+from .alarm import Alarm, make_alarm, rises_with_eps
 from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
 from .estimator import Logits, predict
 from .journal import Journal
+from .report import AttackReport
 from .statistics import paired
 
-if TYPE_CHECKING:
-    from .report import AttackReport
-
-__all__ = ["Alarm", "find_alarms"]
+__all__ = ["find_alarms"]
 
 _PROBED = 32  # images, and as many correct ones
 _FEW_STEPS, _MANY_STEPS = 10, 40
 _QUERIES = 100  # of the black-box probe
-_SHARE = 0.05  # of the images: what an honest model may do
+_SHARE = 0.05  # of the images: no alarm below it
 _UNDERFLOW = {"Linf": 87.0, "L2": 43.5}  # float32 holds a softmax of e^-87 at last, and L2 squares what it gives
-_STEEP = 0.15  # more felled by more steps: the fewer had not converged
-_SURVIVORS = 0.1  # of images whose every pixel may become anything
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """One reason not to believe a robust accuracy.
-
-    Attributes:
-        name: of the kind of alarm.
-        saw: what was seen, with its figure.
-        do: what to do about it.
-    """
-
-    name: str
-    saw: str
-    do: str
-
-    def __str__(self) -> str:
-        return f"{self.saw}. {self.do}."
+_STEEP = 0.15  # of the images: if more steps fool the model on more, fewer had not converged
+_SURVIVORS = 0.1  # of the images, where every pixel may take any value
 
 
 def find_alarms(
@@ -60,15 +40,15 @@ def find_alarms(
     attacks: Sequence[Attack] = (),
     columns: Mapping[str, AttackReport] | None = None,
 ) -> tuple[Alarm, ...]:
-    """What looks wrong, from a few probes of at most 32 images, drawn by class, and from the columns of a report.
+    """What looks wrong, by a few probes of at most 32 images, drawn by class, and by the columns of a report.
 
-    Probes are run in Linf and L2 alike at the evaluation's ``eps``; that with every pixel free is run in Linf.
+    Probes run in the evaluation's norm at its ``eps``; the one with every pixel free always runs in Linf.
 
     Args:
         estimator: on the model, which is in eval mode.
         images: ``(N, C, H, W)``.
         labels: ``(N,)``.
-        correct: bool ``(N,)``, which images the model has right when clean.
+        correct: bool ``(N,)``, which images are right when clean.
         settings: of the evaluation.
         attacks: that were run.
         columns: what they found, by name.
@@ -86,7 +66,9 @@ def find_alarms(
             if any(alarm.name == "survives-any-eps" for alarm in found):
                 answers = predict(view, images[order[:_PROBED]], settings.batch_size).argmax(1).unique()
                 if len(answers) == 1 < len(labels[order[:_PROBED]].unique()):
-                    collapsed = _one_class(int(answers), min(len(order), _PROBED))
+                    n = min(len(order), _PROBED)
+                    saw = f"The model answers {int(answers)} to each of {n} images of several classes"
+                    collapsed = make_alarm("one-class", saw)
                     found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     found += _of_columns(attacks, columns or {})
     by_name: dict[str, Alarm] = {}
@@ -100,7 +82,7 @@ def _many(count: int, n: int) -> bool:
 
 
 def _more(first: Tensor, second: Tensor, share: float = _SHARE) -> int:
-    """How many images more the second verdicts hold than the first; 0 where few, or where chance may do that."""
+    """How many more images the second verdicts hold than the first; 0 where they are few, or may be chance."""
     pair = paired(first, second)
     more = pair.second_only - pair.first_only
     return more if more > share * pair.n and pair.beyond_chance else 0
@@ -113,63 +95,41 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
     moved = float((logits - again).nan_to_num().abs().amax())
     if moved > 1e-3 * max(largest, 1e-12):
         found.append(
-            Alarm(
-                name="stochastic-output",
-                saw=f"The same images give other logits when asked again: up to {moved:.3g} apart, of {largest:.3g}",
-                do="Switch dropout and noise off in eval mode, or attack the average over draws: "
-                "one draw at a time hides weakness",
+            make_alarm(
+                "stochastic-output",
+                f"Asked twice, the model gives different logits for the same images: up to {moved:.3g} apart, of "
+                f"{largest:.3g}",
             )
         )
     low, high, sums = float(logits.min()), float(logits.max()), logits.sum(1)
     if low > -1e-5 and high < 1 + 1e-5 and bool(((sums - 1).abs() < 1e-4).all()):
-        found.append(
-            Alarm(
-                name="probabilities",
-                saw="The outputs are probabilities, no logits: losses on them have next to no gradient",
-                do="Take the softmax off the model, or return its logarithm",
-            )
-        )
+        saw = "The outputs are probabilities, not logits: losses on them have next to no gradient"
+        found.append(make_alarm("probabilities", saw))
     best = logits.topk(2).values
     gaps = best[:, 0] - best[:, 1]
     underflow = _UNDERFLOW[settings.norm]
     n_saturated = int((gaps > underflow).sum())
     if n_saturated > _SHARE * len(logits):
         found.append(
-            Alarm(
-                name="saturated-logits",
-                saw=f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {underflow:g} "
+            make_alarm(
+                "saturated-logits",
+                f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {underflow:g} "
                 f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32"
                 + ", or none that can be squared"
                 * (settings.norm == "L2"),
-                do="Divide the logits by a constant, which changes no answer, and judge again",
             )
         )
-    gradients = [
-        _gradient(view, *batch)
-        for batch in zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
-    ]
+    batches = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    gradients = [_gradient(view, *batch) for batch in batches]
     whole = [gradient for gradient in gradients if gradient is not None]
     if len(whole) < len(gradients):
-        found.append(
-            Alarm(
-                name="no-gradients",
-                saw="The logits carry no gradient to the images at all",
-                do="Take no_grad, detach or numpy out of the forward; until then black-box attacks alone can judge",
-            )
-        )
-        return found
-    # As attacks have it: by its signs in Linf, by its length in L2, whose squares are 0 where it is small.
+        return [*found, make_alarm("no-gradients", "The logits carry no gradient to the images at all")]
+    # What attacks use: its signs in Linf, its length in L2, whose squares are 0 where it is small.
     length = torch.cat(whole).flatten(1).norm(p=2 if settings.norm == "L2" else float("inf"), dim=1)
     if (n_zero := int(length.eq(0).sum())) > _SHARE * len(images):
         what = "length of the gradient" if settings.norm == "L2" else "gradient"
-        found.append(
-            Alarm(
-                name="zero-gradients",
-                saw=f"On {n_zero} of {len(images)} images the {what} of the loss is exactly 0 in float32",
-                do="Look for rounding, thresholds or saturated logits in the model; believe black-box attacks (Square) "
-                "until gradients flow, or attack through a smooth stand-in for the step that has none (BPDA)",
-            )
-        )
+        saw = f"On {n_zero} of {len(images)} images the {what} of the loss is exactly 0 in float32"
+        found.append(make_alarm("zero-gradients", saw))
     return found
 
 
@@ -194,14 +154,13 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
         return held
 
     found = []
-    anything = holds(PGD(steps=20), eps=span, norm="Linf")
-    if int(anything.sum()) > max(1, _SURVIVORS * n):
+    anything = int(holds(PGD(steps=20), eps=span, norm="Linf").sum())
+    if anything > max(1, _SURVIVORS * n):
         found.append(
-            Alarm(
-                name="survives-any-eps",
-                saw=f"With every pixel free to become anything (PGD-20, eps = {span:g}), {int(anything.sum())} of {n} "
-                "images are still right, where none can be",
-                do="PGD does not find what is there: trust none of the gradient attacks on this model",
+            make_alarm(
+                "survives-any-eps",
+                f"With every pixel free to take any value (PGD-20, eps = {span:g}), {anything} of {n} images are still "
+                "right, where none can be",
             )
         )
     widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
@@ -216,13 +175,8 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     if lost := _more(few, many):
         found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost, n))
     if won := _more(many, few, _STEEP):
-        found.append(
-            Alarm(
-                name="not-converged",
-                saw=f"PGD-{_MANY_STEPS} fells {won} of {n} images more than PGD-{_FEW_STEPS}",
-                do="Use more steps, and AutoAttack, until more of them fell no more images",
-            )
-        )
+        saw = f"PGD-{_MANY_STEPS} fools the model on {won} of {n} images more than PGD-{_FEW_STEPS}"
+        found.append(make_alarm("not-converged", saw))
     margin = holds(CW(steps=_FEW_STEPS))
     if missed := _more(margin, few):
         found.append(_margin_stronger(f"CW-{_FEW_STEPS}", f"PGD-{_FEW_STEPS}", missed, n))
@@ -231,15 +185,6 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     if _many(missed := int((white & ~black).sum()), n):
         found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
     return found
-
-
-def _one_class(answer: int, n: int) -> Alarm:
-    return Alarm(
-        name="one-class",
-        saw=f"The model answers {answer} to each of {n} images of several classes",
-        do="What answers one class to everything withstands every attack on it: look at the accuracy of each class "
-        "before its robustness",
-    )
 
 
 def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) -> list[Alarm]:
@@ -283,36 +228,15 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
     return found
 
 
-def rises_with_eps(attack: str, less: float, more: float, rise: int, n: int) -> Alarm:
-    """The alarm that a larger ball holds fewer adversarial images than the smaller one in it."""
-    return Alarm(
-        name="rises-with-eps",
-        saw=f"Under {attack}, {rise} of {n} images more are right at eps = {more:.4g} than at {less:.4g}, which that "
-        "ball contains",
-        do="The attack loses its way: use more steps and restarts, and AutoAttack",
-    )
-
-
 def _more_steps_weaker(fewer: str, more: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="more-steps-weaker",
-        saw=f"{more} fells {count} of {n} images fewer than {fewer}",
-        do="The loss misleads the attack: look at the gradients, and use attacks on other losses (CW, AutoAttack)",
-    )
+    return make_alarm("more-steps-weaker", f"{more} fools the model on {count} of {n} images fewer than {fewer}")
 
 
 def _margin_stronger(margin: str, entropy: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="margin-stronger",
-        saw=f"{margin}, whose loss is the margin, fells {count} of {n} images more than {entropy}",
-        do="The cross-entropy misleads, as it does on logits that are very flat or very steep: multiply or divide the "
-        "logits by a constant, which changes no answer, and judge again; until then believe CW and AutoAttack",
-    )
+    saw = f"{margin}, whose loss is the margin, fools the model on {count} of {n} images more than {entropy}"
+    return make_alarm("margin-stronger", saw)
 
 
 def _black_box_stronger(black: str, white: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="black-box-stronger",
-        saw=f"{black}, which sees no gradient, fells {count} of {n} images that {white} left",
-        do="Gradients mislead on this model: take the black-box figure, run it with more queries and expect less still",
-    )
+    saw = f"{black}, which sees no gradient, fools the model on {count} of {n} images that withstand {white}"
+    return make_alarm("black-box-stronger", saw)

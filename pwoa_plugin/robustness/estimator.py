@@ -18,9 +18,11 @@ from ..models.normalisation import Normalisation
 __all__ = [
     "Logits",
     "check_logits",
+    "deterministic_cudnn",
     "logits_in",
     "make_estimator",
     "model_device",
+    "placed",
     "predict",
     "undisturbed",
     "with_loss",
@@ -154,6 +156,41 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
         for leaf, requires_grad, grad in gradients:
             leaf.requires_grad_(requires_grad)
             leaf.grad = grad
+
+
+@contextmanager
+def placed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """The model on ``device``, and back on its own afterwards. None leaves it where it is.
+
+    Raises:
+        InputError: the model is spread over several devices, and ``device`` is not that of its first parameter.
+    """
+    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    place = model_device(model) if device is None else torch.empty(0, device=device).device
+    if homes <= {place} or (len(homes) > 1 and place == model_device(model)):
+        yield
+        return
+    if len(homes) > 1:
+        spread = ", ".join(sorted(map(str, homes)))
+        raise InputError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
+    (home,) = homes
+    try:
+        model.to(place)
+        yield
+    finally:
+        model.to(home)
+
+
+@contextmanager
+def deterministic_cudnn() -> Iterator[None]:
+    """Deterministic cuDNN kernels, chosen without timing them: the same seed gives the same verdicts."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def make_estimator(

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from pwoa_plugin import compare
 from pwoa_plugin.pages import write_plots
 from pwoa_plugin.robustness import Comparison, evaluate
-from pwoa_plugin.robustness.comparison import count_weights
-from pwoa_plugin.robustness.plots import drawings
 from pwoa_plugin.robustness.statistics import holm
+from pwoa_plugin.robustness.weights import count_weights
 
 Pair = tuple[Tensor, Tensor]
 Models = Callable[[int], nn.Module]
@@ -150,9 +149,24 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
     assert [paired[name]["worst case"]["p_value"] for name in ("half", "<b>tenth")] == raw
     assert [paired[name]["worst case"]["holm_p_value"] for name in ("half", "<b>tenth")] == holm(raw)
     assert all(re.search(r"McNemar p [^(]+ \(Holm (= |below )0[.\d]+\)\.$", compared.verdict(name)) for name in paired)
-    for broken in ({"format": 2}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
+    for broken in ({"format": 3}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
         with pytest.raises(ValueError, match=r"^comparison"):
             Comparison.from_dict(content | broken)
+
+
+def test_a_stored_comparison_of_format_1_is_read() -> None:
+    path = Path(__file__).parent / "formats" / "comparison-1.json"
+    old = json.loads(path.read_text())
+    comparison = Comparison.from_json(path)
+    new = comparison.to_dict()
+    assert (old["format"], new["format"]) == (1, 2)
+    assert {report["format"] for report in new["reports"].values()} == {3}
+    for key in ("first", "weights", "curves", "benchmark"):
+        assert new[key] == old[key]
+    for name, columns in old["paired"].items():
+        for column, pair in columns.items():
+            assert new["paired"][name][column] == pytest.approx(pair)
+    assert Comparison.from_dict(new).to_dict() == new
 
 
 def test_autoattack_is_the_benchmarks_aa(compared: Comparison) -> None:
@@ -191,7 +205,7 @@ def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
 
 
 def test_plots_are_files(compared: Comparison, tmp_path: Path) -> None:
-    paths = write_plots(drawings(compared), tmp_path)
+    paths = write_plots(compared.drawings(), tmp_path)
     assert [path.name for path in paths] == ["attacks.png", "classes.png", "curves.png"]
 
 
@@ -248,7 +262,7 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
         ({"models": {"": nn.Identity()}}, "models: '' names no model"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
         ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
-        ({"curve": [0.1, -1]}, "curve: eps=-1 is no radius"),
+        ({"curve": [0.1, -1]}, "curve: eps=-1 is not a positive number"),
         ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
         ({"eps": None}, "eps is missing"),

@@ -149,7 +149,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["evaluate", "dense.safetensors", "DATA", "--arch", "lenett"], "did you mean lenet"),
         (["evaluate", "dense.safetensors", "DATA", "--arch", "resnet18-cifar"], "does not fit the network"),
         (["compare", "dense.safetensors", "COMMON", "--eps", "8"], "did you mean 8/255?"),
-        (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is no radius"),
+        (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is not a positive number"),
         (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "PDG-20"], "did you mean PGD-20"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "FGSM", "--protocol", "quick"], "give one of them"),
@@ -158,7 +158,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
             "images=99 (--sample): the test set of mnist has 30",
         ),
         (["compare", "dense.safetensors", "COMMON", "--norm", "L9"], "norm='L9' is unknown"),
-        (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9.0 is wider"),
+        (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9 is wider"),
         (
             ["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "--curve-attack", "PDG-3"],
             "curve_attack='PDG-3': attacks: ",
