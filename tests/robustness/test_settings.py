@@ -72,9 +72,9 @@ def test_binding_draws_the_sample_by_class(held_out: Pair) -> None:
 
 def test_the_widest_ball_depends_on_the_size_of_the_images_in_l2(held_out: Pair) -> None:
     JudgeSettings.of({"eps": 7.9, "norm": "L2"}).bind(held_out)  # 8 is the diagonal of 1x8x8 values
-    with pytest.raises(ValueError, match="eps=8.1 is wider"):
+    with pytest.raises(ValueError, match=r"eps=8\.1 is wider"):
         JudgeSettings.of({"eps": 8.1, "norm": "L2"}).bind(held_out)
-    with pytest.raises(ValueError, match="^curve: eps=8.1 is wider"):
+    with pytest.raises(ValueError, match=r"^curve: eps=8\.1 is wider"):
         JudgeSettings.of({"eps": 1, "norm": "L2", "curve": ["1/2", 8.1]}).bind(held_out)
 
 

@@ -143,12 +143,22 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
     [
         (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is no checkpoint"),
         (["compare", "dense.safetensors", "dense.safetensors", "COMMON"], "comes twice; give NAME=PATH"),
-        (["compare", "dense.safetensors", "pruned.pt", "--data", "mnist-sample"], "arch is missing; give --arch"),
-        (["compare", "dense.safetensors", "--arch", "lenet"], "data is missing; give --data, one of mnist"),
-        (["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst"], "name='mnst' is unknown"),
+        (["compare", "dense.safetensors", "--data", "mnist-sample", "--eps", "0.3"], "arch is missing; give --arch"),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--eps", "0.3"],
+            "data is missing; give --data, one of mnist",
+        ),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst", "--eps", "0.3"],
+            "name='mnst' is unknown",
+        ),
         (["evaluate", "dense.safetensors", "DATA", "--arch", "lenett"], "did you mean lenet"),
         (["evaluate", "dense.safetensors", "DATA", "--arch", "resnet18-cifar"], "does not fit the network"),
         (["compare", "dense.safetensors", "COMMON", "--eps", "8"], "did you mean 8/255?"),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnist-sample"],
+            "eps is missing; give the radius",
+        ),
         (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is not a positive number"),
         (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "PDG-20"], "did you mean PGD-20"),
