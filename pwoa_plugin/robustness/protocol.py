@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import BeforeValidator, ConfigDict, ValidationInfo
 
 from .._pixels import positive_pixels
+from .._section import Section
 from .._text import did_you_mean, one_line
 from .._yaml import YAMLError, parse_yaml
 from ..errors import InputError
 from .attacks import FAMILIES, NORMS, Attack, AutoAttack, make_attack, positive_int
 
-__all__ = ["PROTOCOLS", "Count", "Fields", "Norm", "Pixels", "Protocol", "as_attacks", "load_protocol"]
+__all__ = ["PROTOCOLS", "Count", "Norm", "Pixels", "Protocol", "as_attacks", "load_protocol"]
 
 _FILES = files(__package__) / "protocols"
 PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.iterdir()))
 """Names of the protocols that come with the package."""
 
 _MOST_BYTES = 100_000
-
-
-class Fields(BaseModel):
-    """Keyword-only fields. What cannot be used is an `InputError` of one line that names the field."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", arbitrary_types_allowed=True)
-
-    if not TYPE_CHECKING:  # type checkers see the fields' own signature
-
-        def __init__(self, **given: Any) -> None:
-            try:
-                super().__init__(**given)
-            except ValidationError as error:
-                raise InputError(_refusal(error, type(self).model_fields)) from None
-
-
-def _refusal(error: ValidationError, known: Iterable[str]) -> str:
-    details = error.errors(include_url=False)
-    detail = next((detail for detail in details if detail["type"] == "extra_forbidden"), details[0])
-    field = ".".join(str(part) for part in detail["loc"])
-    if detail["type"] == "extra_forbidden":
-        return f"{field}: unknown key{did_you_mean(field, known, 'known: ' + ', '.join(known))}"
-    if detail["type"] == "missing":
-        return f"{field} is missing"
-    if detail["type"] == "value_error":
-        return str(detail["ctx"]["error"])  # our own text, which begins with the field
-    return f"{field}={detail['input']!r}: {detail['msg'][0].lower()}{detail['msg'][1:]}"
 
 
 def _pixels(value: Any, info: ValidationInfo) -> float:
@@ -98,7 +72,7 @@ Norm = Annotated[str, BeforeValidator(_norm)]
 """A key of ``NORMS``, in any case."""
 
 
-class Protocol(Fields):
+class Protocol(Section):
     """How to judge: a report states its name and version, so that two reports can be compared.
 
     Attributes:
@@ -110,6 +84,8 @@ class Protocol(Fields):
         eps: radius in pixel units, where the protocol is for one; else None.
         sample: how many images to judge at most, drawn by class; None is all.
     """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     name: str
     version: Count

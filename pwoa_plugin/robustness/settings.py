@@ -9,14 +9,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
 
 import torch
-from pydantic import BeforeValidator, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from .._pixels import positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
+from .._section import Section
 from ..errors import InputError
 from .attacks import Attack
 from .images import Images, collect
-from .protocol import Count, Fields, Norm, Pixels, Protocol, as_attacks, load_protocol
+from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
 
 __all__ = ["CompareOptions", "JudgeOptions", "JudgeSettings", "Task", "takes"]
 
@@ -48,7 +49,7 @@ class CompareOptions(JudgeOptions, total=False):
     curve_attack: str | Attack | None
 
 
-class JudgeSettings(Fields):
+class JudgeSettings(Section):
     """How to judge. A pixel unit is that of the images: 1 is white where they are in [0, 1].
 
     Attributes:
@@ -70,6 +71,8 @@ class JudgeSettings(Fields):
         curve: radii of a security curve in pixel units; `compare` draws it. Default: none.
         curve_attack: its attack, by name or as an `Attack`.
     """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     protocol: Annotated[Protocol, BeforeValidator(load_protocol)]
     norm: Norm
