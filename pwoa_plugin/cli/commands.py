@@ -279,8 +279,7 @@ class Evaluate(_Judging):
             arch=self.arch[0] if self.arch else None,
             download=not self.no_download,
             progress=self._shows_progress,
-            sample=self.sample,
-            **self._given("data_root", "protocol", *(name for name in _HOW if name != "sample")),
+            **self._given("data_root", "protocol", *_HOW),
         )
         for name, report in reports.items():
             if self.json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import MappingProxyType
 
-from pydantic import BaseModel, ConfigDict
+from .._checked import Record
 
 __all__ = ["Alarm", "make_alarm", "rises_with_eps"]
 
@@ -33,7 +33,7 @@ _DO = MappingProxyType(
 )
 
 
-class Alarm(BaseModel):
+class Alarm(Record):
     """One reason not to believe a robust accuracy.
 
     Attributes:
@@ -41,8 +41,6 @@ class Alarm(BaseModel):
         saw: what was seen, with its figure.
         do: what to do about it.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     saw: str

@@ -28,14 +28,14 @@ from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
 from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.base import OnProgress
-from .estimator import Logits, deterministic_cudnn, make_estimator, placed, predict, undisturbed
+from .estimator import Logits, make_estimator, placed, predict, undisturbed
 from .images import Images
 from .journal import Journal
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
 from .settings import JudgeOptions, JudgeSettings, Task, takes
 
-__all__ = ["DEFAULT_ATTACKS", "audit", "check_model", "evaluate", "judge_task"]
+__all__ = ["DEFAULT_ATTACKS", "check_model", "evaluate", "judge_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -93,15 +93,8 @@ def judge_task(
     settings, images = task
     with _view(model, settings) as view:
         logits = _clean_logits(view, images, settings.batch_size)
-        attacked = AttackSettings(
-            eps=settings.eps,
-            norm=settings.norm,
-            pixel_range=settings.pixel_range,
-            n_classes=logits.shape[1],
-            step_size=settings.step_size,
-            batch_size=settings.batch_size,
-            seed=settings.seed,
-        )
+        of_attacks = settings.model_dump(include={"eps", "norm", "pixel_range", "step_size", "batch_size", "seed"})
+        attacked = AttackSettings(n_classes=logits.shape[1], **of_attacks)
         config = _config(task, attacked, view.device)
         journal = Journal(state and Path(state) / _key(config, model, logits), lambda: view.n_forwards)
         estimator = make_estimator(
@@ -154,7 +147,7 @@ def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
         normalisation = settings.mean, settings.std
         if normalisation_of(model) is not None:
             raise InputError("mean and std are given, and the model normalises already; give them in one place")
-    with seeded(settings.seed), undisturbed(model), placed(model, settings.device), deterministic_cudnn():
+    with seeded(settings.seed), undisturbed(model), placed(model, settings.device), _reproducible():
         yield Logits(model, normalisation)
 
 
@@ -178,19 +171,13 @@ def _clean_logits(view: Logits, images: Images, batch_size: int) -> Tensor:
 def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Config:
     settings, images = task
     return Config(
-        eps=settings.eps,
-        norm=settings.norm,
-        pixel_range=settings.pixel_range,
+        **settings.model_dump(include={"eps", "norm", "pixel_range", "seed", "batch_size", "mean", "std"}),
         attacks={attack.name: attack.parameters(attacked) for attack in settings.attacks},
-        seed=settings.seed,
         n_images=len(images.pixels),
         n_classes=attacked.n_classes,
-        batch_size=settings.batch_size,
         device=str(device),
         protocol=settings.protocol.name,
         protocol_version=settings.protocol.version,
-        mean=settings.mean,
-        std=settings.std,
         images_sha256=digest_of_tensors(images=images.pixels, labels=images.labels),
     )
 
@@ -263,7 +250,7 @@ def _attacked(
                 f"attacks: {attack.name} needs gradients, and the model's logits carry none; "
                 "take no_grad, detach or numpy out of its forward, or use Square"
             ) from error
-        audit(attack.name, x, run.images, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range)
+        _audit(attack.name, x, run.images, settings)
         logits = predict(view, run.images, settings.batch_size)
         # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.
         robust[correct] = (logits.argmax(1) == y) & ~logits.isnan().any(1)
@@ -276,24 +263,8 @@ def _attacked(
     return column, run
 
 
-def audit(
-    name: str,
-    images: Tensor,
-    adversarial: Tensor,
-    *,
-    eps: float,
-    pixel_range: tuple[float, float],
-    norm: str = "Linf",
-) -> None:
+def _audit(name: str, images: Tensor, adversarial: Tensor, settings: AttackSettings) -> None:
     """Check that an attack stayed in the ball and the pixel range, up to float32 rounding (1e-5 of the pixel range).
-
-    Args:
-        name: name of the attack.
-        images: clean images, ``(N, C, H, W)``.
-        adversarial: what the attack made of them, the same shape.
-        eps: radius of the ball, in pixel units.
-        pixel_range: ``(low, high)`` of a valid image.
-        norm: of the ball.
 
     Raises:
         RuntimeError: an image is NaN, or outside the ball or the pixel range, or the shape has changed.
@@ -302,7 +273,7 @@ def audit(
         raise RuntimeError(f"{name} returned images {tuple(adversarial.shape)} for {tuple(images.shape)}")
     if n_nan := int(adversarial.isnan().flatten(1).any(1).sum()):
         raise RuntimeError(f"{name} returned {n_nan} images with NaN pixels")
-    low, high = pixel_range
+    eps, norm, (low, high) = settings.eps, settings.norm, settings.pixel_range
     slack = _SLACK * (high - low)
     moved = (adversarial - images).flatten(1).double()
     farthest = float(moved.abs().max() if norm == "Linf" else moved.norm(dim=1).max())
@@ -311,7 +282,19 @@ def audit(
         raise RuntimeError(f"{name} moved {what} by {farthest:.8g}{where}, beyond eps={eps:.8g}")
     least, most = float(adversarial.min()), float(adversarial.max())
     if least < low - slack or most > high + slack:
-        raise RuntimeError(f"{name} returned pixels in [{least:.8g}, {most:.8g}], outside {pixel_range}")
+        raise RuntimeError(f"{name} returned pixels in [{least:.8g}, {most:.8g}], outside {settings.pixel_range}")
+
+
+@contextmanager
+def _reproducible() -> Iterator[None]:
+    """Deterministic cuDNN kernels, chosen without timing them: the same seed gives the same verdicts."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.benchmark
+    cudnn.deterministic, cudnn.benchmark = True, False
+    try:
+        yield
+    finally:
+        cudnn.deterministic, cudnn.benchmark = before
 
 
 def _progress_bar(show: bool) -> Progress:

@@ -6,26 +6,23 @@ import json
 import os
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import (
     AliasChoices,
     AliasPath,
-    BaseModel,
     ConfigDict,
     Field,
     NonNegativeFloat,
     NonNegativeInt,
     PlainSerializer,
     PlainValidator,
-    SerializerFunctionWrapHandler,
-    model_serializer,
     model_validator,
 )
 from torch import Tensor
 
-from .._checked import checked
+from .._checked import Record, checked
 from .._files import read_bytes, write_text
 from .._versions import installed_versions
 from ..errors import FileError, InputError
@@ -41,17 +38,13 @@ _READ = (1, 2, 3)
 _MOST_BYTES = 500_000_000
 
 
-class Written(BaseModel):
-    """What is written as JSON and read from it. Two are equal only if they are one object: they hold tensors."""
+class Written(Record):
+    """A record in a file of its own. Two are equal only if they are one object: they hold tensors."""
 
-    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, ser_json_inf_nan="constants")
+    model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content as JSON-ready values."""
-        return self.model_dump(mode="json")
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -118,6 +111,8 @@ class AttackReport(Written):
         felled: of an ensemble whose parts each get the images left over, how many each part fooled, by its name.
     """
 
+    derived: ClassVar[tuple[str, ...]] = ("accuracy", "low", "high")
+
     robust: Verdicts
     seconds: NonNegativeFloat
     forwards: NonNegativeInt = 0
@@ -148,10 +143,6 @@ class AttackReport(Written):
         """Upper end of `interval`."""
         return self.interval[1]
 
-    @model_serializer(mode="wrap")
-    def _with_accuracy(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, **write(self)}
-
     def __repr__(self) -> str:
         return (
             f"AttackReport(accuracy={self.accuracy:.4f}, low={self.low:.4f}, high={self.high:.4f}, "
@@ -159,7 +150,7 @@ class AttackReport(Written):
         )
 
 
-class Config(BaseModel):
+class Config(Record):
     """What was asked: enough to run the same evaluation again.
 
     Attributes:
@@ -177,8 +168,6 @@ class Config(BaseModel):
         mean, std: by channel, where normalisation was given apart from the model; else None.
         images_sha256: of images and labels, in order; two reports can be paired only if it is the same.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     eps: float
     norm: str = "Linf"
@@ -303,11 +292,9 @@ class Report(Written):
         """
         if column == "clean":
             return self.clean_correct
-        if column == "worst case":
-            return self.worst_case.robust
-        if column not in self.attacks:
+        if column not in self.columns:
             raise InputError(f"column={column!r}: the report has {', '.join(self.attacks)}, clean and worst case")
-        return self.attacks[column].robust
+        return self.columns[column].robust
 
     @property
     def columns(self) -> dict[str, AttackReport]:

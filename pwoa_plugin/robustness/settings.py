@@ -242,6 +242,7 @@ def takes(options: type[JudgeOptions]) -> Callable[[_F], _F]:
         for name, kind in options.__annotations__.items():
             field = JudgeSettings.model_fields.get(name)
             default = None if field is None or field.is_required() else field.default
+            kind = getattr(kind, "__forward_arg__", kind)  # TypedDict wraps the text of an annotation
             parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
         function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         described = inspect.cleandoc(JudgeSettings.__doc__ or "").partition("Attributes:\n")[2]

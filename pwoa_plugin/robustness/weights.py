@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pydantic import BaseModel, ConfigDict, NonNegativeInt
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
+from .._checked import Record
 from .._weights import counted_weights
 
 __all__ = ["Weights", "count_weights"]
 
 
-class Weights(BaseModel):
+class Weights(Record):
     """Weights of convolution and linear layers.
 
     Attributes:
@@ -21,8 +22,6 @@ class Weights(BaseModel):
         struct: where the others are, in the Adversarial Pruning Benchmark's words: ``weights``, ``filters`` (whole
             rows), ``channels`` (whole columns, or removed ones), or empty where nearly all are there.
     """
-
-    model_config = ConfigDict(frozen=True)
 
     total: NonNegativeInt
     nonzero: NonNegativeInt
