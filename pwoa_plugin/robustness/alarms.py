@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from .._random import seeded
 from ..data.split import stratified_order
-from .alarm import Alarm, make_alarm, rises_with_eps
+from .alarm import Alarm, make_alarm
 from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
 from .estimator import Logits, predict
 from .journal import Journal
@@ -67,8 +67,7 @@ def find_alarms(
                 answers = predict(view, images[order[:_PROBED]], settings.batch_size).argmax(1).unique()
                 if len(answers) == 1 < len(labels[order[:_PROBED]].unique()):
                     n = min(len(order), _PROBED)
-                    saw = f"The model answers {int(answers)} to each of {n} images of several classes"
-                    collapsed = make_alarm("one-class", saw)
+                    collapsed = make_alarm("one-class", answer=int(answers), n=n)
                     found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     found += _of_columns(attacks, columns or {})
     by_name: dict[str, Alarm] = {}
@@ -94,42 +93,27 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
     largest = float(logits[logits.isfinite()].abs().amax()) if bool(logits.isfinite().any()) else 1.0
     moved = float((logits - again).nan_to_num().abs().amax())
     if moved > 1e-3 * max(largest, 1e-12):
-        found.append(
-            make_alarm(
-                "stochastic-output",
-                f"Asked twice, the model gives different logits for the same images: up to {moved:.3g} apart, of "
-                f"{largest:.3g}",
-            )
-        )
+        found.append(make_alarm("stochastic-output", moved=moved, largest=largest))
     low, high, sums = float(logits.min()), float(logits.max()), logits.sum(1)
     if low > -1e-5 and high < 1 + 1e-5 and bool(((sums - 1).abs() < 1e-4).all()):
-        saw = "The outputs are probabilities, not logits: losses on them have next to no gradient"
-        found.append(make_alarm("probabilities", saw))
+        found.append(make_alarm("probabilities"))
     best = logits.topk(2).values
     gaps = best[:, 0] - best[:, 1]
     underflow = _UNDERFLOW[settings.norm]
-    n_saturated = int((gaps > underflow).sum())
-    if n_saturated > _SHARE * len(logits):
-        found.append(
-            make_alarm(
-                "saturated-logits",
-                f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {underflow:g} "
-                f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32"
-                + ", or none that can be squared"
-                * (settings.norm == "L2"),
-            )
-        )
+    if (count := int((gaps > underflow).sum())) > _SHARE * len(logits):
+        squared = ", or none that can be squared" if settings.norm == "L2" else ""
+        figures = {"count": count, "n": len(logits), "lead": underflow, "median": float(gaps.median())}
+        found.append(make_alarm("saturated-logits", squared=squared, **figures))
     batches = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
     gradients = [_gradient(view, *batch) for batch in batches]
     whole = [gradient for gradient in gradients if gradient is not None]
     if len(whole) < len(gradients):
-        return [*found, make_alarm("no-gradients", "The logits carry no gradient to the images at all")]
+        return [*found, make_alarm("no-gradients")]
     # What attacks use: its signs in Linf, its length in L2, whose squares are 0 where it is small.
     length = torch.cat(whole).flatten(1).norm(p=2 if settings.norm == "L2" else float("inf"), dim=1)
-    if (n_zero := int(length.eq(0).sum())) > _SHARE * len(images):
+    if (count := int(length.eq(0).sum())) > _SHARE * len(images):
         what = "length of the gradient" if settings.norm == "L2" else "gradient"
-        saw = f"On {n_zero} of {len(images)} images the {what} of the loss is exactly 0 in float32"
-        found.append(make_alarm("zero-gradients", saw))
+        found.append(make_alarm("zero-gradients", count=count, n=len(images), what=what))
     return found
 
 
@@ -154,36 +138,31 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
         return held
 
     found = []
+    few_steps, many_steps = f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}"
     anything = int(holds(PGD(steps=20), eps=span, norm="Linf").sum())
     if anything > max(1, _SURVIVORS * n):
-        found.append(
-            make_alarm(
-                "survives-any-eps",
-                f"With every pixel free to take any value (PGD-20, eps = {span:g}), {anything} of {n} images are still "
-                "right, where none can be",
-            )
-        )
+        found.append(make_alarm("survives-any-eps", eps=span, count=anything, n=n))
     widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
     radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
     curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
-        if rise := _more(before, after):
-            found.append(rises_with_eps(f"PGD-{_FEW_STEPS}", less, more, rise, n))
+        if count := _more(before, after):
+            found.append(make_alarm("rises-with-eps", attack=few_steps, less=less, more=more, count=count, n=n))
     one, few, many = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS))
-    if lost := _more(one, few):
-        found.append(_more_steps_weaker("FGSM", f"PGD-{_FEW_STEPS}", lost, n))
-    if lost := _more(few, many):
-        found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost, n))
-    if won := _more(many, few, _STEEP):
-        saw = f"PGD-{_MANY_STEPS} fools the model on {won} of {n} images more than PGD-{_FEW_STEPS}"
-        found.append(make_alarm("not-converged", saw))
+    if count := _more(one, few):
+        found.append(make_alarm("more-steps-weaker", fewer="FGSM", more=few_steps, count=count, n=n))
+    if count := _more(few, many):
+        found.append(make_alarm("more-steps-weaker", fewer=few_steps, more=many_steps, count=count, n=n))
+    if count := _more(many, few, _STEEP):
+        found.append(make_alarm("not-converged", fewer=few_steps, more=many_steps, count=count, n=n))
     margin = holds(CW(steps=_FEW_STEPS))
-    if missed := _more(margin, few):
-        found.append(_margin_stronger(f"CW-{_FEW_STEPS}", f"PGD-{_FEW_STEPS}", missed, n))
+    if count := _more(margin, few):
+        found.append(make_alarm("margin-stronger", margin=f"CW-{_FEW_STEPS}", entropy=few_steps, count=count, n=n))
     white = few & many & margin
     black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
-    if _many(missed := int((white & ~black).sum()), n):
-        found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
+    if _many(count := int((white & ~black).sum()), n):
+        square = f"Square with {_QUERIES} queries"
+        found.append(make_alarm("black-box-stronger", black=square, white="PGD and CW", count=count, n=n))
     return found
 
 
@@ -195,12 +174,13 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         n = len(column.robust)
         others = [columns[white.name].robust for white in ran if not white.black_box]
         if black.black_box and others:
-            missed = int((torch.stack(others).all(0) & ~column.robust).sum())
-            if _many(missed, n):
-                found.append(_black_box_stronger(black.name, "the white-box attacks", missed, n))
-        felled = column.felled.get("square", 0)
-        if len(column.felled) > 1 and _many(felled, n):
-            found.append(_black_box_stronger(f"Square in {black.name}", "the white-box attacks before it", felled, n))
+            count, white = int((torch.stack(others).all(0) & ~column.robust).sum()), "the white-box attacks"
+            if _many(count, n):
+                found.append(make_alarm("black-box-stronger", black=black.name, white=white, count=count, n=n))
+        count, white = column.felled.get("square", 0), "the white-box attacks before it"
+        if len(column.felled) > 1 and _many(count, n):
+            square = f"Square in {black.name}"
+            found.append(make_alarm("black-box-stronger", black=square, white=white, count=count, n=n))
     stepped = sorted(
         (attack for attack in ran if isinstance(attack, PGD) and attack.step_size is None),
         key=lambda attack: attack.steps,
@@ -216,27 +196,16 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         for fewer, more in combinations(stepped, 2)
         if (type(fewer), fewer.restarts, fewer.targets) == (type(more), more.restarts, more.targets)
     ]
-    for weaker, stronger in by_steps:
-        if lost := _more(columns[weaker.name].robust, columns[stronger.name].robust):
-            found.append(_more_steps_weaker(weaker.name, stronger.name, lost, len(columns[weaker.name].robust)))
+    for fewer, more in by_steps:
+        held = columns[fewer.name].robust
+        if count := _more(held, columns[more.name].robust):
+            names = {"fewer": fewer.name, "more": more.name}
+            found.append(make_alarm("more-steps-weaker", count=count, n=len(held), **names))
     for margin, entropy in permutations(stepped, 2):
         same = (margin.steps, margin.restarts, margin.targets) == (entropy.steps, entropy.restarts, entropy.targets)
         if same and isinstance(margin, CW) and not isinstance(entropy, CW):
             held = columns[margin.name].robust
-            if missed := _more(held, columns[entropy.name].robust):
-                found.append(_margin_stronger(margin.name, entropy.name, missed, len(held)))
+            if count := _more(held, columns[entropy.name].robust):
+                names = {"margin": margin.name, "entropy": entropy.name}
+                found.append(make_alarm("margin-stronger", count=count, n=len(held), **names))
     return found
-
-
-def _more_steps_weaker(fewer: str, more: str, count: int, n: int) -> Alarm:
-    return make_alarm("more-steps-weaker", f"{more} fools the model on {count} of {n} images fewer than {fewer}")
-
-
-def _margin_stronger(margin: str, entropy: str, count: int, n: int) -> Alarm:
-    saw = f"{margin}, whose loss is the margin, fools the model on {count} of {n} images more than {entropy}"
-    return make_alarm("margin-stronger", saw)
-
-
-def _black_box_stronger(black: str, white: str, count: int, n: int) -> Alarm:
-    saw = f"{black}, which sees no gradient, fools the model on {count} of {n} images that withstand {white}"
-    return make_alarm("black-box-stronger", saw)

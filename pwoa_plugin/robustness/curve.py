@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from .alarm import Alarm, rises_with_eps
+from .alarm import Alarm, make_alarm
 from .attacks import Attack
 from .evaluation import judge_task
 from .report import AttackReport, Written
@@ -97,7 +97,7 @@ def draw_curve(
     alarms = []
     for (less, before), (more, after) in pairwise(zip((0.0, *radii), n_robust, strict=True)):
         if after - before > max(1, _RISE * n):
-            alarms.append(rises_with_eps(name, less, more, after - before, n))
+            alarms.append(make_alarm("rises-with-eps", attack=name, less=less, more=more, count=after - before, n=n))
     return Curve(
         attack=name, norm=settings.norm, n_images=n, eps=(0.0, *radii), n_robust=n_robust, alarms=tuple(alarms)
     )

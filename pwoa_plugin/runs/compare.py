@@ -37,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 class ComparisonFolder(Folder):
     """A comparison on disk: ``comparison.json``, ``.csv``, ``.md``, ``.html``, ``plots/*.png``; ``asked.json``, and
-    ``state/`` while it goes on.
+    ``state/`` until it is finished.
 
     Args:
         path: of the folder; nothing is made before something is written.
@@ -54,10 +54,10 @@ class ComparisonFolder(Folder):
         self.state = self.path / "state"
 
     def check(self) -> None:
-        """Refuse a place that is not ours to write to.
+        """Refuse to write where something else is.
 
         Raises:
-            ConfigError: it is a file, or a folder of other things.
+            ConfigError: the path is a file, or a folder of other files.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out={self}: is a file; give a folder")
@@ -66,10 +66,10 @@ class ComparisonFolder(Folder):
             raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
 
     def finished(self, asked: dict[str, Any]) -> Comparison | None:
-        """The comparison that is there already, where it is this one; None where there is none yet.
+        """The finished comparison in the folder; None if it is not finished yet.
 
         Raises:
-            ConfigError: it is another one, finished or begun.
+            ConfigError: the folder holds another comparison, finished or begun.
         """
         if not self.asked.exists():
             return None
@@ -78,7 +78,7 @@ class ComparisonFolder(Folder):
         except (OSError, ValueError):
             before = None
         before = before if isinstance(before, dict) else None
-        free = set() if self.json.exists() else {"curve"}  # drawn last, so that a begun comparison may change it
+        free = set() if self.json.exists() else {"curve"}  # drawn last: it may change before a comparison is finished
         names = [key for key in asked if key not in free and (before or {}).get(key) != asked[key]]
         if before is None or before.keys() != asked.keys() or names:
             raise ConfigError(
@@ -87,16 +87,16 @@ class ComparisonFolder(Folder):
         return Comparison.from_json(self.json) if self.json.exists() else None
 
     def write(self, comparison: Comparison) -> None:
-        """Write everything; the state is deleted when all is there."""
+        """Write all files, then delete the state."""
         write_text(self.csv, comparison.to_csv())
         write_text(self.markdown, comparison.to_markdown())
         write_text(self.page, comparison.to_html())
         write_plots(comparison.drawings(), self.plots)
-        comparison.to_json(self.json)  # the last: that it is there says that all is
+        comparison.to_json(self.json)  # the last: where it is, all the others are
         shutil.rmtree(self.state, ignore_errors=True)
 
     def clear(self) -> None:
-        """Take away what was begun, and the folder, where nothing was judged."""
+        """Undo the beginning of a comparison that has judged nothing; remove the folder if it is empty then."""
         if not self.state.exists():
             self.asked.unlink()
             self.lock.unlink(missing_ok=True)
@@ -147,7 +147,7 @@ def judge_networks(
     named = _named(sources, arch)
     for source in named:
         if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
-            raise ConfigError(f"{source.path}: holds no run and is no checkpoint; give what is there")
+            raise ConfigError(f"{source.path}: no such run or checkpoint")
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)
@@ -199,13 +199,13 @@ def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[st
 
 
 def default_out(sources: Sequence[str]) -> Path:
-    """Where a comparison goes that is given no folder: ``judged/`` and the networks' names."""
+    """The default folder of a comparison: ``judged/`` and the networks' names."""
     names = "-".join(source.name for source in _named(sources, ()))
     return Path("judged") / re.sub(r"[^A-Za-z0-9._-]+", "-", names)[:80]
 
 
 def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
-    """The sources by names of their own, each with its architecture."""
+    """The sources, each with a unique name and its architecture."""
     if len(arch) not in (0, 1, len(sources)):
         raise ConfigError(f"arch: {len(arch)} are given for {len(sources)} networks; give one for all, or one for each")
     archs: list[str | None] = list(arch) if len(arch) == len(sources) else [arch[0] if arch else None] * len(sources)
@@ -220,7 +220,7 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
         if name in found and all(path != other.path for other in found.values()):
             name = path  # two files of one name
         if name in found:
-            raise ConfigError(f"{source!r} comes twice; give NAME=PATH with names of their own")
+            raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
@@ -241,16 +241,12 @@ def _data_config(
     channels: int | None,
 ) -> DataConfig:
     own = next((config.data for config in configs if config.data is not None), None)
-    if data is None:
-        if own is None:
-            raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-        fields: dict[str, Any] = own.model_dump() | {"download": own.download and download}
-    else:
-        fields = {"name": data, "download": download}
-    fields |= {"root": data_root} if data_root else {}
-    fields |= {"image_size": image_size} if image_size else {}
-    fields |= {"channels": channels} if channels else {}
-    return DataConfig(**fields)
+    if data is None and own is None:
+        raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
+    fields: dict[str, Any] = {"name": data} if own is None or data is not None else own.model_dump()
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    fields |= {name: value for name, value in given.items() if value}
+    return DataConfig(**fields | {"download": fields.get("download", True) and download})
 
 
 def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:

@@ -141,7 +141,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is no checkpoint"),
+        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: no such run or checkpoint"),
         (["compare", "dense.safetensors", "dense.safetensors", "COMMON"], "comes twice; give NAME=PATH"),
         (["compare", "dense.safetensors", "--data", "mnist-sample", "--eps", "0.3"], "arch is missing; give --arch"),
         (

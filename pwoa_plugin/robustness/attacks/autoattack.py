@@ -159,8 +159,7 @@ class StandardAutoAttack(EvasionAttack):
         positive_int("batch_size", self.batch_size)
         if self.norm not in (np.inf, 2):
             raise InputError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
-        if not self.parts or set(self.parts) - set(STANDARD):
-            raise InputError(f"parts={self.parts!r}: AutoAttack has {', '.join(STANDARD)}; give some of them")
+        _check_parts(self.parts)
         if self.estimator.nb_classes < 2:
             raise InputError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
         if not self.estimator.all_framework_preprocessing:
@@ -242,6 +241,13 @@ class StandardAutoAttack(EvasionAttack):
         return runner
 
 
+def _check_parts(parts: Sequence[str]) -> None:
+    if isinstance(parts, str) or not parts or (set(parts) - set(STANDARD)):
+        unknown = sorted(set(parts) - set(STANDARD)) if not isinstance(parts, str) else []
+        said = ", ".join(unknown) or repr(parts)
+        raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+
+
 class _Affine:
     """Maps pixels of the range ``[low, high]`` to [0, 1], which pyautoattack expects."""
 
@@ -315,9 +321,7 @@ class AutoAttack(Attack):
 
     def __init__(self, *, name: str = "AutoAttack", parts: Sequence[str] = STANDARD, queries: int = _QUERIES) -> None:
         super().__init__(name=name)
-        if not parts or isinstance(parts, str) or (unknown := set(parts) - set(STANDARD)):
-            said = ", ".join(sorted(unknown)) if parts and not isinstance(parts, str) else repr(parts)
-            raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+        _check_parts(parts)
         self.parts = tuple(part for part in STANDARD if part in parts)
         self.queries = positive_int("queries", queries)
         self.black_box = self.parts == ("square",)
