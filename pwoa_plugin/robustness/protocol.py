@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict, ValidationInfo
+from pydantic import BeforeValidator, ConfigDict
 
 from .._pixels import positive_pixels
 from .._section import Section
@@ -25,14 +25,6 @@ PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.it
 """Names of the protocols that come with the package."""
 
 _MOST_BYTES = 100_000
-
-
-def _pixels(value: Any, info: ValidationInfo) -> float:
-    return positive_pixels(str(info.field_name), value)
-
-
-def _count(value: Any, info: ValidationInfo) -> int:
-    return positive_int(str(info.field_name), value)
 
 
 def _norm(value: Any) -> str:
@@ -64,9 +56,9 @@ def as_attacks(attacks: Any) -> tuple[Attack, ...]:
     return tuple(made.values())
 
 
-Pixels = Annotated[float, BeforeValidator(_pixels)]
+Pixels = Annotated[float, BeforeValidator(lambda value, info: positive_pixels(info.field_name, value))]
 """A positive number of pixel units, also as text such as ``8/255``."""
-Count = Annotated[int, BeforeValidator(_count)]
+Count = Annotated[int, BeforeValidator(lambda value, info: positive_int(info.field_name, value))]
 """An integer of 1 or more."""
 Norm = Annotated[str, BeforeValidator(_norm)]
 """A key of ``NORMS``, in any case."""

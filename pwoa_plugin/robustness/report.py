@@ -209,7 +209,7 @@ class Report(Written):
         notes: what a reader should know about the run.
         adversarial: ``(N, C, H, W)``, what felled each image, or the clean image; None in a report that was read from
             a file, which does not hold it.
-        answers: ``(N,)`` int64, the model's answers to these; None where they are.
+        answers: ``(N,)`` int64, the model's answers to these; None where ``adversarial`` is.
         versions: of Python and the packages that bear on a verdict.
     """
 

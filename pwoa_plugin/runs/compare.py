@@ -147,7 +147,7 @@ def judge_networks(
     named = _named(sources, arch)
     for source in named:
         if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
-            raise ConfigError(f"{source.path}: no such run or checkpoint")
+            raise ConfigError(f"{source.path}: holds no run and is not a checkpoint; give an existing path")
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)

@@ -141,7 +141,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: no such run or checkpoint"),
+        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is not a checkpoint"),
         (["compare", "dense.safetensors", "dense.safetensors", "COMMON"], "comes twice; give NAME=PATH"),
         (["compare", "dense.safetensors", "--data", "mnist-sample", "--eps", "0.3"], "arch is missing; give --arch"),
         (
@@ -176,11 +176,11 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
         (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
         (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
-        (["evaluate", "robustbench:A", "COMMON"], "'mnist' is no data set of RobustBench's; give robustbench:DATASET/"),
+        (["evaluate", "robustbench:A", "COMMON"], "RobustBench has no data set 'mnist'; give robustbench:DATASET/"),
         (["compare", "dense.safetensors", "COMMON", "--seed", "-1"], "seed=-1 "),
         (["compare", "dense.safetensors", "COMMON", "--batch-size", "0"], "batch_size=0 "),
         (["evaluate", "dense.safetensors", "COMMON", "--dense"], "--dense goes with a run"),
-        (["evaluate", "shipped:robust_lenet", "COMMON"], "did you mean shipped:robust_lenet_mnist"),
+        (["evaluate", "shipped:robust_lenet", "COMMON"], "is not shipped; there is shipped:robust_lenet_mnist"),
         (["compare", "dense.safetensors", "COMMON", "--curve-attack", "PGD-3"], "goes with --curve and its radii"),
         (["evaluate", "RUN", "--curve-attack", "PGD-3"], "--curve-attack does not go with a run in its own folder"),
         (["evaluate", "RUN", "--no-download", "--data-root", "nowhere"], "data.download"),
