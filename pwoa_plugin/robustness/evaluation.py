@@ -152,7 +152,7 @@ def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
 
 
 def _clean_logits(view: Logits, images: Images, batch_size: int) -> Tensor:
-    """Logits of clean images, once it is known that the model takes them and that the labels are its classes."""
+    """Logits of clean images; checks that the model takes the images and that the labels are its classes."""
     try:
         logits = predict(view, images.pixels, batch_size)
     except torch.OutOfMemoryError:
@@ -195,7 +195,7 @@ def _key(config: Config, model: nn.Module, logits: Tensor) -> str:
 
 class _Found(NamedTuple):
     columns: dict[str, AttackReport]
-    adversarial: Tensor  # what felled each image first, or the clean image
+    adversarial: Tensor  # what first fooled the model on each image, or the clean image
     notes: tuple[str, ...]
 
 

@@ -207,8 +207,8 @@ class Report(Written):
         alarms: why the numbers may not deserve belief; empty for an honest model. None where nobody looked.
         labels: ``(N,)`` int64, the true classes; None in reports of format 1.
         notes: what a reader should know about the run.
-        adversarial: ``(N, C, H, W)``, what felled each image, or the clean image; None in a report that was read from
-            a file, which does not hold it.
+        adversarial: ``(N, C, H, W)``, what fooled the model on each image, or the clean image; None if read from a
+            file, which does not hold it.
         answers: ``(N,)`` int64, the model's answers to these; None where ``adversarial`` is.
         versions: of Python and the packages that bear on a verdict.
     """

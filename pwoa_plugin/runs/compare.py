@@ -1,4 +1,4 @@
-"""`pwoa compare`, and `pwoa evaluate` of what is no run: networks named on the command line, judged in a folder."""
+"""`pwoa compare`, and `pwoa evaluate` of anything but a run: judge networks into a folder."""
 
 from __future__ import annotations
 
