@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from ._section import fraction
 from .errors import InputError
 
-__all__ = ["GREY_LEVEL", "check_radius", "refuse_radius_of_other_pixels"]
+__all__ = ["GREY_LEVEL", "check_radius", "positive_pixels", "refuse_radius_of_other_pixels"]
 
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 
@@ -27,6 +30,25 @@ def check_radius(eps: float | None, pixel_range: tuple[float, float]) -> None:
     if not 0 < eps < high - low:
         raise InputError(f"eps={eps:g} is outside (0, {high - low:g}); eps is in pixel units, such as 8/255")
     refuse_radius_of_other_pixels(eps, pixel_range)
+
+
+def positive_pixels(name: str, value: Any) -> float:
+    """A radius or a step in pixel units, also as text such as ``8/255``.
+
+    Args:
+        name: of the field, for the message.
+        value: what the user gave.
+
+    Raises:
+        InputError: it is not a positive, finite number.
+    """
+    try:
+        number = float(fraction(value))
+    except (TypeError, ValueError, OverflowError):
+        number = 0.0
+    if not 0 < number < float("inf") or isinstance(value, bool):
+        raise InputError(f"{name}={value!r} is not a positive number; give it in pixel units, such as 8/255")
+    return number
 
 
 def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) -> None:

@@ -16,73 +16,88 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from rich import box
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from . import PwoAConfig, Report, evaluate
+from . import PwoAConfig, compare
+from ._files import write_text
 from ._random import seeded
-from ._weights import is_weighted
 from .data import mnist_sample
 from .errors import InputError
 from .method.oneshot import prune_once
 from .models import robust_lenet
+from .pages import Table, write_plots
+from .robustness import Comparison
+from .robustness.plots import accuracy_bars
 
-__all__ = ["Row", "main", "run"]
+__all__ = ["Found", "main", "run"]
 
 Pair = tuple[Tensor, Tensor]
 
 EPS = 0.3
 WIDE = ("FGSM", "PGD-20", "CW")
 DEEP = (*WIDE, "AutoAttack")
-_HEADER = ("", "nonzero", "clean", "FGSM", "PGD-20", "CW", "AutoAttack", "worst case (95 %)", "seconds")
 
 
-@dataclass
-class Row:
-    """One line of the demo's table.
+class Found(NamedTuple):
+    """What the demo found.
 
     Attributes:
-        name: of the method.
-        model: what it left.
-        seconds: of pruning and training.
         judged: FGSM, PGD-20 and CW on all images to judge.
         attacked: all attacks, AutoAttack among them, on the first of them; None where it was not asked for.
-        nonzero: weights of convolutions and linear layers that are not 0.
+        seconds: of pruning and training, by method.
     """
 
-    name: str
-    model: nn.Module
-    seconds: float
-    judged: Report
-    attacked: Report | None
-    nonzero: int
+    judged: Comparison
+    attacked: Comparison | None
+    seconds: dict[str, float]
 
-    def cells(self) -> tuple[str, ...]:
-        """The line as text."""
-        worst = (self.attacked or self.judged).worst_case
-        columns = [self.judged.attacks[name].accuracy for name in WIDE]
-        return (
-            self.name,
-            f"{self.nonzero:,}",
-            f"{self.judged.clean:.1%}",
-            *(f"{value:.1%}" for value in columns),
-            f"{self.attacked.attacks['AutoAttack'].accuracy:.0%}" if self.attacked else "not run",
-            f"{worst.accuracy:.0%} ({100 * worst.low:.0f} to {100 * worst.high:.0f})",
-            f"{self.seconds:.0f}",
-        )
+    def table(self, title: str) -> Table:
+        """A row for each method."""
+        header = ("", "nonzero", "clean", *DEEP, "worst case (95 %)", "seconds")
+        rows = []
+        for name, report in self.judged.reports.items():
+            deep = self.attacked.reports[name] if self.attacked else None
+            worst = (deep or report).worst_case
+            rows.append(
+                (
+                    name,
+                    f"{self.judged.weights[name].nonzero:,}",
+                    f"{report.clean:.1%}",
+                    *(f"{report.attacks[attack].accuracy:.1%}" for attack in WIDE),
+                    f"{deep.attacks['AutoAttack'].accuracy:.0%}" if deep else "not run",
+                    f"{worst.accuracy:.0%} ({100 * worst.low:.0f} to {100 * worst.high:.0f})",
+                    f"{self.seconds[name]:.0f}",
+                )
+            )
+        return Table(title, header, rows)
 
+    def setting(self) -> str:
+        """How the methods were judged, in two sentences."""
+        worst = "The worst case is over these attacks, per image."
+        if self.attacked:
+            few = self.attacked.reports[self.attacked.first].config.n_images
+            worst = f"AutoAttack (the standard one) and the worst case over all attacks, per image: {few} of them."
+        n_images = self.judged.reports[self.judged.first].config.n_images
+        return f"MNIST, Linf, eps {EPS}. Clean, FGSM, PGD-20, CW: {n_images} images. {worst}"
 
-def _nonzero(model: nn.Module) -> int:
-    return sum(int(m.get_parameter("weight").count_nonzero()) for m in model.modules() if is_weighted(m))
+    def write(self, folder: Path, title: str) -> None:
+        """Write the table, a plot, a page and all reports."""
+        lines = [f"# {title}", "", *self.table(title).to_markdown(), "", self.setting()]
+        write_text(folder / "table.md", "\n".join(lines) + "\n")
+        whole = self.attacked or self.judged
+        write_plots({"robustness": (title, partial(accuracy_bars, whole.reports))}, folder)
+        write_text(folder / "comparison.html", whole.to_html())
+        for kind, comparison in (("judged", self.judged), ("attacked", self.attacked)):
+            for i, report in enumerate(comparison.reports.values() if comparison else ()):
+                report.to_json(folder / f"{i}-{kind}.json")
 
 
 def _fine_tune(model: nn.Module, masks: dict[str, Tensor], images: Pair, epochs: int, seed: int) -> None:
@@ -115,9 +130,9 @@ def run(
     attacked: int = 100,
     seed: int = 0,
     progress: bool = True,
-    tell: Callable[[str], None] = lambda text: None,
-) -> list[Row]:
-    """Prune the shipped LeNet by each method and judge what is left.
+    log: Callable[[str], None] = lambda text: None,
+) -> Found:
+    """Prune the shipped LeNet by each method and judge the results.
 
     Args:
         compression: weights before over weights after.
@@ -127,22 +142,18 @@ def run(
         attacked: how many of these AutoAttack is run on; 0 leaves it out.
         seed: of everything random.
         progress: whether bars are shown.
-        tell: called with a line before each method.
-
-    Returns:
-        A row per method.
+        log: called with a line before each method.
 
     Raises:
-        ValueError: ``compression`` is not above 1.
+        InputError: ``compression`` is not above 1.
     """
     if compression <= 1:
-        raise InputError(f"compression={compression} prunes nothing; give a factor above 1, as 8")
+        raise InputError(f"compression={compression} prunes nothing; give a factor above 1, such as 8")
     from .nni import PwoAPruner  # not at the top: the processes that judge need no NNI
 
     to_prune, to_judge = (data.tensors for data in mnist_sample())
     train: Pair = (to_prune[0][:images], to_prune[1][:images])
     judge: Pair = (to_judge[0][:judged], to_judge[1][:judged])
-    few: Pair = (judge[0][:attacked], judge[1][:attacked])
     sparsity = 1 - 1 / compression
     common: dict[str, Any] = {"sparsity": sparsity, "train_loader": train, "seed": seed, "progress": progress}
     dense = robust_lenet().to(memory_format=torch.channels_last)  # attacks run 1.5 times as fast on a CPU
@@ -150,106 +161,59 @@ def run(
     def one_shot(model: nn.Module) -> dict[str, Tensor]:
         return prune_once(model, sparsity)
 
-    def cross_entropy(model: nn.Module) -> None:
-        _fine_tune(model, one_shot(model), train, epochs, seed)
-
-    def published(model: nn.Module) -> None:
-        PwoAPruner(model, PwoAConfig.paper("mnist", epochs=epochs, **common)).compress()
-
-    def default(model: nn.Module) -> None:
-        PwoAPruner(model, PwoAConfig(eps=EPS, epochs=epochs, **common)).compress()
-
     methods: dict[str, Callable[[nn.Module], object]] = {
         "dense": lambda model: None,
         "magnitude, one-shot": one_shot,
-        "magnitude + cross-entropy": cross_entropy,
-        f"PwoA as published, {epochs} epochs": published,
-        "PwoA (default)": default,
+        "magnitude + cross-entropy": lambda model: _fine_tune(model, one_shot(model), train, epochs, seed),
+        f"PwoA as published, {epochs} epochs": lambda model: PwoAPruner(
+            model, PwoAConfig.paper("mnist", epochs=epochs, **common)
+        ).compress(),
+        "PwoA (default)": lambda model: PwoAPruner(model, PwoAConfig(eps=EPS, epochs=epochs, **common)).compress(),
     }
     models: dict[str, nn.Module] = {}
     seconds: dict[str, float] = {}
     for name, method in methods.items():
-        tell(name)
+        log(name)
         models[name] = copy.deepcopy(dense)
         started = time.perf_counter()
         method(models[name])
         seconds[name] = time.perf_counter() - started
-    tell("judging")
-    reports = _judge_all(models, judge, few if attacked else None, seed, progress)
-    return [Row(name, model, seconds[name], *reports[name], _nonzero(model)) for name, model in models.items()]
+    log("judging")
+    how: dict[str, Any] = {"eps": EPS, "seed": seed}
+    if not attacked:
+        return Found(compare(models, judge, attacks=WIDE, progress=progress, **how), None, seconds)
+    few: Pair = (judge[0][:attacked], judge[1][:attacked])
+    wide, deep = _compare_in_processes(models, {WIDE: judge, DEEP: few}, how, progress)
+    return Found(wide, deep, seconds)
 
 
-def _judge(model: nn.Module, images: Pair, attacks: Sequence[str], seed: int, progress: bool) -> Report:
-    return evaluate(model, images, eps=EPS, attacks=attacks, seed=seed, progress=progress)
-
-
-def _judge_all(
-    models: dict[str, nn.Module], judge: Pair, few: Pair | None, seed: int, progress: bool
-) -> dict[str, tuple[Report, Report | None]]:
-    """Judge every model; with AutoAttack in a process per core, one thread each (faster on this small network)."""
-    processes = min(len(models), os.cpu_count() or 1)
-    if few is None or processes == 1:
-        return {
-            name: (
-                _judge(model, judge, WIDE, seed, progress),
-                _judge(model, few, DEEP, seed, progress) if few else None,
-            )
-            for name, model in models.items()
-        }
+def _compare_in_processes(
+    models: dict[str, nn.Module], images: dict[tuple[str, ...], Pair], how: dict[str, Any], progress: bool
+) -> list[Comparison]:
+    """A comparison for each set of attacks. A process per core with one thread each is faster on this small network."""
     pool = ProcessPoolExecutor(
-        processes, mp_context=multiprocessing.get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+        min(len(models), os.cpu_count() or 1),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=torch.set_num_threads,
+        initargs=(1,),
     )
     with pool, Progress(console=Console(stderr=True), disable=not progress) as bar:
-        task = bar.add_task("FGSM, PGD-20, CW, AutoAttack", total=2 * len(models))
-        # The longest first: AutoAttack, and there the networks that hold out, the dense one and ours.
-        first, *others, last = models
-        deep = {name: pool.submit(_judge, models[name], few, DEEP, seed, False) for name in (first, last, *others)}
-        wide = {name: pool.submit(_judge, model, judge, WIDE, seed, False) for name, model in models.items()}
-        for _ in as_completed([*deep.values(), *wide.values()]):
-            bar.advance(task)
-        return {name: (wide[name].result(), deep[name].result()) for name in models}
-
-
-def to_markdown(rows: Sequence[Row], title: str) -> str:
-    """The demo's table as Markdown."""
-    lines = [f"# {title}", "", "| " + " | ".join(_HEADER) + " |", "|" + " --- |" * len(_HEADER)]
-    lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
-    first = rows[0]
-    worst = "The worst case is over these attacks, per image."
-    if first.attacked:
-        few = first.attacked.config.n_images
-        worst = f"AutoAttack (the standard one) and the worst case over all attacks, per image: {few} of them."
-    lines += ["", f"MNIST, Linf, eps {EPS}. Clean, FGSM, PGD-20, CW: {first.judged.config.n_images} images. {worst}"]
-    return "\n".join(lines) + "\n"
-
-
-def plot(rows: Sequence[Row], path: Path, title: str) -> None:
-    """Robust accuracy by method and attack, as a PNG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained")
-    columns = ["clean", *(DEEP if rows[0].attacked else WIDE)]
-    width = 0.8 / len(rows)
-    for i, row in enumerate(rows):
-        attacks = [row.judged.attacks[name] for name in WIDE]
-        attacks += [row.attacked.attacks["AutoAttack"]] if row.attacked else []
-        heights = [row.judged.clean, *(attack.accuracy for attack in attacks)]
-        lows = [row.judged.clean_interval[0], *(attack.low for attack in attacks)]
-        highs = [row.judged.clean_interval[1], *(attack.high for attack in attacks)]
-        below = [max(0.0, h - low) for h, low in zip(heights, lows, strict=True)]
-        above = [max(0.0, high - h) for h, high in zip(heights, highs, strict=True)]
-        places = [j + (i - (len(rows) - 1) / 2) * width for j in range(len(columns))]
-        axes.bar(places, heights, width, yerr=[below, above], label=row.name, error_kw={"elinewidth": 0.8})
-    axes.set_xticks(range(len(columns)), columns)
-    axes.set_ylim(0, 1.02)
-    axes.set_ylabel("accuracy (95 % intervals)")
-    axes.set_title(title)
-    figure.legend(fontsize=8, ncols=3, loc="outside lower center")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+        jobs = {
+            (attacks, name): pool.submit(
+                compare, {name: model}, images[attacks], attacks=attacks, progress=False, **how
+            )
+            for attacks in reversed(images)  # AutoAttack, the slowest, first
+            for name, model in models.items()
+        }
+        row = bar.add_task("FGSM, PGD-20, CW, AutoAttack", total=len(jobs))
+        for _ in as_completed(jobs.values()):
+            bar.advance(row)
+    comparisons = []
+    for attacks in images:
+        alone = {name: jobs[attacks, name].result() for name in models}
+        reports = {name: found.reports[name] for name, found in alone.items()}
+        comparisons.append(Comparison(reports=reports, weights={name: it.weights[name] for name, it in alone.items()}))
+    return comparisons
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -258,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compression", type=float, default=8.0, help="weights before over weights after (8)")
     parser.add_argument("--epochs", type=int, default=12, help="of every method that trains (12)")
     parser.add_argument("--images", type=int, default=4000, help="to prune with (4000)")
-    parser.add_argument("--judged", type=int, default=1000, help="to judge by, PGD and the like (1000)")
+    parser.add_argument("--judged", type=int, default=1000, help="to judge by, with FGSM, PGD-20 and CW (1000)")
     parser.add_argument("--attacked", type=int, default=100, help="how many AutoAttack is run on (100; 0: none)")
     parser.add_argument("--out", type=Path, default=Path("demo-report"), help="folder of table, plot and reports")
     parser.add_argument("--seed", type=int, default=0)
@@ -271,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     errors = Console(stderr=True, quiet=args.quiet)
     started = time.perf_counter()
-    rows = run(
+    found = run(
         compression=args.compression,
         epochs=args.epochs,
         images=args.images,
@@ -279,24 +243,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         attacked=args.attacked,
         seed=args.seed,
         progress=not args.quiet,
-        tell=lambda name: errors.print(f"[bold]{name}[/bold]"),
+        log=lambda name: errors.print(f"[bold]{name}[/bold]"),
     )
     title = f"A robust LeNet at {args.compression:g}x, without adversarial examples"
-    table = Table(title=title, box=box.SIMPLE)
-    for column in _HEADER:
-        table.add_column(column, no_wrap=bool(column), justify="right" if column else "left")
-    for row in rows:
-        table.add_row(*row.cells())
     console = Console() if sys.stdout.isatty() else Console(width=120)
-    console.print(table)
-    args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "table.md").write_text(to_markdown(rows, title), encoding="utf-8")
-    plot(rows, args.out / "robustness.png", title)
-    for i, row in enumerate(rows):
-        row.judged.to_json(args.out / f"{i}-judged.json")
-        if row.attacked:
-            row.attacked.to_json(args.out / f"{i}-attacked.json")
-    console.print(f"{time.perf_counter() - started:.0f} s; table, plot and reports are in {args.out}/")
+    found.table(title).show(console)
+    found.write(args.out, title)
+    console.print(f"{time.perf_counter() - started:.0f} s; table, plot, page and reports are in {args.out}/")
 
 
 if __name__ == "__main__":

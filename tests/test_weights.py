@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from pwoa_plugin._weights import counted_weights
-from pwoa_plugin.robustness.comparison import count_weights
+from pwoa_plugin.robustness.weights import count_weights
 from pwoa_plugin.runs.size import size_report
 
 

@@ -262,8 +262,7 @@ class Evaluate(_Judging):
             arch=self.arch[0] if self.arch else None,
             download=not self.no_download,
             progress=not self.quiet and not self.json,
-            images=self.sample,
-            **self._given("data_root", "protocol", *(name for name in _HOW if name != "sample")),
+            **self._given("data_root", "protocol", *_HOW),
         )
         for name, report in reports.items():
             if self.json:

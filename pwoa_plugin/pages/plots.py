@@ -172,7 +172,7 @@ def legend(ax: Any, palette: Palette) -> None:
     ax.legend(
         loc="lower left",
         bbox_to_anchor=(0, 1.12),  # above the names of the phases
-        ncols=max(1, min(4, 70 // (longest + 5))),  # as many as fit side by side
+        ncols=max(1, min(4, 56 // (longest + 5))),  # as many as fit side by side
         borderaxespad=0,
         labelcolor=palette.ink,
         handlelength=1.6,

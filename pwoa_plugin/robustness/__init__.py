@@ -5,7 +5,7 @@
 >>> print(report)  # doctest: +SKIP
 """
 
-from .alarms import Alarm
+from .alarm import Alarm
 from .attacks import (
     ATTACKS,
     CW,
@@ -20,12 +20,14 @@ from .attacks import (
     StandardAutoAttack,
     make_attack,
 )
-from .comparison import Comparison, compare
+from .comparing import compare
+from .comparison import Comparison
 from .curve import Curve, security_curve
 from .estimator import make_estimator, undisturbed
 from .evaluation import DEFAULT_ATTACKS, evaluate
 from .protocol import PROTOCOLS, Protocol, load_protocol
 from .report import AttackReport, Config, Report
+from .settings import JudgeSettings
 from .statistics import Paired
 
 __all__ = [
@@ -46,6 +48,7 @@ __all__ = [
     "Comparison",
     "Config",
     "Curve",
+    "JudgeSettings",
     "Paired",
     "Protocol",
     "Report",

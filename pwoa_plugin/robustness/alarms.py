@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import combinations, pairwise, permutations
-from typing import TYPE_CHECKING
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -14,41 +13,22 @@ from torch.nn import functional as F
 
 from .._random import seeded
 from ..data.split import stratified_order
+from .alarm import Alarm, make_alarm
 from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
 from .estimator import Logits, predict
 from .journal import Journal
+from .report import AttackReport
 from .statistics import paired
 
-if TYPE_CHECKING:
-    from .report import AttackReport
-
-__all__ = ["Alarm", "find_alarms"]
+__all__ = ["find_alarms"]
 
 _PROBED = 32  # images, and as many correct ones
 _FEW_STEPS, _MANY_STEPS = 10, 40
 _QUERIES = 100  # of the black-box probe
-_SHARE = 0.05  # of the images: what an honest model may do
+_SHARE = 0.05  # of the images: no alarm below it
 _UNDERFLOW = {"Linf": 87.0, "L2": 43.5}  # float32 holds a softmax of e^-87 at last, and L2 squares what it gives
-_STEEP = 0.15  # more felled by more steps: the fewer had not converged
-_SURVIVORS = 0.1  # of images whose every pixel may become anything
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alarm:
-    """One reason not to believe a robust accuracy.
-
-    Attributes:
-        name: of the kind of alarm.
-        saw: what was seen, with its figure.
-        do: what to do about it.
-    """
-
-    name: str
-    saw: str
-    do: str
-
-    def __str__(self) -> str:
-        return f"{self.saw}. {self.do}."
+_STEEP = 0.15  # of the images: if more steps fool the model on more, fewer had not converged
+_SURVIVORS = 0.1  # of the images, where every pixel may take any value
 
 
 def find_alarms(
@@ -60,15 +40,15 @@ def find_alarms(
     attacks: Sequence[Attack] = (),
     columns: Mapping[str, AttackReport] | None = None,
 ) -> tuple[Alarm, ...]:
-    """What looks wrong, from a few probes of at most 32 images, drawn by class, and from the columns of a report.
+    """What looks wrong, by a few probes of at most 32 images, drawn by class, and by the columns of a report.
 
-    Probes are run in Linf and L2 alike at the evaluation's ``eps``; that with every pixel free is run in Linf.
+    Probes run in the evaluation's norm at its ``eps``; the one with every pixel free always runs in Linf.
 
     Args:
         estimator: on the model, which is in eval mode.
         images: ``(N, C, H, W)``.
         labels: ``(N,)``.
-        correct: bool ``(N,)``, which images the model has right when clean.
+        correct: bool ``(N,)``, which images are right when clean.
         settings: of the evaluation.
         attacks: that were run.
         columns: what they found, by name.
@@ -86,7 +66,8 @@ def find_alarms(
             if any(alarm.name == "survives-any-eps" for alarm in found):
                 answers = predict(view, images[order[:_PROBED]], settings.batch_size).argmax(1).unique()
                 if len(answers) == 1 < len(labels[order[:_PROBED]].unique()):
-                    collapsed = _one_class(int(answers), min(len(order), _PROBED))
+                    n = min(len(order), _PROBED)
+                    collapsed = make_alarm("one-class", answer=int(answers), n=n)
                     found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     found += _of_columns(attacks, columns or {})
     by_name: dict[str, Alarm] = {}
@@ -100,7 +81,7 @@ def _many(count: int, n: int) -> bool:
 
 
 def _more(first: Tensor, second: Tensor, share: float = _SHARE) -> int:
-    """How many images more the second verdicts hold than the first; 0 where few, or where chance may do that."""
+    """How many more images the second verdicts hold than the first; 0 where they are few, or may be chance."""
     pair = paired(first, second)
     more = pair.second_only - pair.first_only
     return more if more > share * pair.n and pair.beyond_chance else 0
@@ -112,64 +93,27 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
     largest = float(logits[logits.isfinite()].abs().amax()) if bool(logits.isfinite().any()) else 1.0
     moved = float((logits - again).nan_to_num().abs().amax())
     if moved > 1e-3 * max(largest, 1e-12):
-        found.append(
-            Alarm(
-                name="stochastic-output",
-                saw=f"The same images give other logits when asked again: up to {moved:.3g} apart, of {largest:.3g}",
-                do="Switch dropout and noise off in eval mode, or attack the average over draws: "
-                "one draw at a time hides weakness",
-            )
-        )
+        found.append(make_alarm("stochastic-output", moved=moved, largest=largest))
     low, high, sums = float(logits.min()), float(logits.max()), logits.sum(1)
     if low > -1e-5 and high < 1 + 1e-5 and bool(((sums - 1).abs() < 1e-4).all()):
-        found.append(
-            Alarm(
-                name="probabilities",
-                saw="The outputs are probabilities, no logits: losses on them have next to no gradient",
-                do="Take the softmax off the model, or return its logarithm",
-            )
-        )
+        found.append(make_alarm("probabilities"))
     best = logits.topk(2).values
     gaps = best[:, 0] - best[:, 1]
     underflow = _UNDERFLOW[settings.norm]
-    n_saturated = int((gaps > underflow).sum())
-    if n_saturated > _SHARE * len(logits):
-        found.append(
-            Alarm(
-                name="saturated-logits",
-                saw=f"On {n_saturated} of {len(logits)} images the largest logit leads by more than {underflow:g} "
-                f"(median lead {float(gaps.median()):.3g}): the cross-entropy has no gradient left in float32"
-                + ", or none that can be squared"
-                * (settings.norm == "L2"),
-                do="Divide the logits by a constant, which changes no answer, and judge again",
-            )
-        )
-    gradients = [
-        _gradient(view, *batch)
-        for batch in zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
-    ]
+    if (count := int((gaps > underflow).sum())) > _SHARE * len(logits):
+        squared = ", or none that can be squared" if settings.norm == "L2" else ""
+        figures = {"count": count, "n": len(logits), "lead": underflow, "median": float(gaps.median())}
+        found.append(make_alarm("saturated-logits", squared=squared, **figures))
+    batches = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
+    gradients = [_gradient(view, *batch) for batch in batches]
     whole = [gradient for gradient in gradients if gradient is not None]
     if len(whole) < len(gradients):
-        found.append(
-            Alarm(
-                name="no-gradients",
-                saw="The logits carry no gradient to the images at all",
-                do="Take no_grad, detach or numpy out of the forward; until then black-box attacks alone can judge",
-            )
-        )
-        return found
-    # As attacks have it: by its signs in Linf, by its length in L2, whose squares are 0 where it is small.
+        return [*found, make_alarm("no-gradients")]
+    # What attacks use: its signs in Linf, its length in L2, whose squares are 0 where it is small.
     length = torch.cat(whole).flatten(1).norm(p=2 if settings.norm == "L2" else float("inf"), dim=1)
-    if (n_zero := int(length.eq(0).sum())) > _SHARE * len(images):
+    if (count := int(length.eq(0).sum())) > _SHARE * len(images):
         what = "length of the gradient" if settings.norm == "L2" else "gradient"
-        found.append(
-            Alarm(
-                name="zero-gradients",
-                saw=f"On {n_zero} of {len(images)} images the {what} of the loss is exactly 0 in float32",
-                do="Look for rounding, thresholds or saturated logits in the model; believe black-box attacks (Square) "
-                "until gradients flow, or attack through a smooth stand-in for the step that has none (BPDA)",
-            )
-        )
+        found.append(make_alarm("zero-gradients", count=count, n=len(images), what=what))
     return found
 
 
@@ -194,52 +138,32 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
         return held
 
     found = []
-    anything = holds(PGD(steps=20), eps=span, norm="Linf")
-    if int(anything.sum()) > max(1, _SURVIVORS * n):
-        found.append(
-            Alarm(
-                name="survives-any-eps",
-                saw=f"With every pixel free to become anything (PGD-20, eps = {span:g}), {int(anything.sum())} of {n} "
-                "images are still right, where none can be",
-                do="PGD does not find what is there: trust none of the gradient attacks on this model",
-            )
-        )
+    few_steps, many_steps = f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}"
+    anything = int(holds(PGD(steps=20), eps=span, norm="Linf").sum())
+    if anything > max(1, _SURVIVORS * n):
+        found.append(make_alarm("survives-any-eps", eps=span, count=anything, n=n))
     widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
     radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
     curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
-        if rise := _more(before, after):
-            found.append(rises_with_eps(f"PGD-{_FEW_STEPS}", less, more, rise, n))
+        if count := _more(before, after):
+            found.append(make_alarm("rises-with-eps", attack=few_steps, less=less, more=more, count=count, n=n))
     one, few, many = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS))
-    if lost := _more(one, few):
-        found.append(_more_steps_weaker("FGSM", f"PGD-{_FEW_STEPS}", lost, n))
-    if lost := _more(few, many):
-        found.append(_more_steps_weaker(f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}", lost, n))
-    if won := _more(many, few, _STEEP):
-        found.append(
-            Alarm(
-                name="not-converged",
-                saw=f"PGD-{_MANY_STEPS} fells {won} of {n} images more than PGD-{_FEW_STEPS}",
-                do="Use more steps, and AutoAttack, until more of them fell no more images",
-            )
-        )
+    if count := _more(one, few):
+        found.append(make_alarm("more-steps-weaker", fewer="FGSM", more=few_steps, count=count, n=n))
+    if count := _more(few, many):
+        found.append(make_alarm("more-steps-weaker", fewer=few_steps, more=many_steps, count=count, n=n))
+    if count := _more(many, few, _STEEP):
+        found.append(make_alarm("not-converged", fewer=few_steps, more=many_steps, count=count, n=n))
     margin = holds(CW(steps=_FEW_STEPS))
-    if missed := _more(margin, few):
-        found.append(_margin_stronger(f"CW-{_FEW_STEPS}", f"PGD-{_FEW_STEPS}", missed, n))
+    if count := _more(margin, few):
+        found.append(make_alarm("margin-stronger", margin=f"CW-{_FEW_STEPS}", entropy=few_steps, count=count, n=n))
     white = few & many & margin
     black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
-    if _many(missed := int((white & ~black).sum()), n):
-        found.append(_black_box_stronger(f"Square with {_QUERIES} queries", "PGD and CW", missed, n))
+    if _many(count := int((white & ~black).sum()), n):
+        square = f"Square with {_QUERIES} queries"
+        found.append(make_alarm("black-box-stronger", black=square, white="PGD and CW", count=count, n=n))
     return found
-
-
-def _one_class(answer: int, n: int) -> Alarm:
-    return Alarm(
-        name="one-class",
-        saw=f"The model answers {answer} to each of {n} images of several classes",
-        do="What answers one class to everything withstands every attack on it: look at the accuracy of each class "
-        "before its robustness",
-    )
 
 
 def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) -> list[Alarm]:
@@ -250,12 +174,13 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         n = len(column.robust)
         others = [columns[white.name].robust for white in ran if not white.black_box]
         if black.black_box and others:
-            missed = int((torch.stack(others).all(0) & ~column.robust).sum())
-            if _many(missed, n):
-                found.append(_black_box_stronger(black.name, "the white-box attacks", missed, n))
-        felled = column.felled.get("square", 0)
-        if len(column.felled) > 1 and _many(felled, n):
-            found.append(_black_box_stronger(f"Square in {black.name}", "the white-box attacks before it", felled, n))
+            count, white = int((torch.stack(others).all(0) & ~column.robust).sum()), "the white-box attacks"
+            if _many(count, n):
+                found.append(make_alarm("black-box-stronger", black=black.name, white=white, count=count, n=n))
+        count, white = column.felled.get("square", 0), "the white-box attacks before it"
+        if len(column.felled) > 1 and _many(count, n):
+            square = f"Square in {black.name}"
+            found.append(make_alarm("black-box-stronger", black=square, white=white, count=count, n=n))
     stepped = sorted(
         (attack for attack in ran if isinstance(attack, PGD) and attack.step_size is None),
         key=lambda attack: attack.steps,
@@ -271,48 +196,16 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         for fewer, more in combinations(stepped, 2)
         if (type(fewer), fewer.restarts, fewer.targets) == (type(more), more.restarts, more.targets)
     ]
-    for weaker, stronger in by_steps:
-        if lost := _more(columns[weaker.name].robust, columns[stronger.name].robust):
-            found.append(_more_steps_weaker(weaker.name, stronger.name, lost, len(columns[weaker.name].robust)))
+    for fewer, more in by_steps:
+        held = columns[fewer.name].robust
+        if count := _more(held, columns[more.name].robust):
+            names = {"fewer": fewer.name, "more": more.name}
+            found.append(make_alarm("more-steps-weaker", count=count, n=len(held), **names))
     for margin, entropy in permutations(stepped, 2):
         same = (margin.steps, margin.restarts, margin.targets) == (entropy.steps, entropy.restarts, entropy.targets)
         if same and isinstance(margin, CW) and not isinstance(entropy, CW):
             held = columns[margin.name].robust
-            if missed := _more(held, columns[entropy.name].robust):
-                found.append(_margin_stronger(margin.name, entropy.name, missed, len(held)))
+            if count := _more(held, columns[entropy.name].robust):
+                names = {"margin": margin.name, "entropy": entropy.name}
+                found.append(make_alarm("margin-stronger", count=count, n=len(held), **names))
     return found
-
-
-def rises_with_eps(attack: str, less: float, more: float, rise: int, n: int) -> Alarm:
-    """The alarm that a larger ball holds fewer adversarial images than the smaller one in it."""
-    return Alarm(
-        name="rises-with-eps",
-        saw=f"Under {attack}, {rise} of {n} images more are right at eps = {more:.4g} than at {less:.4g}, which that "
-        "ball contains",
-        do="The attack loses its way: use more steps and restarts, and AutoAttack",
-    )
-
-
-def _more_steps_weaker(fewer: str, more: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="more-steps-weaker",
-        saw=f"{more} fells {count} of {n} images fewer than {fewer}",
-        do="The loss misleads the attack: look at the gradients, and use attacks on other losses (CW, AutoAttack)",
-    )
-
-
-def _margin_stronger(margin: str, entropy: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="margin-stronger",
-        saw=f"{margin}, whose loss is the margin, fells {count} of {n} images more than {entropy}",
-        do="The cross-entropy misleads, as it does on logits that are very flat or very steep: multiply or divide the "
-        "logits by a constant, which changes no answer, and judge again; until then believe CW and AutoAttack",
-    )
-
-
-def _black_box_stronger(black: str, white: str, count: int, n: int) -> Alarm:
-    return Alarm(
-        name="black-box-stronger",
-        saw=f"{black}, which sees no gradient, fells {count} of {n} images that {white} left",
-        do="Gradients mislead on this model: take the black-box figure, run it with more queries and expect less still",
-    )

@@ -4,27 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from torch import nn
 
 from ..errors import InputError
-from .alarms import Alarm, rises_with_eps
+from .alarm import Alarm, make_alarm
 from .attacks import Attack
-from .evaluation import evaluate
-from .inputs import check_eps, check_norm, check_pixel_range, collect
-from .report import AttackReport
+from .evaluation import judge_task
+from .report import AttackReport, Written
+from .settings import JudgeSettings, Task
 from .statistics import wilson_interval
 
-__all__ = ["Curve", "security_curve"]
+__all__ = ["Curve", "draw_curve", "security_curve"]
 
-_RISE = 0.01  # of the images: below it, a rise is a few draws of the attack
+_RISE = 0.01  # of the images: a smaller rise is a few draws of the attack
 
 
-@dataclass(frozen=True, kw_only=True)
-class Curve:
+class Curve(Written):
     """Robust accuracy by radius, as it was measured.
 
     Attributes:
@@ -60,11 +58,9 @@ def security_curve(
     *,
     eps: Sequence[float],
     attack: str | Attack = "PGD-20",
-    norm: str = "Linf",
-    seed: int = 0,
-    pixel_range: tuple[float, float] = (0.0, 1.0),
     state: str | os.PathLike[str] | None = None,
-    **arguments: Any,
+    progress: bool | str = True,
+    **options: Any,
 ) -> Curve:
     """Robust accuracy under one attack at several radii, with one seed, and nothing smoothed.
 
@@ -73,38 +69,35 @@ def security_curve(
         data: see `evaluate`; read once.
         eps: radii in pixel units.
         attack: a name, or an `Attack`.
-        norm, seed, pixel_range, state: see `evaluate`.
-        arguments: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
+        state, progress: see `evaluate`.
+        options: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
 
     Raises:
-        ValueError: ``eps`` is empty, or something else is off; see `evaluate`.
+        ValueError: ``eps`` is empty, or an argument cannot be used; see `evaluate`.
     """
-    pixel_range, norm = check_pixel_range(pixel_range), check_norm(norm)
-    data = collect(data, pixel_range)
-    n_pixels = data.images[0].numel()
-    radii = sorted({check_eps(value, pixel_range, norm, n_pixels) for value in eps})
-    if not radii:
+    if not (radii := list(eps)):
         raise InputError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
+    of_curve = {"attacks": attack, "eps": radii[0], "curve": radii, "curve_attack": attack}
+    return draw_curve(model, JudgeSettings.of({**options, **of_curve}).bind(data), state=state, progress=progress)
+
+
+def draw_curve(
+    model: nn.Module, task: Task, *, state: str | os.PathLike[str] | None = None, progress: bool | str = True
+) -> Curve:
+    """The curve that settings ask for, on the images they are bound to; see `security_curve`."""
+    settings, images = task
+    radii = sorted(set(settings.curve))
     columns: list[AttackReport] = []
     for radius in radii:
-        report = evaluate(
-            model,
-            data.as_given(),
-            attacks=attack,
-            norm=norm,
-            eps=radius,
-            seed=seed,
-            pixel_range=pixel_range,
-            state=state,
-            alarms=False,
-            **arguments,
-        )
+        task = Task(settings.at(radius, settings.curve_attack), images)
+        report = judge_task(model, task, state=state, progress=progress)
         columns += report.attacks.values()
-    n = report.config.n_images
+    n, name = len(images.labels), settings.curve_attack.name
     n_robust = (int(report.clean_correct.sum()), *(column.n_robust for column in columns))
-    (name,) = report.attacks
     alarms = []
     for (less, before), (more, after) in pairwise(zip((0.0, *radii), n_robust, strict=True)):
         if after - before > max(1, _RISE * n):
-            alarms.append(rises_with_eps(name, less, more, after - before, n))
-    return Curve(attack=name, norm=norm, n_images=n, eps=(0.0, *radii), n_robust=n_robust, alarms=tuple(alarms))
+            alarms.append(make_alarm("rises-with-eps", attack=name, less=less, more=more, count=after - before, n=n))
+    return Curve(
+        attack=name, norm=settings.norm, n_images=n, eps=(0.0, *radii), n_robust=n_robust, alarms=tuple(alarms)
+    )

@@ -1,4 +1,4 @@
-"""The ART estimator around a torch classifier, and the care that the classifier is given meanwhile."""
+"""The ART estimator around a torch classifier, and what keeps the classifier unchanged meanwhile."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ __all__ = [
     "logits_in",
     "make_estimator",
     "model_device",
+    "placed",
     "predict",
     "undisturbed",
     "with_loss",
@@ -40,8 +41,8 @@ def _model_dtype(model: nn.Module) -> torch.dtype:
 
 
 def logits_in(output: object, n_images: int) -> object:
-    """The logits in what a model returned: of a Hugging Face ``ModelOutput`` or a dict its ``logits``, of a tuple the
-    first floating matrix ``(N, C)``; anything else as it is."""
+    """The logits in a model's output: the ``logits`` of a Hugging Face ``ModelOutput`` or a dict, the first floating
+    matrix ``(N, C)`` of a tuple; any other output unchanged."""
     if isinstance(output, Mapping):
         return output.get("logits", output)
     if isinstance(output, (tuple, list)):
@@ -55,7 +56,7 @@ def logits_in(output: object, n_images: int) -> object:
 
 
 def check_logits(output: object, n_images: int) -> Tensor:
-    """The logits in a model's output, once it is known that there are some.
+    """The logits in a model's output.
 
     Args:
         output: whatever the model returned for ``n_images`` images; see `logits_in`.
@@ -65,7 +66,7 @@ def check_logits(output: object, n_images: int) -> Tensor:
         Logits, or log-probabilities, which serve as well: a floating tensor ``(N, C)`` with C >= 2.
 
     Raises:
-        ValueError: there are none.
+        InputError: there are none.
     """
     logits = logits_in(output, n_images)
     if not isinstance(logits, Tensor):
@@ -86,12 +87,12 @@ def check_logits(output: object, n_images: int) -> Tensor:
 class Logits(nn.Module):
     """A view of ``model`` that takes float32 images and returns float32 logits.
 
-    Images are moved to the model's device and dtype on the way in, so a bf16 or fp16 model can be
-    attacked. The model stays where it is: ``to`` and its kin, which ART calls, do nothing here.
+    Images are moved to the model's device and dtype, so a bf16 or fp16 model can be attacked. The model stays where it
+    is: ``to`` and the like, which ART calls, do nothing here.
 
     Args:
         model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``, in any form that `check_logits` takes.
-        normalisation: ``(mean, std)`` by channel, where the model wants normalised images; None where it does not.
+        normalisation: ``(mean, std)`` by channel, where the model wants normalised images.
 
     Attributes:
         n_forwards: how many images have gone through the model.
@@ -109,7 +110,7 @@ class Logits(nn.Module):
         """Logits ``(N, classes)``, float32, of images ``(N, C, H, W)``.
 
         Raises:
-            ValueError: the model returns something else than logits.
+            InputError: the model returns something else than logits.
         """
         self.n_forwards += len(images)
         x = images.to(self.device)
@@ -135,11 +136,10 @@ def predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
 
 @contextmanager
 def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode and without parameter gradients; afterwards all as it was, errors included.
+    """The model in eval mode and without parameter gradients; all is restored afterwards, also after an error.
 
-    Put back are the training flag of every submodule and ``requires_grad`` and ``grad`` of every
-    parameter (the same ``grad`` tensor, not a copy). Inside, attacks leave no gradient behind and
-    pay for none: only the images are differentiated.
+    Restored are the training flag of every submodule and ``requires_grad`` and ``grad`` of every parameter (the same
+    ``grad`` tensor, not a copy). Inside, only the images are differentiated, which is faster.
     """
     leaves = [t for t in chain(model.parameters(), model.buffers()) if t.is_leaf]
     gradients = [(leaf, leaf.requires_grad, leaf.grad) for leaf in leaves]
@@ -156,6 +156,29 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
             leaf.grad = grad
 
 
+@contextmanager
+def placed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
+    """The model on ``device``, and back on its own afterwards. None leaves it where it is.
+
+    Raises:
+        InputError: the model is spread over several devices, and ``device`` is not that of its first parameter.
+    """
+    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    place = model_device(model) if device is None else torch.empty(0, device=device).device
+    if homes <= {place} or (len(homes) > 1 and place == model_device(model)):
+        yield
+        return
+    if len(homes) > 1:
+        spread = ", ".join(sorted(map(str, homes)))
+        raise InputError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
+    (home,) = homes
+    try:
+        model.to(place)
+        yield
+    finally:
+        model.to(home)
+
+
 def make_estimator(
     model: nn.Module,
     *,
@@ -169,7 +192,7 @@ def make_estimator(
 
     Args:
         model: classifier; images ``(N, C, H, W)`` to logits ``(N, n_classes)``. Any floating dtype. A `Logits` is
-            taken as it is.
+            used unchanged.
         n_classes: number of logits.
         input_shape: shape of one image, ``(C, H, W)``.
         pixel_range: ``(low, high)`` of a valid image; attacks clip to it.

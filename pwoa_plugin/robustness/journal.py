@@ -1,4 +1,4 @@
-"""Finished batches of an evaluation on disk, so that a killed one goes on where it was."""
+"""Finished batches of an evaluation on disk, from which a killed one resumes."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from .._files import write_tensors
+from .._files import read_tensors, write_tensors
 from .._random import random_state, set_random_state
 from .._text import one_line
 
@@ -27,17 +26,16 @@ _RANDOM = "random."
 class Journal:
     """What one attack has found so far, step by step.
 
-    A step is a batch, or a batch of one stage of an ensemble. Each is one safetensors file, there whole or not at all,
-    with the random state after it and what it cost. A step that is there is read instead of computed, and leaves the
-    same state behind.
+    A step is a batch, or a batch of one stage of an ensemble. Each is one safetensors file, whole or missing, with the
+    random state after it and its cost. A step on disk is read instead of computed, and leaves the same random state.
 
     Args:
         folder: of the files; made when the first is written. None keeps nothing.
-        forwards: tells how many images have gone through the model until now.
+        forwards: returns how many images have gone through the model until now.
 
     Attributes:
-        seconds: what steps that were read here had taken when they were computed.
-        forwards: what they had cost, in images through the model.
+        seconds: how long the steps that were read here took when they were computed.
+        forwards: how many images through the model they cost then.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, forwards: Callable[[], int] = lambda: 0) -> None:
@@ -52,12 +50,12 @@ class Journal:
         return Journal(self.folder and self.folder / part, self._count)
 
     def step(self, name: str, compute: Callable[[], Tensor], notes: list[str] | None = None) -> Tensor:
-        """The tensor of a step: read where the step is done, else computed, and kept before it is returned.
+        """The tensor of a step: read if the step is done; else computed, and written before it is returned.
 
         Args:
-            name: of the step; what comes later has another.
-            compute: gives the tensor; may draw from the global random generators.
-            notes: that the attack gathers; those that were there after the step are there again when it is read.
+            name: of the step, and of no other one.
+            compute: returns the tensor; may draw from the global random generators.
+            notes: the attack's; those that it had after the step are restored when the step is read.
 
         Raises:
             OSError: the file cannot be written (a full disk, say).
@@ -78,14 +76,12 @@ class Journal:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata()
-                cost, said = json.loads(metadata["cost"]), [str(note) for note in json.loads(metadata["notes"])]
-                seconds, forwards = float(cost["seconds"]), int(cost["forwards"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
-            found: Tensor = tensors.pop("found")
+            tensors, metadata = read_tensors(path, "finished batch")
+            cost, said = json.loads(metadata["cost"]), [str(note) for note in json.loads(metadata["notes"])]
+            seconds, forwards = float(cost["seconds"]), int(cost["forwards"])
+            found = tensors.pop("found")
             set_random_state({key.removeprefix(_RANDOM): value for key, value in tensors.items()})
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged (%s); computed again", path, one_line(error))
             return None
         if notes is not None:

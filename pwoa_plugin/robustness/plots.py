@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from ..pages import Drawing, Drawn, Palette
 from ..pages.plots import LINE, axes, legend, percent_axis, shortened
+from .curve import Curve
+from .report import Report
 
-if TYPE_CHECKING:
-    from .comparison import Comparison
-    from .report import Report
-
-__all__ = ["accuracy_bars", "drawings"]
+__all__ = ["accuracy_bars", "drawings", "image_uri"]
 
 _MOST_CLASSES = 40
+_SHOWN = 96  # pixels of an image on the page, at least
 
 
-def drawings(comparison: Comparison) -> dict[str, Drawing]:
-    """The plots of a comparison, by name."""
-    reports = comparison.reports
+def drawings(reports: Mapping[str, Report], curves: Mapping[str, Curve]) -> dict[str, Drawing]:
+    """The plots of a comparison, by name.
+
+    Args:
+        reports: by name of the model, on the same images; the others are compared with the first.
+        curves: by name of the model; may be empty.
+    """
     plots: dict[str, Drawing] = {"attacks": ("Accuracy by attack", partial(accuracy_bars, reports))}
     if len(reports) > 1:
-        plots["classes"] = ("Change by class, worst case", partial(_classes, comparison))
-    if comparison.curves:
-        plots["curves"] = ("Security curves", partial(_curves, comparison))
+        plots["classes"] = ("Change by class, worst case", partial(_classes, reports))
+    if curves:
+        eps = next(iter(reports.values())).config.eps
+        plots["curves"] = ("Security curves", partial(_curves, curves, eps))
     return plots
 
 
@@ -41,9 +47,8 @@ def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     others = iter(range(len(reports)))
     for i, (model, report) in enumerate(reports.items()):
         columns = {"clean": (report.clean, *report.clean_interval)}
-        columns |= {name: (column.accuracy, column.low, column.high) for name, column in report.attacks.items()}
+        columns |= {name: (column.accuracy, *column.interval) for name, column in report.columns.items()}
         worst = report.worst_case
-        columns["worst case"] = (worst.accuracy, worst.low, worst.high)
         places = [at for at, name in enumerate(names) if name in columns]
         values = [columns[names[at]] for at in places]
         muted = i == 0 and len(reports) > 1
@@ -70,9 +75,9 @@ def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     return figure, f"Accuracy under each attack, with 95 % intervals: {'; '.join(said)}."
 
 
-def _classes(comparison: Comparison, palette: Palette) -> Drawn:
-    first, *others = comparison.reports.values()
-    names = list(comparison.reports)[1:]
+def _classes(reports: Mapping[str, Report], palette: Palette) -> Drawn:
+    first, *others = reports.values()
+    dense, *names = reports
     if first.labels is None:
         return None, "The reports do not say which class each image is of."
     classes = torch.unique(first.labels).tolist()
@@ -98,27 +103,26 @@ def _classes(comparison: Comparison, palette: Palette) -> Drawn:
     ax.axhline(0, color=palette.muted, linewidth=1)
     ax.set_xticks(range(len(classes)), [str(label) for label in classes])
     ax.set_xlabel("class")
-    ax.set_ylabel(f"change from {shortened(comparison.first)}")
+    ax.set_ylabel(f"change from {shortened(dense)}")
     percent_axis(ax.yaxis)
     legend(ax, palette)
-    return figure, f"Robust accuracy by class, less that of {comparison.first}: {'; '.join(said)}."
+    return figure, f"Robust accuracy by class, less that of {dense}: {'; '.join(said)}."
 
 
-def _curves(comparison: Comparison, palette: Palette) -> Drawn:
+def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> Drawn:
     figure, ax = axes(palette, height=3.1)
     said = []
-    others = iter(range(len(comparison.curves)))
-    for i, (name, curve) in enumerate(comparison.curves.items()):
-        muted = i == 0 and len(comparison.curves) > 1
+    others = iter(range(len(curves)))
+    for i, (name, curve) in enumerate(curves.items()):
+        muted = i == 0 and len(curves) > 1
         colour = palette.muted if muted else palette.series[next(others) % len(palette.series)]
         lows, highs = zip(*curve.intervals, strict=True)
         ax.fill_between(curve.eps, lows, highs, color=colour, alpha=0.18, linewidth=0)
         ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name), **LINE)
         said.append(f"{name} from {curve.accuracy[0]:.1%} clean to {curve.accuracy[-1]:.1%} at {curve.eps[-1]:.4g}")
-    (curve, *_) = comparison.curves.values()
-    config = comparison.reports[comparison.first].config
-    if curve.eps[-1] >= config.eps:
-        ax.axvline(config.eps, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
+    (curve, *_) = curves.values()
+    if curve.eps[-1] >= judged_at:
+        ax.axvline(judged_at, color=palette.muted, linewidth=1, linestyle=(0, (4, 3)))
     ax.set_xlim(0, None)
     ax.set_ylim(-0.02, 1.02)
     percent_axis(ax.yaxis)
@@ -126,3 +130,22 @@ def _curves(comparison: Comparison, palette: Palette) -> Drawn:
     ax.set_ylabel(f"accuracy under {curve.attack}")
     legend(ax, palette)
     return figure, f"Accuracy under {curve.attack} by eps, with 95 % intervals: {'; '.join(said)}."
+
+
+def image_uri(image: Tensor, low: float, high: float) -> str:
+    """A PNG of an image as a ``data:`` address, small ones enlarged by whole pixels.
+
+    Args:
+        image: ``(C, H, W)``; of one channel, or of three or more, of which three are shown.
+        low, high: of the pixels.
+    """
+    from PIL import Image
+
+    pixels = ((image - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
+    pixels = pixels[:3] if len(pixels) >= 3 else pixels[:1].expand(3, -1, -1)
+    made = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    factor = max(1, -(-_SHOWN // max(made.size)))
+    made = made.resize((made.width * factor, made.height * factor), Image.Resampling.NEAREST)
+    stream = io.BytesIO()
+    made.save(stream, "PNG")
+    return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from scipy.optimize import brentq
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -78,11 +79,11 @@ def tango_interval(n_first_only: int, n_second_only: int, n: int) -> tuple[float
         ``(low, high)`` in [-1, 1], of the first's proportion less the second's.
 
     Raises:
-        ValueError: the counts are negative or more than ``n``.
+        InputError: the counts are negative or more than ``n``.
     """
     b, c = n_first_only, n_second_only
     if b < 0 or c < 0 or n < 1 or b + c > n:
-        raise InputError(f"{b} and {c} of {n} are no counts of differing images")
+        raise InputError(f"{b} and {c} of {n} are not counts of differing images")
 
     def score(delta: float) -> float:
         quadratic, linear = 2 * n, -b - c + (2 * n - b + c) * delta
@@ -101,15 +102,7 @@ def _root(falling: Callable[[float], float], low: float, high: float) -> float:
     """Where a function that does not rise crosses 0; an end where it does not."""
     if falling(low) <= 0:
         return low
-    if falling(high) >= 0:
-        return high
-    for _ in range(100):
-        middle = (low + high) / 2
-        if falling(middle) > 0:
-            low = middle
-        else:
-            high = middle
-    return (low + high) / 2
+    return high if falling(high) >= 0 else float(brentq(falling, low, high, xtol=1e-15))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +149,7 @@ def paired(first: Tensor, second: Tensor) -> Paired:
         first, second: bool ``(N,)``, on the same images in the same order.
 
     Raises:
-        ValueError: they are of different lengths.
+        InputError: they are of different lengths.
     """
     if first.shape != second.shape:
         raise InputError(f"verdicts on {len(first)} and {len(second)} images cannot be paired; judge the same images")

@@ -1,4 +1,4 @@
-"""`pwoa compare`, and `pwoa evaluate` of what is no run: networks named on the command line, judged in a folder."""
+"""`pwoa compare`, and `pwoa evaluate` of anything but a run: judge networks into a folder."""
 
 from __future__ import annotations
 
@@ -7,29 +7,26 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
 from .._digest import digest_of, digest_of_tensors
 from .._files import write_text
-from .._random import check_seed
 from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
-from ..data import DATASETS, data_set, load_test
+from ..data import DATASETS, data_set
+from ..errors import InputError
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
 from ..pages import write_plots
-from ..robustness import Comparison, compare
-from ..robustness.attacks import AttackSettings
-from ..robustness.comparison import check_curve_attack
-from ..robustness.inputs import as_protocol, check_norm
-from ..robustness.plots import drawings
-from ..robustness.protocol import parse_radius
-from .evaluate import pruned_network
+from ..robustness import AttackSettings, Comparison, JudgeSettings
+from ..robustness.comparing import compare_task
+from ..robustness.settings import CompareOptions, Task
+from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
 from .network import laid_out
 
@@ -40,7 +37,7 @@ _logger = logging.getLogger(__name__)
 
 class ComparisonFolder(Folder):
     """A comparison on disk: ``comparison.json``, ``.csv``, ``.md``, ``.html``, ``plots/*.png``; ``asked.json``, and
-    ``state/`` while it goes on.
+    ``state/`` until it is finished.
 
     Args:
         path: of the folder; nothing is made before something is written.
@@ -57,10 +54,10 @@ class ComparisonFolder(Folder):
         self.state = self.path / "state"
 
     def check(self) -> None:
-        """Refuse a place that is not ours to write to.
+        """Refuse to write where something else is.
 
         Raises:
-            ConfigError: it is a file, or a folder of other things.
+            ConfigError: the path is a file, or a folder of other files.
         """
         if self.path.exists() and not self.path.is_dir():
             raise ConfigError(f"out={self}: is a file; give a folder")
@@ -69,10 +66,10 @@ class ComparisonFolder(Folder):
             raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
 
     def finished(self, asked: dict[str, Any]) -> Comparison | None:
-        """The comparison that is there already, where it is this one; None where there is none yet.
+        """The finished comparison in the folder; None if it is not finished yet.
 
         Raises:
-            ConfigError: it is another one, finished or begun.
+            ConfigError: the folder holds another comparison, finished or begun.
         """
         if not self.asked.exists():
             return None
@@ -81,7 +78,7 @@ class ComparisonFolder(Folder):
         except (OSError, ValueError):
             before = None
         before = before if isinstance(before, dict) else None
-        free = set() if self.json.exists() else {"curve"}  # drawn last, so that a begun comparison may change it
+        free = set() if self.json.exists() else {"curve"}  # drawn last: it may change before a comparison is finished
         names = [key for key in asked if key not in free and (before or {}).get(key) != asked[key]]
         if before is None or before.keys() != asked.keys() or names:
             raise ConfigError(
@@ -90,16 +87,16 @@ class ComparisonFolder(Folder):
         return Comparison.from_json(self.json) if self.json.exists() else None
 
     def write(self, comparison: Comparison) -> None:
-        """Write everything; the state is deleted when all is there."""
+        """Write all files, then delete the state."""
         write_text(self.csv, comparison.to_csv())
         write_text(self.markdown, comparison.to_markdown())
         write_text(self.page, comparison.to_html())
-        write_plots(drawings(comparison), self.plots)
-        comparison.to_json(self.json)  # the last: that it is there says that all is
+        write_plots(comparison.drawings(), self.plots)
+        comparison.to_json(self.json)  # the last: where it is, all the others are
         shutil.rmtree(self.state, ignore_errors=True)
 
     def clear(self) -> None:
-        """Take away what was begun, and the folder, where nothing was judged."""
+        """Undo the beginning of a comparison that has judged nothing; remove the folder if it is empty then."""
         if not self.state.exists():
             self.asked.unlink()
             self.lock.unlink(missing_ok=True)
@@ -124,102 +121,55 @@ def judge_networks(
     download: bool = True,
     image_size: int | None = None,
     channels: int | None = None,
-    protocol: str | os.PathLike[str] | None = None,
-    attacks: Sequence[str] | None = None,
-    norm: str | None = None,
-    eps: float | str | None = None,
-    sample: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    device: str | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    curve: Sequence[float | str] = (),
-    curve_attack: str = "PGD-20",
     progress: bool = True,
+    **options: Unpack[CompareOptions],
 ) -> tuple[ComparisonFolder, Comparison]:
-    """Judge networks by where they lie, on the test images of a data set.
+    """Judge networks, named by where they are, on the test images of a data set.
 
-    The same call after a kill goes on where it was; after its end it gives what is there.
+    After a kill, the same call resumes; after the end, it returns what is there.
 
     Args:
         sources: checkpoints, ``robustbench:NAME``, or folders of finished runs, whose pruned networks are meant; each
-            may have a name before it, ``NAME=PATH``. The first is what the others are compared with.
+            may have a name before it, ``NAME=PATH``. The others are compared with the first.
         out: folder of the comparison; see `ComparisonFolder`.
-        arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for one's own.
-        data: name of the data set; a run's own, where there is a run.
+        arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
+        data: name of the data set. Default: a run's.
         data_root, download, image_size, channels: see `DataConfig`.
-        protocol, attacks, norm, eps, sample, seed, batch_size, device, mean, std: see `compare`; ``eps``, also as
-            ``8/255``, is a run's own where there is a run. ``sample`` 0 is all.
-        curve, curve_attack: see `compare`.
         progress: whether bars are shown.
+        options: how to judge; see `JudgeSettings`. ``eps`` defaults to a run's; ``sample`` 0 is all.
 
     Raises:
-        ValueError: something given cannot be used, or the folder holds another comparison.
+        InputError: an argument cannot be used, or the folder holds another comparison.
         RunError: another process works in the folder.
     """
-    check_seed(seed)
     folder = ComparisonFolder(out)
     folder.check()
     named = _named(sources, arch)
-    how = as_protocol(protocol, attacks, "standard")
     for source in named:
         if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
-            raise ConfigError(f"{source.path}: holds no run and is no checkpoint; give what is there")
-    norm = check_norm(norm or how.norm or "Linf")
+            raise ConfigError(f"{source.path}: holds no run and is not a checkpoint; give an existing path")
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
-    if eps is None:
-        eps = how.eps or next((config.eps for config in configs if config.eps), None)
-    radius = None if eps is None else parse_radius(eps)
-    radii = [parse_radius(value) for value in curve]
-    check_curve_attack(curve_attack)
+    sample = options.pop("sample", None)
+    eps = next((config.eps for config in configs if config.eps), None)
+    settings = JudgeSettings.of(options, protocol="standard", eps=eps)
     images = _data_config(configs, data, data_root, download, image_size, channels)
     classes, shape = data_set(images).describe(images)
-    networks = {source.name: _network(source, images.name, norm, classes, shape[0]) for source in named}
-    x, y = load_test(images, images=sample or None, at_most=how.sample if sample is None else None, seed=seed)
-    models = {name: laid_out(network, x, device) for name, network in networks.items()}
-    settings = AttackSettings(eps=1.0, n_classes=classes)
-    asked = {
-        "networks": {name: digest_of(model) for name, model in models.items()},
-        "images": digest_of_tensors(x=x, y=y),
-        "attacks": {attack.name: attack.parameters(settings) for attack in how.attacks},
-        "protocol": [how.name, how.version],
-        "norm": norm,
-        "eps": radius,
-        "seed": seed,
-        "batch_size": batch_size,
-        "device": device or "cpu",
-        "normalisation": [list(mean), list(std or ())] if mean else None,
-        "curve": [curve_attack, *radii] if radii else [],
-        "versions": installed_versions(),
-    }
+    networks = {source.name: _network(source, images.name, settings.norm, classes, shape[0]) for source in named}
+    task = bind_test_images(settings, images, sample)
+    device = str(settings.device or "cpu")
+    models = {name: laid_out(network, task.images.pixels, device) for name, network in networks.items()}
+    asked = _asked(models, task, classes)
     with folder.locked():
         if (there := folder.finished(asked)) is not None:
             _logger.info("%s is finished already", folder)
             return folder, there
         if begun := folder.asked.exists():
-            _logger.info("going on in %s", folder)
+            _logger.info("resuming in %s", folder)
         write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
         try:
-            comparison = compare(
-                models,
-                (x, y),
-                protocol=how,
-                norm=norm,
-                eps=radius,
-                sample=len(x),
-                seed=seed,
-                batch_size=batch_size,
-                device=device,
-                mean=mean,
-                std=std,
-                curve=radii,
-                curve_attack=curve_attack,
-                progress=progress,
-                state=folder.state,
-            )
-        except ValueError:
+            comparison = compare_task(models, task, state=folder.state, progress=progress)
+        except InputError:
             if not begun:
                 folder.clear()
             raise
@@ -227,14 +177,35 @@ def judge_networks(
     return folder, comparison
 
 
+def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[str, Any]:
+    """Everything that decides what a comparison finds, JSON-ready."""
+    settings, images = task
+    attacked = AttackSettings(eps=1.0, n_classes=classes, step_size=settings.step_size)
+    return {
+        "networks": {name: digest_of(model) for name, model in models.items()},
+        "images": digest_of_tensors(x=images.pixels, y=images.labels),
+        "attacks": {attack.name: attack.parameters(attacked) for attack in settings.attacks},
+        "protocol": [settings.protocol.name, settings.protocol.version],
+        "norm": settings.norm,
+        "eps": settings.eps,
+        "seed": settings.seed,
+        "batch_size": settings.batch_size,
+        "device": str(settings.device or "cpu"),
+        "normalisation": [list(settings.mean), list(settings.std)] if settings.mean and settings.std else None,
+        "curve": [settings.curve_attack.name, *settings.curve] if settings.curve else [],
+        "versions": installed_versions(),
+        **settings.model_dump(mode="json", include={"alarms", "pixel_range"}, exclude_unset=True),
+    }
+
+
 def default_out(sources: Sequence[str]) -> Path:
-    """Where a comparison goes that is given no folder: ``judged/`` and the networks' names."""
+    """The default folder of a comparison: ``judged/`` and the networks' names."""
     names = "-".join(source.name for source in _named(sources, ()))
     return Path("judged") / re.sub(r"[^A-Za-z0-9._-]+", "-", names)[:80]
 
 
 def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
-    """The sources by names of their own, each with its architecture."""
+    """The sources, each with a unique name and its architecture."""
     if len(arch) not in (0, 1, len(sources)):
         raise ConfigError(f"arch: {len(arch)} are given for {len(sources)} networks; give one for all, or one for each")
     archs: list[str | None] = list(arch) if len(arch) == len(sources) else [arch[0] if arch else None] * len(sources)
@@ -249,7 +220,7 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
         if name in found and all(path != other.path for other in found.values()):
             name = path  # two files of one name
         if name in found:
-            raise ConfigError(f"{source!r} comes twice; give NAME=PATH with names of their own")
+            raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
@@ -270,16 +241,12 @@ def _data_config(
     channels: int | None,
 ) -> DataConfig:
     own = next((config.data for config in configs if config.data is not None), None)
-    if data is None:
-        if own is None:
-            raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-        fields: dict[str, Any] = own.model_dump() | {"download": own.download and download}
-    else:
-        fields = {"name": data, "download": download}
-    fields |= {"root": data_root} if data_root else {}
-    fields |= {"image_size": image_size} if image_size else {}
-    fields |= {"channels": channels} if channels else {}
-    return DataConfig(**fields)
+    if data is None and own is None:
+        raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
+    fields: dict[str, Any] = {"name": data} if own is None or data is not None else own.model_dump()
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    fields |= {name: value for name, value in given.items() if value}
+    return DataConfig(**fields | {"download": fields.get("download", True) and download})
 
 
 def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from pwoa_plugin import compare
 from pwoa_plugin.pages import write_plots
 from pwoa_plugin.robustness import Comparison, evaluate
-from pwoa_plugin.robustness.comparison import count_weights
-from pwoa_plugin.robustness.plots import drawings
 from pwoa_plugin.robustness.statistics import holm
 
 Pair = tuple[Tensor, Tensor]
@@ -61,23 +59,6 @@ def test_models_are_judged_as_evaluate_judges_them(
     assert len({report.config.images_sha256 for report in compared.reports.values()}) == 1
 
 
-def test_arguments_of_evaluate_go_with_a_curve(make_model: Models, held_out: Pair, eps: float) -> None:
-    found = compare(
-        {"one": make_model(10)},
-        held_out,
-        attacks="FGSM",
-        eps=eps,
-        sample=20,
-        curve=[eps],
-        curve_attack="PGD-2",
-        alarms=False,
-        batch_size=10,
-        progress=False,
-    )
-    assert found.reports["one"].alarms is None
-    assert found.curves["one"].eps == (0.0, eps)
-
-
 def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
     assert compared.pair("<b>tenth").beyond_chance
     assert "<b>tenth is less robust than dense beyond chance: -" in compared.verdict("<b>tenth")
@@ -89,33 +70,6 @@ def test_a_loss_beyond_chance_is_told_from_none(compared: Comparison) -> None:
     assert "Holm" not in same.verdict("copy")
     dense, tenth = compared.reports["dense"].worst_case, compared.reports["<b>tenth"].worst_case
     assert compared.pair("<b>tenth").difference == pytest.approx(tenth.accuracy - dense.accuracy)
-
-
-def test_weights_are_counted_and_their_structure_named() -> None:
-    model = nn.Sequential(nn.Conv2d(2, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 10))
-    assert (count_weights(model).total, count_weights(model).struct) == (72 + 160, "")
-    with torch.no_grad():
-        model[0].weight[:3] = 0
-        assert (count_weights(model).struct, count_weights(model).nonzero) == ("filters", 232 - 54)
-        model[0].weight.fill_(1)
-        model[3].weight[:, :12] = 0
-        assert count_weights(model).struct == "channels"
-        model[3].weight[torch.rand(10, 16) < 0.5] = 0
-        assert count_weights(model).struct == "weights"
-
-
-def test_removed_channels_are_counted_against_the_dense_model() -> None:
-    def net(channels: int) -> nn.Module:
-        return nn.Sequential(nn.Conv2d(2, channels, 3, bias=False), nn.Flatten(), nn.Linear(4 * channels, 10))
-
-    small = count_weights(net(2), net(4))
-    assert (small.total, small.nonzero, small.struct, small.sparsity) == (232, 116, "channels", 0.5)
-    assert count_weights(net(4), net(2)) == count_weights(net(4), net(4)) == count_weights(net(4))
-    assert count_weights(nn.Linear(16, 10), net(4)) == count_weights(nn.Linear(16, 10))
-    sparse = net(2)
-    with torch.no_grad():
-        sparse[0].weight[0] = 0
-    assert count_weights(sparse, net(4)).struct == "weights"
 
 
 def test_broken_images_are_lost_by_the_model_and_not_by_the_first(compared: Comparison, eps: float) -> None:
@@ -150,9 +104,24 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
     assert [paired[name]["worst case"]["p_value"] for name in ("half", "<b>tenth")] == raw
     assert [paired[name]["worst case"]["holm_p_value"] for name in ("half", "<b>tenth")] == holm(raw)
     assert all(re.search(r"McNemar p [^(]+ \(Holm (= |below )0[.\d]+\)\.$", compared.verdict(name)) for name in paired)
-    for broken in ({"format": 2}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
+    for broken in ({"format": 3}, {"reports": {}}, {"weights": {}}, {"curves": 3}):
         with pytest.raises(ValueError, match=r"^comparison"):
             Comparison.from_dict(content | broken)
+
+
+def test_a_stored_comparison_of_format_1_is_read() -> None:
+    path = Path(__file__).parent / "formats" / "comparison-1.json"
+    old = json.loads(path.read_text())
+    comparison = Comparison.from_json(path)
+    new = comparison.to_dict()
+    assert (old["format"], new["format"]) == (1, 2)
+    assert {report["format"] for report in new["reports"].values()} == {3}
+    for key in ("first", "weights", "curves", "benchmark"):
+        assert new[key] == old[key]
+    for name, columns in old["paired"].items():
+        for column, pair in columns.items():
+            assert new["paired"][name][column] == pytest.approx(pair)
+    assert Comparison.from_dict(new).to_dict() == new
 
 
 def test_autoattack_is_the_benchmarks_aa(compared: Comparison) -> None:
@@ -191,7 +160,7 @@ def test_the_page_is_whole_and_loads_nothing(compared: Comparison) -> None:
 
 
 def test_plots_are_files(compared: Comparison, tmp_path: Path) -> None:
-    paths = write_plots(drawings(compared), tmp_path)
+    paths = write_plots(compared.drawings(), tmp_path)
     assert [path.name for path in paths] == ["attacks.png", "classes.png", "curves.png"]
 
 
@@ -201,74 +170,3 @@ def test_a_model_alone_has_a_page_too(make_model: Models, held_out: Pair) -> Non
     assert "8/255" in alone.to_html()
     assert "Is it worse?" not in alone.to_html()
     assert alone.to_dict()["paired"] == {}
-
-
-class NoNumbers(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.full((len(x), 10), torch.nan)
-
-
-@pytest.mark.parametrize(
-    ("make", "said"),
-    [
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
-        (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
-        (nn.Identity, "later: model returns a tensor"),
-        (lambda: 3, "later: model is a int"),
-    ],
-)
-def test_a_fault_of_a_later_model_is_said_before_the_first_is_attacked(
-    model: nn.Module, held_out: Pair, make: Callable[[], nn.Module], said: str
-) -> None:
-    asked: list[int] = []
-    model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
-    with pytest.raises(ValueError, match=f"^{said}"):
-        compare({"first": model, "later": make()}, held_out, eps=0.1, protocol="quick", progress=False)
-    assert sum(asked) == 8
-
-
-@pytest.mark.parametrize("bad", [{"curve": [0.1, 2]}, {"curve_attack": "PDG-20"}])
-def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
-    model: nn.Module, held_out: Pair, bad: dict[str, object]
-) -> None:
-    asked: list[int] = []
-    model.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
-    whole = {"eps": 0.1, "protocol": "quick", "sample": 5, "curve": [0.1], "progress": False}
-    with pytest.raises(ValueError, match="curve"):
-        compare({"a": model}, held_out, **(whole | bad))  # type: ignore[arg-type]
-    assert asked == []
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"models": {}}, "models is empty"),
-        ({"models": [nn.Identity()]}, "models is a list; give them by name, as {'dense': model}"),
-        ({"models": {"": nn.Identity()}}, "models: '' names no model"),
-        ({"protocol": "slow"}, "protocol='slow' is unknown"),
-        ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
-        ({"curve": [0.1, -1]}, "curve: eps=-1 is no radius"),
-        ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
-        ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
-        ({"eps": None}, "eps is missing"),
-        ({"attacks": "FGSM"}, "protocol='quick' and attacks are given"),
-        ({"norm": "L3"}, "norm='L3' is unknown"),
-        ({"seed": -1}, "seed=-1 "),
-        ({"step_size": 0}, "step_size=0 "),
-        ({"batch_size": 0}, "batch_size=0 "),
-        ({"device": "nonsense"}, "device='nonsense' "),
-        ({"mean": [0.5]}, "std is missing"),
-        ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit"),
-    ],
-)
-def test_bad_input_names_no_model(model: nn.Module, held_out: Pair, arguments: dict[str, object], said: str) -> None:
-    whole = {"models": {"a": model}, "data": held_out, "eps": 0.1, "protocol": "quick", "sample": 5, "progress": False}
-    with pytest.raises(ValueError, match=f"^{said}"):
-        compare(**(whole | arguments))  # type: ignore[arg-type]
-
-
-def test_the_width_of_one_hot_labels_is_checked(model: nn.Module, held_out: Pair) -> None:
-    wide = nn.functional.one_hot(held_out[1], 13)
-    with pytest.raises(ValueError, match=r"^a: data: labels are one-hot over 13 classes, and the model has 10"):
-        compare({"a": model}, (held_out[0], wide), eps=0.1, attacks="FGSM", progress=False)

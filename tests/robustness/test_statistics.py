@@ -97,7 +97,7 @@ def test_paired_counts_and_directions() -> None:
 def test_bad_counts_are_refused() -> None:
     with pytest.raises(ValueError, match="cannot be paired"):
         paired(torch.ones(3, dtype=torch.bool), torch.ones(4, dtype=torch.bool))
-    with pytest.raises(ValueError, match="are no counts"):
+    with pytest.raises(ValueError, match="are not counts"):
         tango_interval(3, 3, 5)
 
 

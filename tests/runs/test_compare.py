@@ -141,15 +141,25 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is no checkpoint"),
+        (["compare", "dense.safetensors", "nowhere.pt", "COMMON"], "nowhere.pt: holds no run and is not a checkpoint"),
         (["compare", "dense.safetensors", "dense.safetensors", "COMMON"], "comes twice; give NAME=PATH"),
-        (["compare", "dense.safetensors", "pruned.pt", "--data", "mnist-sample"], "arch is missing; give --arch"),
-        (["compare", "dense.safetensors", "--arch", "lenet"], "data is missing; give --data, one of mnist"),
-        (["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst"], "name='mnst' is unknown"),
+        (["compare", "dense.safetensors", "--data", "mnist-sample", "--eps", "0.3"], "arch is missing; give --arch"),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--eps", "0.3"],
+            "data is missing; give --data, one of mnist",
+        ),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnst", "--eps", "0.3"],
+            "name='mnst' is unknown",
+        ),
         (["evaluate", "dense.safetensors", "DATA", "--arch", "lenett"], "did you mean lenet"),
         (["evaluate", "dense.safetensors", "DATA", "--arch", "resnet18-cifar"], "does not fit the network"),
         (["compare", "dense.safetensors", "COMMON", "--eps", "8"], "did you mean 8/255?"),
-        (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is no radius"),
+        (
+            ["compare", "dense.safetensors", "--arch", "lenet", "--data", "mnist-sample"],
+            "eps is missing; give the radius",
+        ),
+        (["compare", "dense.safetensors", "COMMON", "--eps", "eight"], "eps='eight' is not a positive number"),
         (["compare", "dense.safetensors", "COMMON", "--protocol", "fast"], "protocol='fast' is unknown"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "PDG-20"], "did you mean PGD-20"),
         (["compare", "dense.safetensors", "COMMON", "--attacks", "FGSM", "--protocol", "quick"], "give one of them"),
@@ -158,7 +168,7 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
             "images=99 (--sample): the test set of mnist has 30",
         ),
         (["compare", "dense.safetensors", "COMMON", "--norm", "L9"], "norm='L9' is unknown"),
-        (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9.0 is wider"),
+        (["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "9"], "curve: eps=9 is wider"),
         (
             ["compare", "dense.safetensors", "COMMON", "--curve", "0.1", "--curve-attack", "PDG-3"],
             "curve_attack='PDG-3': attacks: ",

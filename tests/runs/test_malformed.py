@@ -41,7 +41,7 @@ def never_trained(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReques
     if "finished" in request.fixturenames:
         request.getfixturevalue("finished")  # made before training is forbidden
     monkeypatch.setattr("pwoa_plugin.runs.prune._train", fault)
-    monkeypatch.setattr("pwoa_plugin.runs.evaluate.evaluate", fault)
+    monkeypatch.setattr("pwoa_plugin.runs.evaluate.judge_task", fault)
 
 
 def is_told(result: tuple[int, str, str]) -> None:

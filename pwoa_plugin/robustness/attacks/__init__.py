@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
+from ..._text import did_you_mean
 from ...errors import InputError
 from .art_autoattack import ARTAutoAttack
 from .autoattack import AutoAttack, StandardAutoAttack
-from .base import NORMS, Attack, AttackRun, AttackSettings
+from .base import NORMS, Attack, AttackRun, AttackSettings, positive_int
 from .cw import CW, CarliniWagnerMargin
 from .fgsm import FGSM
 from .pgd import PGD
@@ -30,6 +30,7 @@ __all__ = [
     "CarliniWagnerMargin",
     "StandardAutoAttack",
     "make_attack",
+    "positive_int",
 ]
 
 ATTACKS: Mapping[str, Callable[[], Attack]] = MappingProxyType(
@@ -47,15 +48,15 @@ ATTACKS: Mapping[str, Callable[[], Attack]] = MappingProxyType(
         "ART-AutoAttack": ARTAutoAttack,
     }
 )
-"""Every attack by the name of its column; ``PGD-<steps>`` and ``CW-<steps>`` parse for any number of steps, and with
-``-T`` behind them for the targeted attack."""
+"""Every attack by the name of its column. ``PGD-<steps>`` and ``CW-<steps>`` are parsed for any number of steps, and
+with ``-T`` behind them for the targeted attack."""
 
 FAMILIES: Mapping[str, Callable[..., Attack]] = MappingProxyType(
     {"FGSM": FGSM, "PGD": PGD, "CW": CW, "AutoAttack": AutoAttack, "ART-AutoAttack": ARTAutoAttack}
 )
-"""Classes of attacks by the name that a protocol's file has for them; their arguments are the class's own."""
+"""Classes of attacks by their name in a protocol's file; their arguments there are the class's own."""
 
-_TARGETS = 9  # of the likeliest wrong classes, as the standard AutoAttack has it
+_TARGETS = 9  # the likeliest wrong classes; as many as the standard AutoAttack's
 
 
 def make_attack(name: str) -> Attack:
@@ -65,13 +66,11 @@ def make_attack(name: str) -> Attack:
         name: a key of ``ATTACKS``, or ``PGD-<steps>`` or ``CW-<steps>``, with ``-T`` behind it where targeted.
 
     Raises:
-        ValueError: no attack has that name.
+        InputError: no attack has that name.
     """
     if name in ATTACKS:
         return ATTACKS[name]()
     if found := re.fullmatch(r"(PGD|CW)-([1-9][0-9]{0,5})(-T)?", name):
         return FAMILIES[found[1]](steps=int(found[2]), targets=_TARGETS if found[3] else 0, name=name)
-    by_lower = {known.lower(): known for known in ATTACKS}
-    near = [by_lower[n] for n in difflib.get_close_matches(name.lower(), by_lower, n=2, cutoff=0.5)]
-    cure = f"did you mean {' or '.join(near)}?" if near else f"known are {', '.join(ATTACKS)} and PGD-<steps>[-T]"
-    raise InputError(f"attacks: {name!r} is no known attack; {cure}")
+    cure = did_you_mean(name, ATTACKS, f"known are {', '.join(ATTACKS)} and PGD-<steps>[-T]", most=2)
+    raise InputError(f"attacks: {name!r} is not a known attack{cure}")

@@ -1,4 +1,4 @@
-"""ART's own ensemble named AutoAttack, which is not the standard one and hence has another name here."""
+"""ART's own ensemble named AutoAttack: not the standard one, hence its other name here."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class _Ensemble(ARTEnsemble):
 class ARTAutoAttack(Attack):
     """ART's ensemble: APGD on the cross-entropy and on the DLR loss, DeepFool and Square.
 
-    Its members and numbers are ART's defaults but for the first step of APGD, 2 * eps as its authors have
-    it, where ART takes 0.1 whatever eps is. Neither the attacks (untargeted, DeepFool in place of FAB)
-    nor the numbers are those of the standard AutoAttack, so the two are not comparable.
+    Its members and numbers are ART's defaults, except that the first step of APGD is its authors' 2 * eps, where ART
+    takes 0.1 whatever eps is. Neither the attacks (untargeted, DeepFool in place of FAB) nor the numbers are those of
+    the standard AutoAttack, so the two are not comparable.
 
     Args:
         name: name of its column in the report.
@@ -81,7 +81,7 @@ class ARTAutoAttack(Attack):
         ensemble = _Ensemble(estimator, eps_step=step_size, attacks=members, batch_size=settings.batch_size, **common)
         if settings.n_classes < _DLR_CLASSES:
             ensemble.notes = (
-                f"{self.name}: APGD on the DLR loss left out, since that needs {_DLR_CLASSES} classes and "
+                f"{self.name}: APGD on the DLR loss left out: it needs {_DLR_CLASSES} classes and "
                 f"the model has {settings.n_classes}; the other attacks ran",
             )
         return ensemble

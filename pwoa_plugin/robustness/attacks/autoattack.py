@@ -19,6 +19,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.utils import check_and_transform_label_format
 from torch import Tensor
 
+from ..._pixels import positive_pixels
 from ..._random import seeded
 from ...errors import InputError
 from ..estimator import undisturbed
@@ -34,13 +35,13 @@ _TARGETED_DLR_CLASSES = 4  # its denominator takes the largest, third and fourth
 
 
 def applicable_attacks(n_classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The standard attacks that can run on so many classes, and notes on those that cannot.
+    """The standard attacks that can run on ``n_classes`` classes, and notes on those that cannot.
 
     Args:
         n_classes: number of logits, at least 2.
 
     Returns:
-        Names as pyautoattack has them, in its order; one note for each attack left out.
+        pyautoattack's names, in its order; one note for each attack left out.
     """
     if n_classes >= _TARGETED_DLR_CLASSES:
         return STANDARD, ()
@@ -52,7 +53,7 @@ def applicable_attacks(n_classes: int) -> tuple[tuple[str, ...], tuple[str, ...]
 
 
 def _as_note(message: str) -> str:
-    """A warning of pyautoattack as a note: without its counts, which are of one batch or of other images."""
+    """A warning of pyautoattack as a note, without its counts, which are those of one batch."""
     message = re.sub(r"there are \S+ points", "there are points", message)
     message = re.sub(r"(decreased the robust accuracy) of \S+%", r"\1", message)
     return "AutoAttack: " + message.replace(" See flags_doc.md for details.", "")
@@ -60,7 +61,7 @@ def _as_note(message: str) -> str:
 
 @contextmanager
 def _warnings_as_notes(notes: list[str]) -> Iterator[None]:
-    """Collect, without repeats, what pyautoattack warns of through its logger."""
+    """Collect pyautoattack's warnings, which come through its logger, each once."""
 
     def collect(record: logging.LogRecord) -> bool:
         if record.levelno >= logging.WARNING and (note := _as_note(record.getMessage())) not in notes:
@@ -77,10 +78,10 @@ def _warnings_as_notes(notes: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _dynamic_check_contained() -> Iterator[None]:
-    """Keep pyautoattack's check for dynamic defences to itself.
+    """Undo the side effects of pyautoattack's check for dynamic defences.
 
-    It switches off the tracer of a debugger or a coverage run, and it adds up calls over all models
-    that the process has judged.
+    It switches off the tracer of a debugger or a coverage run, and it counts calls over all models that the process
+    has judged.
     """
     from pyautoattack import checks
 
@@ -95,7 +96,7 @@ def _dynamic_check_contained() -> Iterator[None]:
 class StandardAutoAttack(EvasionAttack):
     """The standard version of AutoAttack for Linf and L2, as an ART attack on a `PyTorchClassifier`.
 
-    Four attacks in turn, each on the images that the ones before have not felled: APGD on the
+    Four attacks in turn, each on the images that withstood the ones before: APGD on the
     cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square with 5000 queries. With fewer
     than ten classes the targeted ones take all wrong classes as targets; with fewer than four, targeted
     APGD cannot run and is left out. The same seed and batch size give the images that pyautoattack
@@ -112,12 +113,12 @@ class StandardAutoAttack(EvasionAttack):
 
     Attributes:
         notes: after `generate`, what was left out and what pyautoattack warned of.
-        felled: after `generate`, how many images each of the four felled, of those it was given.
+        felled: after `generate`, on how many images each of the four succeeded, of those it was given.
 
     Raises:
-        ValueError: ``eps`` is not positive, ``norm`` is another, ``batch_size`` is below 1, or the estimator has fewer
+        InputError: ``eps`` is not positive, ``norm`` is another, ``batch_size`` is below 1, or the estimator has fewer
             than two classes or preprocessing that torch cannot differentiate.
-        art.exceptions.EstimatorError: the estimator is no `PyTorchClassifier`.
+        art.exceptions.EstimatorError: the estimator is not a `PyTorchClassifier`.
     """
 
     attack_params: ClassVar[list[str]] = [
@@ -154,33 +155,30 @@ class StandardAutoAttack(EvasionAttack):
         self._check_params()
 
     def _check_params(self) -> None:
-        if not 0 < self.eps < float("inf"):
-            raise InputError(f"eps={self.eps!r} is no radius; give a positive number of pixel units")
+        positive_pixels("eps", self.eps)
+        positive_int("batch_size", self.batch_size)
         if self.norm not in (np.inf, 2):
             raise InputError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
-        if not self.parts or set(self.parts) - set(STANDARD):
-            raise InputError(f"parts={self.parts!r}: AutoAttack has {', '.join(STANDARD)}; give some of them")
-        if self.batch_size < 1:
-            raise InputError(f"batch_size={self.batch_size!r} is no count; give an integer of 1 or more")
+        _check_parts(self.parts)
         if self.estimator.nb_classes < 2:
             raise InputError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
         if not self.estimator.all_framework_preprocessing:
             raise InputError("estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch")
 
     def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
-        """Adversarial images for ``x``; an image that no attack fells comes back as it was.
+        """Adversarial images for ``x``; an image that withstands all attacks is returned unchanged.
 
         Args:
             x: images ``(N, C, H, W)``, within the estimator's clip values.
             y: labels, ``(N,)`` integers or ``(N, classes)`` one-hot; the estimator's predictions if None.
-            kwargs: ``on_progress``, a callable that is told the number of images done; ``journal``, a `Journal` that
+            kwargs: ``on_progress``, called with the number of images done; ``journal``, a `Journal` that
                 keeps each batch of each of the four.
 
         Returns:
             Images shaped as ``x``, float32.
 
         Raises:
-            ValueError: another keyword is given, ``mask`` among them.
+            InputError: another keyword is given, ``mask`` among them.
         """
         on_progress: OnProgress = kwargs.pop("on_progress", None) or (lambda done: None)
         journal: Journal = kwargs.pop("journal", None) or Journal()
@@ -216,7 +214,7 @@ class StandardAutoAttack(EvasionAttack):
         return torch.from_numpy(np.asarray(one_hot).argmax(1))
 
     def _runner(self, to_unit: _Affine, names: tuple[str, ...]) -> Any:
-        """The authors' object, on images in [0, 1], set to run these attacks."""
+        """pyautoattack's object for these attacks, on images in [0, 1]."""
         import pyautoattack
 
         estimator = self.estimator
@@ -243,8 +241,15 @@ class StandardAutoAttack(EvasionAttack):
         return runner
 
 
+def _check_parts(parts: Sequence[str]) -> None:
+    if isinstance(parts, str) or not parts or (set(parts) - set(STANDARD)):
+        unknown = sorted(set(parts) - set(STANDARD)) if not isinstance(parts, str) else []
+        said = ", ".join(unknown) or repr(parts)
+        raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+
+
 class _Affine:
-    """Pixels of the range ``[low, high]`` to [0, 1], which pyautoattack takes for granted."""
+    """Maps pixels of the range ``[low, high]`` to [0, 1], which pyautoattack expects."""
 
     def __init__(self, low: float, high: float) -> None:
         self.low, self.high = float(low), float(high)
@@ -267,11 +272,11 @@ class _Affine:
 
 
 def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal, notes: list[str]) -> dict[str, int]:
-    """Have the four attacks tell of each batch they finish, and keep it.
+    """Have the four attacks report each batch that they finish, and keep it in the journal.
 
-    Each attack goes over all the images that are left, so each stands for a quarter of them. Batches are
-    not cut here: pyautoattack packs the survivors anew for each attack, and that saves much of the time. It also
-    seeds each batch anew, so that those which are read from the journal leave the others as they were.
+    Each attack counts for a quarter of the progress. The batches are pyautoattack's own: it packs the images left over
+    anew for each attack, which saves much of the time, and seeds each batch, so that reading some of them from the
+    journal does not change the others.
 
     Returns:
         How many images each attack was given; it grows while they run.
@@ -286,14 +291,14 @@ def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal
     given: dict[str, int] = {}
 
     def counted(name: str, perturb: Callable[[Tensor, Tensor], Tensor], stage: int) -> Callable[..., Tensor]:
-        def perturb_and_tell(x: Tensor, y: Tensor) -> Tensor:
+        def perturb_and_report(x: Tensor, y: Tensor) -> Tensor:
             seen = given.setdefault(name, 0)
             found = journal.step(f"{stage}-{name}-{seen:08d}", lambda: perturb(x, y), notes).to(x.device)
             given[name] += len(x)
             on_progress((stage * n_images + given[name]) / n_stages)
             return found
 
-        return perturb_and_tell
+        return perturb_and_report
 
     for stage, name in enumerate(runner.attacks_to_run):
         attacks[name].perturb = counted(name, attacks[name].perturb, stage)
@@ -309,16 +314,14 @@ class AutoAttack(Attack):
         queries: of Square, for each image.
 
     Raises:
-        ValueError: ``parts`` has another name or none, or ``queries`` is no integer of 1 or more.
+        InputError: ``parts`` has another name or none, or ``queries`` is not an integer of 1 or more.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("pyautoattack",)
 
     def __init__(self, *, name: str = "AutoAttack", parts: Sequence[str] = STANDARD, queries: int = _QUERIES) -> None:
         super().__init__(name=name)
-        if not parts or isinstance(parts, str) or (unknown := set(parts) - set(STANDARD)):
-            said = ", ".join(sorted(unknown)) if parts and not isinstance(parts, str) else repr(parts)
-            raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+        _check_parts(parts)
         self.parts = tuple(part for part in STANDARD if part in parts)
         self.queries = positive_int("queries", queries)
         self.black_box = self.parts == ("square",)

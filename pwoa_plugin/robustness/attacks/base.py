@@ -24,10 +24,10 @@ from ..journal import Journal
 __all__ = ["NORMS", "Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int", "project"]
 
 NORMS = {"Linf": np.inf, "L2": 2}
-"""Norms of the ball by name, as ART has them."""
+"""Norms of the ball by name, with ART's value for each."""
 
 OnProgress = Callable[[float], None]
-"""Told how many images are done; fractions are for attacks that go over the images several times."""
+"""Called with the number of images done; a fraction where an attack goes over the images several times."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class AttackSettings:
 
     @property
     def art_norm(self) -> float:
-        """``norm`` as ART has it."""
+        """ART's value for ``norm``."""
         return NORMS[self.norm]
 
 
@@ -66,7 +66,7 @@ class AttackRun(NamedTuple):
     Attributes:
         images: adversarial images, shaped as the images given, float32, on the CPU.
         notes: what a reader of the report should know about the run.
-        felled: of an ensemble that goes on with what is left, how many images each part felled, by its name.
+        felled: of an ensemble whose parts each get the images left over, how many each part fooled, by its name.
     """
 
     images: Tensor
@@ -75,10 +75,9 @@ class AttackRun(NamedTuple):
 
 
 class Attack(ABC):
-    """An attack in an Linf or L2 ball, as an evaluation runs it: it succeeds where the model answers another class.
+    """An attack in an Linf or L2 ball; it succeeds where the model answers another class.
 
-    A subclass names itself and its parameters and builds an ART attack; running that in batches,
-    seeded, is done here.
+    A subclass gives its name and parameters and builds an ART attack; this class runs that in batches, seeded.
 
     Args:
         name: name of its column in the report.
@@ -87,7 +86,7 @@ class Attack(ABC):
     packages: ClassVar[tuple[str, ...]] = ()
     """Packages beyond ART that the attack imports, as pip knows them."""
     black_box: bool = False
-    """Whether it asks for the model's logits only, and for no gradient."""
+    """Whether it uses the model's logits only, and no gradient."""
 
     def __init__(self, *, name: str) -> None:
         if not isinstance(name, str) or not name.strip():
@@ -100,19 +99,19 @@ class Attack(ABC):
 
     @abstractmethod
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        """What the report states about the attack: its parameters under these settings, JSON-ready.
+        """The attack's parameters under these settings, JSON-ready, for the report.
 
-        Asked of all attacks before any of them runs.
+        Called for all attacks before any of them runs.
 
         Raises:
-            ValueError: it cannot run under these settings; one line says why.
+            InputError: the attack cannot run under these settings; one line says why.
         """
 
     def require(self) -> None:
         """Check that the attack's packages are installed.
 
         Raises:
-            ModuleNotFoundError: one of ``packages`` is missing.
+            MissingPackageError: one of ``packages`` is missing.
         """
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
@@ -130,14 +129,14 @@ class Attack(ABC):
     ) -> AttackRun:
         """Attack the images, with the estimator in eval mode and the random draws seeded.
 
-        Modes, gradients and global random states come back as they were.
+        Modes, gradients and global random states are restored afterwards.
 
         Args:
             estimator: ART classifier under attack.
             images: ``(N, C, H, W)`` float32, within the estimator's clip values.
             labels: ``(N,)`` int64, the true classes.
             settings: radius, batch size, seed.
-            on_progress: told the number of images done.
+            on_progress: called with the number of images done.
 
         Returns:
             The adversarial images, ``(N, C, H, W)``, and notes.
@@ -183,13 +182,13 @@ class Attack(ABC):
 
 
 def positive_int(name: str, value: int) -> int:
-    """``value`` itself, once it is known to be an integer of 1 or more.
+    """``value`` as an int.
 
     Raises:
-        ValueError: it is not; ``name`` is the field that the message names.
+        InputError: it is not an integer of 1 or more; ``name`` is the field that the message names.
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name}={value!r} is no count; give an integer of 1 or more")
+        raise InputError(f"{name}={value!r} is not a count; give an integer of 1 or more")
     return int(value)
 
 

@@ -13,7 +13,7 @@ from art.attacks.evasion.projected_gradient_descent.projected_gradient_descent_p
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ...errors import InputError
+from ..._pixels import positive_pixels
 from .base import Attack, AttackSettings, positive_int
 
 __all__ = ["PGD"]
@@ -22,19 +22,19 @@ __all__ = ["PGD"]
 class PGD(Attack):
     """Gradient steps on the cross-entropy from a random start, projected on the ball: signed in Linf, normed in L2.
 
-    Targeted, it goes for one wrong class after another, the likeliest first (https://arxiv.org/abs/1910.09338), which
-    finds its way where the untargeted loss misleads. An image falls when the model answers any wrong class.
+    Targeted, it aims at one wrong class after another, the likeliest first (https://arxiv.org/abs/1910.09338), which
+    works where the untargeted loss misleads. It succeeds when the model answers any wrong class.
 
     Args:
         steps: number of gradient steps, for each target where there are targets.
-        step_size: in pixel units; by default that of the evaluation, and failing that 2.5 * eps / steps
-            (Madry et al.), which lets the search cross the ball and come back.
-        restarts: random starts; an image falls when any of them fells it.
-        targets: wrong classes to go for, at most all of them; 0 is untargeted.
-        name: name of its column in the report; by default ``PGD-<steps>``, and ``PGD-<steps>-T`` where targeted.
+        step_size: in pixel units. Default: the evaluation's, else 2.5 * eps / steps (Madry et al.), which lets the
+            search cross the ball and come back.
+        restarts: random starts; one that succeeds is enough.
+        targets: number of wrong classes to aim at, at most all of them; 0 is untargeted.
+        name: name of its column in the report. Default: ``PGD-<steps>``, and ``PGD-<steps>-T`` where targeted.
 
     Raises:
-        ValueError: ``steps`` or ``restarts`` is no integer of 1 or more, ``targets`` none of 0 or more, or
+        InputError: ``steps`` or ``restarts`` is below 1, ``targets`` is negative, one of them is not an integer, or
             ``step_size`` is not positive.
     """
 
@@ -53,14 +53,12 @@ class PGD(Attack):
         self.steps = positive_int("steps", steps)
         self.restarts = positive_int("restarts", restarts)
         self.targets = 0 if isinstance(targets, int) and targets == 0 else positive_int("targets", targets)
-        if step_size is not None and not 0 < step_size < float("inf"):
-            raise InputError(f"step_size={step_size!r} is no step; give a positive number of pixel units")
-        self.step_size = step_size
+        self.step_size = None if step_size is None else positive_pixels("step_size", step_size)
         super().__init__(name=f"{self.family}-{steps}" + "-T" * bool(targets) if name is None else name)
 
     def _step_size(self, settings: AttackSettings) -> float:
         given = settings.step_size if self.step_size is None else self.step_size
-        return 2.5 * settings.eps / self.steps if given is None else float(given)
+        return 2.5 * settings.eps / self.steps if given is None else given
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         targets = {"targets": min(self.targets, settings.n_classes - 1)} if self.targets else {}

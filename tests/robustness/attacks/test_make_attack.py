@@ -42,7 +42,7 @@ def test_an_attacks_own_step_precedes_the_evaluations() -> None:
     ],
 )
 def test_an_unknown_name_is_refused_with_the_nearest_ones(name: str, hint: str) -> None:
-    with pytest.raises(ValueError, match=rf"^attacks: '{name}' is no known attack; {hint}"):
+    with pytest.raises(ValueError, match=rf"^attacks: '{name}' is not a known attack; {hint}"):
         make_attack(name)
 
 

@@ -1,0 +1,88 @@
+"""Judge several models on the same images."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Unpack
+
+from torch import nn
+
+from ..errors import InputError
+from .comparison import Broken, Comparison
+from .curve import Curve, draw_curve
+from .evaluation import check_model, judge_task
+from .report import Report
+from .settings import CompareOptions, JudgeSettings, Task, takes
+from .weights import count_weights
+
+__all__ = ["compare", "compare_task"]
+
+
+@takes(CompareOptions)
+def compare(
+    models: Mapping[str, nn.Module],
+    data: Iterable[Any],
+    *,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Unpack[CompareOptions],
+) -> Comparison:
+    """Judge models on the same images with the same attacks.
+
+    Args:
+        models: by name; the others are compared with the first, the dense one say.
+        data: see `evaluate`; read once.
+        state, progress: see `evaluate`.
+        options: how to judge; all are described below.
+
+    Raises:
+        ValueError: there is no model, or an argument cannot be used; see `evaluate`.
+    """
+    if not isinstance(models, Mapping):
+        raise InputError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
+    if not models:
+        raise InputError("models is empty; give at least one, as {'dense': model}")
+    for name in models:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"models: {name!r} names no model; give a non-empty string")
+    return compare_task(
+        models, JudgeSettings.of(options, protocol="standard").bind(data), state=state, progress=progress
+    )
+
+
+def compare_task(
+    models: Mapping[str, nn.Module],
+    task: Task,
+    *,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Comparison:
+    """Compare models by settings that are bound to their images; see `compare`."""
+    for name, model in models.items():  # all of them, before hours go into the first
+        with _named(name):
+            check_model(model, task)
+    reports: dict[str, Report] = {}
+    curves: dict[str, Curve] = {}
+    broken: list[Broken] = []
+    for name, model in models.items():
+        shown = name if progress else False
+        with _named(name):
+            reports[name] = judge_task(model, task, state=state, progress=shown)
+        if task.settings.curve:
+            curves[name] = draw_curve(model, task, state=state, progress=shown)
+        if len(reports) > 1:
+            broken += Broken.of(name, reports[name], next(iter(reports.values())), task.images.pixels)
+    dense = next(iter(models.values()))
+    weights = {name: count_weights(model, dense) for name, model in models.items()}
+    return Comparison(reports=reports, weights=weights, curves=curves, broken=tuple(broken))
+
+
+@contextmanager
+def _named(name: str) -> Iterator[None]:
+    """Put a model's name before an error about it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error

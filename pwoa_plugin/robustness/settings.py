@@ -1,0 +1,252 @@
+"""How to judge: one model of all settings, checked once, and bound to the images once."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
+
+import torch
+from pydantic import BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
+
+from .._pixels import positive_pixels, refuse_radius_of_other_pixels
+from .._random import check_seed, seeded
+from .._section import Section
+from ..errors import InputError
+from .attacks import Attack
+from .images import Images, collect
+from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
+
+__all__ = ["CompareOptions", "JudgeOptions", "JudgeSettings", "Task", "takes"]
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+class JudgeOptions(TypedDict, total=False):
+    """Keywords of `evaluate`, as users give them; see `JudgeSettings`. None stands for the default."""
+
+    protocol: str | os.PathLike[str] | Protocol | None
+    attacks: str | Attack | Iterable[str | Attack] | None
+    norm: str | None
+    eps: float | str | None
+    step_size: float | str | None
+    batch_size: int | None
+    seed: int | None
+    sample: int | None
+    device: str | torch.device | None
+    pixel_range: tuple[float, float] | None
+    mean: Sequence[float] | None
+    std: Sequence[float] | None
+    alarms: bool | None
+
+
+class CompareOptions(JudgeOptions, total=False):
+    """Keywords of `compare`: those of `evaluate`, and a security curve's."""
+
+    curve: Sequence[float | str] | None
+    curve_attack: str | Attack | None
+
+
+class JudgeSettings(Section):
+    """How to judge. A pixel unit is that of the images: 1 is white where they are in [0, 1].
+
+    Attributes:
+        protocol: ``quick``, ``paper``, ``standard``, or a YAML file of your own; see `load_protocol`. Default:
+            ``paper`` to evaluate one model, ``standard`` to compare several.
+        attacks: in place of a protocol: names of ``ATTACKS``, ``PGD-<steps>``, ``CW-<steps>``, or `Attack` objects.
+        norm: of the ball, ``Linf`` or ``L2``. Default: the protocol's, else Linf.
+        eps: radius of the ball in pixel units, such as 8/255 (also as text). Default: the protocol's, if it has one.
+        step_size: step of the PGD attacks, in pixel units. Default: 2.5 * eps / steps. FGSM steps by eps, and the
+            standard AutoAttack by its own rule.
+        batch_size: images per batch.
+        seed: of all random draws. The same seed gives the same verdicts.
+        sample: how many images to judge, drawn by class with ``seed``. Default: the protocol's number, or all if there
+            are fewer; without such a number all.
+        device: where the model runs. Default: where it is.
+        pixel_range: ``(low, high)`` of a valid image, in pixel units. Attacks stay inside.
+        mean, std: by channel, in pixel units, where the model wants ``(x - mean) / std`` and does not compute it.
+        alarms: whether to probe the model for what blinds attacks, and to report it in ``Report.alarms``.
+        curve: radii of a security curve in pixel units; `compare` draws it. Default: none.
+        curve_attack: its attack, by name or as an `Attack`.
+    """
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    protocol: Annotated[Protocol, BeforeValidator(load_protocol)]
+    norm: Norm
+    eps: Pixels
+    step_size: Pixels | None = None
+    batch_size: Count = 256
+    seed: Annotated[int, BeforeValidator(check_seed)] = 0
+    sample: Count | None = None
+    device: torch.device | None = None
+    pixel_range: tuple[float, float] = (0.0, 1.0)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    alarms: bool = True
+    curve: tuple[float, ...] = ()
+    curve_attack: Attack = as_attacks("PGD-20")[0]
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], *, protocol: str = "paper", **otherwise: Any) -> Self:
+        """The settings that a user's keywords stand for.
+
+        Args:
+            options: see `JudgeOptions`; None is the same as not given.
+            protocol: the default one.
+            otherwise: values of fields that neither ``options`` nor the protocol has.
+
+        Raises:
+            InputError: a field cannot be used, or ``eps`` is missing; one line names it.
+            MissingPackageError: an attack needs a package that is not installed.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if "attacks" in given:
+            if (named := given.get("protocol")) is not None:
+                name = named.name if isinstance(named, Protocol) else os.fspath(named)
+                raise InputError(f"protocol={name!r} and attacks are given; give one of them")
+            how = Protocol(name="custom", version=1, attacks=given.pop("attacks"))
+        else:
+            how = load_protocol(given.get("protocol", protocol))
+        of_protocol = {name: getattr(how, name) for name in ("norm", "eps") if getattr(how, name) is not None}
+        fields = {"norm": "Linf", **otherwise, **of_protocol, **given, "protocol": how}
+        if fields.get("eps") is None:
+            raise InputError("eps is missing; give the radius in pixel units, such as 8/255")
+        return cls(**{name: value for name, value in fields.items() if value is not None})
+
+    @property
+    def attacks(self) -> tuple[Attack, ...]:
+        """Those of the protocol, in the order of the report's columns."""
+        return self.protocol.attacks
+
+    def at(self, eps: float, attack: Attack) -> Self:
+        """The settings of one point of a security curve: one attack, one radius, no alarms."""
+        custom = Protocol(name="custom", version=1, attacks=(attack,))
+        return self.model_copy(update={"protocol": custom, "eps": eps, "alarms": False})
+
+    @field_validator("pixel_range", mode="before")
+    @classmethod
+    def _check_pixel_range(cls, value: Any) -> tuple[float, float]:
+        try:
+            low, high = map(float, value)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"pixel_range={value!r} is not a range; give (low, high) with low < high")
+        return low, high
+
+    @field_validator("mean", "std", mode="before")
+    @classmethod
+    def _check_channels(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
+        try:
+            numbers = tuple(map(float, value))
+        except (TypeError, ValueError):
+            numbers = ()
+        if not numbers or not all(map(math.isfinite, numbers)):
+            raise InputError(f"{info.field_name}={value!r} is not a list of numbers; give one for each channel")
+        return numbers
+
+    @field_validator("device", mode="before")
+    @classmethod
+    def _check_device(cls, value: Any) -> torch.device:
+        try:
+            torch.empty(0, device=value)  # shows what a name alone does not: an absent GPU, a wrong index
+            return torch.device(value)
+        except (RuntimeError, AssertionError, TypeError) as error:
+            reason = str(error).splitlines()[0].split(". ")[0]
+            raise InputError(f"device={str(value)!r} cannot be used ({reason}); give one torch sees") from error
+
+    @field_validator("curve", mode="before")
+    @classmethod
+    def _check_curve(cls, value: Any) -> tuple[float, ...]:
+        try:
+            return tuple(positive_pixels("eps", radius) for radius in value)
+        except InputError as error:
+            raise InputError(f"curve: {error}") from None
+
+    @field_validator("curve_attack", mode="before")
+    @classmethod
+    def _check_curve_attack(cls, value: Any) -> Attack:
+        try:
+            return as_attacks(value)[0]
+        except InputError as error:
+            raise InputError(f"curve_attack={value!r}: {error}") from None
+
+    @model_validator(mode="after")
+    def _check_whole(self) -> Self:
+        for attack in (*self.attacks, self.curve_attack):
+            attack.require()
+        if (self.mean is None) != (self.std is None):
+            raise InputError(f"{'mean' if self.mean is None else 'std'} is missing; mean and std go together")
+        if self.std is not None and min(self.std) <= 0:
+            raise InputError(f"std={self.std} is not positive; give the standard deviation of each channel")
+        self._check_radii(math.inf)  # what the size of the images does not change
+        return self
+
+    def bind(self, data: Iterable[Any]) -> Task:
+        """Collect the images, check the settings that depend on them, and draw the sample.
+
+        Args:
+            data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors: images
+                ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
+
+        Raises:
+            InputError: the images cannot be used, are fewer than ``sample``, have other channels than ``mean`` and
+                ``std``, or a radius reaches beyond all of them.
+        """
+        with seeded(self.seed):  # a loader that shuffles draws from the global state
+            images = collect(data, self.pixel_range)
+        there, shape = len(images.pixels), images.pixels.shape[1:]
+        if self.sample is not None and self.sample > there:
+            raise InputError(f"sample={self.sample}: there are {there} images; give 1 to {there}")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != shape[0]:
+                raise InputError(
+                    f"{name}={list(values)} does not fit images of {shape[0]} channels; give one number for each"
+                )
+        self._check_radii(shape.numel())
+        return Task(self, images.drawn(self.sample or min(self.protocol.sample or there, there), self.seed))
+
+    def _check_radii(self, n_values: float) -> None:
+        """Refuse a ball that holds all valid images of ``n_values`` values, and a radius in other units than theirs."""
+        low, high = self.pixel_range
+        widest = (high - low) * (math.sqrt(n_values) if self.norm == "L2" else 1)
+        for eps, where in ((self.eps, ""), *((radius, "curve: ") for radius in self.curve)):
+            if eps > widest:
+                meant = f"did you mean {eps:g}/255?" if self.pixel_range == (0.0, 1.0) and eps <= 255 else ""
+                cure = meant or "give eps in the units of the pixels"
+                raise InputError(f"{where}eps={eps:g} is wider than pixel_range={self.pixel_range}; {cure}")
+            refuse_radius_of_other_pixels(eps, self.pixel_range)
+
+
+class Task(NamedTuple):
+    """What to judge by.
+
+    Attributes:
+        settings: that fit the images.
+        images: all that are judged, the sample already drawn.
+    """
+
+    settings: JudgeSettings
+    images: Images
+
+
+def takes(options: type[JudgeOptions]) -> Callable[[_F], _F]:
+    """A decorator that shows a function's ``**options`` in its signature and explains them in its docstring."""
+
+    def decorated(function: _F) -> _F:
+        signature = inspect.signature(function)
+        parameters = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
+        for name, kind in options.__annotations__.items():
+            field = JudgeSettings.model_fields.get(name)
+            default = None if field is None or field.is_required() else field.default
+            kind = getattr(kind, "__forward_arg__", kind)  # TypedDict wraps the text of an annotation
+            parameters.append(inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind))
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        described = inspect.cleandoc(JudgeSettings.__doc__ or "").partition("Attributes:\n")[2]
+        function.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nOptions:\n{described}\n"
+        return function
+
+    return decorated

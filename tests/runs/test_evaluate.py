@@ -1,0 +1,41 @@
+"""Judging a run from Python; its command line is in test_compare.py and tests/cli."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from pwoa_plugin.data.config import DataConfig
+from pwoa_plugin.robustness import JudgeSettings, Report
+from pwoa_plugin.runs.evaluate import bind_test_images, judge, pruned_network
+from pwoa_plugin.runs.folder import RunFolder
+
+
+def test_a_run_is_judged_by_its_own_config(finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    reports = judge(run, attacks="PGD-3", sample=10, seed=2, dense=True, progress=False)
+    assert list(reports) == ["pruned", "dense"]
+    for name, report in reports.items():
+        assert (report.config.eps, report.config.n_images, report.config.seed) == (0.3, 10, 2)
+        (file,) = (run / "robustness").glob(f"{name}-*.json")
+        assert torch.equal(Report.from_json(file).worst_case.robust, report.worst_case.robust)
+    assert not (run / "robustness" / "state").exists()
+    assert "PGD-3" in RunFolder(run).report.read_text()
+
+
+def test_a_pruned_network_is_sparse(finished: Path) -> None:
+    weight = pruned_network(finished).get_submodule("fc1").get_parameter("weight")
+    assert 0.5 < float((weight == 0).double().mean()) < 1
+
+
+@pytest.mark.parametrize(
+    ("sample", "at_most", "expected"), [(0, 5, 30), (12, 5, 12), (None, 5, 5), (None, None, 30), (None, 99, 30)]
+)
+def test_test_images_are_bound(mnist_root: Path, sample: int | None, at_most: int | None, expected: int) -> None:
+    data = DataConfig(name="mnist", root=str(mnist_root), download=False)
+    settings = JudgeSettings.of({"attacks": "FGSM", "eps": 0.3})
+    assert len(bind_test_images(settings, data, sample, at_most).images.labels) == expected
