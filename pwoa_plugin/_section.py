@@ -12,8 +12,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 from ._text import did_you_mean, short
 from .errors import InputError
 
-__all__ = ["ConfigError", "Names", "Pixels", "Section", "as_section", "check_options", "fraction", "key_of", "names"]
-
 
 class ConfigError(InputError):
     """A config that cannot be run: one line that names the fields and the cure."""

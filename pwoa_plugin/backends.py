@@ -17,8 +17,6 @@ from .method.trainer import Trainer
 from .models import load_checkpoint
 from .runs.folder import RunFolder
 
-__all__ = ["BACKENDS", "Backend", "MaskBackend", "Saved", "backend_of"]
-
 
 @dataclass(frozen=True)
 class Saved:

@@ -10,8 +10,6 @@ from .._files import read_bytes
 from .._section import ConfigError
 from .._yaml import YAMLError, parse_yaml
 
-__all__ = ["read_fields"]
-
 _MOST_BYTES = 1_000_000  # ours have two thousand
 
 

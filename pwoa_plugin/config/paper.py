@@ -6,8 +6,6 @@ from typing import Any
 
 from .._section import ConfigError
 
-__all__ = ["PAPER_PRESETS", "published_fields"]
-
 PAPER_PRESETS = ("mnist", "cifar10", "cifar100")
 
 

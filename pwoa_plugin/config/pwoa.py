@@ -18,8 +18,6 @@ from ..models.config import ModelConfig
 from .files import read_fields
 from .paper import published_fields
 
-__all__ = ["PwoAConfig"]
-
 
 class PwoAConfig(TrainingConfig):
     __doc__ = f"""{TrainingConfig.__doc__}

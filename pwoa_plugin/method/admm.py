@@ -14,8 +14,6 @@ from torch import Tensor
 from ..errors import InputError
 from .snapshot import Snapshot, copy_into
 
-__all__ = ["ADMM", "Projections", "self_scaled_updates"]
-
 #: For each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or one function
 #: from all tensors by name to all masks, where weights are projected together.
 Projections = Mapping[str, Callable[[Tensor], Tensor]] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

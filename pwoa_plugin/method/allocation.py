@@ -17,20 +17,6 @@ from torch import Tensor
 from ..errors import InputError
 from .sparsity import SparsitySet
 
-__all__ = [
-    "ALLOCATIONS",
-    "ERK",
-    "LAMP",
-    "Allocation",
-    "Global",
-    "LayerAllocation",
-    "LayerGroups",
-    "Uniform",
-    "allocate",
-    "allocation_table",
-    "keep_counts",
-]
-
 
 @dataclass(frozen=True)
 class LayerGroups:

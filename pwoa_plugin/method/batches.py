@@ -14,8 +14,6 @@ from .._pixels import GREY_LEVEL
 from .._random import random_state, set_random_state
 from ..errors import InputError
 
-__all__ = ["Batches", "check_images", "check_labels"]
-
 
 def _is_pair(source: Any) -> bool:
     """Whether this is one pair of tensors, and not a list of batches of images."""

@@ -21,8 +21,6 @@ from .._modes import modes_kept
 from .._weights import is_weighted
 from ..errors import InputError
 
-__all__ = ["ConstantChannels", "dead_constants", "find_constant_channels", "links"]
-
 #: Samples that `find_constant_channels` wants in a batch, so that no activation hides all noise of a channel.
 SAMPLES = 8
 _ROUNDS = 2

@@ -14,8 +14,6 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 from .._section import Section
 from ..errors import InputError
 
-__all__ = ["DistillationConfig", "distillation_loss", "feature_loss", "frozen_copy", "gradient_loss"]
-
 
 class DistillationConfig(Section):
     """Self-distillation from the frozen robust network.

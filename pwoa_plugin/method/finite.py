@@ -8,8 +8,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from ..errors import TrainingError
 
-__all__ = ["FiniteLosses", "check_finite"]
-
 _CURE = "the model is as it was before; lower the learning rate"
 _CALLS_BETWEEN_CHECKS = 10
 

@@ -14,8 +14,6 @@ from torch import Tensor
 from .allocation import Allocation, LayerAllocation, allocate
 from .sparsity import SparsitySet
 
-__all__ = ["Budget", "interval_of_cuts", "sparsity_at"]
-
 _CUTS = 48
 
 

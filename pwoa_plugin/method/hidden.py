@@ -15,8 +15,6 @@ from .._modes import modes_kept
 from .._weights import is_weighted
 from ..errors import InputError
 
-__all__ = ["NetworkWrapper", "check_names", "check_readable", "find_hidden_layers", "read_hidden", "unwrapped"]
-
 _MOST = 8
 
 

@@ -30,17 +30,6 @@ from torch.nn import functional as F
 from .._section import Section, check_options, key_of, names
 from ..errors import InputError
 
-__all__ = [
-    "ESTIMATORS",
-    "HSIC",
-    "HSICConfig",
-    "HSICEstimator",
-    "NormalizedHSIC",
-    "gaussian_kernel",
-    "hsic",
-    "linear_kernel",
-]
-
 _RIDGE = 1e-5  # the authors' epsilon, multiplied by m
 
 

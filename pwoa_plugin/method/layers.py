@@ -15,8 +15,6 @@ from .._weights import is_weighted
 from ..errors import InputError
 from .sparsity import SparsitySet
 
-__all__ = ["prunable_layers", "refuse_transposed", "tell_of_uncounted"]
-
 _logger = logging.getLogger(__name__)
 
 _TOLD = 0.05  # share of the weights

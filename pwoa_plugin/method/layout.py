@@ -9,8 +9,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["channels_last_is_safe", "lay_out", "lay_out_both", "layout_kept"]
-
 # oneDNN's block of input channels: 8 with AVX2, 16 with AVX-512.
 _BLOCK = 16
 

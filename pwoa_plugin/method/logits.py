@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["logits_of"]
-
 
 def logits_of(output: Any) -> Any:
     """The ``logits`` of a model's output that has them, as Transformers' models return; any other output as it is."""

@@ -26,8 +26,6 @@ from .logits import logits_of
 from .perturbation import Perturbation, PerturbationConfig, make_perturbation
 from .probe import find_classes, find_radius, try_input_gradients
 
-__all__ = ["PwoALoss"]
-
 _logger = logging.getLogger(__name__)
 
 _CHECKED_CALLS = 100  # the first batches are checked; later ones of the same loader are like them

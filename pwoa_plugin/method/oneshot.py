@@ -9,8 +9,6 @@ from torch import Tensor, nn
 
 from .targets import mask_target
 
-__all__ = ["prune_once"]
-
 
 @torch.no_grad()
 def prune_once(

@@ -17,8 +17,6 @@ from .._section import Section, key_of
 from ..errors import InputError
 from .snapshot import Snapshot, StateError
 
-__all__ = ["OPTIMIZERS", "SCHEDULES", "OptimizerConfig", "ScheduleConfig", "ScheduledOptimizer", "lr_factor"]
-
 
 def _sgd(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
     return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -22,21 +22,6 @@ from .._section import Pixels, Section, check_options, key_of
 from ..errors import InputError
 from .logits import logits_of
 
-__all__ = [
-    "PERTURBATIONS",
-    "BlockSign",
-    "Gaussian",
-    "Identity",
-    "Patterns",
-    "Perturbation",
-    "PerturbationConfig",
-    "Sign",
-    "Uniform",
-    "largest_agreeing_radius",
-    "make_perturbation",
-    "radius_for",
-]
-
 _CHUNK = 128  # images in one forward
 _REFERENCE_SIDE = 28  # the side, in pixels, of the images for which `scales` are stated
 

@@ -21,16 +21,6 @@ from .optimizers import OptimizerConfig, ScheduleConfig
 from .snapshot import Snapshot, StateError
 from .targets import Target
 
-__all__ = [
-    "ADMMConfig",
-    "ADMMPhase",
-    "GradualConfig",
-    "GradualPhase",
-    "Phase",
-    "TuningPhase",
-    "phase_lengths",
-]
-
 _logger = logging.getLogger(__name__)
 
 

@@ -15,8 +15,6 @@ from .distillation import gradient_loss
 from .logits import logits_of
 from .perturbation import PerturbationConfig, largest_agreeing_radius, radius_for
 
-__all__ = ["RADIUS_IMAGES", "find_classes", "find_radius", "needs_search", "try_input_gradients"]
-
 _logger = logging.getLogger(__name__)
 
 RADIUS_IMAGES = 512  # to search a radius with

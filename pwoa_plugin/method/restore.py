@@ -11,8 +11,6 @@ from torch import nn
 from .._modes import modes_kept
 from .snapshot import tensors_of
 
-__all__ = ["restored_on_error"]
-
 
 @contextlib.contextmanager
 def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None) -> Iterator[None]:

@@ -9,8 +9,6 @@ from torch import Tensor
 from .batches import Batches
 from .snapshot import Snapshot
 
-__all__ = ["ResumableEpochs"]
-
 
 class ResumableEpochs:
     """Epochs of batches. A resumed one draws its order anew from the epoch's random state, and so draws the same order.

@@ -12,8 +12,6 @@ from .optimizers import ScheduledOptimizer
 from .resuming import ResumableEpochs
 from .schedule import Schedule
 
-__all__ = ["Run"]
-
 
 @dataclass
 class Run:

@@ -22,8 +22,6 @@ from .phases import ADMMPhase, GradualPhase, Phase, TuningPhase
 from .snapshot import Snapshot, StateError
 from .targets import Target
 
-__all__ = ["Schedule"]
-
 _logger = logging.getLogger(__name__)
 
 

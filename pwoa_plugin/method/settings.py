@@ -18,8 +18,6 @@ from .perturbation import PerturbationConfig
 from .phases import ADMMConfig, GradualConfig, phase_lengths
 from .sparsity import find_sparsity_set
 
-__all__ = ["TrainingConfig"]
-
 
 class TrainingConfig(Section):
     """What a `Trainer` needs. Keyword-only; unknown keys are refused.

@@ -11,8 +11,6 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-__all__ = ["Snapshot", "StateError", "copy_into", "tensors_of"]
-
 
 class StateError(InputError):
     """A saved state that does not fit the run that it is given to."""

@@ -19,20 +19,6 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 
-__all__ = [
-    "SPARSITY_SETS",
-    "Block",
-    "Channel",
-    "Column",
-    "Filter",
-    "NofM",
-    "RemovedChannels",
-    "SparsitySet",
-    "Unstructured",
-    "find_sparsity_set",
-    "make_sparsity_set",
-]
-
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """Boolean mask of exactly ``k`` largest scores; ties are broken, never counted double."""

@@ -19,8 +19,6 @@ from .layers import prunable_layers, refuse_transposed
 from .snapshot import Snapshot, copy_into
 from .sparsity import make_sparsity_set
 
-__all__ = ["MaskTarget", "Target", "mask_target"]
-
 
 class Target(ABC):
     """What is pruned, and how. Phases say when: they call `cut`; their `Schedule` calls `prune` and `hold`.

@@ -32,8 +32,6 @@ from .settings import TrainingConfig
 from .snapshot import Snapshot, StateError, copy_into, tensors_of
 from .targets import Target, mask_target
 
-__all__ = ["Trainer"]
-
 _logger = logging.getLogger(__name__)
 
 _STEPS_BETWEEN_REPORTS = 10
