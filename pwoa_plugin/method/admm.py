@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
-from ..errors import InputError
 from .snapshot import Snapshot, copy_into
 
 #: For each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or one function
@@ -23,17 +22,13 @@ class ADMM:
     """State of ADMM over named weights.
 
     Args:
-        weights: the tensors that are trained, by name; they are read and never replaced here.
+        weights: the tensors that are trained, by name; read, never replaced.
         masks: of their projections; see `Projections`.
-        rho: penalty weight to start with, positive.
+        rho: initial penalty weight, positive.
         growth: factor of rho at every dual update, 1 or more.
-        rho_max: the cap of rho.
-        rescale: keep the multiplier rho * U as it is when rho grows, which makes U smaller (Boyd et al., section
-            3.4.1). Without it, as published, the multiplier jumps with every growth of rho and the residual falls
-            more slowly.
-
-    Raises:
-        ValueError: a parameter is out of its range, or names differ.
+        rho_max: cap of rho.
+        rescale: keep the multiplier rho * U unchanged when rho grows, which shrinks U (Boyd et al., section 3.4.1).
+            Without it, as published, the multiplier jumps with rho, and the residual falls more slowly.
     """
 
     def __init__(
@@ -46,10 +41,6 @@ class ADMM:
         rho_max: float,
         rescale: bool = True,
     ) -> None:
-        if rho <= 0 or growth < 1 or rho_max < rho:
-            raise InputError(f"rho={rho}, growth={growth}, rho_max={rho_max}: need 0 < rho <= rho_max and growth >= 1")
-        if isinstance(masks, Mapping) and weights.keys() != masks.keys():
-            raise InputError(f"weights and masks name different layers: {sorted(weights.keys() ^ masks.keys())}")
         self.weights, self.masks = dict(weights), masks
         self.rho, self.growth, self.rho_max, self.rescale = rho, growth, rho_max, rescale
         self.updates = 0
@@ -58,7 +49,7 @@ class ADMM:
             self.u = {name: torch.zeros_like(weight) for name, weight in self.weights.items()}
 
     def _projections(self, values: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-        if isinstance(self.masks, Mapping):
+        if isinstance(self.masks, Mapping):  # one layer after another, to hold one mask at a time
             for name, mask_of in self.masks.items():
                 yield name, values[name] * mask_of(values[name])
         else:
@@ -80,7 +71,7 @@ class ADMM:
 
     @torch.no_grad()
     def dual_update(self) -> None:
-        """Z = projection of W + U, U += W - Z, then rho grows by its factor, up to its cap."""
+        """Z = projection of W + U, U += W - Z; then rho grows."""
         grown = min(self.rho * self.growth, self.rho_max)
         scale = self.rho / grown if self.rescale else 1.0
         shifted = {name: weight + self.u[name] for name, weight in self.weights.items()}
@@ -92,7 +83,7 @@ class ADMM:
 
     @torch.no_grad()
     def residual(self) -> float:
-        """Primal residual ``|W - Z| / |W|`` over all layers: 0 where the weights are in the set."""
+        """Primal residual ``|W - Z| / |W|`` over all layers; 0 if the weights are in the set."""
         gap = sum((weight - self.z[name]).double().square().sum() for name, weight in self.weights.items())
         norm = sum(weight.double().square().sum() for weight in self.weights.values())
         return float(torch.as_tensor(gap).sqrt() / torch.as_tensor(norm).sqrt().clamp_min(1e-30))
@@ -105,30 +96,17 @@ class ADMM:
         return saved
 
     def load_state(self, saved: Snapshot) -> None:
-        """Put back what `state` gave.
-
-        Raises:
-            StateError: the layers differ.
-        """
+        """Restore what `state` returned; StateError if the layers differ."""
         copy_into(self.state().tensors, saved.tensors, "ADMM tensors")
         self.rho, self.updates = float(saved.facts["rho"]), int(saved.facts["updates"])
 
 
 def self_scaled_updates(steps: int, *, rho: float, rho_max: float, interval: int | None = None) -> tuple[int, float]:
-    """Interval and growth with which rho goes from ``rho`` to ``rho_max`` within ``steps``.
+    """``(interval, growth)`` with which rho grows from ``rho`` to ``rho_max`` within ``steps``.
 
-    As published, rho needs 16 updates of 3 epochs to get from .01 to its cap of 1, and a short run ends
-    long before. Here the updates are spread over the steps there are: at most 8 of them (few and far apart
-    left a smaller residual than many), the last with time left to follow it.
-
-    Args:
-        steps: training steps of the ADMM phase.
-        rho: first penalty weight.
-        rho_max: last penalty weight.
-        interval: steps between updates, where that is given.
-
-    Returns:
-        ``(interval, growth)``.
+    As published, rho needs 16 updates, 3 epochs apart, to grow from .01 to its cap of 1: too many for a short run. Here
+    at most 8 updates are spread over the steps (few updates left a smaller residual than many), and steps remain after
+    the last one. If ``interval`` is given, only the growth adapts.
     """
     interval = interval or max(2, -(-steps // 9))
     updates = max(1, (steps - 1) // interval)

@@ -20,13 +20,21 @@ from .sparsity import SparsitySet
 
 @dataclass(frozen=True)
 class LayerGroups:
-    """One layer as an allocation sees it."""
+    """One layer as an allocation sees it.
+
+    Attributes:
+        shape: of the weight.
+        scores: ``(groups,)`` float64: squared norms.
+        sizes: ``(groups,)``: weights in each group; None if all have the same (blocks at an edge are smaller).
+        least: groups that are always kept.
+        counted: what the budget counts for this layer; None: its weights.
+    """
 
     shape: tuple[int, ...]
-    scores: Tensor  # (groups,): squared norms, float64
-    sizes: Tensor | None = None  # (groups,): weights in each, where they differ (blocks at an edge)
-    least: int = 1  # groups that are always kept
-    counted: int | None = None  # what the budget counts of this layer, where that is not its weights (channels)
+    scores: Tensor
+    sizes: Tensor | None = None
+    least: int = 1
+    counted: int | None = None
 
     def kept(self, k: int) -> float:
         """Weights kept with the k groups of largest norm."""
@@ -42,12 +50,12 @@ class LayerGroups:
 
     @property
     def weights(self) -> int:
-        """What the budget counts: weights, unless ``counted`` says something else."""
+        """What the budget counts."""
         return math.prod(self.shape) if self.counted is None else self.counted
 
     @property
     def size(self) -> float:
-        """Weights in a group, the mean."""
+        """Mean number of weights in a group."""
         return self.weights / self.groups
 
 
@@ -57,9 +65,9 @@ class LayerAllocation:
 
     Attributes:
         shape: of the weight.
-        groups: groups the sparsity set splits it into.
+        groups: how many the sparsity set splits it into.
         keep: groups to keep.
-        dense_because: why the layer is left dense, or None.
+        dense_because: why the layer stays dense, or None.
     """
 
     shape: tuple[int, ...]
@@ -76,7 +84,7 @@ class LayerAllocation:
         return self.keep / self.groups
 
     def mask(self, sparsity_set: SparsitySet, weight: Tensor) -> Tensor:
-        """Boolean mask of the projection of ``weight``; all True where the layer is left dense."""
+        """Boolean mask of the projection of ``weight``; all True if the layer stays dense."""
         if self.dense_because:
             return torch.ones_like(weight, dtype=torch.bool)
         return sparsity_set.mask(weight, self.keep)
@@ -87,15 +95,7 @@ class Allocation(ABC):
 
     @abstractmethod
     def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
-        """Groups to keep per layer, not rounded.
-
-        Args:
-            layers: the layers.
-            budget: weights to keep, of all layers together.
-
-        Returns:
-            One number a layer, between 0 and its groups; kept weights sum to about ``budget``.
-        """
+        """Groups to keep per layer, not rounded: from 0 to all; their weights sum to about ``budget``."""
 
 
 class Uniform(Allocation):
@@ -109,7 +109,7 @@ class Uniform(Allocation):
 class ERK(Allocation):
     """Erdos-Renyi-Kernel: density proportional to the sum of a weight's dimensions over their product.
 
-    Evci et al., "Rigging the Lottery", ICML 2020. Layers that would be denser than dense are dense.
+    Evci et al., "Rigging the Lottery", ICML 2020. The density is capped at 1.
     """
 
     def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
@@ -117,9 +117,10 @@ class ERK(Allocation):
         dense: set[int] = set()
         while True:
             left = budget - sum(layers[i].weights for i in dense)
-            weighted = sum(raw[i] * layers[i].weights for i in range(len(layers)) if i not in dense)
+            others = [i for i in range(len(layers)) if i not in dense]
+            weighted = sum(raw[i] * layers[i].weights for i in others)
             scale = left / weighted if weighted else 0.0
-            over = {i for i in range(len(layers)) if i not in dense and scale * raw[i] > 1}
+            over = {i for i in others if scale * raw[i] > 1}
             if not over:
                 break
             dense |= over
@@ -127,20 +128,20 @@ class ERK(Allocation):
 
 
 class _Ranked(Allocation):
-    """Keeps the groups that come first when all layers' groups are ranked together."""
+    """Ranks the groups of all layers together and keeps the first."""
 
     @abstractmethod
     def rank(self, layer: LayerGroups) -> Tensor:
-        """What groups are compared by across layers, ``(groups,)``."""
+        """What groups are ranked by across layers, ``(groups,)``."""
 
     def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
         ranks = [self.rank(layer) for layer in layers]
         for rank, layer in zip(ranks, layers, strict=True):
-            rank[rank.topk(layer.least).indices] = torch.inf  # the best of every layer are in, so none is emptied
+            rank[rank.topk(layer.least).indices] = torch.inf  # the best of every layer stay, so that none is emptied
         values = torch.cat(ranks)
         owner = torch.cat([torch.full((layer.groups,), i, device=values.device) for i, layer in enumerate(layers)])
         sizes = [layer.size for layer in layers]
-        if len({*sizes}) == 1:  # several times as fast as to sort them all
+        if len({*sizes}) == 1:  # several times as fast as sorting
             take = min(max(round(budget / sizes[0]), 1), len(values))
             chosen = values.topk(take, sorted=False).indices
         else:
@@ -152,13 +153,13 @@ class _Ranked(Allocation):
 
 
 class LAMP(_Ranked):
-    """Layer-adaptive magnitude: a squared weight over the sum of those not smaller in its layer.
+    """Layer-adaptive magnitude: a squared weight over the sum of those in its layer that are not smaller.
 
     Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021.
     """
 
     def rank(self, layer: LayerGroups) -> Tensor:
-        left = layer.scores.nonzero().squeeze(1)  # in gradual pruning, fewer at every cut
+        left = layer.scores.nonzero().squeeze(1)  # fewer at every cut of gradual pruning
         ordered, index = layer.scores[left].sort(descending=True, stable=True)
         return torch.zeros_like(layer.scores).scatter_(0, left[index], ordered / ordered.cumsum(0))
 
@@ -174,13 +175,7 @@ ALLOCATIONS: dict[str, Allocation] = {"uniform": Uniform(), "erk": ERK(), "lamp"
 
 
 def keep_counts(layers: Sequence[LayerGroups], budget: float, allocation: Allocation) -> list[int]:
-    """Groups to keep per layer: whole, no fewer than each layer's least, in all as near to the budget as groups allow.
-
-    Args:
-        layers: the layers.
-        budget: weights to keep, of all layers together.
-        allocation: how they are spread.
-    """
+    """Whole groups to keep per layer, at least each layer's ``least``; in all as near to the budget as groups allow."""
     ideal = allocation.ideal(layers, budget)
     keep = [min(max(int(value), layer.least), layer.groups) for value, layer in zip(ideal, layers, strict=True)]
     error = sum(layer.kept(k) for k, layer in zip(keep, layers, strict=True)) - budget
@@ -194,7 +189,7 @@ def keep_counts(layers: Sequence[LayerGroups], budget: float, allocation: Alloca
         moves = [i for i, change in changes.items() if abs(error + change) < abs(error) - 1e-9]
         if not moves:
             return keep
-        # Largest remainder: the layer that is furthest from what it should have, in groups.
+        # Largest remainder: the layer that is furthest from its ideal, in groups.
         best = max(moves, key=lambda i: step * (ideal[i] - keep[i]))
         keep[best] += step
         error += changes[best]
@@ -209,17 +204,15 @@ def allocate(
         weights: ``(out, in, ...)`` by layer name.
         sparsity: share of these weights to prune, in (0, 1).
         sparsity_set: how weights are grouped.
-        allocation: how the total is spread; not asked where the set fixes each layer's density (n:m).
+        allocation: how the total is spread; unused if the set fixes each layer's density (n:m).
 
     Returns:
-        ``{layer: LayerAllocation}``. The total is exact to one weight, within one group for structured sets.
-        No layer is emptied; layers the set does not support are dense and say why.
+        ``{layer: LayerAllocation}``. The total is exact to one weight, or to one group in structured sets. No layer is
+        emptied; layers that the set does not support stay dense and say why.
 
     Raises:
-        ValueError: the total would leave less than a group a layer, or no layer supports the set.
+        InputError: a weight is not finite, a layer would be left without a group, or no layer supports the set.
     """
-    if not 0 < sparsity < 1:
-        raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9 prunes nine weights in ten")
     result: dict[str, LayerAllocation] = {}
     layers: dict[str, LayerGroups] = {}
     for name, weight in weights.items():
@@ -258,20 +251,13 @@ def allocate(
 
 
 def allocation_table(allocated: Mapping[str, LayerAllocation]) -> str:
-    """The allocation as an aligned text table: layer, shape, weights, kept, density."""
-    rows = [("layer", "shape", "weights", "kept", "density", "")]
-    kept_total = 0
+    """The allocation as an aligned text table: layer, shape, weights, kept (about, for blocks at an edge), density."""
+    width = max(map(len, (*allocated, "layer")))
+    lines = [f"{'layer':{width}}  {'shape':16}{'weights':>12}{'kept':>12}{'density':>10}"]
+    kept = {name: round(layer.weights * layer.density) for name, layer in allocated.items()}
     for name, layer in allocated.items():
-        kept = round(layer.weights * layer.density)  # for blocks at an edge, about
-        kept_total += kept
         shape = "x".join(map(str, layer.shape))
-        note = f"dense: {layer.dense_because}" if layer.dense_because else ""
-        rows.append((name, shape, f"{layer.weights:,}", f"{kept:,}", f"{layer.density:.2%}", note))
-    total = sum(layer.weights for layer in allocated.values())
-    rows.append(("total", "", f"{total:,}", f"{kept_total:,}", f"{kept_total / total:.2%}", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]:>{widths[2]}}  {row[3]:>{widths[3]}}  "
-        f"{row[4]:>{widths[4]}}  {row[5]}".rstrip()
-        for row in rows
-    )
+        note = f"  dense: {layer.dense_because}" if layer.dense_because else ""
+        lines.append(f"{name:{width}}  {shape:16}{layer.weights:12,}{kept[name]:12,}{layer.density:10.2%}{note}")
+    total, left = sum(layer.weights for layer in allocated.values()), sum(kept.values())
+    return "\n".join([*lines, f"{'total':{width}}  {'':16}{total:12,}{left:12,}{left / total:10.2%}"])

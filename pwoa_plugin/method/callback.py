@@ -1,4 +1,4 @@
-"""What a run tells while it goes on."""
+"""What a run reports while it trains."""
 
 from __future__ import annotations
 
@@ -12,18 +12,17 @@ class Status:
 
     Attributes:
         phase: ``admm``, ``gradual`` or ``fine-tune``.
-        epoch: current epoch of the whole run, from 0.
-        epochs: of the whole run.
-        step: steps done in the whole run.
-        steps: of the whole run.
+        epochs, steps: of the whole run.
+        epoch: current epoch, from 0.
+        step: steps done.
         lr: learning rate.
-        seconds: of the run so far, also before it was resumed.
-        terms: the loss's summands, means of the epoch up to the last report.
+        seconds: since the run began, including the time before it was resumed.
+        terms: the loss's summands, means over the epoch up to the last report.
         loss: their sum.
         rho: ADMM's penalty weight; None outside ADMM.
-        residual: ADMM's primal residual ``|W - Z| / |W|``, as of the last dual update; None outside ADMM.
+        residual: ADMM's primal residual ``|W - Z| / |W|`` at the last dual update; None outside ADMM.
         images_per_second: since the epoch began.
-        validation: what was found of the last epoch, as ``clean`` and ``agreement``, where a callback validates.
+        validation: ``clean`` and ``agreement`` of the last epoch, if a callback validates.
     """
 
     phase: str
@@ -42,19 +41,19 @@ class Status:
 
 
 class Callback:
-    """Override what is of interest. Callbacks see a run; they do not change it."""
+    """Override what you need. Callbacks watch a run; they do not change it."""
 
     def on_start(self, status: Status) -> None:
-        """Before the first step, of a resumed run too."""
+        """Before the first step, also of a resumed run."""
 
     def on_step(self, status: Status) -> None:
-        """After every step; terms are as old as the last report. `Trainer.state` may be asked here."""
+        """After every step; terms are those of the last report. `Trainer.state` may be called here."""
 
     def on_report(self, status: Status) -> None:
-        """Now and then after a step, once the terms are known."""
+        """With new terms: after every tenth step, and at the end of an epoch."""
 
     def on_epoch_end(self, status: Status) -> None:
-        """After every epoch. `Trainer.state` may be asked here."""
+        """After every epoch. `Trainer.state` may be called here."""
 
     def on_end(self, status: Status | None) -> None:
-        """At the end, also when the run raised."""
+        """At the end, also after an error; None if the run never began."""

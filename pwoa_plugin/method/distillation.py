@@ -1,4 +1,4 @@
-"""Self-distillation from the frozen robust network."""
+"""Distillation from the frozen robust network: of logits, hidden features and input gradients."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._section import Section
-from ..errors import InputError
 
 
 class DistillationConfig(Section):
@@ -26,9 +25,9 @@ class DistillationConfig(Section):
             paper).
         gradient_weight: weight of the input gradients' squared difference, relative to the teacher's (see
             `gradient_loss`); 0 is off (the paper). 1 kept more of the study's CIFAR-10 network at 16x, in 2 to 3 times
-            the time, and less of its MNIST network (docs/results.md). It needs a network that can be differentiated
-            twice and, with BatchNorm, batches of some tens of images.
-        gradient_share: share of the steps that have this term, drawn at random; they run without autocast.
+            the time, and less of its MNIST network (docs/results.md). The network must be twice differentiable; with
+            BatchNorm, batches need some tens of images.
+        gradient_share: share of the steps with this term, drawn at random; they run without autocast.
     """
 
     alpha: float = Field(default=10.0, ge=0)
@@ -39,10 +38,7 @@ class DistillationConfig(Section):
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """The teacher: a deep copy of ``model`` in eval mode whose parameters ask for no gradient.
-
-    Of ``DistributedDataParallel`` and ``DataParallel``, the network inside.
-    """
+    """The teacher: a deep copy in eval mode, without gradients, of the network inside any (Distributed)DataParallel."""
     while isinstance(model, (DataParallel, DistributedDataParallel)):
         model = model.module
     teacher = copy.deepcopy(model).eval().requires_grad_(False)
@@ -54,13 +50,11 @@ def frozen_copy(model: nn.Module) -> nn.Module:
 def distillation_loss(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, temperature: float = 30.0) -> Tensor:
     """``alpha * tau^2 * KL(teacher || student)`` on softened logits (PwoA, eq. 6; Hinton et al. 2015).
 
-    The KL divergence is averaged over the batch *and the classes*, as the authors' ``nn.KLDivLoss()``
-    does, so that their alpha can be used as it stands: alpha = 10 here is alpha = 1 on the
-    ``reduction="batchmean"`` scale for 10 classes.
+    The KL divergence is averaged over the batch *and the classes*, as in the authors' ``nn.KLDivLoss()``, so that their
+    alpha applies unchanged: for 10 classes, alpha = 10 here is alpha = 1 with ``reduction="batchmean"``.
 
     Args:
-        student: logits ``(N, classes)``.
-        teacher: logits ``(N, classes)``, without gradient.
+        student, teacher: logits ``(N, classes)``; the teacher's without gradient.
         alpha: weight.
         temperature: tau; both logits are divided by it.
 
@@ -69,7 +63,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, 
     """
     log_student = F.log_softmax(student.float() / temperature, dim=1)
     log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
-    # Averaged by hand: torch announces that reduction="mean" will change its meaning.
+    # torch warns that reduction="mean" will change its meaning.
     divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean()
     return alpha * temperature**2 * divergence
 
@@ -79,10 +73,10 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
 
     Args:
         student: ``{layer: activations}``.
-        teacher: the same layers and shapes, without gradient.
+        teacher: the layers to compare, of the same shapes, without gradient.
 
     Returns:
-        A scalar; 1 is what a student with all activations 0 gets.
+        A scalar; 1 if all the student's activations are 0.
     """
     terms = []
     for name, target in teacher.items():
@@ -95,27 +89,25 @@ def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -
 def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
     """Squared difference of the networks' input gradients, relative to the teacher's: |s - t|^2 / |t|^2 over the batch.
 
-    Of each image the gradient of one margin is compared: the logit of the teacher's first class less that of its
-    second, or, for half of the images, of another class at random. Attacks follow these gradients; none is made here.
+    Of each image the gradient of one margin is compared: the logit of the teacher's first class minus that of its
+    second, or, for half of the images, of a random other class. Attacks follow these gradients; none is run here.
     Zagoruyko and Komodakis (ICLR 2017, arXiv 1612.03928, sec. 3.2) match the loss's gradient; Shao et al. (arXiv
-    2110.12072) do so to carry robustness over. A student whose BatchNorm uses batch statistics gets more than 0 even
-    with the teacher's weights; the smaller the batch, the more.
+    2110.12072) do so to transfer robustness. With batch statistics in BatchNorm the loss is above 0 even for the
+    teacher's own weights; the smaller the batch, the more.
 
     Args:
-        student: logits ``(N, classes)`` of ``x``, with a graph that can be differentiated twice.
-        teacher: logits ``(N, classes)`` of ``x``, with a graph to ``x``.
+        student: logits ``(N, classes)`` of ``x``, with a graph that is twice differentiable.
+        teacher: logits ``(N, classes)`` of ``x``, with a graph to ``x``; two classes or more.
         x: images ``(N, C, H, W)`` that require a gradient.
         generator: source of randomness, on the images' device.
 
     Returns:
-        A scalar, float32 also under autocast, that reaches the student's parameters; 1 is what a student gets whose
-        answer does not depend on ``x``.
+        A scalar, float32 also under autocast, with a gradient for the student's parameters; 1 if the student's logits
+        do not change with ``x``.
 
     Raises:
-        ValueError: there is but one class, or logits do not depend on ``x``.
+        RuntimeError: logits have no graph to ``x``.
     """
-    if teacher.shape[1] < 2:
-        raise InputError("input gradients are of the difference of two logits, and there is one class")
     first, second = teacher.detach().topk(2, dim=1).indices.split(1, dim=1)
     other = torch.randint(teacher.shape[1] - 1, second.shape, generator=generator, device=x.device)
     other = other + (other >= first)  # any class but the first, whose margin to itself has no gradient
@@ -125,12 +117,7 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
     def gradient(logits: Tensor, *, again: bool) -> Tensor:
         logits = logits.float()
         margin = (logits.gather(1, first) - logits.gather(1, second)).sum()
-        result: Tensor | None = None
-        if margin.requires_grad:
-            (result,) = torch.autograd.grad(margin, x, create_graph=again, retain_graph=again, allow_unused=True)
-        if result is None:
-            raise InputError("logits have no gradient by the images")
-        return result.float()
+        return torch.autograd.grad(margin, x, create_graph=again)[0].float()
 
     with torch.autocast(x.device.type, enabled=False):
         wanted, got = gradient(teacher, again=False), gradient(student, again=True)

@@ -13,11 +13,7 @@ _CALLS_BETWEEN_CHECKS = 10
 
 
 def check_finite(model: nn.Module, step: int) -> None:
-    """Check trained parameters and BatchNorm's running statistics, which a finite loss says nothing of.
-
-    Raises:
-        TrainingError: a value is not finite after ``step`` steps.
-    """
+    """TrainingError if a trained parameter or a running statistic, which a finite loss does not show, is not finite."""
     tensors = {name: value for name, value in model.named_parameters() if value.requires_grad}
     tensors |= {
         f"{name}.{target}": value
@@ -27,28 +23,21 @@ def check_finite(model: nn.Module, step: int) -> None:
         if (value := getattr(module, target)) is not None
     }
     finite = {name: value.detach().isfinite().all() for name, value in tensors.items()}
-    # One flag for all waits for an accelerator once.
+    # One flag for all, to wait for an accelerator only once.
     if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
         name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
         raise TrainingError(f"{name} is not finite after step {step}; {_CURE}")
 
 
 class FiniteLosses:
-    """Whether the losses of a training are finite.
-
-    The flag stays on the losses' device and is read at every tenth call: reading it waits for an accelerator.
-    """
+    """Watches losses. The flag stays on their device and is read every tenth call: reading waits for an accelerator."""
 
     def __init__(self) -> None:
         self._finite: Tensor | None = None
         self._calls = 0
 
     def add(self, loss: Tensor) -> None:
-        """Note a loss.
-
-        Raises:
-            TrainingError: at every tenth call, if a loss up to it is not finite.
-        """
+        """Note a loss; every tenth call is a `check`."""
         finite = loss.detach().isfinite()
         self._finite = finite if self._finite is None else self._finite.to(finite.device) & finite
         self._calls += 1
@@ -56,10 +45,6 @@ class FiniteLosses:
             self.check()
 
     def check(self) -> None:
-        """Read the flag.
-
-        Raises:
-            TrainingError: a loss is not finite.
-        """
+        """TrainingError if a loss was not finite."""
         if self._finite is not None and not self._finite:
             raise TrainingError(f"the loss is not finite at step {self._calls}, or shortly before; {_CURE}")

@@ -1,7 +1,7 @@
-"""Gradual pruning: while the network trains, the smallest groups are set to 0 again and again, more of them each time.
+"""Gradual pruning: while the network trains, repeated cuts set more and more of the smallest groups to 0.
 
-The cubic schedule of Zhu and Gupta, "To prune, or not to prune", 2017 (eq. 1). Which groups go, and how many of each
-layer, is decided anew at each cut, by the weights as training has made them.
+The cubic schedule is that of Zhu and Gupta, "To prune, or not to prune", 2017 (eq. 1). Each cut allocates and chooses
+groups anew, by the weights at that step.
 """
 
 from __future__ import annotations
@@ -14,32 +14,25 @@ from torch import Tensor
 from .allocation import Allocation, LayerAllocation, allocate
 from .sparsity import SparsitySet
 
-_CUTS = 48
-
 
 def sparsity_at(progress: float, final: float) -> float:
-    """Sparsity on the way from dense to ``final``: fast first, while much can go, and slower towards the end.
-
-    Args:
-        progress: share of the way, 0 to 1.
-        final: sparsity at its end.
-    """
+    """Sparsity at ``progress`` (0 to 1) on the way from dense to ``final``: grows fast at first, then slowly."""
     return final * (1 - (1 - progress) ** 3)
 
 
 def interval_of_cuts(asked_for: int | None, steps: int) -> int:
-    """Steps between two cuts in a phase of ``steps``: as asked for, or such that there are some 48 of them."""
-    return max(1, steps // _CUTS) if asked_for is None else asked_for
+    """Steps between two cuts in a phase of ``steps``: as asked for, or such that there are about 48 cuts."""
+    return max(1, steps // 48) if asked_for is None else asked_for
 
 
 @dataclass(frozen=True, eq=False)
 class Budget:
-    """One total sparsity, and how it is spread over the weights that share it.
+    """One total sparsity and how it is spread over weights.
 
     Attributes:
         sparsity: share of these weights to prune, in (0, 1).
         sparsity_set: how weights are grouped.
-        rule: how the total is spread over layers.
+        rule: how the total is spread over the layers.
     """
 
     sparsity: float
@@ -47,18 +40,15 @@ class Budget:
     rule: Allocation
 
     def allocate(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, LayerAllocation]:
-        """What each layer keeps, by its weights as they are now.
+        """What each layer keeps, by its current weights (see `allocate`).
 
         Args:
             weights: ``(out, in, ...)`` by layer name.
-            progress: share of the way from dense; a set of fixed density (n:m) is whole from the first step on.
-
-        Raises:
-            ValueError: see `allocate`.
+            progress: share of the way from dense; a set of fixed density (n:m) is reached at once.
         """
         return allocate(weights, sparsity_at(progress, self.sparsity), self.sparsity_set, self.rule)
 
     def masks(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
-        """Boolean masks of the projection of the weights, by layer; arguments are those of `allocate`."""
+        """Boolean masks of the projection of the weights, by layer."""
         allocated = self.allocate(weights, progress)
         return {name: layer.mask(self.sparsity_set, weights[name]) for name, layer in allocated.items()}

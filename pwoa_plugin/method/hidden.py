@@ -1,17 +1,17 @@
-"""Hidden layers: which ones HSIC looks at, and how their activations are read."""
+"""Hidden layers: which ones HSIC compares, and how to read their activations."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torch.utils.hooks import RemovableHandle
 
 from .._modes import modes_kept
+from .._text import did_you_mean
 from .._weights import is_weighted
 from ..errors import InputError
 
@@ -19,7 +19,7 @@ _MOST = 8
 
 
 class NetworkWrapper(nn.Module):
-    """A wrapper around a network, its ``module``, as ``DistributedDataParallel`` is; layers have the names inside."""
+    """A wrapper around a network, its ``module``, as in ``DistributedDataParallel``; layer names are those inside."""
 
     module: nn.Module
 
@@ -32,12 +32,8 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def check_readable(model: nn.Module) -> None:
-    """Whether hooks see what runs inside a network.
-
-    Raises:
-        ValueError: it is compiled, or spread over several devices.
-    """
-    # torch.compile does not look at hooks that come later, and DataParallel's copies share theirs.
+    """InputError if hooks cannot read hidden layers: the model is compiled, or spread over several devices."""
+    # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(
             "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
@@ -50,104 +46,82 @@ def check_readable(model: nn.Module) -> None:
         )
 
 
+def _note_input(note: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[object, ...]) -> None:
+    if args and isinstance(args[0], Tensor):
+        note(name, args[0])
+
+
+@contextmanager
+def _noting_inputs(model: nn.Module, layers: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """While the context lasts, ``note(name, input)`` at every forward of a layer."""
+    with ExitStack() as hooks:
+        for name in layers:
+            hook = partial(_note_input, note, name)
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(hook))
+        yield
+
+
 @contextmanager
 def read_hidden(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, Tensor]]:
     """Read the *inputs* of ``layers`` at every forward of ``model``, while the context lasts.
 
     Args:
         model: any module (see `unwrapped`).
-        layers: names of its submodules. The input of a layer is what the layer before made of it
-            *after* its activation, also where that is a function and no module.
+        layers: names of its submodules. A layer's input is the previous layer's output *after* the activation, even if
+            that is a function and not a module.
 
     Yields:
-        ``{name: input}``, filled anew by each forward. A module that runs more than once in a forward
-        leaves the last of its inputs. The hooks come off also when the body raises.
+        ``{name: input}``, filled anew by each forward. Of a module that runs more than once, the last input stays.
     """
     seen: dict[str, Tensor] = {}
-    handles: list[RemovableHandle] = []
-
-    def reader(name: str) -> object:
-        def read(module: nn.Module, args: tuple[object, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                seen[name] = args[0]
-
-        return read
-
-    model = unwrapped(model)
-    try:
-        for name in layers:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(reader(name)))  # type: ignore[arg-type]
+    with _noting_inputs(unwrapped(model), layers, seen.__setitem__):
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:
-    """Whether these are names of the model's modules.
-
-    Raises:
-        ValueError: one is not.
-    """
+    """InputError unless these are names of the model's modules."""
     modules = dict(unwrapped(model).named_modules())
     for name in names:
         if name not in modules or not name:
-            close = difflib.get_close_matches(name, modules, n=3)
-            hint = f"; did you mean {', '.join(close)}?" if close else ""
-            raise InputError(f"hsic.layers: the model has no module {name!r}{hint}")
+            raise InputError(f"hsic.layers: the model has no module {name!r}{did_you_mean(name, modules, most=3)}")
 
 
-def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] | str = "auto") -> list[str]:
-    """Names of the modules whose inputs are the hidden layers T_j.
+def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] = "auto") -> list[str]:
+    """Names of the modules whose inputs are the hidden layers T_j, in the order in which they run.
 
     ``auto`` takes the inputs of convolutions and linear layers after the first one to run, each tensor once
     (a ResNet's shortcut shares its input with the block), at most 8, spread evenly over the depth.
 
     Args:
-        model: the network; it is run once on ``images``, in eval mode, and comes back in the mode it had.
-        images: ``(N, C, H, W)``, two or more are not needed.
-        layers: ``"auto"`` or names of modules that have a tensor as their first input.
-
-    Returns:
-        Names in the order in which the modules run.
+        model: the network; it is run once, in eval mode.
+        images: ``(N, C, H, W)``; two are enough.
+        layers: ``"auto"``, or names of modules that have a tensor as their first input.
 
     Raises:
-        ValueError: a name is not in the model, or its module takes no tensor in a forward; ``auto`` finds none.
+        InputError: a name is not in the model, or its module does not receive a tensor; ``auto`` finds nothing.
     """
-    modules = dict(unwrapped(model).named_modules())
-    if layers == "auto":
-        wanted = [name for name, module in modules.items() if is_weighted(module)]
+    network, auto = unwrapped(model), layers == "auto"
+    if auto:
+        layers = [name for name, module in network.named_modules() if is_weighted(module)]
     else:
-        wanted = [layers] if isinstance(layers, str) else list(layers)
-        check_names(model, wanted)
-
+        check_names(model, layers)
     order: list[tuple[str, Tensor]] = []
-    handles = []
-    for name in wanted:
-
-        def read(module: nn.Module, args: tuple[object, ...], name: str = name) -> None:
-            if args and isinstance(args[0], Tensor):
-                order.append((name, args[0]))
-
-        handles.append(modules[name].register_forward_pre_hook(read))
-    try:
-        with modes_kept(model), torch.no_grad():
-            model.eval()
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-    if layers != "auto":
-        silent = sorted(set(wanted) - {name for name, _ in order})
-        if silent:
+    with (
+        _noting_inputs(network, layers, lambda name, x: order.append((name, x))),
+        modes_kept(model),
+        torch.no_grad(),
+    ):
+        model.eval()
+        model(images)
+    if not auto:
+        if silent := sorted(set(layers) - {name for name, _ in order}):
             raise InputError(
                 f"hsic.layers: {', '.join(silent)} took no tensor in a forward of the model; name modules that "
                 "the forward calls with a tensor"
             )
         return list(dict.fromkeys(name for name, _ in order))
     found: list[str] = []
-    held: list[Tensor] = [order[0][1]] if order else []  # `order` keeps the tensors alive, so identity is sound
+    held = [x for _, x in order[:1]]  # `order` keeps the tensors alive, so identity is sound
     for name, tensor in order[1:]:
         if name not in found and not any(tensor is other for other in held):
             found.append(name)

@@ -7,12 +7,11 @@ For a batch of m samples, ``K`` is the m x m kernel matrix of one side, ``H = I 
   2020, eq. 4; used by PwoA, arXiv 2210.04311, eq. 5).
 * `HSIC`: ``Tr(K_A H K_B H) / (m - 1)^2`` (Gretton et al. 2005, the biased estimator).
 
-Two facts make nHSIC cheap here. With symmetric centring, ``S = HKH (HKH + e I)^-1`` (``e = 1e-5 m``) gives
-the same number, ``Tr(S_A S_B)``, so that a Cholesky factor serves where the literal formula inverts a matrix
-that is not symmetric. And inputs and labels need no gradient: with ``M = H K_j H + e I``,
-``Tr(S_A S_j) = Tr(S_A) - e Tr(M^-1 S_A)``, whose gradient by ``H K_j H`` is ``e M^-1 S_A M^-1``. The gradient of a
-Gaussian kernel by the activations is one more product with them. So forward and backward are by
-hand, and an m x m inverse per layer is all they share.
+Two facts make nHSIC cheap. With symmetric centring, ``S = HKH (HKH + e I)^-1`` (``e = 1e-5 m``) gives the same value,
+``Tr(S_A S_B)``, by a Cholesky factor; the literal formula inverts a matrix that is not symmetric. And inputs and labels
+need no gradient: with ``M = H K_j H + e I``, ``Tr(S_A S_j) = Tr(S_A) - e Tr(M^-1 S_A)``, whose gradient by ``H K_j H``
+is ``e M^-1 S_A M^-1``. The gradient of a Gaussian kernel by the activations is one more product with them. So forward
+and backward are written by hand and share only an m x m inverse per layer.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ def _channels_last(x: Tensor) -> bool:
 
 
 def _matrix(x: Tensor) -> Tensor:
-    """``(m, ...)`` as ``(m, d)``, in float32 unless it is float64: kernels do not survive half precision.
+    """``(m, ...)`` as ``(m, d)``, float32 unless it is float64: half precision is too coarse for kernels.
 
-    Features come in the order in which they lie in memory, which spares a copy; kernels do not depend on it.
+    Features are in their order in memory, which saves a copy; kernels do not depend on it.
     """
     x = (x.permute(0, 2, 3, 1) if _channels_last(x) else x).flatten(1)
     return x if x.dtype == torch.float64 else x.float()
@@ -62,9 +61,9 @@ def _centred(kernel: Tensor) -> Tensor:
 
 
 def _gaussian_minus_one(x: Tensor, sigma: float) -> Tensor:
-    """``exp(-|x_a - x_b|^2 / (2 sigma^2 d)) - 1``, the one taken off because centring does so anyhow.
+    """``exp(-|x_a - x_b|^2 / (2 sigma^2 d)) - 1``; centring removes constants anyway.
 
-    With sigma 5 the kernel is close to 1 everywhere: `expm1` keeps the digits that float32 would lose.
+    With sigma 5 the kernel is close to 1 everywhere: `expm1` keeps digits that float32 would lose.
     """
     products = x @ x.t()
     squares = products.diagonal()
@@ -87,33 +86,25 @@ def gaussian_kernel(x: Tensor, sigma: float = 5.0) -> Tensor:
 
 
 def linear_kernel(x: Tensor) -> Tensor:
-    """Linear kernel ``x x'`` of ``(m, ...)`` rows, as PwoA takes it for one-hot labels; ``(m, m)``."""
+    """Linear kernel ``x x'`` of ``(m, ...)`` rows, PwoA's for one-hot labels; ``(m, m)``."""
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         x = _matrix(x)
         return x @ x.t()
 
 
 class HSICEstimator(ABC):
-    """How the dependence of centred kernel matrices is measured.
+    """How to measure the dependence of centred kernel matrices.
 
     A new estimator is one subclass and one line in ``ESTIMATORS``.
     """
 
     @abstractmethod
     def represent(self, centred: Tensor) -> Tensor:
-        """What dependence is measured between, from every ``HKH``: ``(n, m, m)`` to ``(n, m, m)``, symmetric."""
+        """What `measure` compares, from every ``HKH``: ``(n, m, m)`` to ``(n, m, m)``, symmetric."""
 
     @abstractmethod
     def measure(self, references: Tensor, hidden: Tensor) -> Tensor:
-        """Dependence of each of J layers on each of R references.
-
-        Args:
-            references: ``(R, m, m)``, from `represent`.
-            hidden: ``(J, m, m)``, from `represent`.
-
-        Returns:
-            ``(R, J)``.
-        """
+        """Dependence ``(R, J)`` of J layers on R references, ``(J, m, m)`` and ``(R, m, m)`` from `represent`."""
 
     @abstractmethod
     def gradient(self, weights: Tensor, references: Tensor, hidden: Tensor) -> Tensor:
@@ -121,15 +112,15 @@ class HSICEstimator(ABC):
 
 
 class NormalizedHSIC(HSICEstimator):
-    """nHSIC, between 0 (independent) and about m (see the module's text for formula and source).
+    """nHSIC, between 0 (independent) and about m; formula and source are at the top of the module.
 
-    With ``P = (HKH + e I)^-1``, ``S = I - e P``: an inverse per kernel is all that is kept.
+    Only ``P = (HKH + e I)^-1`` is kept of each kernel: ``S = I - e P``.
     """
 
     def represent(self, centred: Tensor) -> Tensor:
         m = centred.shape[-1]
         shifted = centred + _RIDGE * m * torch.eye(m, dtype=centred.dtype, device=centred.device)
-        # `_ex` does not raise (and does not wait for a GPU): a NaN comes out as a NaN and is caught above.
+        # `_ex` does not raise (nor wait for a GPU): NaN stays NaN, and the trainer notices it.
         factor, info = torch.linalg.cholesky_ex(shifted)
         return torch.cholesky_inverse(factor).where((info == 0)[:, None, None], torch.nan)
 
@@ -150,7 +141,7 @@ class NormalizedHSIC(HSICEstimator):
 
 
 class HSIC(HSICEstimator):
-    """Plain HSIC, the biased estimator of Gretton et al. 2005; not negative."""
+    """Plain HSIC, the biased estimator of Gretton et al. 2005; never negative."""
 
     def represent(self, centred: Tensor) -> Tensor:
         return centred / (centred.shape[-1] - 1)
@@ -190,7 +181,6 @@ class HSICConfig(Section):
         return self
 
     def make_estimator(self) -> HSICEstimator:
-        """The estimator with its options."""
         return ESTIMATORS[self.estimator](**self.options)
 
 
@@ -220,7 +210,7 @@ class _Dependence(torch.autograd.Function):
         with torch.autocast(represented.device.type, enabled=False):
             by_centred = ctx.estimator.gradient(gradient, represented[:first], represented[first:])
             by_kernel = _centred(by_centred).mul_(kernels[first:] + 1)
-            # The Laplacian of the pairs' weights: one product with the activations gives their gradient.
+            # Laplacian of the pairs' weights: its product with the activations is their gradient.
             laplacian = by_kernel.neg()
             laplacian.diagonal(dim1=-2, dim2=-1).add_(by_kernel.sum(dim=-1))
             gradients: list[Tensor | None] = []
@@ -244,11 +234,11 @@ def hsic(
 ) -> Tensor:
     """Dependence of every hidden layer on every reference, differentiable once in the hidden layers.
 
-    Computed on the tensors' own device, in float32 (float64 where all inputs are), also under autocast.
+    Computed on the tensors' own device, in float32 (float64 if all inputs are), also under autocast.
 
     Args:
-        references: R kernel matrices ``(m, m)`` (`gaussian_kernel` of the images, `linear_kernel` of one-hot
-            labels); no gradient reaches them.
+        references: R kernel matrices ``(m, m)`` (`gaussian_kernel` of the images, `linear_kernel` of one-hot labels),
+            m at least 2; they get no gradient.
         hidden: J activations ``(m, ...)``; they get a Gaussian kernel.
         sigma: width of the hidden layers' kernel (variance ``2 sigma^2 d``).
         estimator: nHSIC unless given.
@@ -257,15 +247,12 @@ def hsic(
         ``(R, J)`` values.
 
     Raises:
-        ValueError: nothing to compare, a batch of fewer than 2, or batches of different sizes.
+        InputError: the batch sizes differ.
     """
-    estimator = estimator or NormalizedHSIC()
-    if not references or not hidden:
-        raise InputError("hsic needs at least one reference and one hidden layer")
-    sizes = {len(tensor) for tensor in (*references, *hidden)}
-    if len(sizes) > 1 or min(sizes) < 2:
-        raise InputError(f"hsic needs one batch of at least 2 samples on both sides, got sizes {sorted(sizes)}")
-    values: Tensor = _Dependence.apply(estimator, sigma, torch.stack(list(references)).detach(), *hidden)
+    if len(sizes := {len(tensor) for tensor in (*references, *hidden)}) > 1:  # one of 1 would be broadcast
+        raise InputError(f"hsic.layers: batches have sizes {sorted(sizes)}; name layers with one row per image")
+    stacked = torch.stack(list(references)).detach()
+    values: Tensor = _Dependence.apply(estimator or NormalizedHSIC(), sigma, stacked, *hidden)
     return values
 
 

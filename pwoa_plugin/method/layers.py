@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -11,13 +10,14 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from .._text import did_you_mean
 from .._weights import is_weighted
 from ..errors import InputError
 from .sparsity import SparsitySet
 
 _logger = logging.getLogger(__name__)
 
-_TOLD = 0.05  # share of the weights
+_WARN_FROM = 0.05  # share of the weights
 
 
 def prunable_layers(
@@ -27,48 +27,35 @@ def prunable_layers(
 
     Args:
         model: any module.
-        include: names, or patterns with ``*`` and ``?`` (``layer4.*``); all layers unless given.
-        exclude: the same; these stay dense.
+        include: names, or patterns with ``*`` and ``?`` (``layer4.*``); None: all layers.
+        exclude: names or patterns of layers that stay dense.
 
     Returns:
-        ``{name: module}``; a module registered under several names is listed once, by the first.
+        ``{name: module}``; a module that has several names is listed once, by the first.
 
     Raises:
-        ValueError: a name or pattern matches no such layer, none is left to prune, a weight is no parameter, or is two
-            layers'.
+        InputError: a name or pattern matches no such layer, none is left to prune, or a weight is computed from others,
+            has no values yet or belongs to two layers.
     """
     layers = {name: module for name, module in model.named_modules() if is_weighted(module)}
     if not layers:
         raise InputError("the model has no prunable layer: it holds no convolution and no linear layer with a weight")
-
-    def matching(field: str, patterns: Sequence[str]) -> set[str]:
-        chosen: set[str] = set()
-        for pattern in patterns:
-            hits = {name for name in layers if fnmatchcase(name, pattern)}
-            if not hits:
-                close = difflib.get_close_matches(pattern, layers, n=3) or list(layers)[:3]
-                raise InputError(
-                    f"{field}: {pattern!r} matches no convolution or linear layer of the model; "
-                    f"it has {', '.join(close)}{', ...' if len(layers) > len(close) else ''}"
-                )
-            chosen |= hits
-        return chosen
-
-    kept = set(layers) if include is None else matching("include", include)
-    kept -= matching("exclude", exclude)
-    if not kept:
+    included = set(layers) if include is None else _matching("include", include, layers)
+    excluded = _matching("exclude", exclude, layers)
+    chosen = {name: module for name, module in layers.items() if name in included - excluded}
+    if not chosen:
         raise InputError("no prunable layer is left; shorten `exclude` or widen `include`")
-    chosen = {name: module for name, module in layers.items() if name in kept}
     owners: dict[nn.Parameter, str] = {}
     for name, module in chosen.items():
-        if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        weight = module._parameters.get("weight")
+        if weight is None:
             raise InputError(
                 f"{name}: its weight is computed from others (a parametrization, weight_norm, or another compressor's "
                 "wrapper); remove that first, or exclude the layer"
             )
-        if is_lazy(module._parameters["weight"]):
+        if is_lazy(weight):
             raise InputError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
-        other = owners.setdefault(module.get_parameter("weight"), name)
+        other = owners.setdefault(weight, name)
         if other != name:
             raise InputError(
                 f"{other}.weight and {name}.weight are one tensor, which cannot be pruned in two layers; untie them, "
@@ -77,25 +64,33 @@ def prunable_layers(
     return chosen
 
 
-def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet) -> None:
-    """Refuse structured sets for transposed convolutions, whose weights are ``(in, out, ...)``.
+def _matching(field: str, patterns: Sequence[str], layers: Mapping[str, nn.Module]) -> set[str]:
+    chosen: set[str] = set()
+    for pattern in patterns:
+        hits = {name for name in layers if fnmatchcase(name, pattern)}
+        if not hits:
+            known = f"it has {', '.join(list(layers)[:3])}..."
+            raise InputError(
+                f"{field}: {pattern!r} matches no convolution or linear layer of the model"
+                f"{did_you_mean(pattern, layers, known, most=3)}"
+            )
+        chosen |= hits
+    return chosen
 
-    Raises:
-        ValueError: there is one among the layers.
-    """
-    if sparsity_set.single_weights:
-        return
+
+def refuse_transposed(layers: Mapping[str, nn.Module], sparsity_set: SparsitySet) -> None:
+    """InputError for transposed convolutions, whose weights are ``(in, out, ...)``, in structured sets."""
     for name, module in layers.items():
-        if isinstance(module, _ConvTransposeNd):
+        if isinstance(module, _ConvTransposeNd) and not sparsity_set.single_weights:
             raise InputError(
                 f"{name}: a transposed convolution can be pruned with granularity='unstructured' only; exclude it"
             )
 
 
-def tell_of_uncounted(model: nn.Module) -> None:
-    """Log where a good part of a network's matrices is in no convolution and no linear layer: not pruned, not counted.
+def warn_of_uncounted(model: nn.Module) -> None:
+    """Log if many weights are outside convolutions and linear layers: these are neither pruned nor counted.
 
-    `nn.MultiheadAttention` is such: queries, keys and values come by an ``in_proj_weight`` of its own.
+    Such a weight is the ``in_proj_weight`` of `nn.MultiheadAttention`, for queries, keys and values.
     """
     counted = {module._parameters.get("weight") for module in model.modules() if is_weighted(module)}
     matrices = {
@@ -105,7 +100,7 @@ def tell_of_uncounted(model: nn.Module) -> None:
     }
     left_out = {name: parameter.numel() for name, parameter in matrices.items() if parameter not in counted}
     total = sum(parameter.numel() for parameter in matrices.values())
-    if (share := sum(left_out.values()) / max(1, total)) > _TOLD:
+    if (share := sum(left_out.values()) / max(1, total)) > _WARN_FROM:
         largest = sorted(left_out, key=lambda name: -left_out[name])[:3]
         _logger.warning(
             "%.0f %% of the network's weights are in no convolution and no linear layer (%s%s): they are not pruned, "

@@ -1,4 +1,4 @@
-"""How weights lie in memory: channels last is 1.5 times as fast on the CPU, where it is safe."""
+"""The memory layout of weights: channels last is 1.5 times as fast on the CPU, where it is safe."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _BLOCK = 16
 
 
 def channels_last_is_safe(model: nn.Module) -> bool:
-    """Whether a network may be trained channels last on the CPU, by its weights or by its images.
+    """Whether a network can be trained with weights or images channels last on the CPU.
 
-    Not with a 1x1 convolution of stride 2 or more that reads fewer than 16 channels: there oneDNN's gradient of the
-    weights writes beyond its workspace, which ends in wrong gradients or in a crash
+    It cannot with a 1x1 convolution of stride 2 or more that reads fewer than 16 channels: oneDNN's gradient of the
+    weights writes beyond its workspace, which gives wrong gradients or a crash
     (github.com/uxlfoundation/oneDNN/issues/6035; torch 2.14 has it).
     """
     return not any(_breaks(module) for module in model.modules() if isinstance(module, _ConvNd))
@@ -30,22 +30,22 @@ def _breaks(layer: _ConvNd) -> bool:
 
 
 def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.memory_format:
-    """Put a network's convolutions channels last, or contiguous where its forward does not take that (`Tensor.view`).
+    """Put a network's convolutions channels last, or contiguous if its forward fails with that (`Tensor.view`).
 
     Args:
-        model: on the CPU, in eval mode; asked about the images.
-        images: ``(N, C, H, W)``, two are enough.
+        model: on the CPU, in eval mode.
+        images: ``(N, C, H, W)`` for a forward; two are enough.
         safe: False: contiguous in any case.
 
     Returns:
-        The layout that the weights have now.
+        The new layout of the weights.
     """
     if safe:
         _set_layout(model, torch.channels_last)
         try:
             with torch.no_grad():
                 model(images.clone())
-        except Exception:  # also where images do not fit, which is told of elsewhere
+        except Exception:  # if the images do not fit, `find_classes` says so
             pass
         else:
             return torch.channels_last
@@ -54,12 +54,11 @@ def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.mem
 
 
 def lay_out_both(model: nn.Module, teacher: nn.Module, images: Tensor) -> None:
-    """Lay out two networks alike, so that hidden layers of both can be compared without a copy."""
+    """Lay out both networks alike, so that their hidden layers can be compared without a copy."""
     _set_layout(model, lay_out(teacher, images, safe=channels_last_is_safe(model)))
 
 
 def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
-    """Put the weights of two-dimensional convolutions in a layout."""
     for parameter in model.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=layout)
@@ -67,7 +66,7 @@ def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
 
 @contextmanager
 def layout_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Restore the memory layout of weights afterwards; on the CPU a run lays them out as is fastest."""
+    """Restore the memory layout of weights afterwards; on the CPU a run changes it to the fastest."""
     if device.type != "cpu":
         yield
         return
@@ -78,9 +77,9 @@ def layout_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
         for parameter in model.parameters():
             if parameter.dim() != 4:
                 continue
-            stride = strides.get(parameter)
+            value, stride = parameter.data, strides.get(parameter)
             if stride is None:  # new
-                parameter.data = parameter.data.contiguous()
-            elif parameter.stride() != stride:
-                as_before = torch.empty_strided(parameter.shape, stride, dtype=parameter.dtype, device=parameter.device)
-                parameter.data = as_before.copy_(parameter.data)
+                parameter.data = value.contiguous()
+            elif value.stride() != stride:
+                as_before = torch.empty_strided(value.shape, stride, dtype=value.dtype, device=value.device)
+                parameter.data = as_before.copy_(value)

@@ -23,35 +23,35 @@ from .hidden import check_names, check_readable, find_hidden_layers, read_hidden
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .logits import logits_of
-from .perturbation import Perturbation, PerturbationConfig, make_perturbation
+from .perturbation import Perturbation, PerturbationConfig
 from .probe import find_classes, find_radius, try_input_gradients
 
 _logger = logging.getLogger(__name__)
 
-_CHECKED_CALLS = 100  # the first batches are checked; later ones of the same loader are like them
+_CHECKED_CALLS = 100  # later batches of the same loader are like the first
 
 
 class PwoALoss(nn.Module):
     """``alpha tau^2 KL(teacher || student) + lambda_x sum_j nHSIC(X, T_j) - lambda_y sum_j nHSIC(Y, T_j)``.
 
     PwoA's loss (arXiv 2210.04311, eq. 7) on natural images, with two terms of ours: hidden features, and input
-    gradients where ``distillation.gradient_weight`` is above 0. Called as ``loss(student, x, y)``. No adversarial
-    example is made: teacher and student see the same randomly perturbed images, in one forward each.
+    gradients if ``distillation.gradient_weight`` is above 0. Called as ``loss(student, x, y)``. It makes no adversarial
+    examples: teacher and student see the same randomly perturbed images, in one forward each.
 
-    The student may be any network with the teacher's classes: pruned, quantized, made narrower, or of another
-    architecture. HSIC looks at the student's hidden layers alone. Hidden features are compared in those layers that the
-    teacher has too, by name and width; the others are logged, and without any the term is left out.
+    The student may be any network with the teacher's classes: pruned, quantized, narrower, or of another architecture.
+    HSIC uses the student's hidden layers alone. Hidden features are compared in the layers that the teacher has, too,
+    by name and width; the others are logged. Without any, the term is left out.
 
-    The loss has no parameters. The teacher moves with ``loss.to(device)``; it is neither in ``state_dict()`` nor
-    affected by ``train()``.
+    The loss has no parameters. The teacher moves with ``loss.to(device)``; it is not in ``state_dict()``, and
+    ``train()`` does not affect it.
 
     Args:
         teacher: the robust network, images ``(N, C, H, W)`` to logits ``(N, classes)``; a frozen copy is kept.
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image.
-        seed: of the search for the radius, where neither ``eps`` nor ``perturbation.radius`` is given.
-        student_channels: where the student has only some of the teacher's channels: ``{hidden layer: (dimension of its
+        seed: of the search for the radius if neither ``eps`` nor ``perturbation.radius`` is given.
+        student_channels: if the student has only some of the teacher's channels: ``{hidden layer: (dimension of its
             input, indices that are left)}``, such as `PwoAGroupPruner.student_channels`. It is read at every call.
         kept: the old name of ``student_channels``.
 
@@ -59,7 +59,8 @@ class PwoALoss(nn.Module):
         terms: ``{name: tensor}``: summands of the last call's loss, detached, weighted and signed.
         classes: number of logits; None before the first call.
         radius: of the perturbation, in pixel units; None before the first call.
-        use_hsic: whether HSIC's terms count at the moment; the published ADMM turns them off.
+        hidden_layers: names of the last student's modules whose inputs are the T_j; empty before the first call.
+        use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
 
     Raises:
         InputError: a section, ``eps`` or ``pixel_range`` cannot be used.
@@ -79,19 +80,19 @@ class PwoALoss(nn.Module):
         kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        eps = fraction(eps)
-        if isinstance(eps, str):
-            raise InputError(f"eps={eps!r} is not a radius; give a number of pixel units, such as 8/255")
-        check_radius(eps, pixel_range)
+        radius_of_attacks: float | None = fraction(eps)
+        check_radius(radius_of_attacks, pixel_range)
         if kept is not None:
             warnings.warn("PwoALoss: kept= is now student_channels=", DeprecationWarning, stacklevel=2)
             student_channels = kept
         self.distillation = as_section(DistillationConfig, distillation, "distillation")
         self.perturbation = as_section(PerturbationConfig, perturbation, "perturbation")
         self.hsic = as_section(HSICConfig, hsic, "hsic")
-        self.eps, self.pixel_range, self.seed = eps, pixel_range, check_seed(seed)
+        if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
+            raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
+        self.eps, self.pixel_range, self.seed = radius_of_attacks, pixel_range, check_seed(seed)
         self.student_channels = {} if student_channels is None else student_channels
-        self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is no submodule
+        self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()
         self._perturb: Perturbation | None = None
@@ -99,23 +100,18 @@ class PwoALoss(nn.Module):
         self.terms: dict[str, Tensor] = {}
         self.classes: int | None = None
         self.radius: float | None = None
+        self.hidden_layers: list[str] = []
         self._calls = 0
-        # By student: its hidden layers, and those of them that are logged as not comparable.
+        # By student: its hidden layers, and those logged as not comparable.
         self._students: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
-        self._last_layers: list[str] = []
 
     @property
     def teacher(self) -> nn.Module:
         """The frozen copy."""
         return self._teacher[0]
 
-    @property
-    def hidden_layers(self) -> list[str]:
-        """Names of the last student's modules whose inputs are the T_j; empty before the first call."""
-        return self._last_layers
-
     def hidden_layers_of(self, student: nn.Module) -> list[str]:
-        """The same of one student; empty before its first call."""
+        """The hidden layers of one student; empty before `prepare`."""
         return self._students.get(student, ([], set()))[0]
 
     @property
@@ -125,7 +121,7 @@ class PwoALoss(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the teacher is, and the student has to be."""
+        """Of the teacher; the student must be there, too."""
         return _device(self.teacher, torch.device("cpu"))
 
     @property
@@ -147,22 +143,18 @@ class PwoALoss(nn.Module):
     # -- before training -------------------------------------------------------------------------
 
     def check_student(self, student: nn.Module) -> None:
-        """Check that the student's hidden layers can be read, and that named ones exist; a call does so too.
-
-        Raises:
-            InputError: a layer cannot be read, or does not exist.
-        """
+        """InputError if hidden layers cannot be read, or named ones do not exist; the first call checks this, too."""
         if self._looks_inside:
             check_readable(student)
         if self.hsic.layers != "auto":
             check_names(student, self.hsic.layers)
 
     def prepare(self, student: nn.Module, images: Tensor) -> None:
-        """Find classes, radius and hidden layers, and what forbids training; a first call does so too.
+        """Find classes, radius and hidden layers, and check that training is possible; the first call does so, too.
 
         Args:
-            student: the network that will be trained; it is run once in eval mode.
-            images: ``(N, C, H, W)``, on the teacher's device. Two are enough unless the radius has to be searched (see
+            student: the network to train; it runs once in eval mode.
+            images: ``(N, C, H, W)``, on the teacher's device. Two are enough unless the radius is searched for (see
                 `probe.needs_search`).
 
         Raises:
@@ -180,11 +172,8 @@ class PwoALoss(nn.Module):
 
     def set_radius(self, radius: float) -> None:
         """Perturb by this radius, in pixel units."""
-        config = self.perturbation
         self.radius = radius
-        self._perturb = make_perturbation(
-            config.kind, radius=radius, pixel_range=self.pixel_range, options=config.options
-        )
+        self._perturb = self.perturbation.make(radius, self.pixel_range)
 
     def _layers_of(self, student: nn.Module, images: Tensor) -> tuple[list[str], set[str]]:
         if student not in self._students:
@@ -203,10 +192,9 @@ class PwoALoss(nn.Module):
         """The loss of a batch; the first hundred batches are checked.
 
         Args:
-            student: the network that is trained, on the teacher's device; ``DistributedDataParallel`` around it is
-                called as such.
+            student: the network to train, on the teacher's device, with or without ``DistributedDataParallel``.
             x: natural images ``(N, C, H, W)`` in ``pixel_range``, on any device.
-            y: labels ``(N,)`` int64; needed only where ``hsic.lambda_y`` is above 0.
+            y: labels ``(N,)`` int64; needed only if ``hsic.lambda_y`` is above 0.
 
         Returns:
             A scalar.
@@ -225,9 +213,9 @@ class PwoALoss(nn.Module):
         if self._calls < _CHECKED_CALLS:
             check_images(x, self.pixel_range, "x")
         dtype = _dtype(student, x.dtype)
-        teachers = _dtype(self.teacher, dtype)
-        if teachers != dtype and not torch.is_autocast_enabled(device.type):
-            raise InputError(f"the student is {dtype}, the teacher {teachers}; give both alike".replace("torch.", ""))
+        of_teacher = _dtype(self.teacher, dtype)
+        if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
+            raise InputError(f"the student is {dtype}, the teacher {of_teacher}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
         self.prepare(student, x)
         if self.needs_labels and self.use_hsic and y is None:
@@ -240,15 +228,9 @@ class PwoALoss(nn.Module):
         return self.of_checked(student, x, y)
 
     def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
-        """`forward` without its checks, for a loop that has made them; `prepare` comes before.
-
-        Args:
-            student: see `forward`.
-            x: images on the teacher's device, in the student's dtype.
-            y: labels on the same device.
-        """
+        """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""
         layers, not_alike = self._layers_of(student, x)
-        self._last_layers = layers
+        self.hidden_layers = layers
         if self._perturb is not None:
             x = self._perturb(x)
         if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
@@ -280,7 +262,7 @@ class PwoALoss(nn.Module):
         if with_gradients:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
-        elif config.gradient_weight > 0:  # a term of every call, so that means are over all calls
+        elif config.gradient_weight > 0:  # in every call, so that means are over all calls
             terms["gradients"] = torch.zeros((), device=x.device)
         if with_features and (alike := self._alike(layers, hidden, teacher_hidden, not_alike)):
             terms["features"] = config.feature_weight * feature_loss(hidden, alike)
@@ -318,7 +300,7 @@ class PwoALoss(nn.Module):
 
 
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:
-    """Without autocast, whose rounding is as large as what input gradients are to find."""
+    """Without autocast, whose rounding is as large as the differences of input gradients."""
     return torch.autocast(x.device.type, enabled=False) if wanted else nullcontext()
 
 
@@ -332,6 +314,6 @@ def _device(module: nn.Module, default: torch.device) -> torch.device:
 
 
 def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    """Of the first floating weights that images meet; the default where there are none."""
+    """Of the first floating weights; the default if there are none."""
     weights = (part.weight for part in module.modules() if is_weighted(part) and isinstance(part.weight, Tensor))
     return next((weight.dtype for weight in weights if weight.is_floating_point()), default)

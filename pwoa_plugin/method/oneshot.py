@@ -1,41 +1,34 @@
-"""Magnitude pruning at once, without training: the baseline that needs nothing."""
+"""Magnitude pruning without training: the baseline."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import InputError
 from .targets import mask_target
 
 
 @torch.no_grad()
-def prune_once(
-    model: nn.Module,
-    sparsity: float,
-    *,
-    granularity: str = "unstructured",
-    allocation: str = "uniform",
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-) -> dict[str, Tensor]:
+def prune_once(model: nn.Module, sparsity: float, **fields: Any) -> dict[str, Tensor]:
     """Zero the groups of smallest norm, in place.
 
     Args:
         model: any module.
         sparsity: share of the prunable weights to prune, in (0, 1).
-        granularity, allocation, include, exclude: see `PwoAConfig`.
+        **fields: ``granularity``, ``allocation`` (``uniform`` by default), ``include`` or ``exclude`` of `PwoAConfig`.
 
     Returns:
         ``{layer: boolean mask}``.
 
     Raises:
-        InputError: see `mask_target`.
+        InputError: the model cannot be pruned so.
     """
-    target = mask_target(
-        model, sparsity, granularity=granularity, allocation=allocation, include=include, exclude=exclude
-    )
+    if not 0 < sparsity < 1:
+        raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9 prunes nine weights in ten")
+    target = mask_target(model, sparsity, **fields)
     target.prune(allocate=False)
     target.hold()
     return target.masks

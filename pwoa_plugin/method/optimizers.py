@@ -1,4 +1,4 @@
-"""The optimizer of the weights, and its learning rate over a stretch of steps."""
+"""The optimizer of the weights, and the schedule of its learning rate."""
 
 from __future__ import annotations
 
@@ -10,56 +10,28 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import SGD, Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from .._section import Section, key_of
 from ..errors import InputError
 from .snapshot import Snapshot, StateError
 
+OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Any], Optimizer]] = {
+    "adam": lambda parameters, config: Adam(parameters, lr=config.lr, weight_decay=config.weight_decay),
+    "adamw": lambda parameters, config: AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay),
+    "sgd": lambda parameters, config: SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    ),
+}
 
-def _sgd(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-
-
-def _adam(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def _adamw(parameters: list[nn.Parameter], config: OptimizerConfig) -> Optimizer:
-    return torch.optim.AdamW(parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-OPTIMIZERS: dict[str, Callable[[list[nn.Parameter], Any], Optimizer]] = {"adam": _adam, "adamw": _adamw, "sgd": _sgd}
-
-
-def _constant(config: ScheduleConfig, progress: float, epoch: int) -> float:
-    return 1.0
-
-
-def _cosine(config: ScheduleConfig, progress: float, epoch: int) -> float:
-    return (1 + math.cos(math.pi * min(1.0, progress))) / 2
-
-
-def _linear(config: ScheduleConfig, progress: float, epoch: int) -> float:
-    return max(0.0, 1 - progress)
-
-
-def _multistep(config: ScheduleConfig, progress: float, epoch: int) -> float:
-    return float(config.gamma ** sum(epoch >= milestone for milestone in config.milestones))
-
-
-def _cycle(config: ScheduleConfig, progress: float, epoch: int) -> float:
-    return float(config.factors[epoch % len(config.factors)])
-
-
-#: The factor of the learning rate by the share of steps done and the epoch.
+#: Factor of the learning rate, by the schedule's config, the share of steps done, and the epoch.
 SCHEDULES: dict[str, Callable[[Any, float, int], float]] = {
-    "constant": _constant,
-    "cosine": _cosine,
-    "linear": _linear,
-    "multistep": _multistep,
-    "cycle": _cycle,
+    "constant": lambda config, progress, epoch: 1.0,
+    "cosine": lambda config, progress, epoch: (1 + math.cos(math.pi * min(1.0, progress))) / 2,
+    "linear": lambda config, progress, epoch: max(0.0, 1 - progress),
+    "multistep": lambda config, progress, epoch: float(config.gamma ** sum(epoch >= at for at in config.milestones)),
+    "cycle": lambda config, progress, epoch: float(config.factors[epoch % len(config.factors)]),
 }
 
 
@@ -68,9 +40,9 @@ class OptimizerConfig(Section):
 
     Attributes:
         name: ``adam``, ``adamw`` or ``sgd``.
-        lr: learning rate, positive. 3e-3 was chosen on MNIST, where 1e-2 kept more beyond 33x; of the study's CIFAR-10
-            network 1e-3 kept as much or more (docs/results.md).
-        momentum: of SGD; the others ignore it.
+        lr: learning rate. 3e-3 was chosen on MNIST, where 1e-2 kept more beyond 33x; on the study's CIFAR-10 network
+            1e-3 kept as much or more (docs/results.md).
+        momentum: of ``sgd`` only.
         weight_decay: L2 penalty (decoupled in ``adamw``).
     """
 
@@ -85,11 +57,11 @@ class ScheduleConfig(Section):
 
     Attributes:
         name: ``constant``; ``cosine`` or ``linear`` (per step, from 1 to 0); ``multistep`` (times ``gamma`` at each
-            of ``milestones``); ``cycle`` (``factors`` by epoch, over and over: the published ADMM).
+            of ``milestones``); ``cycle`` (``factors`` by epoch, repeated: the published ADMM).
         milestones: epochs of ``multistep``, counted from 0.
         gamma: factor of ``multistep``.
         factors: factors of ``cycle``.
-        warmup: share of the phase's steps over which the factor rises from 0 to its schedule.
+        warmup: share of the phase's steps in which the factor rises linearly from 0 to the schedule's.
     """
 
     name: Annotated[str, key_of(SCHEDULES)] = "cosine"
@@ -101,9 +73,9 @@ class ScheduleConfig(Section):
     @model_validator(mode="after")
     def _complete(self) -> ScheduleConfig:
         if self.name == "multistep" and not self.milestones:
-            raise InputError("milestones is empty: name the epochs at which `multistep` drops the rate")
+            raise InputError("milestones is empty; name the epochs at which `multistep` drops the rate")
         if self.name == "cycle" and not self.factors:
-            raise InputError("factors is empty: name the factors that `cycle` repeats")
+            raise InputError("factors is empty; name the factors that `cycle` repeats")
         return self
 
 
@@ -121,8 +93,8 @@ class ScheduledOptimizer:
         parameters: what it trains.
         config, schedule: its sections.
         steps: the schedule's length.
-        per_epoch: steps of an epoch.
-        done: steps of the schedule that are done already.
+        per_epoch: steps in an epoch.
+        done: the schedule begins after this many of its steps.
     """
 
     def __init__(
@@ -144,13 +116,13 @@ class ScheduledOptimizer:
         self._scheduler = LambdaLR(self.optimizer, factor, last_epoch=done - 1)
 
     def next_lr(self) -> float:
-        """The rate of the step just done; sets that of the next one."""
+        """The rate of the step just done; sets the next step's."""
         lr = float(self._scheduler.get_last_lr()[0])
         self._scheduler.step()
         return lr
 
     def state(self) -> Snapshot:
-        """The optimizer's tensors (moments, momentum, counts), by the number of their parameter."""
+        """The optimizer's tensors (moments, momentum, counts), by the index of their parameter."""
         return Snapshot(
             {
                 f"{i}.{key}": value
@@ -161,11 +133,7 @@ class ScheduledOptimizer:
         )
 
     def load_state(self, saved: Snapshot) -> None:
-        """Put back what `state` gave.
-
-        Raises:
-            StateError: a tensor fits no parameter.
-        """
+        """Restore what `state` returned; StateError if a tensor fits no parameter."""
         for name, value in saved.tensors.items():
             index, _, key = name.partition(".")
             if not index.isdigit() or int(index) >= len(self.parameters):

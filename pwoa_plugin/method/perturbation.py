@@ -1,8 +1,7 @@
-"""Random perturbations of the images that teacher and student are asked about.
+"""Random perturbations of the images that teacher and student see.
 
-Nothing here looks at a gradient, a label or a network: these are random draws, not adversarial
-examples. They carry the teacher's robustness over because they ask both networks about the part of
-the input space where attacks go, which natural images alone leave blank.
+These are random draws, not adversarial examples: they use no gradient, no label and no network. They transfer the
+teacher's robustness because they compare both networks where attacks go, which natural images alone do not cover.
 
 A new kind is one class here and one line in ``PERTURBATIONS``.
 """
@@ -10,7 +9,7 @@ A new kind is one class here and one line in ``PERTURBATIONS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 import torch
@@ -23,49 +22,29 @@ from ..errors import InputError
 from .logits import logits_of
 
 _CHUNK = 128  # images in one forward
-_REFERENCE_SIDE = 28  # the side, in pixels, of the images for which `scales` are stated
+_REFERENCE_SIDE = 28  # pixels: side of the images that `scales` are for
 
 
 class Perturbation(ABC):
     """``x + radius * sqrt(u) * p``, clamped to the pixel range; ``u`` uniform in [0, 1) per image.
 
-    The square root puts most draws near the full radius and still shows every smaller one.
+    The square root puts most draws near the full radius, and some at every smaller one.
 
     Args:
         radius: largest change of a pixel, in pixel units (those of ``pixel_range``), at least 0.
         pixel_range: ``(low, high)`` of a valid image.
-
-    Raises:
-        ValueError: ``radius`` is negative or wider than ``pixel_range``, or that is empty.
     """
 
     def __init__(self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0)) -> None:
-        if radius < 0:
-            raise InputError(f"radius={radius} is negative; give a radius of 0 or more, in pixel units")
-        if not pixel_range[0] < pixel_range[1]:
-            raise InputError(f"pixel_range={pixel_range} is empty; give (low, high) with low < high")
-        if radius > pixel_range[1] - pixel_range[0]:
-            raise InputError(
-                f"perturbation: radius={radius:g} is wider than pixel_range={pixel_range}; it is in pixel units, "
-                "as 12/255"
-            )
         self.radius = float(radius)
         self.pixel_range = (float(pixel_range[0]), float(pixel_range[1]))
 
     @abstractmethod
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """The pattern ``p`` for a batch.
-
-        Args:
-            x: images, ``(N, C, H, W)``; only shape, device and dtype are used.
-            generator: source of randomness, on the images' device.
-
-        Returns:
-            A tensor shaped as ``x``.
-        """
+        """The pattern ``p``, shaped as ``x`` ``(N, C, H, W)``, of which only shape, device and dtype matter."""
 
     def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Perturbed copy of ``x`` (``(N, C, H, W)``), within ``pixel_range``."""
+        """Perturbed copy of ``x`` ``(N, C, H, W)``, within ``pixel_range``; the generator is on its device."""
         if self.radius == 0:
             return x
         size = (len(x),) + (1,) * (x.dim() - 1)
@@ -112,18 +91,11 @@ class BlockSign(Perturbation):
     """Random signs on a grid of square cells, the cell's side drawn per image from ``scales``.
 
     Args:
-        radius: see `Perturbation`.
-        pixel_range: see `Perturbation`.
-        scales: cell sides in pixels, for images of 28 to 41 pixels; for larger ones the sides above 1
-            grow with the image.
+        scales: cell sides in pixels for images of 28 to 55 pixels; for larger images, sides above 1 grow with them.
     """
 
     def __init__(
-        self,
-        *,
-        radius: float,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
-        scales: Sequence[int] = (2, 4, 7, 14),
+        self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), scales: Sequence[int] = (2, 4, 7, 14)
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range)
         if not scales or min(scales) < 1:
@@ -133,8 +105,7 @@ class BlockSign(Perturbation):
     def cells(self, height: int, width: int) -> list[tuple[int, int]]:
         """``(height, width)`` of every kind of cell, in pixels."""
         grow = max(1, min(height, width) // _REFERENCE_SIDE)
-        sides = [s if s == 1 else s * grow for s in self.scales]
-        return [(s, s) for s in sides]
+        return [(s, s) if s == 1 else (s * grow, s * grow) for s in self.scales]
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return _sign_grid(x, _cells_of_pixels(self.cells(x.shape[2], x.shape[3]), x), generator)
@@ -143,18 +114,13 @@ class BlockSign(Perturbation):
 class Patterns(BlockSign):
     """Signs with the spatial structure that attacks have (the default).
 
-    Two draws are spliced along a random region with a smooth outline (a ``4 x 4`` field of uniforms,
-    upsampled, against a random threshold). Each draw is a grid of random signs with cells of a
-    random scale, or one-pixel stripes across the whole image (where Square attack starts).
-    Independent signs per channel.
+    Two draws are spliced along a random region with a smooth outline: an upsampled ``4 x 4`` field of uniforms, against
+    a random threshold. Each draw is a grid of random signs with cells of a random scale, or one-pixel stripes across
+    the whole image, as Square attack begins with. Signs are independent per channel.
     """
 
     def __init__(
-        self,
-        *,
-        radius: float,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
-        scales: Sequence[int] = (1, 2, 4, 7, 14),
+        self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), scales: Sequence[int] = (1, 2, 4, 7, 14)
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range, scales=scales)
 
@@ -173,13 +139,13 @@ class Patterns(BlockSign):
 
 
 def _interpolation(size: int, device: torch.device) -> Tensor:
-    """``(size, 4)``: what 4 points contribute to each of ``size`` (`F.interpolate`, bilinear, corners not aligned)."""
+    """``(size, 4)``: weights of 4 points in each of ``size`` (`F.interpolate`, linear, corners not aligned)."""
     points = torch.eye(4, device=device).unsqueeze(0)
     return F.interpolate(points, size=size, mode="linear", align_corners=False)[0].t()
 
 
 def _random_signs(x: Tensor, generator: torch.Generator | None) -> Tensor:
-    """-1 or 1, shaped as ``x``; a draw of the generator serves for 31 of them."""
+    """-1 or 1, shaped as ``x``; each draw of the generator gives 31 of them."""
     shifts = torch.arange(31, dtype=torch.int32, device=x.device)
     words = torch.empty((-(-x.numel() // 31), 1), dtype=torch.int32, device=x.device).random_(generator=generator)
     bits = (words >> shifts).bitwise_and_(1).flatten()[: x.numel()]
@@ -217,8 +183,8 @@ class PerturbationConfig(Section):
     Attributes:
         kind: a key of ``PERTURBATIONS``: ``patterns``, ``sign``, ``block``, ``uniform``, ``gaussian`` or ``none`` (the
             paper).
-        radius: in pixel units. None: 1.5 ``eps`` where the config has ``eps``, else the largest radius at which the
-            teacher keeps ``agreement`` of its own predictions.
+        radius: in pixel units. None: 1.5 ``eps`` if ``eps`` is set; otherwise the largest radius at which the teacher
+            keeps ``agreement`` of its own predictions.
         agreement: see ``radius``.
         options: of the kind, such as ``scales`` of ``patterns`` and ``block``.
     """
@@ -233,62 +199,50 @@ class PerturbationConfig(Section):
         check_options(PERTURBATIONS[self.kind], self.options, radius=0.0, pixel_range=(0.0, 1.0))
         return self
 
+    def make(self, radius: float, pixel_range: tuple[float, float]) -> Perturbation:
+        """The perturbation of this kind, with its options."""
+        return PERTURBATIONS[self.kind](radius=radius, pixel_range=pixel_range, **self.options)
+
 
 def radius_for(eps: float, pixel_range: tuple[float, float]) -> float:
-    """The default radius where the attacks' ``eps`` is known: 1.5 times that, or the whole pixel range."""
+    """The default radius if ``eps`` is known: 1.5 times that, at most the whole pixel range."""
     return min(1.5 * eps, pixel_range[1] - pixel_range[0])
-
-
-def make_perturbation(
-    kind: str, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), options: Mapping[str, Any] | None = None
-) -> Perturbation:
-    """A perturbation by its name in ``PERTURBATIONS``, with its own options.
-
-    Raises:
-        InputError: no kind has this name, or a value is out of its range.
-    """
-    if kind not in PERTURBATIONS:
-        raise InputError(f"perturbation kind={kind!r} is unknown; use one of {', '.join(PERTURBATIONS)}")
-    return PERTURBATIONS[kind](radius=radius, pixel_range=pixel_range, **(options or {}))
 
 
 @torch.no_grad()
 def largest_agreeing_radius(
     model: nn.Module,
     images: Tensor,
+    config: PerturbationConfig,
     *,
-    kind: str,
-    options: Mapping[str, Any] | None = None,
     pixel_range: tuple[float, float] = (0.0, 1.0),
-    agreement: float = 0.95,
     seed: int = 0,
     resolution: int = 256,
 ) -> float:
-    """The largest radius at which ``model`` keeps a share of its own predictions.
+    """The largest radius at which ``model`` keeps ``config.agreement`` of its own predictions.
 
-    Bisection with the same random draws at every radius.
+    By bisection, with the same random draws at every radius.
 
     Args:
         model: a classifier in eval mode, on the images' device.
         images: ``(N, C, H, W)`` in ``pixel_range``.
-        kind, options: of the perturbation.
-        pixel_range: of a valid image; no radius beyond its width is tried.
-        agreement: share of predictions to keep, in (0, 1).
+        config: kind and options of the perturbation, and the agreement.
+        pixel_range: of a valid image; its width is the largest radius.
         seed: of the draws.
-        resolution: steps of the pixel range to which the radius is exact.
+        resolution: the radius is a multiple of this fraction of the pixel range.
 
     Returns:
-        A radius in pixel units; 0 where even one step of ``resolution`` changes too many predictions.
+        A radius in pixel units; 0 if even one step of ``resolution`` changes too many predictions.
     """
     chunks = images.split(_CHUNK)
     clean = torch.cat([logits_of(model(chunk)).argmax(1) for chunk in chunks])
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
-        perturb = make_perturbation(kind, radius=step * width / resolution, pixel_range=pixel_range, options=options)
+        perturb = config.make(step * width / resolution, pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
         answers = torch.cat([logits_of(model(perturb(chunk, generator))).argmax(1) for chunk in chunks])
-        return bool((answers == clean).float().mean() >= agreement)
+        return bool((answers == clean).float().mean() >= config.agreement)
 
     if agrees(resolution):
         return width

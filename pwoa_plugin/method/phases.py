@@ -1,6 +1,6 @@
-"""When a run prunes: ADMM, gradual pruning and fine-tuning, each a phase that acts on a `Target`.
+"""When to prune: ADMM, gradual pruning and fine-tuning, each a phase that acts on a `Target`.
 
-A new phase is a subclass of `Phase` in a file of its own, and one line where the phases are listed (`Trainer`).
+A new phase is a subclass of `Phase` in its own file, and one line where `Trainer` lists the phases.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class ADMMConfig(Section):
         epochs: its length. None: a quarter of the run's ``epochs`` (1 of 2 or 3) if any option here is set or
             gradual pruning is off; otherwise 0.
         interval: epochs between dual updates. None: 8 updates, spread over the phase's steps.
-        rho: first penalty weight.
+        rho: initial penalty weight.
         growth: factor of rho at a dual update. None: such that rho reaches ``rho_max`` within the phase.
         rho_max: cap of rho.
-        rescale: whether the dual is rescaled when rho grows (see `ADMM`); the paper does not.
+        rescale: whether to rescale the dual when rho grows (see `ADMM`); the paper does not.
         hsic: whether HSIC's terms are in this phase's loss.
-        optimizer: of this phase. None: the run's own, whose schedule then spans all phases; otherwise the next phase
-            starts with a new one.
-        schedule: of this phase, where it has its own optimizer.
+        optimizer: of this phase; the next phase starts with a new one. None: the run's, whose schedule spans all
+            phases.
+        schedule: of this phase's own optimizer.
     """
 
     epochs: int | None = Field(default=None, ge=0)
@@ -59,13 +59,12 @@ class ADMMConfig(Section):
 
 
 class GradualConfig(Section):
-    """Gradual pruning, before the hard prune: while the network trains, the smallest weights are set to 0 again and
-    again, more of them each time.
+    """Gradual pruning, before the hard prune: repeated cuts set more and more of the smallest weights to 0.
 
     Attributes:
-        epochs: its length; 0 turns it off. None: half of the run's ``epochs``, unless only ``admm`` is set, or the
+        epochs: its length; 0 turns it off. None: half of the run's ``epochs``; 0 if only ``admm`` is set, or the
             granularity is reached in one cut (``structured``, ``n:m``).
-        interval: steps between two cuts. None: such that there are about 48 of them.
+        interval: steps between two cuts. None: such that there are about 48 cuts.
     """
 
     epochs: int | None = Field(default=None, ge=0)
@@ -73,23 +72,20 @@ class GradualConfig(Section):
 
     @property
     def wanted(self) -> bool:
-        """Whether any option is set, and the phase is not turned off."""
+        """Whether any option is set and the phase is not off."""
         return self.is_set and self.epochs != 0
 
 
 def phase_lengths(
     total: int, admm: ADMMConfig, gradual: GradualConfig, *, one_cut: bool, per_epoch: int = 1
 ) -> tuple[int, int]:
-    """Lengths of ADMM and of gradual pruning: as set, or their defaults.
+    """Lengths of ADMM and of gradual pruning, as set or by default, in the units of ``total``.
 
     Args:
         total: length of the whole run, in epochs or in steps.
-        admm, gradual: what is set.
+        admm, gradual: their sections.
         one_cut: whether the sparsity set is reached in one cut.
-        per_epoch: how many units of ``total`` an epoch has: 1, or its steps.
-
-    Returns:
-        Both in the units of ``total``.
+        per_epoch: units of ``total`` in an epoch: 1, or its steps.
     """
     if gradual.epochs is not None:
         cutting = gradual.epochs * per_epoch
@@ -102,15 +98,13 @@ def phase_lengths(
 
 
 class Phase(ABC):
-    """A stretch of a run.
-
-    Args:
-        length: its optimizer steps.
+    """A part of a run.
 
     Attributes:
-        done: steps of it that are done.
+        length: its optimizer steps.
+        done: how many of them are done.
         uses_hsic: whether HSIC's terms are in the loss.
-        last_action: the step after which the phase has nothing left to do; training that ends before is told.
+        last_action: step of the phase's last action; training that ends before it logs a warning.
         rho, residual: ADMM's penalty weight in the last step, and its primal residual at the last dual update.
     """
 
@@ -124,11 +118,11 @@ class Phase(ABC):
         self.done = 0
 
     def begin(self) -> None:
-        """Called before its first step."""
+        """Called before the first step."""
         self.done = 0
 
     def penalty(self) -> Tensor | None:
-        """What to add to the loss, in a loop that does not call `after_backward`."""
+        """To be added to the loss in a loop that does not call `after_backward`."""
         return None
 
     def after_backward(self) -> None:  # noqa: B027 (most phases leave gradients alone)
@@ -139,18 +133,14 @@ class Phase(ABC):
         self.done += 1
 
     def finish(self) -> None:  # noqa: B027 (most phases have nothing to conclude)
-        """Called after its last step."""
+        """Called after the last step."""
 
     def state(self) -> Snapshot:
-        """What `load_state` needs."""
+        """For `load_state`."""
         return Snapshot(facts={"name": self.name, "done": self.done, "rho": self.rho, "residual": self.residual})
 
     def load_state(self, saved: Snapshot) -> None:
-        """Continue from what `state` gave, in place of `begin`.
-
-        Raises:
-            StateError: the state is of another phase.
-        """
+        """Continue from what `state` returned, in place of `begin`; StateError if it is another phase's."""
         if saved.facts["name"] != self.name:
             raise StateError(f"the saved state is in phase {saved.facts['name']}; resume with the same config")
         self.done = int(saved.facts["done"])
@@ -161,12 +151,12 @@ class ADMMPhase(Phase):
     """Training pulls the weights towards the sparsity set (see `ADMM`).
 
     Args:
-        target: what is pruned.
-        config: rho, growth and interval; what is None scales itself to the length.
-        length: optimizer steps, or calls of `update` in a loop that decides itself when to update.
-        per_epoch: steps of an epoch, for ``config.interval``.
+        target: what to prune.
+        config: rho, growth and interval; those that are None adapt to the length.
+        length: optimizer steps, or calls of `update` in a loop that calls it directly.
+        per_epoch: steps in an epoch, for ``config.interval``.
         interval: steps between dual updates, in place of the config's.
-        last_update: no dual update comes after this step; the last step unless given.
+        last_update: the last step with a dual update; None: the phase's last step.
     """
 
     name = "admm"
@@ -197,15 +187,8 @@ class ADMMPhase(Phase):
 
     def _make(self) -> ADMM:
         weights, projections = self.target.weights_and_projections()
-        config = self.config
-        self.admm = ADMM(
-            weights,
-            projections,
-            rho=config.rho,
-            growth=self.growth,
-            rho_max=config.rho_max,
-            rescale=config.rescale,
-        )
+        rho, rho_max, rescale = self.config.rho, self.config.rho_max, self.config.rescale
+        self.admm = ADMM(weights, projections, rho=rho, growth=self.growth, rho_max=rho_max, rescale=rescale)
         self.target.admm = self.admm
         return self.admm
 
@@ -225,13 +208,13 @@ class ADMMPhase(Phase):
             self.update()
 
     def update(self) -> None:
-        """A dual update, in which rho grows."""
+        """Do a dual update, in which rho grows."""
         assert self.admm is not None
         self.admm.dual_update()
         self.residual = self.admm.residual()
 
     def finish(self) -> None:
-        """Note the primal residual, of the weights before they are masked."""
+        """Note the primal residual of the weights before they are masked."""
         if self.admm is not None:
             self.residual = self.admm.residual()
             _logger.info("primal residual |W - Z| / |W| at the end of ADMM: %.4f", self.residual)
@@ -252,8 +235,8 @@ class GradualPhase(Phase):
     """Cuts on the way from dense to the full sparsity (see `sparsity_at`).
 
     Args:
-        target: what is pruned.
-        config: says how often.
+        target: what to prune.
+        config: with the interval of the cuts.
         length: optimizer steps.
         check: called before each cut; may raise.
     """

@@ -1,4 +1,4 @@
-"""What is tried on a network before it trains: whether it answers, whether gradients exist, which radius it stands."""
+"""Trials of a network before training: its logits, its input gradients, and the radius that it withstands."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .perturbation import PerturbationConfig, largest_agreeing_radius, radius_fo
 
 _logger = logging.getLogger(__name__)
 
-RADIUS_IMAGES = 512  # to search a radius with
+RADIUS_IMAGES = 512  # for the search for a radius
 
 
 def find_classes(model: nn.Module, images: Tensor) -> int:
-    """The number of classes of a network that answers images with logits.
+    """The number of a network's classes, by a forward of two images.
 
     Args:
         model: in eval mode.
-        images: ``(N, C, H, W)``; two are enough.
+        images: ``(N, C, H, W)``.
 
     Raises:
-        InputError: it does not take the images, answers with something other than finite logits ``(N, classes)``, or
-            changes the images in place.
+        InputError: it does not take the images, does not return finite logits ``(N, classes)``, or changes the images
+            in place.
     """
     given = images[:2].clone()
     version = given._version
@@ -48,22 +48,19 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if given._version != version:
         raise InputError(
-            "the model changes its input images in place, and student and teacher are given the same ones; write its "
-            "first steps without in-place operations (x = x - mean, inplace=False)"
+            "the model changes its input images in place, but student and teacher share them; write its first steps "
+            "without in-place operations (x = x - mean, inplace=False)"
         )
     return logits.shape[1]
 
 
 def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
-    """Differentiate a copy of the network by its images, and that by its weights; random states are restored.
+    """InputError unless a network is twice differentiable: by its images, then by its weights.
 
     Args:
-        teacher: the frozen network.
+        teacher: the frozen network; a copy is differentiated.
         images: ``(N, C, H, W)``; two are enough.
         weight: ``distillation.gradient_weight``, for the message.
-
-    Raises:
-        InputError: it cannot be differentiated twice.
     """
     student = copy.deepcopy(teacher)
     for parameter in student.parameters():
@@ -83,7 +80,7 @@ def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> No
 
 
 def needs_search(config: PerturbationConfig, eps: float | None) -> bool:
-    """Whether `find_radius` has to ask the network."""
+    """Whether `find_radius` has to run the network."""
     return config.kind != "none" and config.radius is None and eps is None
 
 
@@ -96,11 +93,11 @@ def find_radius(
     pixel_range: tuple[float, float],
     seed: int,
 ) -> float:
-    """The perturbation's radius in pixel units: as set, by ``eps``, or the largest that the teacher stands.
+    """The perturbation's radius in pixel units: as set, by ``eps``, or the largest that the teacher withstands.
 
     Args:
         teacher: in eval mode.
-        images: ``(N, C, H, W)``; looked at only where the radius has to be searched (see `needs_search`).
+        images: ``(N, C, H, W)``; used only for a search (see `needs_search`).
         config: of the perturbation.
         eps, pixel_range: see `PwoAConfig`.
         seed: of the search.
@@ -111,15 +108,7 @@ def find_radius(
         return config.radius
     if eps is not None:
         return radius_for(eps, pixel_range)
-    radius = largest_agreeing_radius(
-        teacher,
-        images,
-        kind=config.kind,
-        options=config.options,
-        pixel_range=pixel_range,
-        agreement=config.agreement,
-        seed=seed,
-    )
+    radius = largest_agreeing_radius(teacher, images, config, pixel_range=pixel_range, seed=seed)
     _logger.info(
         "perturbation radius %.4g: the largest at which the teacher keeps %.0f %% of its predictions on %d images",
         radius,

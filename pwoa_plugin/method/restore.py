@@ -1,4 +1,4 @@
-"""A model as it was before, where training raises."""
+"""Restore a model when training fails."""
 
 from __future__ import annotations
 
@@ -14,24 +14,19 @@ from .snapshot import tensors_of
 
 @contextlib.contextmanager
 def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Restore modes and gradients always; parameters and buffers, on their device, if the body raises.
-
-    Args:
-        model: the network.
-        undo: restores its structure, before its values are restored.
-    """
+    """Restore modes and gradients always; if the body raises, parameters and buffers too, after ``undo()``."""
     before = {name: tensor.detach().clone() for name, tensor in tensors_of(model).items()}
     gradients = {parameter: parameter.grad for parameter in model.parameters()}
     for parameter in model.parameters():
         parameter.grad = None
-    with modes_kept(model):  # outermost: `undo` restores the modes of its own time
+    with modes_kept(model):  # outermost: `undo` brings modes with it
         try:
             yield
         except BaseException:
             undo()
             with torch.no_grad():
                 for name, tensor in tensors_of(model).items():
-                    if name in before:  # a quantizer makes buffers while it trains
+                    if name in before:  # a quantizer adds buffers while it trains
                         tensor.data = before[name]
             raise
         finally:

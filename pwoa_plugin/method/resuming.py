@@ -1,4 +1,4 @@
-"""The batches of an epoch, which a resumed run can enter in the middle."""
+"""Epochs of batches that a resumed run can enter in the middle."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from .snapshot import Snapshot
 
 
 class ResumableEpochs:
-    """Epochs of batches. A resumed one draws its order anew from the epoch's random state, and so draws the same order.
-
-    Args:
-        batches: where they come from.
+    """Epochs of batches. A resumed epoch starts from its first random state again, so that its order is the same.
 
     Attributes:
-        done: batches of this epoch that were given.
+        done: batches of this epoch so far.
     """
 
     def __init__(self, batches: Batches) -> None:
@@ -28,7 +25,7 @@ class ResumableEpochs:
         self._at_resume: dict[str, Tensor] = {}
 
     def epoch(self, *, check: bool) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """The batches of an epoch that are still to come; ``check`` looks at each (see `Batches.epoch`)."""
+        """The remaining batches of an epoch; ``check`` as in `Batches.epoch`."""
         skip, self._skip = self._skip, 0
         if skip:
             self.batches.set_random_state(self._at_start)
@@ -39,18 +36,18 @@ class ResumableEpochs:
             yield batch
 
     def end(self) -> None:
-        """The epoch is over."""
+        """Call after the last batch."""
         self.done = 0
 
     def state(self) -> Snapshot:
-        """What `load_state` needs; between two steps."""
+        """For `load_state`; between two steps."""
         saved = Snapshot(facts={"done": self.done, "read": self.batches.read if self.done else 0})
         saved.put("now", Snapshot(self.batches.random_state()))
         saved.put("at_start", Snapshot(self._at_start))
         return saved
 
     def load_state(self, saved: Snapshot) -> None:
-        """Continue where `state` was asked for."""
+        """Continue where `state` was called."""
         self.done, self._skip = int(saved.facts["done"]), int(saved.facts["read"])
         self._at_start, self._at_resume = saved.part("at_start").tensors, saved.part("now").tensors
         if not self.done:

@@ -1,4 +1,4 @@
-"""What changes while a trainer runs."""
+"""The state of a run while a trainer runs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Run:
     """A run between its first step and its last.
 
     Attributes:
-        images: two of them, ``(2, C, H, W)``, for what needs a forward.
+        images: ``(2, C, H, W)``, for trial forwards.
         optimizer_is_own: whether the optimizer is ADMM's own.
         sums: of the loss's terms over this epoch.
-        began: on the clock, as if the run had never stopped.
+        began: time of `perf_counter` at the beginning, as if the run had never stopped.
     """
 
     schedule: Schedule

@@ -1,4 +1,4 @@
-"""The phases of a run in order, and the hard prune before fine-tuning.
+"""The phases of a run, and the hard prune before fine-tuning.
 
 Our trainer, NNI's patched optimizer step, Torch-Pruning's `regularize` and your own loop drive the same objects::
 
@@ -26,11 +26,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Schedule:
-    """The phases of a run in order, and the hard prune before fine-tuning.
+    """The phases of a run, in order; see the example at the top of this module.
 
     Args:
-        target: what is pruned.
-        phases: those before fine-tuning; those without a step are left out.
+        target: what to prune.
+        phases: those before fine-tuning; any without steps are left out.
         tuning: steps of fine-tuning.
         check: called before the hard prune; may raise.
 
@@ -48,12 +48,12 @@ class Schedule:
 
     @property
     def phase(self) -> Phase:
-        """The phase that the next step belongs to."""
+        """The phase of the next step."""
         return self.phases[self._at]
 
     @property
     def due(self) -> bool:
-        """Whether the phase has done its steps, and another follows."""
+        """Whether the phase has done its steps and another follows."""
         return self._at + 1 < len(self.phases) and self.phase.done >= self.phase.length
 
     @property
@@ -62,7 +62,7 @@ class Schedule:
         return sum(phase.done for phase in self.phases[: self._at])
 
     def start(self) -> None:
-        """Begin the first phase; without ADMM and gradual pruning that is the hard prune and fine-tuning."""
+        """Begin the first phase; without ADMM and gradual pruning, the hard prune comes now."""
         self._at, self.residual = 0, None
         self._begin_phase()
 
@@ -73,11 +73,11 @@ class Schedule:
         self.phase.begin()
 
     def after_backward(self) -> None:
-        """Let the phase change the gradients; after ``backward()`` (and ``unscale_``), before the optimizer's step."""
+        """Let the phase change the gradients: after ``backward()`` (and ``unscale_``), before the optimizer's step."""
         self.phase.after_backward()
 
     def after_step(self) -> None:
-        """Hold what is pruned at 0, then do what the phase has to do."""
+        """Hold what is pruned at 0, then let the phase act."""
         self.target.hold()
         self.phase.after_step()
 
@@ -88,7 +88,7 @@ class Schedule:
         self._begin_phase()
 
     def finish(self) -> None:
-        """End the run; the hard prune if it has not happened yet."""
+        """End the run, with the hard prune if it has not happened yet."""
         phase = self.phase
         if phase.done < phase.last_action and not self.target.done:
             _logger.warning(
@@ -113,7 +113,7 @@ class Schedule:
             self.target.hold()
 
     def state(self) -> Snapshot:
-        """What `load_state` needs."""
+        """For `load_state`."""
         saved = Snapshot(facts={"at": self._at, "residual": self.residual, "plan": self._plan()})
         for i, phase in enumerate(self.phases[: self._at + 1]):
             saved.put(f"phase{i}", phase.state())
@@ -123,7 +123,7 @@ class Schedule:
         return [[phase.name, phase.length, getattr(phase, "interval", None)] for phase in self.phases]
 
     def load_state(self, saved: Snapshot) -> None:
-        """Continue from what `state` gave, in place of `start`; the target's state is loaded before.
+        """Continue from what `state` returned, in place of `start`; load the target's state before.
 
         Raises:
             StateError: the phases differ.

@@ -1,4 +1,4 @@
-"""`TrainingConfig`: all sections of the method together, checked against each other."""
+"""`TrainingConfig`: the sections of the method, checked against each other."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from .sparsity import find_sparsity_set
 
 
 class TrainingConfig(Section):
-    """What a `Trainer` needs. Keyword-only; unknown keys are refused.
+    """The options of a training run. Keyword-only; unknown keys are refused.
 
     Attributes:
         sparsity: share of the prunable weights to prune, in (0, 1): 0.9375 is 16x. None only for ``n:m``.
         train_loader: natural images: a DataLoader or another iterable that can be read again and gives ``(x, y)``,
             ``(x, ...)`` or ``x`` batches; a Dataset; or tensors ``(x, y)`` or ``x``. ``x`` is ``(N, C, H, W)`` float,
-            ``y`` ``(N,)`` int64. Labels may be missing where ``hsic.lambda_y`` is 0.
+            ``y`` ``(N,)`` int64, not needed if ``hsic.lambda_y`` is 0.
         granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``;
             or ``structured``: ``sparsity`` is then the share of channels to remove, by dependency group, with
             `PwoAGroupPruner` or ``pwoa prune``.
-        allocation: ``lamp``, ``erk``, ``global``, or ``uniform`` (the paper). The default is ``lamp``, and ``uniform``
-            with ``structured``: the same share of channels in each group.
-        include: names or patterns (``layer4.*``) of layers to prune; by default every convolution and linear layer.
-        exclude: names or patterns of layers that stay dense, and do not count in ``sparsity``.
+        allocation: ``lamp`` (default), ``erk``, ``global``, or ``uniform`` (the paper; default for ``structured``: the
+            same share of channels in each group).
+        include: names or patterns (``layer4.*``) of layers to prune; default: every convolution and linear layer.
+        exclude: names or patterns of layers that stay dense and do not count in ``sparsity``.
         epochs: of the whole run: ADMM or gradual pruning, then fine-tuning.
-        batch_size: where ``train_loader`` is a Dataset or tensors.
+        batch_size: if ``train_loader`` is a Dataset or tensors.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
-        eps: radius of the attacks that the network is to resist, in pixel units; sets the perturbation's radius.
-        pixel_range: ``(low, high)`` of a valid image. Normalisation by mean and std belongs into the model.
+        eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
+        pixel_range: ``(low, high)`` of a valid image. Normalisation by mean and std belongs in the model.
         seed: of everything random in a run.
-        device: ``cuda``, ``cpu``...; None: where the model is.
+        device: ``cuda``, ``cpu``...; None: the model's.
         autocast: ``bfloat16`` or ``float16`` mixed precision, or None.
-        progress: whether a progress bar is shown.
+        progress: whether to show a progress bar.
     """
 
     sparsity: float | None = None
@@ -88,12 +88,10 @@ class TrainingConfig(Section):
         if device is not None:
             try:
                 if torch.empty(0, device=device).device.type == "meta":
-                    raise RuntimeError("it holds no numbers")
+                    raise RuntimeError("it stores no values")
             except (RuntimeError, AssertionError, NotImplementedError) as error:
                 reason = str(error).splitlines()[0]
-                raise InputError(
-                    f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out"
-                ) from None
+                raise InputError(f"device={device!r} cannot be used here ({reason}); use 'cpu' or none") from None
         return device
 
     @model_validator(mode="after")
@@ -110,8 +108,7 @@ class TrainingConfig(Section):
         check_radius(self.eps, self.pixel_range)
         if self.gradual.wanted and sparsity_set.one_cut:
             raise InputError(
-                f"gradual: {self.gradual} does not go with granularity={self.granularity!r}, which is reached in one "
-                "cut; leave it out"
+                f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"
             )
         lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if sum(lengths.values()) > self.epochs:
@@ -121,12 +118,12 @@ class TrainingConfig(Section):
 
     @property
     def admm_epochs(self) -> int:
-        """Epochs of the ADMM phase (see `phase_lengths`)."""
+        """Epochs of the ADMM phase, set or by default."""
         return self._lengths()[0]
 
     @property
     def gradual_epochs(self) -> int:
-        """Epochs of the gradual phase (see `phase_lengths`)."""
+        """Epochs of the gradual phase, set or by default."""
         return self._lengths()[1]
 
     def _lengths(self) -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What it takes to resume a run: tensors, and facts that JSON can hold. Each part of a run gives and takes its own."""
+"""The state from which a run resumes: tensors, and facts for JSON. Each part of a run has its own `Snapshot`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..errors import InputError
 
 
 class StateError(InputError):
-    """A saved state that does not fit the run that it is given to."""
+    """A saved state does not fit the run."""
 
 
 @dataclass
@@ -21,8 +21,8 @@ class Snapshot:
     """The state of a run, or of a part of it, between two steps.
 
     Attributes:
-        tensors: by dotted names; they may share memory with the run, which changes them at its next step.
-        facts: JSON-ready; those of a part are under the part's name.
+        tensors: by dotted names; they may share memory with the run, whose next step changes them.
+        facts: JSON-ready; a part's are under its name.
     """
 
     tensors: dict[str, Tensor] = field(default_factory=dict)
@@ -35,7 +35,7 @@ class Snapshot:
             self.facts[name] = part.facts
 
     def part(self, name: str) -> Snapshot:
-        """The snapshot of a part; empty where there is none."""
+        """The snapshot of a part; empty if there is none."""
         prefix = f"{name}."
         tensors = {key[len(prefix) :]: tensor for key, tensor in self.tensors.items() if key.startswith(prefix)}
         return Snapshot(tensors, self.facts.get(name, {}))
@@ -48,20 +48,12 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def copy_into(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor], what: str) -> None:
-    """Copy tensors by name into others, which keep their memory format (sums depend on it to the last bit).
-
-    Raises:
-        StateError: names or shapes differ.
-    """
+    """Copy tensors by name into others, which keep their memory format; StateError if names or shapes differ."""
     if targets.keys() != saved.keys():
         odd = ", ".join(sorted(targets.keys() ^ saved.keys())[:3])
-        raise StateError(
-            f"the saved state has other {what} than this run ({odd}); resume with the same model and config"
-        )
+        raise StateError(f"the saved state has other {what} than this run ({odd}); use the same model and config")
     for name, target in targets.items():
         if target.shape != saved[name].shape:
-            raise StateError(
-                f"the saved {what} {name} has shape {tuple(saved[name].shape)}, and this run's "
-                f"{tuple(target.shape)}; resume with the same model and config"
-            )
+            shapes = f"shape {tuple(saved[name].shape)}, and this run's {tuple(target.shape)}"
+            raise StateError(f"the saved {what} {name} has {shapes}; resume with the same model and config")
         target.copy_(saved[name])

@@ -1,7 +1,7 @@
-"""Sparsity sets: which groups of a weight go together, and the projection on the set.
+"""Sparsity sets: how weights are grouped, and the projection on the set.
 
-A set splits a weight into groups. Its projection keeps exactly k groups, those of largest norm, which
-is the Euclidean projection on "at most k groups are not zero" (PwoA, eq. 9; Zhang et al., ECCV 2018).
+The projection keeps exactly k groups, those of largest norm: the Euclidean projection on "at most k groups are not
+zero" (PwoA, eq. 9; Zhang et al., ECCV 2018).
 
 A new set is one class and one line in ``SPARSITY_SETS``.
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 import re
-from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -21,42 +20,42 @@ from ..errors import InputError
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """Boolean mask of exactly ``k`` largest scores; ties are broken, never counted double."""
+    """Boolean mask of exactly the ``k`` largest scores; ties are broken."""
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     keep[scores.topk(k, sorted=False).indices] = True
     return keep
 
 
-class SparsitySet(ABC):
-    """A way to split weights ``(out, in, ...)`` into groups that are kept or pruned whole."""
+class SparsitySet:
+    """A way to split weights ``(out, in, ...)`` into groups that are kept or pruned whole; here, single weights."""
 
-    #: Kept share of every layer where the set itself fixes it (``n:m``); None leaves it to the allocation.
+    #: Share of every layer that the set keeps, if it is fixed (``n:m``); None leaves it to the allocation.
     fixed_density: float | None = None
-    #: How names of such sets are written, in messages.
+    #: How such sets are written, in messages.
     spelling: ClassVar[str] = ""
-    #: Whether a run reaches the set in one cut, so that gradual pruning has no way to go.
+    #: Whether a run reaches the set in one cut, so that gradual pruning is impossible.
     one_cut: ClassVar[bool] = False
-    #: Whether whole output channels become 0, whose constants (bias, BatchNorm) should follow.
+    #: Whether whole output channels become 0, and their constants (bias, BatchNorm) with them.
     zeroes_filters: ClassVar[bool] = False
-    #: Whether groups are single weights, so that transposed layers ``(in, out, ...)`` are no exception.
+    #: Whether weights are pruned one by one, as also transposed layers ``(in, out, ...)`` can be.
     single_weights: ClassVar[bool] = False
-    #: The allocation where the config names none.
+    #: The allocation if the config names none.
     default_allocation: ClassVar[str] = "lamp"
-    #: Which toolkit's backend prunes by it: a key of ``runs.backends.BACKENDS``.
+    #: The toolkit that prunes by it: a key of ``backends.BACKENDS``.
     backend: ClassVar[str] = "masks"
 
     @classmethod
     def parse(cls, name: str, granularity: str) -> SparsitySet | None:
-        """The set that a granularity means, or None where it is another set's; ``name`` is the table's key."""
+        """The set for a granularity, or None if it means another set; ``name`` is the table's key."""
         return cls() if granularity == name else None
 
-    @abstractmethod
     def scores(self, weight: Tensor) -> Tensor:
         """Squared norm of every group, ``(groups,)``."""
+        return weight.flatten().square()
 
-    @abstractmethod
     def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        """A boolean mask of a weight's ``shape`` from one boolean per group (``(groups,)``)."""
+        """A boolean mask of a weight's ``shape`` from one boolean per group, ``(groups,)``."""
+        return keep.view(shape)
 
     def supports(self, shape: torch.Size) -> str | None:
         """None, or why a weight of this shape cannot be in the set."""
@@ -67,30 +66,18 @@ class SparsitySet(ABC):
 
         Args:
             weight: ``(out, in, ...)``.
-            k: groups to keep, 0 to all.
+            k: groups to keep, 0 to all; in ``n:m`` the fixed number.
 
         Returns:
             A boolean tensor shaped as ``weight``; ``weight * mask`` is the projection.
-
-        Raises:
-            ValueError: ``k`` is not a number of groups that this weight has.
         """
-        scores = self.scores(weight.detach())
-        if not 0 <= k <= len(scores):
-            raise InputError(f"k={k} groups cannot be kept: the weight {tuple(weight.shape)} has {len(scores)}")
-        return self.expand(top_k(scores, k), weight.shape)
+        return self.expand(top_k(self.scores(weight.detach()), k), weight.shape)
 
 
 class Unstructured(SparsitySet):
     """Single weights."""
 
     single_weights = True
-
-    def scores(self, weight: Tensor) -> Tensor:
-        return weight.flatten().square()
-
-    def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        return keep.view(shape)
 
 
 class Filter(SparsitySet):
@@ -116,10 +103,7 @@ class Channel(SparsitySet):
 
 
 class Column(SparsitySet):
-    """One position of the flattened filter over all filters: columns of the matrix that GEMM sees.
-
-    The authors' own structured set. For linear layers it is `Channel`.
-    """
+    """One position of the flattened filter in all filters: columns of GEMM's matrix, the authors' structured set."""
 
     def scores(self, weight: Tensor) -> Tensor:
         return weight.flatten(1).square().sum(0)
@@ -129,12 +113,7 @@ class Column(SparsitySet):
 
 
 class Block(SparsitySet):
-    """Blocks of ``rows x columns`` of the matrix ``(out, in * kernel)``; those at the edges may be smaller.
-
-    Args:
-        rows: filters in a block.
-        columns: positions of the flattened filter in a block.
-    """
+    """Blocks of ``rows x columns`` of the matrix ``(out, in * kernel)``; those at the edges may be smaller."""
 
     spelling = "block:RxC (block:8x1)"
 
@@ -166,12 +145,7 @@ class Block(SparsitySet):
 
 
 class NofM(SparsitySet):
-    """``n:m``: in every m consecutive weights along the input dimension, the n largest (2:4 on Ampere GPUs).
-
-    Args:
-        n: weights kept in a block.
-        m: weights in a block; a layer's input dimension must be a multiple of it.
-    """
+    """``n:m``: of every m consecutive weights along the input dimension, the n largest (2:4 on Ampere GPUs)."""
 
     spelling = "n:m (2:4)"
     one_cut = True
@@ -192,16 +166,7 @@ class NofM(SparsitySet):
             return f"its input dimension {shape[1]} is no multiple of {self.m}"
         return None
 
-    def scores(self, weight: Tensor) -> Tensor:
-        return weight.flatten().square()
-
-    def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        return keep.view(shape)
-
     def mask(self, weight: Tensor, k: int) -> Tensor:
-        expected = weight.numel() * self.n // self.m
-        if k != expected or self.supports(weight.shape):
-            raise InputError(f"{self.n}:{self.m} keeps {expected} weights of {tuple(weight.shape)}, never {k}")
         along_input = weight.detach().transpose(1, -1)
         blocks = along_input.reshape(-1, self.m).abs()
         kept = torch.zeros_like(blocks, dtype=torch.bool)
@@ -210,18 +175,12 @@ class NofM(SparsitySet):
 
 
 class RemovedChannels(SparsitySet):
-    """Channels of dependency groups, which the door into Torch-Pruning removes: not a set of one layer's weights."""
+    """Channels of dependency groups: Torch-Pruning removes them, over several layers at once."""
 
     spelling = "structured"
     one_cut = True
     default_allocation = "uniform"
     backend = "channels"
-
-    def scores(self, weight: Tensor) -> Tensor:
-        raise NotImplementedError("channels are scored by dependency group")
-
-    def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        raise NotImplementedError("channels are removed, not masked")
 
 
 SPARSITY_SETS: dict[str, type[SparsitySet]] = {
@@ -236,11 +195,7 @@ SPARSITY_SETS: dict[str, type[SparsitySet]] = {
 
 
 def find_sparsity_set(granularity: str) -> SparsitySet:
-    """The set that a granularity names, that of removed channels (``structured``) included.
-
-    Raises:
-        InputError: no set has this name.
-    """
+    """The set for a granularity, ``structured`` included; InputError if there is none."""
     for name, kind in SPARSITY_SETS.items():
         if (found := kind.parse(name, granularity)) is not None:
             return found
@@ -250,11 +205,7 @@ def find_sparsity_set(granularity: str) -> SparsitySet:
 
 
 def make_sparsity_set(granularity: str) -> SparsitySet:
-    """The set of masks that a granularity names: unstructured, filter, channel, column, block, block:RxC or n:m.
-
-    Raises:
-        InputError: no set has this name, or channels are removed in it instead of masked.
-    """
+    """The set for a granularity whose groups are masked; InputError if there is none, or channels are removed."""
     found = find_sparsity_set(granularity)
     if found.backend != "masks":
         raise InputError(

@@ -1,4 +1,4 @@
-"""What is pruned: weights under masks here; a toolkit's door may bring another target."""
+"""What to prune: here, weights under masks; toolkits have targets of their own."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .sparsity import make_sparsity_set
 
 
 class Target(ABC):
-    """What is pruned, and how. Phases say when: they call `cut`; their `Schedule` calls `prune` and `hold`.
+    """What to prune, and how. Phases decide when: they call `cut`; their `Schedule` calls `prune` and `hold`.
 
     Attributes:
         layers: the layers to prune, by name.
-        allocation: what each is to keep.
-        masks: ``{layer: boolean mask}`` of the last cut or the hard prune; empty where nothing is masked.
-        admm: the ADMM that moves the weights, up to the hard prune; None without.
+        allocation: what each layer keeps.
+        masks: ``{layer: boolean mask}`` of the last cut or the hard prune; empty if nothing is masked.
+        admm: the ADMM that moves the weights; None in other phases.
     """
 
     admm: ADMM | None = None
@@ -45,33 +45,25 @@ class Target(ABC):
         """Begin a run, and forget the last one.
 
         Args:
-            images: two of the run's images, ``(2, C, H, W)``, for what needs a forward.
+            images: ``(2, C, H, W)``, for trial forwards.
 
         Raises:
-            InputError: the model cannot be pruned as it is now.
+            InputError: the model cannot be pruned in its current state.
         """
 
     @abstractmethod
     def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
-        """The two arguments of `ADMM`: the weights that it moves, and the masks of their projections."""
+        """The arguments of `ADMM`: the weights, and the masks of their projections."""
 
     def cut(self, progress: float) -> None:
-        """Set weights to 0 on the way to the hard prune (see `GradualPhase`).
-
-        Args:
-            progress: share of the gradual phase that is done, in (0, 1).
-        """
+        """Set weights to 0 after a share ``progress``, in (0, 1), of the gradual phase (see `GradualPhase`)."""
         raise NotImplementedError(f"{type(self).__name__} prunes at once; set gradual.epochs to 0")
 
     @abstractmethod
     def prune(self, *, allocate: bool) -> None:
-        """The hard prune: the weights alone are projected, without ADMM's dual.
+        """The hard prune: project the weights, without ADMM's dual; ``allocate`` anew by the current weights or not."""
 
-        Args:
-            allocate: let what each layer keeps follow the weights as they are now.
-        """
-
-    def hold(self) -> None:  # noqa: B027 (not every target has to)
+    def hold(self) -> None:  # noqa: B027 (optional)
         """Keep what is pruned at 0; called after every step."""
 
     def student_channels(self) -> Mapping[str, tuple[int, Tensor]]:
@@ -80,21 +72,17 @@ class Target(ABC):
 
     @abstractmethod
     def state(self) -> Snapshot:
-        """What `load_state` needs."""
+        """For `load_state`."""
 
     @abstractmethod
     def load_state(self, saved: Snapshot) -> None:
-        """Bring the model's structure (not yet its values) to where `state` left it.
+        """Restore the model's structure (not its values) as of `state`; StateError if it does not fit."""
 
-        Raises:
-            StateError: the state does not fit.
-        """
-
-    def undo(self) -> None:  # noqa: B027 (not every target has to)
+    def undo(self) -> None:  # noqa: B027 (optional)
         """After an error: restore the model's structure."""
 
-    def discard_undo(self) -> None:  # noqa: B027 (not every target has to)
-        """After success: drop what `undo` would need."""
+    def discard_undo(self) -> None:  # noqa: B027 (optional)
+        """After success: drop what `undo` needs."""
 
 
 class MaskTarget(Target):
@@ -106,11 +94,11 @@ class MaskTarget(Target):
         budget: how many weights they keep in all, and how that is spread.
 
     Attributes:
-        held: ``{parameter: boolean}``, False where the constants of dead filters stay 0 after the hard prune, so that
+        held: ``{parameter: boolean}``, False where constants of dead filters stay 0 after the hard prune, so that
             removing these filters changes nothing; only for sets that zero filters.
 
     Raises:
-        InputError: the layers cannot be pruned in this set, or leave no room for the budget.
+        InputError: the layers cannot be pruned in this set or to this sparsity.
     """
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module], budget: Budget) -> None:
@@ -192,11 +180,7 @@ def mask_target(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
 ) -> MaskTarget:
-    """The masks that a config asks for; the arguments are those of `PwoAConfig`.
-
-    Raises:
-        InputError: no layer, or no such set or number of weights, can be pruned.
-    """
+    """The target for fields of `PwoAConfig`; InputError if the model has no layers for them."""
     sparsity_set = make_sparsity_set(granularity)
     if sparsity is None:  # n:m fixes it
         sparsity = 1 - (sparsity_set.fixed_density or 0.0)

@@ -1,4 +1,4 @@
-"""The training loop. When to prune is in ``phases``, what in ``targets``, the loss in ``loss``."""
+"""The training loop. ``phases`` say when to prune, ``targets`` what; ``loss`` has the loss."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .batches import Batches
 from .callback import Callback, Status
 from .finite import check_finite
 from .hidden import check_readable
-from .layers import tell_of_uncounted
+from .layers import warn_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
 from .optimizers import ScheduledOptimizer
@@ -39,15 +39,15 @@ _DTYPES = {None: None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Trainer:
-    """PwoA on one model, by one config. What can be refused is refused here, before training.
+    """Prunes one model by PwoA. Model and config are checked here, before training.
 
     Args:
         model: the robust network, ``(N, C, H, W)`` images to ``(N, classes)`` logits. It is pruned in place.
-        config: what to do.
-        target: what is pruned; by default weights under masks.
+        config: the options.
+        target: what to prune; None: weights, by masks.
 
     Attributes:
-        loss: with the frozen copy of the network as it was given (`teacher`).
+        loss: holds the frozen copy of the network, the `teacher`.
         batches: of the training images.
         history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
 
@@ -67,7 +67,7 @@ class Trainer:
                 include=config.include,
                 exclude=config.exclude,
             )
-            tell_of_uncounted(model)
+            warn_of_uncounted(model)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
         check_readable(model)
@@ -105,7 +105,7 @@ class Trainer:
 
     @property
     def teacher(self) -> nn.Module:
-        """The frozen copy of the network as it was given."""
+        """The frozen copy of the network."""
         return self.loss.teacher
 
     @property
@@ -115,17 +115,17 @@ class Trainer:
 
     @property
     def allocation(self) -> dict[str, LayerAllocation]:
-        """What each layer keeps, by the dense weights; after gradual pruning, by the weights that it pruned."""
+        """What each layer keeps, by the dense weights; after gradual pruning, by the weights at the hard prune."""
         return self.target.allocation
 
     @property
     def masks(self) -> dict[str, Tensor]:
-        """``{layer: boolean mask}`` of the last cut or the hard prune; empty where channels are removed."""
+        """``{layer: boolean mask}`` of the last cut or the hard prune; empty if channels are removed."""
         return self.target.masks
 
     @property
     def hidden_layers(self) -> list[str]:
-        """Names of the modules whose inputs HSIC and feature distillation look at; empty before `fit`."""
+        """Names of the modules whose inputs HSIC and feature distillation compare; empty before `fit`."""
         return self.loss.hidden_layers_of(self.model)
 
     @property
@@ -143,23 +143,22 @@ class Trainer:
     def fit(self, callbacks: Sequence[Callback] = (), resume: Snapshot | None = None) -> dict[str, Tensor]:
         """Prune the model in place.
 
-        Random state is the caller's: seed before (`PwoAPruner` does), also to resume.
+        The caller seeds before (`PwoAPruner` does), also to resume. After an error the model is as it was.
 
         Args:
             callbacks: notified of the progress.
-            resume: what `state` gave in a run of the same model, data and config. Resumes that run; bit-identical to an
-                uninterrupted run on the same CPU.
+            resume: what `state` returned in a run of the same model, data and config. Resumes that run; bit-identical
+                to an uninterrupted run on the same CPU.
 
         Returns:
-            ``{layer: boolean mask}``; the model's weights are 0 exactly where a mask is. Empty where channels are
-            removed instead.
+            ``{layer: boolean mask}``; pruned weights are 0. Empty if channels are removed instead.
 
         Raises:
             InputError: data or model cannot be used, or the state is another run's.
-            TrainingError: the loss is not finite. In both cases, and when interrupted, the model is as it was.
+            TrainingError: the loss is not finite.
         """
         if torch.is_inference_mode_enabled():
-            raise InputError("torch.inference_mode is on, and its tensors cannot be trained; call this outside")
+            raise InputError("torch.inference_mode is on, where nothing can be trained; call this outside")
         self.history, self.schedule, self._run = [], None, None
         with (
             torch.enable_grad(),
@@ -198,13 +197,12 @@ class Trainer:
             for callback in callbacks:
                 callback.on_step(status)
         if not run.epochs.done:
-            raise InputError("train_loader gave no batch this time; give one that can be read again at every epoch")
+            raise InputError("train_loader gave no batch this time; give one that can be read again in every epoch")
         self._report(run, callbacks)
         status.epoch += 1
-        figures = {"lr": status.lr, "rho": status.rho, "residual": status.residual, "seconds": status.seconds}
-        self.history.append(
-            {"phase": status.phase, "epoch": status.epoch, "loss": status.loss, **status.terms, **figures}
-        )
+        names = ("lr", "rho", "residual", "seconds")
+        entry = {"phase": status.phase, "epoch": status.epoch, "loss": status.loss, **status.terms}
+        self.history.append(entry | {name: getattr(status, name) for name in names})
         run.epochs.end()
         run.sums = {}
         for callback in callbacks:
@@ -243,7 +241,7 @@ class Trainer:
     # -- phases ----------------------------------------------------------------------------------
 
     def _prepare(self, resume: Snapshot | None) -> Run:
-        """All that training needs, at its first step or where a state left it."""
+        """Ready for the first step, or for the next one after a saved state."""
         config = self.config
         images = self.batches.first(RADIUS_IMAGES if needs_search(config.perturbation, config.eps) else 2)
         if self.device.type == "cpu":
@@ -251,7 +249,7 @@ class Trainer:
         self.model.to(self.device)
         self.loss.prepare(self.model, images)
         self.batches.classes = self.loss.classes
-        when = " by the weights as they are now; each cut allocates anew" if config.gradual_epochs else ""
+        when = " by the dense weights; each cut allocates anew" if config.gradual_epochs else ""
         _logger.info("allocation%s\n%s", when, allocation_table(self.allocation))
         self.target.begin(images[:2])
         train_mode(self.model)
@@ -290,7 +288,7 @@ class Trainer:
         return Schedule(self.target, phases, tuning=config.epochs * per_epoch - admm - gradual, check=check)
 
     def _enter_epoch(self, run: Run) -> None:
-        """Phases end with an epoch, also where the data gives fewer batches than it says."""
+        """Phases end with an epoch, even if the data gives fewer batches than its length."""
         lengths = {"admm": self.config.admm_epochs, "gradual": self.config.gradual_epochs}
         end = 0
         for phase in run.schedule.phases[:-1]:
@@ -307,7 +305,7 @@ class Trainer:
         self._choose_optimizer(run)
 
     def _choose_optimizer(self, run: Run) -> None:
-        """A new optimizer where a phase has its own, had its own, or replaced the parameters."""
+        """Make a new optimizer if the phase has its own, had its own, or replaced the parameters."""
         config, phase, done = self.config, run.schedule.phase, run.status.step
         own = config.admm.optimizer if phase.name == "admm" else None
         if run.optimizer is not None and run.optimizer_is_own == (own is not None):
@@ -327,7 +325,7 @@ class Trainer:
         return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
 
     def _adopt_parameters(self, run: Run) -> None:
-        """Where channels were removed, the parameters are new: they need an optimizer and a layout of their own."""
+        """If channels were removed, the parameters are new: they need a new optimizer and layout."""
         self.loss.student_channels = self.target.student_channels()
         parameters = self._trained()
         if {*map(id, parameters)} != {*map(id, run.parameters)}:
@@ -340,15 +338,10 @@ class Trainer:
     # -- state -----------------------------------------------------------------------------------
 
     def state(self) -> Snapshot:
-        """Where the run stands, for `fit` to resume from; for callbacks, between two steps.
-
-        Raises:
-            RuntimeError: no run is going on.
-            TrainingError: a weight is not finite: nothing good can be resumed from here.
-        """
+        """For `fit` to resume from; call it in a callback. TrainingError if a weight is not finite."""
         run = self._run
         if run is None:
-            raise RuntimeError("no run is going on; ask for the state in a callback")
+            raise RuntimeError("no run is in progress; call state() in a callback")
         check_finite(self.model, run.status.step)
         status = {field.name: getattr(run.status, field.name) for field in dataclasses.fields(run.status)}
         status |= {"terms": dict(run.status.terms), "seconds": time.perf_counter() - run.began}

@@ -19,7 +19,7 @@ from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.logits import logits_of
-from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation, radius_for
+from ..method.perturbation import PerturbationConfig, largest_agreeing_radius, radius_for
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
@@ -72,20 +72,20 @@ class Validation(Callback):
         """Compute the teacher's answers, once."""
         config = self.run.config
         self.batches.classes = self.run.batches.classes
-        kind, radius = config.perturbation.kind, self.run.radius
-        if kind == "none" or radius == 0:
-            kind = "patterns"
-            radius = radius_for(config.eps, config.pixel_range) if config.eps else self._radius(kind)
-        self._perturbation: Perturbation = make_perturbation(kind, radius=radius, pixel_range=config.pixel_range)
+        perturbation, radius = config.perturbation, self.run.radius
+        if perturbation.kind == "none" or radius == 0:
+            perturbation = PerturbationConfig()
+            radius = radius_for(config.eps, config.pixel_range) if config.eps else self._radius(perturbation)
+        self._perturbation = perturbation.make(radius, config.pixel_range)
         self._teacher, self.dense_clean = self._answers(self.run.teacher)
         self.images = len(self._teacher)
 
-    def _radius(self, kind: str) -> float:
+    def _radius(self, perturbation: PerturbationConfig) -> float:
         config = self.run.config
         with seeded(config.seed):
             images = self.batches.first(_RADIUS_IMAGES)
         return largest_agreeing_radius(
-            self.run.teacher, images, kind=kind, pixel_range=config.pixel_range, seed=config.seed
+            self.run.teacher, images, perturbation, pixel_range=config.pixel_range, seed=config.seed
         )
 
     @torch.no_grad()
