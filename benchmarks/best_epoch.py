@@ -17,7 +17,7 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.config import DataConfig
 from pwoa_plugin.data import load_test, load_training
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.perturbation import make_perturbation
+from pwoa_plugin.method.perturbation import Patterns
 from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.models import robust_lenet
 
@@ -38,7 +38,7 @@ def main() -> None:
         class Compare(Callback):
             def on_epoch_end(self, status: Status, run: Trainer = run, sparsity: float = sparsity) -> None:
                 pruned = copy.deepcopy(run.model).eval()
-                perturb = make_perturbation("patterns", radius=run.radius)
+                perturb = Patterns(radius=run.radius)
                 same, overlap = [], []
                 assert training.validation is not None
                 with seeded(0), torch.no_grad():

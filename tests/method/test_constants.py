@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import copy
 
-import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
@@ -172,11 +171,3 @@ def test_constants_that_padding_bends_are_constants() -> None:
     assert found.zero[model[1]].tolist() == [False, False]
     assert found.still[model[1]].tolist() == [True, False]
     assert found.dead[model[1]].tolist() == [False, False]
-
-
-def test_refused() -> None:
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4))
-    with pytest.raises(ValueError, match=r"masks: the model has no convolution or linear layer '1'"):
-        dead_constants(model, {"1": torch.ones(4)}, torch.rand(1, 1, 8, 8))
-    with pytest.raises(ValueError, match=r"masks: 0 is \(4,\), and the weight is \(4, 1, 3, 3\)"):
-        dead_constants(model, {"0": torch.ones(4)}, torch.rand(1, 1, 8, 8))

@@ -154,15 +154,6 @@ def test_nan_activations_give_nan_and_do_not_raise() -> None:
     assert hsic([gaussian_kernel(x)], [z]).isnan().all()
 
 
-@pytest.mark.parametrize(
-    ("references", "hidden", "said"),
-    [
-        ([], [torch.rand(4, 2)], "at least one reference"),
-        ([torch.eye(4)], [], "at least one reference"),
-        ([torch.eye(1)], [torch.rand(1, 2)], "at least 2"),
-        ([torch.eye(4)], [torch.rand(5, 2)], r"sizes \[4, 5\]"),
-    ],
-)
-def test_bad_input(references: list[Tensor], hidden: list[Tensor], said: str) -> None:
-    with pytest.raises(ValueError, match=said):
-        hsic(references, hidden)
+def test_batches_of_different_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"sizes \[4, 5\]"):
+        hsic([torch.eye(4)], [torch.rand(5, 2)])

@@ -266,6 +266,7 @@ def test_bad_input_is_one_line(trained: TinyNet, images: Pair) -> None:
         r"student's logits are \(192, 3\), the teacher's \(192, 4\)": lambda: PwoALoss(Other(4))(trained, x, y),
         r"eps=8 is outside \(0, 1\)": lambda: PwoALoss(trained, eps=8),
         "pixel_range=.* is empty": lambda: PwoALoss(trained, pixel_range=(1, 0)),
+        "perturbation.radius=12 is wider than pixel_range": lambda: PwoALoss(trained, perturbation={"radius": 12}),
         "x: pixels reach from": lambda: PwoALoss(trained)(trained, x * 255, y),
         "y: labels reach from 0 to 9": lambda: PwoALoss(trained)(trained, x, y.where(y < 2, 9)),
         "y is missing": lambda: PwoALoss(trained)(trained, x),

@@ -25,3 +25,9 @@ def test_layers_that_a_set_cannot_take_stay_dense(trained: nn.Module) -> None:
     assert list(masks) == ["conv", "fc1"]
     assert masks["conv"].all()
     assert masks["fc1"].float().mean() == 0.5
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0])
+def test_a_sparsity_that_is_none_is_refused(trained: nn.Module, sparsity: float) -> None:
+    with pytest.raises(ValueError, match=r"outside \(0, 1\)"):
+        prune_once(trained, sparsity)

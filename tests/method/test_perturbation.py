@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,10 +12,10 @@ from pwoa_plugin.method.perturbation import (
     PERTURBATIONS,
     BlockSign,
     Patterns,
+    PerturbationConfig,
     _cells_of_pixels,
     _sign_grid,
     largest_agreeing_radius,
-    make_perturbation,
 )
 
 KINDS = sorted(PERTURBATIONS)
@@ -34,7 +36,7 @@ def test_stays_in_the_ball_and_in_the_pixel_range(
     x = low + width * torch.rand(shape, generator=torch.Generator().manual_seed(seed))
     before = x.clone()
     radius = share * (low + width - low)
-    perturb = make_perturbation(kind, radius=radius, pixel_range=(low, low + width))
+    perturb = PerturbationConfig(kind=kind).make(radius, (low, low + width))
     got = perturb(x, torch.Generator().manual_seed(seed))
     assert torch.equal(x, before)
     assert got.shape == x.shape
@@ -50,7 +52,7 @@ def test_stays_in_the_ball_and_in_the_pixel_range(
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "none"])
 def test_draws_differ_between_images_and_calls(kind: str) -> None:
     x = torch.full((64, 2, 28, 28), 0.5)
-    perturb = make_perturbation(kind, radius=0.3)
+    perturb = PERTURBATIONS[kind](radius=0.3)
     random = torch.Generator().manual_seed(0)
     first, second = perturb(x, random), perturb(x, random)
     assert (first != second).flatten(1).any(1).float().mean() > 0.9
@@ -60,7 +62,7 @@ def test_draws_differ_between_images_and_calls(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["patterns", "sign", "block"])
 def test_sign_kinds_are_signs(kind: str) -> None:
-    perturb = make_perturbation(kind, radius=1)
+    perturb = PERTURBATIONS[kind](radius=1)
     p = perturb.direction(torch.zeros(50, 3, 28, 28), torch.Generator().manual_seed(0))
     assert set(p.unique().tolist()) == {-1.0, 1.0}
     assert abs(p.mean()) < 0.05
@@ -68,7 +70,7 @@ def test_sign_kinds_are_signs(kind: str) -> None:
 
 def test_radius_is_scaled_by_the_root_of_a_uniform() -> None:
     x = torch.full((4000, 1, 2, 2), 0.5)
-    got = make_perturbation("sign", radius=0.4)(x, torch.Generator().manual_seed(0))
+    got = PERTURBATIONS["sign"](radius=0.4)(x, torch.Generator().manual_seed(0))
     share = (got - x).abs().amax((1, 2, 3)) / 0.4
     # P(sqrt(u) <= q) = q^2
     for q in (0.3, 0.6, 0.9):
@@ -100,7 +102,7 @@ def test_patterns_hold_stripes_and_splices_of_several_scales() -> None:
 
 def test_autocast_draws_the_same() -> None:
     x = torch.rand(64, 1, 28, 28)
-    perturb = make_perturbation("patterns", radius=0.4)
+    perturb = PERTURBATIONS["patterns"](radius=0.4)
     exact = perturb(x, torch.Generator().manual_seed(0))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(perturb(x, torch.Generator().manual_seed(0)), exact)
@@ -122,21 +124,25 @@ class Threshold(nn.Module):
 def test_largest_agreeing_radius_is_where_the_model_changes_its_mind() -> None:
     x = torch.full((400, 1, 6, 6), 0.5)
     # A pixel falls by r sqrt(u): predictions hold while r sqrt(u) < .25, for 95 % of u when r = .25 / sqrt(.95).
-    found = largest_agreeing_radius(Threshold(), x, kind="sign", agreement=0.95)
+    found = largest_agreeing_radius(Threshold(), x, PerturbationConfig(kind="sign", agreement=0.95))
     assert found == pytest.approx(0.25 / 0.95**0.5, abs=0.01)
-    assert largest_agreeing_radius(Threshold(), x, kind="none") == 1.0
+    assert largest_agreeing_radius(Threshold(), x, PerturbationConfig(kind="none")) == 1.0
+
+
+def test_options_reach_the_perturbation() -> None:
+    made = PerturbationConfig(kind="block", options={"scales": [3]}).make(0.2, (0.0, 2.0))
+    assert isinstance(made, BlockSign)
+    assert (made.scales, made.radius, made.pixel_range) == ((3,), 0.2, (0.0, 2.0))
 
 
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"radius": -1.0}, "radius=-1.0"),
-        ({"radius": 1.0, "pixel_range": (1.0, 0.0)}, "pixel_range"),
-        ({"radius": 1.0, "scales": ()}, "scales"),
+        ({"options": {"scales": ()}}, "scales"),
+        ({"kind": "pgd"}, "kind='pgd' is unknown"),
     ],
 )
-def test_bad_input(fields: dict[str, object], said: str) -> None:
+def test_bad_input(fields: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        Patterns(**fields)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="kind='pgd' is unknown"):
-        make_perturbation("pgd", radius=1)
+        PerturbationConfig(**fields)

@@ -62,7 +62,7 @@ class Blind(nn.Module):
 
 @pytest.mark.parametrize(
     ("model", "reason"),
-    [(Attending(), "attention.*not implemented.*sdpa_kernel"), (Blind(), "no gradient by the images")],
+    [(Attending(), "attention.*not implemented.*sdpa_kernel"), (Blind(), "does not require grad")],
     ids=["attention", "detached images"],
 )
 def test_a_network_without_input_gradients_is_refused_before_training(

@@ -425,7 +425,7 @@ def test_states_of_other_runs_are_refused(trained: nn.Module, images: Pair) -> N
     odd = Snapshot(state.tensors | {"model.conv.weight": torch.zeros(2)}, state.facts)
     with pytest.raises(StateError, match=r"conv.weight has shape \(2,\), and this run's \(6, 1, 3, 3\)"):
         Trainer(trained, config(images)).fit(resume=odd)
-    with pytest.raises(RuntimeError, match="no run is going on"):
+    with pytest.raises(RuntimeError, match="no run is in progress"):
         keeper.run.state()
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
 
