@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,18 +45,17 @@ def check_readable(model: nn.Module) -> None:
         )
 
 
-def _note_input(note: Callable[[str, Tensor], None], name: str, module: nn.Module, args: tuple[object, ...]) -> None:
-    if args and isinstance(args[0], Tensor):
-        note(name, args[0])
-
-
 @contextmanager
 def _noting_inputs(model: nn.Module, layers: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While the context lasts, ``note(name, input)`` at every forward of a layer."""
     with ExitStack() as hooks:
         for name in layers:
-            hook = partial(_note_input, note, name)
-            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(hook))
+
+            def read(module: nn.Module, args: tuple[object, ...], name: str = name) -> None:
+                if args and isinstance(args[0], Tensor):
+                    note(name, args[0])
+
+            hooks.enter_context(model.get_submodule(name).register_forward_pre_hook(read))
         yield
 
 

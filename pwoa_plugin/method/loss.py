@@ -154,8 +154,7 @@ class PwoALoss(nn.Module):
 
         Args:
             student: the network to train; it runs once in eval mode.
-            images: ``(N, C, H, W)``, on the teacher's device. Two are enough unless the radius is searched for (see
-                `probe.needs_search`).
+            images: ``(N, C, H, W)``, on the teacher's device. Two are enough if `PerturbationConfig.known_radius` is.
 
         Raises:
             InputError: teacher, student or images cannot be used.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -52,18 +52,12 @@ class Perturbation(ABC):
         p = self.direction(x, generator)
         return torch.addcmul(x, u.sqrt_().mul_(self.radius), p).clamp_(*self.pixel_range)
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(radius={self.radius:.4g}, pixel_range={self.pixel_range})"
-
 
 class Identity(Perturbation):
     """No perturbation: the paper's own setting, natural images only."""
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return torch.zeros_like(x)
-
-    def __call__(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        return x
 
 
 class Uniform(Perturbation):
@@ -92,15 +86,22 @@ class BlockSign(Perturbation):
 
     Args:
         scales: cell sides in pixels for images of 28 to 55 pixels; for larger images, sides above 1 grow with them.
+            None: ``default_scales``.
     """
 
+    default_scales: ClassVar[tuple[int, ...]] = (2, 4, 7, 14)
+
     def __init__(
-        self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), scales: Sequence[int] = (2, 4, 7, 14)
+        self,
+        *,
+        radius: float,
+        pixel_range: tuple[float, float] = (0.0, 1.0),
+        scales: Sequence[int] | None = None,
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range)
-        if not scales or min(scales) < 1:
+        self.scales = self.default_scales if scales is None else tuple(scales)
+        if not self.scales or min(self.scales) < 1:
             raise InputError(f"scales={scales} must name at least one cell side of 1 pixel or more")
-        self.scales = tuple(scales)
 
     def cells(self, height: int, width: int) -> list[tuple[int, int]]:
         """``(height, width)`` of every kind of cell, in pixels."""
@@ -119,10 +120,7 @@ class Patterns(BlockSign):
     the whole image, as Square attack begins with. Signs are independent per channel.
     """
 
-    def __init__(
-        self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), scales: Sequence[int] = (1, 2, 4, 7, 14)
-    ) -> None:
-        super().__init__(radius=radius, pixel_range=pixel_range, scales=scales)
+    default_scales = (1, 2, 4, 7, 14)
 
     def cells(self, height: int, width: int) -> list[tuple[int, int]]:
         return [*super().cells(height, width), (height, 1), (1, width)]
@@ -203,10 +201,12 @@ class PerturbationConfig(Section):
         """The perturbation of this kind, with its options."""
         return PERTURBATIONS[self.kind](radius=radius, pixel_range=pixel_range, **self.options)
 
-
-def radius_for(eps: float, pixel_range: tuple[float, float]) -> float:
-    """The default radius if ``eps`` is known: 1.5 times that, at most the whole pixel range."""
-    return min(1.5 * eps, pixel_range[1] - pixel_range[0])
+    def known_radius(self, eps: float | None, pixel_range: tuple[float, float]) -> float | None:
+        """The radius as set or by ``eps``, at most the whole pixel range; None if the network must be tried."""
+        if self.kind == "none":
+            return 0.0
+        by_eps = None if eps is None else min(1.5 * eps, pixel_range[1] - pixel_range[0])
+        return by_eps if self.radius is None else self.radius
 
 
 @torch.no_grad()

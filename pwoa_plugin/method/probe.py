@@ -13,7 +13,7 @@ from .._text import one_line
 from ..errors import InputError
 from .distillation import gradient_loss
 from .logits import logits_of
-from .perturbation import PerturbationConfig, largest_agreeing_radius, radius_for
+from .perturbation import PerturbationConfig, largest_agreeing_radius
 
 _logger = logging.getLogger(__name__)
 
@@ -79,11 +79,6 @@ def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> No
         ) from error
 
 
-def needs_search(config: PerturbationConfig, eps: float | None) -> bool:
-    """Whether `find_radius` has to run the network."""
-    return config.kind != "none" and config.radius is None and eps is None
-
-
 def find_radius(
     teacher: nn.Module,
     images: Tensor,
@@ -97,17 +92,13 @@ def find_radius(
 
     Args:
         teacher: in eval mode.
-        images: ``(N, C, H, W)``; used only for a search (see `needs_search`).
+        images: ``(N, C, H, W)``; used only if the radius is not known.
         config: of the perturbation.
         eps, pixel_range: see `PwoAConfig`.
         seed: of the search.
     """
-    if config.kind == "none":
-        return 0.0
-    if config.radius is not None:
-        return config.radius
-    if eps is not None:
-        return radius_for(eps, pixel_range)
+    if (known := config.known_radius(eps, pixel_range)) is not None:
+        return known
     radius = largest_agreeing_radius(teacher, images, config, pixel_range=pixel_range, seed=seed)
     _logger.info(
         "perturbation radius %.4g: the largest at which the teacher keeps %.0f %% of its predictions on %d images",

@@ -23,7 +23,7 @@ from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
 from .optimizers import ScheduledOptimizer
 from .phases import ADMMPhase, GradualPhase
-from .probe import RADIUS_IMAGES, needs_search
+from .probe import RADIUS_IMAGES
 from .restore import restored_on_error
 from .resuming import ResumableEpochs
 from .run import Run
@@ -59,14 +59,8 @@ class Trainer:
         config = type(config)(**dict(config))  # validated again: a section may have changed since
         self.model, self.config = model, config
         if target is None:
-            target = mask_target(
-                model,
-                config.sparsity,
-                granularity=config.granularity,
-                allocation=config.allocation,
-                include=config.include,
-                exclude=config.exclude,
-            )
+            fields = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
+            target = mask_target(model, config.sparsity, **fields)
             warn_of_uncounted(model)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
@@ -243,7 +237,8 @@ class Trainer:
     def _prepare(self, resume: Snapshot | None) -> Run:
         """Ready for the first step, or for the next one after a saved state."""
         config = self.config
-        images = self.batches.first(RADIUS_IMAGES if needs_search(config.perturbation, config.eps) else 2)
+        known = config.perturbation.known_radius(config.eps, config.pixel_range)
+        images = self.batches.first(RADIUS_IMAGES if known is None else 2)
         if self.device.type == "cpu":
             lay_out_both(self.model, self.teacher, images[:2])
         self.model.to(self.device)

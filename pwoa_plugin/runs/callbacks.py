@@ -19,7 +19,7 @@ from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.logits import logits_of
-from ..method.perturbation import PerturbationConfig, largest_agreeing_radius, radius_for
+from ..method.perturbation import PerturbationConfig, largest_agreeing_radius
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
@@ -75,7 +75,8 @@ class Validation(Callback):
         perturbation, radius = config.perturbation, self.run.radius
         if perturbation.kind == "none" or radius == 0:
             perturbation = PerturbationConfig()
-            radius = radius_for(config.eps, config.pixel_range) if config.eps else self._radius(perturbation)
+            known = perturbation.known_radius(config.eps, config.pixel_range)
+            radius = self._radius(perturbation) if known is None else known
         self._perturbation = perturbation.make(radius, config.pixel_range)
         self._teacher, self.dense_clean = self._answers(self.run.teacher)
         self.images = len(self._teacher)

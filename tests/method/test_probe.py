@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pwoa_plugin.config import PwoAConfig
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.perturbation import PerturbationConfig
-from pwoa_plugin.method.probe import find_classes, find_radius, needs_search
+from pwoa_plugin.method.probe import find_classes, find_radius
 from pwoa_plugin.method.trainer import Trainer
 
 Pair = tuple[Tensor, Tensor]
@@ -110,13 +110,13 @@ def test_a_radius_that_is_known_needs_no_search(
     trained: nn.Module, images: Pair, fields: dict[str, Any], eps: float | None, searched: bool, radius: float
 ) -> None:
     config = PerturbationConfig(**fields)
-    assert needs_search(config, eps) is searched
+    assert (config.known_radius(eps, (0.0, 1.0)) is None) is searched
     found = find_radius(trained, images[0][:2], config, eps=eps, pixel_range=(0.0, 1.0), seed=0)
     assert found == pytest.approx(radius)
 
 
 def test_a_searched_radius_keeps_the_share_of_predictions(trained: nn.Module, images: Pair) -> None:
-    assert needs_search(PerturbationConfig(), None)
+    assert PerturbationConfig().known_radius(None, (0.0, 1.0)) is None
     radii = [
         find_radius(trained, images[0], PerturbationConfig(agreement=share), eps=None, pixel_range=(0.0, 1.0), seed=0)
         for share in (0.99, 0.8)
