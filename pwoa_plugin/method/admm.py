@@ -90,10 +90,7 @@ class ADMM:
 
     def state(self) -> Snapshot:
         """Z and U by layer, and rho."""
-        saved = Snapshot(facts={"rho": self.rho, "updates": self.updates})
-        saved.put("z", Snapshot(self.z))
-        saved.put("u", Snapshot(self.u))
-        return saved
+        return Snapshot.of({"rho": self.rho, "updates": self.updates}, z=Snapshot(self.z), u=Snapshot(self.u))
 
     def load_state(self, saved: Snapshot) -> None:
         """Restore what `state` returned; StateError if the layers differ."""

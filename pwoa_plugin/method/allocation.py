@@ -20,21 +20,15 @@ from .sparsity import SparsitySet
 
 @dataclass(frozen=True)
 class LayerGroups:
-    """One layer as an allocation sees it.
-
-    Attributes:
-        shape: of the weight.
-        scores: ``(groups,)`` float64: squared norms.
-        sizes: ``(groups,)``: weights in each group; None if all have the same (blocks at an edge are smaller).
-        least: groups that are always kept.
-        counted: what the budget counts for this layer; None: its weights.
-    """
+    """One layer as an allocation sees it."""
 
     shape: tuple[int, ...]
-    scores: Tensor
-    sizes: Tensor | None = None
-    least: int = 1
-    counted: int | None = None
+    scores: Tensor  # (groups,) float64: squared norms
+    sizes: Tensor | None = (
+        None  # (groups,): weights in each, unless all are equal (blocks at an edge are smaller)
+    )
+    least: int = 1  # groups that are always kept
+    counted: int | None = None  # what the budget counts for this layer, unless its weights (channels)
 
     def kept(self, k: int) -> float:
         """Weights kept with the k groups of largest norm."""

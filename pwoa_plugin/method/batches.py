@@ -17,11 +17,9 @@ from ..errors import InputError
 
 
 def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
-    """InputError unless ``x`` is a float tensor ``(N, C, H, W)``, not empty, finite and within ``pixel_range``."""
+    """InputError unless ``x`` is a float tensor ``(N, C, H, W)``, finite and within ``pixel_range``."""
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-        raise InputError(f"{where}: images are {_described(x)}; give float tensors (N, C, H, W), as ToTensor() does")
-    if len(x) == 0:
-        raise InputError(f"{where} gives an empty batch; give natural images")
+        raise InputError(f"{where}: images are {described(x)}; give float tensors (N, C, H, W), as ToTensor() does")
     low, high = pixel_range
     least, most = (value.item() for value in x.aminmax())
     if not (low - 1e-4 <= least and most <= high + 1e-4):
@@ -34,7 +32,7 @@ def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
 def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
     """InputError unless ``y`` is an integer tensor ``(images,)`` with values in ``[0, classes)``."""
     if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != (images,):
-        raise InputError(f"{where}: labels are {_described(y)}; give int64 class indices of shape ({images},)")
+        raise InputError(f"{where}: labels are {described(y)}; give int64 class indices of shape ({images},)")
     least, most = (int(value) for value in y.aminmax())
     if classes is not None and not (least >= 0 and most < classes):
         raise InputError(
@@ -43,7 +41,8 @@ def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
         )
 
 
-def _described(value: Any) -> str:
+def described(value: Any) -> str:
+    """What a value is, in messages."""
     return (
         f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
     )

@@ -23,8 +23,8 @@ from .hidden import check_names, check_readable, find_hidden_layers, read_hidden
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .logits import logits_of
-from .perturbation import Perturbation, PerturbationConfig
-from .probe import find_classes, find_radius, try_input_gradients
+from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
+from .probe import find_classes, try_input_gradients
 
 _logger = logging.getLogger(__name__)
 
@@ -163,9 +163,13 @@ class PwoALoss(nn.Module):
             self.classes = find_classes(self.teacher, images)
             if self.distillation.gradient_weight > 0:
                 try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight)
-            radius = find_radius(
-                self.teacher, images, self.perturbation, eps=self.eps, pixel_range=self.pixel_range, seed=self.seed
-            )
+            radius = self.perturbation.known_radius(self.eps, self.pixel_range)
+            if radius is None:
+                radius = largest_agreeing_radius(
+                    self.teacher, images, self.perturbation, pixel_range=self.pixel_range, seed=self.seed
+                )
+                kept = 100 * self.perturbation.agreement
+                _logger.info("perturbation radius %.4g, at which the teacher keeps %g %% of its answers", radius, kept)
             self.set_radius(radius)
         self._layers_of(student, images)
 

@@ -21,6 +21,7 @@ from .._section import Pixels, Section, check_options, key_of
 from ..errors import InputError
 from .logits import logits_of
 
+RADIUS_IMAGES = 512  # enough for `largest_agreeing_radius`
 _CHUNK = 128  # images in one forward
 _REFERENCE_SIDE = 28  # pixels: side of the images that `scales` are for
 

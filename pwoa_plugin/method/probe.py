@@ -1,9 +1,8 @@
-"""Trials of a network before training: its logits, its input gradients, and the radius that it withstands."""
+"""Trials of a network before training: its logits and its input gradients."""
 
 from __future__ import annotations
 
 import copy
-import logging
 
 import torch
 from torch import Tensor, nn
@@ -11,13 +10,9 @@ from torch import Tensor, nn
 from .._random import seeded
 from .._text import one_line
 from ..errors import InputError
+from .batches import described
 from .distillation import gradient_loss
 from .logits import logits_of
-from .perturbation import PerturbationConfig, largest_agreeing_radius
-
-_logger = logging.getLogger(__name__)
-
-RADIUS_IMAGES = 512  # for the search for a radius
 
 
 def find_classes(model: nn.Module, images: Tensor) -> int:
@@ -40,10 +35,8 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
         raise InputError(
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
         ) from error
-    if not isinstance(logits, Tensor):
-        raise InputError(f"the model returns a {type(logits).__name__}; wrap it so that it returns logits (N, classes)")
-    if logits.dim() != 2:
-        raise InputError(f"the model returns a tensor {tuple(logits.shape)}; it must return logits (N, classes)")
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise InputError(f"the model returns {described(logits)}; wrap it so that it returns logits (N, classes)")
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if given._version != version:
@@ -77,33 +70,3 @@ def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> No
             f"({one_line(error)}); set it to 0, or for attention train inside "
             "torch.nn.attention.sdpa_kernel(SDPBackend.MATH)"
         ) from error
-
-
-def find_radius(
-    teacher: nn.Module,
-    images: Tensor,
-    config: PerturbationConfig,
-    *,
-    eps: float | None,
-    pixel_range: tuple[float, float],
-    seed: int,
-) -> float:
-    """The perturbation's radius in pixel units: as set, by ``eps``, or the largest that the teacher withstands.
-
-    Args:
-        teacher: in eval mode.
-        images: ``(N, C, H, W)``; used only if the radius is not known.
-        config: of the perturbation.
-        eps, pixel_range: see `PwoAConfig`.
-        seed: of the search.
-    """
-    if (known := config.known_radius(eps, pixel_range)) is not None:
-        return known
-    radius = largest_agreeing_radius(teacher, images, config, pixel_range=pixel_range, seed=seed)
-    _logger.info(
-        "perturbation radius %.4g: the largest at which the teacher keeps %.0f %% of its predictions on %d images",
-        radius,
-        100 * config.agreement,
-        len(images),
-    )
-    return radius

@@ -41,10 +41,8 @@ class ResumableEpochs:
 
     def state(self) -> Snapshot:
         """For `load_state`; between two steps."""
-        saved = Snapshot(facts={"done": self.done, "read": self.batches.read if self.done else 0})
-        saved.put("now", Snapshot(self.batches.random_state()))
-        saved.put("at_start", Snapshot(self._at_start))
-        return saved
+        facts = {"done": self.done, "read": self.batches.read if self.done else 0}
+        return Snapshot.of(facts, now=Snapshot(self.batches.random_state()), at_start=Snapshot(self._at_start))
 
     def load_state(self, saved: Snapshot) -> None:
         """Continue where `state` was called."""

@@ -114,10 +114,8 @@ class Schedule:
 
     def state(self) -> Snapshot:
         """For `load_state`."""
-        saved = Snapshot(facts={"at": self._at, "residual": self.residual, "plan": self._plan()})
-        for i, phase in enumerate(self.phases[: self._at + 1]):
-            saved.put(f"phase{i}", phase.state())
-        return saved
+        facts = {"at": self._at, "residual": self.residual, "plan": self._plan()}
+        return Snapshot.of(facts, **{f"phase{i}": self.phases[i].state() for i in range(self._at + 1)})
 
     def _plan(self) -> list[list[object]]:
         return [[phase.name, phase.length, getattr(phase, "interval", None)] for phase in self.phases]

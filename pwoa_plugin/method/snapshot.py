@@ -28,6 +28,14 @@ class Snapshot:
     tensors: dict[str, Tensor] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, facts: dict[str, Any], **parts: Snapshot) -> Snapshot:
+        """A snapshot with the snapshots of its parts."""
+        whole = cls(facts=facts)
+        for name, part in parts.items():
+            whole.put(name, part)
+        return whole
+
     def put(self, name: str, part: Snapshot) -> None:
         """Add the snapshot of a part."""
         self.tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in part.tensors.items()}

@@ -155,10 +155,8 @@ class MaskTarget(Target):
             self.model.get_parameter(name).mul_(keep)
 
     def state(self) -> Snapshot:
-        saved = Snapshot(facts={"done": self._done, "keep": {n: layer.keep for n, layer in self.allocation.items()}})
-        saved.put("mask", Snapshot(self.masks))
-        saved.put("held", Snapshot(self.held))
-        return saved
+        keep = {name: layer.keep for name, layer in self.allocation.items()}
+        return Snapshot.of({"done": self._done, "keep": keep}, mask=Snapshot(self.masks), held=Snapshot(self.held))
 
     def load_state(self, saved: Snapshot) -> None:
         if masks := saved.part("mask").tensors:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +21,8 @@ from .layers import warn_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
 from .optimizers import ScheduledOptimizer
+from .perturbation import RADIUS_IMAGES
 from .phases import ADMMPhase, GradualPhase
-from .probe import RADIUS_IMAGES
 from .restore import restored_on_error
 from .resuming import ResumableEpochs
 from .run import Run
@@ -99,12 +98,10 @@ class Trainer:
 
     @property
     def teacher(self) -> nn.Module:
-        """The frozen copy of the network."""
         return self.loss.teacher
 
     @property
     def layers(self) -> dict[str, nn.Module]:
-        """The layers to prune, by name."""
         return self.target.layers
 
     @property
@@ -252,7 +249,7 @@ class Trainer:
         status = Status(phase="", epochs=config.epochs, steps=config.epochs * per_epoch)
         dtype = _DTYPES[config.autocast]
         self._run = run = Run(
-            schedule=self._make_schedule(per_epoch, lambda: check_finite(self.model, status.step)),
+            schedule=self._make_schedule(per_epoch, status),
             epochs=ResumableEpochs(self.batches),
             images=images[:2],
             parameters=self._trained(),
@@ -273,14 +270,15 @@ class Trainer:
         run.began = time.perf_counter() - run.status.seconds
         return run
 
-    def _make_schedule(self, per_epoch: int, check: Callable[[], None]) -> Schedule:
-        config = self.config
-        admm, gradual = config.admm_epochs * per_epoch, config.gradual_epochs * per_epoch
-        phases = [
-            ADMMPhase(self.target, config.admm, admm, per_epoch=per_epoch),
-            GradualPhase(self.target, config.gradual, gradual, check=check),
-        ]
-        return Schedule(self.target, phases, tuning=config.epochs * per_epoch - admm - gradual, check=check)
+    def _make_schedule(self, per_epoch: int, status: Status) -> Schedule:
+        def check() -> None:
+            check_finite(self.model, status.step)
+
+        config, target = self.config, self.target
+        admm = ADMMPhase(target, config.admm, config.admm_epochs * per_epoch, per_epoch=per_epoch)
+        gradual = GradualPhase(target, config.gradual, config.gradual_epochs * per_epoch, check=check)
+        tuning = config.epochs * per_epoch - admm.length - gradual.length
+        return Schedule(target, [admm, gradual], tuning=tuning, check=check)
 
     def _enter_epoch(self, run: Run) -> None:
         """Phases end with an epoch, even if the data gives fewer batches than its length."""
@@ -338,24 +336,23 @@ class Trainer:
         if run is None:
             raise RuntimeError("no run is in progress; call state() in a callback")
         check_finite(self.model, run.status.step)
-        status = {field.name: getattr(run.status, field.name) for field in dataclasses.fields(run.status)}
-        status |= {"terms": dict(run.status.terms), "seconds": time.perf_counter() - run.began}
-        saved = Snapshot(
-            facts={
-                "status": status,
-                "radius": self.radius,
-                "hidden_layers": self.hidden_layers,
-                "history": [dict(entry) for entry in self.history],
-                "scaler": run.scaler.state_dict(),
-            }
+        assert run.optimizer is not None
+        facts = {
+            "status": vars(run.status) | {"seconds": time.perf_counter() - run.began},
+            "radius": self.radius,
+            "hidden_layers": self.hidden_layers,
+            "history": [dict(entry) for entry in self.history],
+            "scaler": run.scaler.state_dict(),
+        }
+        return Snapshot.of(
+            facts,
+            model=Snapshot(tensors_of(self.model)),
+            target=self.target.state(),
+            schedule=run.schedule.state(),
+            epochs=run.epochs.state(),
+            sum=Snapshot(run.sums),
+            optimizer=run.optimizer.state(),
         )
-        parts = {"model": Snapshot(tensors_of(self.model)), "target": self.target.state()}
-        parts |= {"schedule": run.schedule.state(), "epochs": run.epochs.state(), "sum": Snapshot(run.sums)}
-        if run.optimizer is not None:
-            parts["optimizer"] = run.optimizer.state()
-        for name, part in parts.items():
-            saved.put(name, part)
-        return saved
 
     def _resume(self, run: Run, saved: Snapshot) -> None:
         facts, status = saved.facts, Status(**saved.facts["status"])
@@ -364,8 +361,7 @@ class Trainer:
                 f"the saved state is of a run of {status.steps} steps in {status.epochs} epochs, and this one has "
                 f"{run.status.steps} in {run.status.epochs}; resume with the same data and config"
             )
-        for name, value in vars(status).items():  # in place: checks read it
-            setattr(run.status, name, value)
+        vars(run.status).update(vars(status))  # in place: checks read it
         self.target.load_state(saved.part("target"))
         self._adopt_parameters(run)
         copy_into(tensors_of(self.model), saved.part("model").tensors, "parameters or buffers")

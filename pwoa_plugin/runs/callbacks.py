@@ -19,7 +19,7 @@ from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.logits import logits_of
-from ..method.perturbation import PerturbationConfig, largest_agreeing_radius
+from ..method.perturbation import RADIUS_IMAGES, PerturbationConfig, largest_agreeing_radius
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
@@ -30,7 +30,6 @@ _logger = logging.getLogger(__name__)
 
 _SHARE_OF_TIME = 20  # saving takes at most a twentieth of the run
 _STATES_KEPT = 2
-_RADIUS_IMAGES = 512
 
 
 class Stopped(BaseException):
@@ -84,7 +83,7 @@ class Validation(Callback):
     def _radius(self, perturbation: PerturbationConfig) -> float:
         config = self.run.config
         with seeded(config.seed):
-            images = self.batches.first(_RADIUS_IMAGES)
+            images = self.batches.first(RADIUS_IMAGES)
         return largest_agreeing_radius(
             self.run.teacher, images, perturbation, pixel_range=config.pixel_range, seed=config.seed
         )

@@ -129,6 +129,27 @@ def test_largest_agreeing_radius_is_where_the_model_changes_its_mind() -> None:
     assert largest_agreeing_radius(Threshold(), x, PerturbationConfig(kind="none")) == 1.0
 
 
+@pytest.mark.parametrize(
+    ("fields", "eps", "radius"),
+    [
+        ({"kind": "none"}, None, 0.0),
+        ({"radius": 0.2}, None, 0.2),
+        ({"radius": 0.2}, 0.1, 0.2),
+        ({}, 0.1, 0.15),
+        ({}, 0.9, 1.0),  # no wider than the range of pixels
+        ({}, None, None),
+    ],
+)
+def test_a_radius_that_is_known(fields: dict[str, Any], eps: float | None, radius: float | None) -> None:
+    assert PerturbationConfig(**fields).known_radius(eps, (0.0, 1.0)) == pytest.approx(radius)
+
+
+def test_a_searched_radius_keeps_the_share_of_predictions(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    configs = [PerturbationConfig(agreement=share) for share in (0.99, 0.8)]
+    radii = [largest_agreeing_radius(trained, images[0], config) for config in configs]
+    assert 0 < radii[0] < radii[1] < 1
+
+
 def test_options_reach_the_perturbation() -> None:
     made = PerturbationConfig(kind="block", options={"scales": [3]}).make(0.2, (0.0, 2.0))
     assert isinstance(made, BlockSign)

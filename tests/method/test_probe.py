@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from pwoa_plugin.config import PwoAConfig
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.method.perturbation import PerturbationConfig
-from pwoa_plugin.method.probe import find_classes, find_radius
+from pwoa_plugin.method.probe import find_classes
 from pwoa_plugin.method.trainer import Trainer
 
 Pair = tuple[Tensor, Tensor]
@@ -95,30 +94,3 @@ def test_a_network_that_changes_its_images_is_refused(trained: nn.Module, images
 
 def test_classes_are_counted(trained: nn.Module, images: Pair) -> None:
     assert find_classes(trained, images[0]) == 3
-
-
-@pytest.mark.parametrize(
-    ("fields", "eps", "searched", "radius"),
-    [
-        ({"kind": "none"}, None, False, 0.0),
-        ({"radius": 0.2}, None, False, 0.2),
-        ({}, 0.1, False, 0.15),
-        ({}, 0.9, False, 1.0),  # no wider than the range of pixels
-    ],
-)
-def test_a_radius_that_is_known_needs_no_search(
-    trained: nn.Module, images: Pair, fields: dict[str, Any], eps: float | None, searched: bool, radius: float
-) -> None:
-    config = PerturbationConfig(**fields)
-    assert (config.known_radius(eps, (0.0, 1.0)) is None) is searched
-    found = find_radius(trained, images[0][:2], config, eps=eps, pixel_range=(0.0, 1.0), seed=0)
-    assert found == pytest.approx(radius)
-
-
-def test_a_searched_radius_keeps_the_share_of_predictions(trained: nn.Module, images: Pair) -> None:
-    assert PerturbationConfig().known_radius(None, (0.0, 1.0)) is None
-    radii = [
-        find_radius(trained, images[0], PerturbationConfig(agreement=share), eps=None, pixel_range=(0.0, 1.0), seed=0)
-        for share in (0.99, 0.8)
-    ]
-    assert 0 < radii[0] < radii[1] < 1
