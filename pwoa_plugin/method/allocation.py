@@ -24,9 +24,7 @@ class LayerGroups:
 
     shape: tuple[int, ...]
     scores: Tensor  # (groups,) float64: squared norms
-    sizes: Tensor | None = (
-        None  # (groups,): weights in each, unless all are equal (blocks at an edge are smaller)
-    )
+    sizes: Tensor | None = None  # (groups,): weights in each, unless all are equal (blocks at an edge are smaller)
     least: int = 1  # groups that are always kept
     counted: int | None = None  # what the budget counts for this layer, unless its weights (channels)
 
@@ -55,19 +53,12 @@ class LayerGroups:
 
 @dataclass(frozen=True)
 class LayerAllocation:
-    """What one layer keeps.
+    """What one layer keeps."""
 
-    Attributes:
-        shape: of the weight.
-        groups: how many the sparsity set splits it into.
-        keep: groups to keep.
-        dense_because: why the layer stays dense, or None.
-    """
-
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # of the weight
     groups: int
-    keep: int
-    dense_because: str | None = None
+    keep: int  # of the groups
+    dense_because: str | None = None  # why the layer stays dense
 
     @property
     def weights(self) -> int:

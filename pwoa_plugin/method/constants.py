@@ -56,11 +56,7 @@ class ConstantChannels:
 
 
 def links(module: nn.Module, present: Tensor) -> Tensor:
-    """Which filters of a convolution or linear layer read which of its input channels.
-
-    Args:
-        module: the layer.
-        present: boolean, shaped as its weight.
+    """Which filters of a convolution or linear layer read which input channels, by the weights that are ``present``.
 
     Returns:
         ``(groups, out / groups, in / groups)``, boolean.

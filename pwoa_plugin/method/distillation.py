@@ -55,8 +55,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, 
 
     Args:
         student, teacher: logits ``(N, classes)``; the teacher's without gradient.
-        alpha: weight.
-        temperature: tau; both logits are divided by it.
+        alpha, temperature: see `DistillationConfig`.
 
     Returns:
         A scalar, float32 also under autocast.
@@ -71,12 +70,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, 
 def feature_loss(student: Mapping[str, Tensor], teacher: Mapping[str, Tensor]) -> Tensor:
     """Squared difference of hidden layers, relative to the teacher's: mean over layers of |s - t|^2 / |t|^2.
 
-    Args:
-        student: ``{layer: activations}``.
-        teacher: the layers to compare, of the same shapes, without gradient.
-
-    Returns:
-        A scalar; 1 if all the student's activations are 0.
+    Both are ``{layer: activations}``; the teacher's layers are compared. 1 if all the student's activations are 0.
     """
     terms = []
     for name, target in teacher.items():

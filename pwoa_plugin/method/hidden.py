@@ -91,7 +91,7 @@ def find_hidden_layers(model: nn.Module, images: Tensor, layers: Sequence[str] =
     (a ResNet's shortcut shares its input with the block), at most 8, spread evenly over the depth.
 
     Args:
-        model: the network; it is run once, in eval mode.
+        model: the network; it runs once in eval mode.
         images: ``(N, C, H, W)``; two are enough.
         layers: ``"auto"``, or names of modules that have a tensor as their first input.
 

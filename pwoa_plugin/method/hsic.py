@@ -72,14 +72,9 @@ def _gaussian_minus_one(x: Tensor, sigma: float) -> Tensor:
 
 
 def gaussian_kernel(x: Tensor, sigma: float = 5.0) -> Tensor:
-    """Gaussian kernel with variance ``2 sigma^2 d``.
+    """Gaussian kernel ``(m, m)`` with variance ``2 sigma^2 d`` of ``x`` ``(m, ...)``, flattened to d features.
 
-    Args:
-        x: ``(m, ...)``, flattened to m rows of d features.
-        sigma: kernel width per feature.
-
-    Returns:
-        ``(m, m)``, float32 (float64 for float64 ``x``). Not differentiable: see `hsic` for that.
+    float32 (float64 for float64 ``x``), without gradient: `hsic` has it.
     """
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
         return _gaussian_minus_one(_matrix(x), sigma) + 1

@@ -36,9 +36,6 @@ def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.mem
         model: on the CPU, in eval mode.
         images: ``(N, C, H, W)`` for a forward; two are enough.
         safe: False: contiguous in any case.
-
-    Returns:
-        The new layout of the weights.
     """
     if safe:
         _set_layout(model, torch.channels_last)

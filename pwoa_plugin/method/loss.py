@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -154,7 +154,7 @@ class PwoALoss(nn.Module):
 
         Args:
             student: the network to train; it runs once in eval mode.
-            images: ``(N, C, H, W)``, on the teacher's device. Two are enough if `PerturbationConfig.known_radius` is.
+            images: ``(N, C, H, W)``, on the teacher's device: two, or `RADIUS_IMAGES` if the radius is not known.
 
         Raises:
             InputError: teacher, student or images cannot be used.
@@ -246,14 +246,15 @@ class PwoALoss(nn.Module):
         )
         if with_gradients:
             x = x.detach().requires_grad_()
-        in_teacher = [name for name in layers if name in self._names_in_teacher]
+        in_teacher = [name for name in layers if with_features and name in self._names_in_teacher]
+        in_student = layers if with_features or with_hsic else []
         with (
             torch.set_grad_enabled(with_gradients),
             _precise(x, with_gradients),
-            _reading(self.teacher, in_teacher, with_features) as teacher_hidden,
+            read_hidden(self.teacher, in_teacher) as teacher_hidden,
         ):
             target = logits_of(self.teacher(x))
-        with _precise(x, with_gradients), _reading(student, layers, with_features or with_hsic) as hidden:
+        with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
             logits = logits_of(student(x))
         if logits.shape != target.shape:
             raise InputError(
@@ -305,10 +306,6 @@ class PwoALoss(nn.Module):
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:
     """Without autocast, whose rounding is as large as the differences of input gradients."""
     return torch.autocast(x.device.type, enabled=False) if wanted else nullcontext()
-
-
-def _reading(model: nn.Module, layers: Sequence[str], wanted: bool) -> AbstractContextManager[dict[str, Tensor]]:
-    return read_hidden(model, layers) if wanted else nullcontext({})
 
 
 def _device(module: nn.Module, default: torch.device) -> torch.device:

@@ -87,15 +87,7 @@ def lr_factor(schedule: ScheduleConfig, steps: int, per_epoch: int, step: int) -
 
 
 class ScheduledOptimizer:
-    """An optimizer and its learning rate schedule.
-
-    Args:
-        parameters: what it trains.
-        config, schedule: its sections.
-        steps: the schedule's length.
-        per_epoch: steps in an epoch.
-        done: the schedule begins after this many of its steps.
-    """
+    """An optimizer and its learning rate schedule of ``steps`` steps, which begins after ``done`` of them."""
 
     def __init__(
         self,

@@ -16,11 +16,7 @@ from .logits import logits_of
 
 
 def find_classes(model: nn.Module, images: Tensor) -> int:
-    """The number of a network's classes, by a forward of two images.
-
-    Args:
-        model: in eval mode.
-        images: ``(N, C, H, W)``.
+    """The number of a network's classes, by a forward of two images ``(N, C, H, W)`` in eval mode.
 
     Raises:
         InputError: it does not take the images, does not return finite logits ``(N, classes)``, or changes the images
@@ -48,13 +44,7 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
 
 
 def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
-    """InputError unless a network is twice differentiable: by its images, then by its weights.
-
-    Args:
-        teacher: the frozen network; a copy is differentiated.
-        images: ``(N, C, H, W)``; two are enough.
-        weight: ``distillation.gradient_weight``, for the message.
-    """
+    """InputError, which names ``distillation.gradient_weight``, unless a copy of the network is twice differentiable."""
     student = copy.deepcopy(teacher)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

@@ -38,5 +38,4 @@ class Run:
     began: float = 0.0
 
     def add_terms(self, terms: dict[str, Tensor]) -> None:
-        for name, term in terms.items():
-            self.sums[name] = self.sums[name] + term if name in self.sums else term
+        self.sums |= {name: self.sums[name] + term if name in self.sums else term for name, term in terms.items()}

@@ -42,13 +42,9 @@ class Target(ABC):
 
     @abstractmethod
     def begin(self, images: Tensor | None = None) -> None:
-        """Begin a run, and forget the last one.
+        """Begin a run, and forget the last one; InputError if the model cannot be pruned in its current state.
 
-        Args:
-            images: ``(2, C, H, W)``, for trial forwards.
-
-        Raises:
-            InputError: the model cannot be pruned in its current state.
+        ``images`` ``(2, C, H, W)`` are for trial forwards.
         """
 
     @abstractmethod
@@ -87,11 +83,6 @@ class Target(ABC):
 
 class MaskTarget(Target):
     """Groups of weights that masks hold at 0.
-
-    Args:
-        model: pruned in place.
-        layers: the layers to prune, by name.
-        budget: how many weights they keep in all, and how that is spread.
 
     Attributes:
         held: ``{parameter: boolean}``, False where constants of dead filters stay 0 after the hard prune, so that
