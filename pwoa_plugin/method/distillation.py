@@ -90,17 +90,12 @@ def gradient_loss(student: Tensor, teacher: Tensor, x: Tensor, *, generator: tor
     teacher's own weights; the smaller the batch, the more.
 
     Args:
-        student: logits ``(N, classes)`` of ``x``, with a graph that is twice differentiable.
-        teacher: logits ``(N, classes)`` of ``x``, with a graph to ``x``; two classes or more.
+        student, teacher: logits ``(N, classes)`` of ``x``, with graphs to ``x``; the student's is twice differentiable.
         x: images ``(N, C, H, W)`` that require a gradient.
         generator: source of randomness, on the images' device.
 
     Returns:
-        A scalar, float32 also under autocast, with a gradient for the student's parameters; 1 if the student's logits
-        do not change with ``x``.
-
-    Raises:
-        RuntimeError: logits have no graph to ``x``.
+        A scalar, float32 also under autocast; 1 if the student's logits do not change with ``x``.
     """
     first, second = teacher.detach().topk(2, dim=1).indices.split(1, dim=1)
     other = torch.randint(teacher.shape[1] - 1, second.shape, generator=generator, device=x.device)

@@ -40,15 +40,10 @@ class Budget:
     rule: Allocation
 
     def allocate(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, LayerAllocation]:
-        """What each layer keeps, by its current weights (see `allocate`).
-
-        Args:
-            weights: ``(out, in, ...)`` by layer name.
-            progress: share of the way from dense; a set of fixed density (n:m) is reached at once.
-        """
+        """What each layer keeps at ``progress`` from dense, by the current weights; n:m is reached at once."""
         return allocate(weights, sparsity_at(progress, self.sparsity), self.sparsity_set, self.rule)
 
     def masks(self, weights: Mapping[str, Tensor], progress: float = 1.0) -> dict[str, Tensor]:
-        """Boolean masks of the projection of the weights, by layer."""
+        """Boolean masks of the projections of the weights, by layer."""
         allocated = self.allocate(weights, progress)
         return {name: layer.mask(self.sparsity_set, weights[name]) for name, layer in allocated.items()}

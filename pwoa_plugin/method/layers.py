@@ -93,13 +93,9 @@ def warn_of_uncounted(model: nn.Module) -> None:
     Such a weight is the ``in_proj_weight`` of `nn.MultiheadAttention`, for queries, keys and values.
     """
     counted = {module._parameters.get("weight") for module in model.modules() if is_weighted(module)}
-    matrices = {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if not is_lazy(parameter) and parameter.dim() > 1
-    }
-    left_out = {name: parameter.numel() for name, parameter in matrices.items() if parameter not in counted}
-    total = sum(parameter.numel() for parameter in matrices.values())
+    matrices = [(name, value) for name, value in model.named_parameters() if not is_lazy(value) and value.dim() > 1]
+    left_out = {name: value.numel() for name, value in matrices if value not in counted}
+    total = sum(value.numel() for _, value in matrices)
     if (share := sum(left_out.values()) / max(1, total)) > _WARN_FROM:
         largest = sorted(left_out, key=lambda name: -left_out[name])[:3]
         _logger.warning(

@@ -30,7 +30,7 @@ def _breaks(layer: _ConvNd) -> bool:
 
 
 def lay_out(model: nn.Module, images: Tensor, *, safe: bool = True) -> torch.memory_format:
-    """Put a network's convolutions channels last, or contiguous if its forward fails with that (`Tensor.view`).
+    """Put a network's convolutions channels last, or contiguous if its forward fails with that; returns the layout.
 
     Args:
         model: on the CPU, in eval mode.
@@ -62,18 +62,13 @@ def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
 
 
 @contextmanager
-def layout_kept(model: nn.Module, device: torch.device) -> Iterator[None]:
+def layout_kept(model: nn.Module) -> Iterator[None]:
     """Restore the memory layout of weights afterwards; on the CPU a run changes it to the fastest."""
-    if device.type != "cpu":
-        yield
-        return
     strides = {parameter: parameter.stride() for parameter in model.parameters() if parameter.dim() == 4}
     try:
         yield
     finally:
-        for parameter in model.parameters():
-            if parameter.dim() != 4:
-                continue
+        for parameter in (parameter for parameter in model.parameters() if parameter.dim() == 4):
             value, stride = parameter.data, strides.get(parameter)
             if stride is None:  # new
                 parameter.data = value.contiguous()

@@ -13,10 +13,9 @@ from .targets import mask_target
 
 @torch.no_grad()
 def prune_once(model: nn.Module, sparsity: float, **fields: Any) -> dict[str, Tensor]:
-    """Zero the groups of smallest norm, in place.
+    """Zero a model's groups of smallest norm, in place.
 
     Args:
-        model: any module.
         sparsity: share of the prunable weights to prune, in (0, 1).
         **fields: ``granularity``, ``allocation`` (``uniform`` by default), ``include`` or ``exclude`` of `PwoAConfig`.
 

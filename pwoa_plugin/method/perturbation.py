@@ -23,6 +23,7 @@ from .logits import logits_of
 
 RADIUS_IMAGES = 512  # enough for `largest_agreeing_radius`
 _CHUNK = 128  # images in one forward
+_RESOLUTION = 256  # steps of the pixel range
 _REFERENCE_SIDE = 28  # pixels: side of the images that `scales` are for
 
 
@@ -93,11 +94,7 @@ class BlockSign(Perturbation):
     default_scales: ClassVar[tuple[int, ...]] = (2, 4, 7, 14)
 
     def __init__(
-        self,
-        *,
-        radius: float,
-        pixel_range: tuple[float, float] = (0.0, 1.0),
-        scales: Sequence[int] | None = None,
+        self, *, radius: float, pixel_range: tuple[float, float] = (0.0, 1.0), scales: Sequence[int] | None = None
     ) -> None:
         super().__init__(radius=radius, pixel_range=pixel_range)
         self.scales = self.default_scales if scales is None else tuple(scales)
@@ -218,11 +215,11 @@ def largest_agreeing_radius(
     *,
     pixel_range: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
-    resolution: int = 256,
 ) -> float:
-    """The largest radius at which ``model`` keeps ``config.agreement`` of its own predictions.
+    """The largest radius at which ``model`` keeps ``config.agreement`` of its own predictions, in pixel units.
 
-    By bisection, with the same random draws at every radius.
+    By bisection to a 256th of the pixel range, with the same random draws at every radius; 0 if even the smallest
+    changes too many predictions.
 
     Args:
         model: a classifier in eval mode, on the images' device.
@@ -230,25 +227,21 @@ def largest_agreeing_radius(
         config: kind and options of the perturbation, and the agreement.
         pixel_range: of a valid image; its width is the largest radius.
         seed: of the draws.
-        resolution: the radius is a multiple of this fraction of the pixel range.
-
-    Returns:
-        A radius in pixel units; 0 if even one step of ``resolution`` changes too many predictions.
     """
     chunks = images.split(_CHUNK)
     clean = torch.cat([logits_of(model(chunk)).argmax(1) for chunk in chunks])
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
-        perturb = config.make(step * width / resolution, pixel_range)
+        perturb = config.make(step * width / _RESOLUTION, pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
         answers = torch.cat([logits_of(model(perturb(chunk, generator))).argmax(1) for chunk in chunks])
         return bool((answers == clean).float().mean() >= config.agreement)
 
-    if agrees(resolution):
+    if agrees(_RESOLUTION):
         return width
-    good, bad = 0, resolution
+    good, bad = 0, _RESOLUTION
     while bad - good > 1:
         middle = (good + bad) // 2
         good, bad = (middle, bad) if agrees(middle) else (good, middle)
-    return good * width / resolution
+    return good * width / _RESOLUTION

@@ -44,7 +44,7 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
 
 
 def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
-    """InputError, which names ``distillation.gradient_weight``, unless a copy of the network is twice differentiable."""
+    """InputError that names ``distillation.gradient_weight``, unless a copy of the network is twice differentiable."""
     student = copy.deepcopy(teacher)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())

@@ -56,11 +56,6 @@ class Schedule:
         """Whether the phase has done its steps and another follows."""
         return self._at + 1 < len(self.phases) and self.phase.done >= self.phase.length
 
-    @property
-    def done_before(self) -> int:
-        """Steps done in the phases before this one."""
-        return sum(phase.done for phase in self.phases[: self._at])
-
     def start(self) -> None:
         """Begin the first phase; without ADMM and gradual pruning, the hard prune comes now."""
         self._at, self.residual = 0, None

@@ -31,7 +31,7 @@ class SparsitySet:
 
     #: Share of every layer that the set keeps, if it is fixed (``n:m``); None leaves it to the allocation.
     fixed_density: float | None = None
-    #: How such sets are written, in messages.
+    #: How such sets are written, in messages; empty: as in the table.
     spelling: ClassVar[str] = ""
     #: Whether a run reaches the set in one cut, so that gradual pruning is impossible.
     one_cut: ClassVar[bool] = False
@@ -115,7 +115,7 @@ class Column(SparsitySet):
 class Block(SparsitySet):
     """Blocks of ``rows x columns`` of the matrix ``(out, in * kernel)``; those at the edges may be smaller."""
 
-    spelling = "block:RxC (block:8x1)"
+    spelling = "block, block:RxC (block:8x1)"
 
     def __init__(self, rows: int = 4, columns: int = 4) -> None:
         if rows < 1 or columns < 1:
@@ -177,7 +177,6 @@ class NofM(SparsitySet):
 class RemovedChannels(SparsitySet):
     """Channels of dependency groups: Torch-Pruning removes them, over several layers at once."""
 
-    spelling = "structured"
     one_cut = True
     default_allocation = "uniform"
     backend = "channels"
@@ -199,9 +198,8 @@ def find_sparsity_set(granularity: str) -> SparsitySet:
     for name, kind in SPARSITY_SETS.items():
         if (found := kind.parse(name, granularity)) is not None:
             return found
-    spellings = [kind.spelling for kind in SPARSITY_SETS.values() if kind.spelling]
-    known = ", ".join([name for name in SPARSITY_SETS if name not in ("n:m", "structured")] + spellings[:-1])
-    raise InputError(f"granularity={granularity!r} is unknown; use {known} or {spellings[-1]}")
+    known = ", ".join(kind.spelling or name for name, kind in SPARSITY_SETS.items())
+    raise InputError(f"granularity={granularity!r} is unknown; use one of {known}")
 
 
 def make_sparsity_set(granularity: str) -> SparsitySet:

@@ -154,7 +154,7 @@ class Trainer:
         with (
             torch.enable_grad(),
             restored_on_error(self.model, self.target.undo),
-            layout_kept(self.model, self.device),
+            layout_kept(self.model),
         ):
             try:
                 run = self._prepare(resume)
