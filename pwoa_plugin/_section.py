@@ -1,7 +1,8 @@
-"""What every section of a config is built of: strict fields, errors in one line, names out of tables."""
+"""Sections of a config: strict fields, errors in one line, names from tables."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping
 from fractions import Fraction
@@ -14,11 +15,11 @@ from .errors import InputError
 
 
 class ConfigError(InputError):
-    """A config that cannot be run: one line that names the fields and the cure."""
+    """An invalid config: one line that names the fields and the cure."""
 
     def __init__(self, *lines: str) -> None:
         super().__init__("; ".join(lines))
-        self.lines = lines  # each begins with the field's name, relative to the section that refuses it
+        self.lines = lines  # each begins with the field's name, within the section that refuses it
 
 
 def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
@@ -69,11 +70,7 @@ AnySection = TypeVar("AnySection", bound=Section)
 
 
 def as_section(kind: type[AnySection], given: AnySection | Mapping[str, Any] | None, name: str) -> AnySection:
-    """A section given as an object, as a dict, or left out.
-
-    Raises:
-        InputError: a field cannot be used; the line names it after ``name``.
-    """
+    """A section from an object, a dict, or None; InputError, with the section's ``name``, if a field is invalid."""
     if given is None:
         return kind()
     if isinstance(given, Mapping):
@@ -81,13 +78,11 @@ def as_section(kind: type[AnySection], given: AnySection | Mapping[str, Any] | N
             return kind(**given)
         except InputError as error:
             raise InputError(f"{name}.{error}") from None
-    if not isinstance(given, kind):
-        raise InputError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
     return given
 
 
 def key_of(table: Mapping[str, Any]) -> AfterValidator:
-    """A field whose values are the keys of a table: whatever is added to the table can be configured."""
+    """A field whose values are the keys of a table, so that a new entry can be configured."""
 
     def check(value: str, info: ValidationInfo) -> str:
         if value not in table:
@@ -98,11 +93,7 @@ def key_of(table: Mapping[str, Any]) -> AfterValidator:
 
 
 def check_options(kind: type, options: Mapping[str, Any], **required: Any) -> None:
-    """Whether ``kind(**required, **options)`` can be made.
-
-    Raises:
-        InputError: an option is unknown or out of its range.
-    """
+    """InputError unless ``kind(**required, **options)`` can be made."""
     known = [name for name in inspect.signature(kind).parameters if name not in required]
     for name in options:
         if name not in known:
@@ -122,14 +113,12 @@ Names = Annotated[tuple[str, ...], BeforeValidator(names)]
 
 
 def fraction(value: Any) -> Any:
-    """A number for text such as ``8/255``; anything else as it is."""
+    """A number for text such as ``8/255``; anything else unchanged."""
     if isinstance(value, str) and "/" in value:
-        try:
+        with contextlib.suppress(ValueError, ZeroDivisionError, OverflowError):
             return float(Fraction(value.replace(" ", "")))
-        except (ValueError, ZeroDivisionError, OverflowError):
-            return value
     return value
 
 
-#: A number of pixel units; text such as ``8/255`` will do.
+#: A number of pixel units, or text such as ``8/255``.
 Pixels = Annotated[float, BeforeValidator(fraction)]

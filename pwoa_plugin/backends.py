@@ -1,4 +1,4 @@
-"""Which toolkit prunes in which kind of sparsity set: how a run is built, written and read. One line a toolkit."""
+"""Backends: how to build, save and load a run, by the toolkit that prunes. One line per toolkit in ``BACKENDS``."""
 
 from __future__ import annotations
 
@@ -20,27 +20,18 @@ from .runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Saved:
-    """What a backend wrote.
+    """What a backend wrote."""
 
-    Attributes:
-        kept: weights left, by layer.
-        cost: before and after, JSON-ready, where the network got smaller; else None.
-    """
-
-    kept: dict[str, int]
-    cost: dict[str, Any] | None = None
+    kept: dict[str, int]  # weights left, by layer
+    cost: dict[str, Any] | None = None  # before and after, JSON-ready, if the network got smaller
 
 
 class Backend(ABC):
-    """How runs in one kind of sparsity set are built, written and read."""
+    """How to build, save and load runs of some sparsity sets."""
 
     @abstractmethod
     def build(self, model: nn.Module, config: PwoAConfig) -> Trainer:
-        """The trainer of a run.
-
-        Raises:
-            InputError: the model or the config cannot be used.
-        """
+        """The trainer of a run; InputError if the model or the config cannot be used."""
 
     @abstractmethod
     def save(self, trainer: Trainer, folder: RunFolder) -> Saved:
@@ -52,14 +43,9 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, model: nn.Module, folder: RunFolder) -> nn.Module:
-        """The pruned network.
+        """The pruned network, made of ``model`` or from scratch; InputError if a file does not fit or is damaged.
 
-        Args:
-            model: a fresh network of the run's architecture; it may be changed.
-            folder: of the run.
-
-        Raises:
-            InputError: a file is damaged, or of another architecture.
+        ``model`` is a fresh network of the run's architecture, and may be changed.
         """
 
 
@@ -90,12 +76,12 @@ class MaskBackend(Backend):
         return model
 
 
-#: Backends by the name that sparsity sets have for them: a module of this package, and the class in it.
+#: By the sparsity sets' name for them: a module of this package, and the class in it.
 BACKENDS: dict[str, str] = {"masks": "backends:MaskBackend", "channels": "torch_pruning.backend:ChannelBackend"}
 
 
 def backend_of(config: PwoAConfig) -> Backend:
-    """The backend of a config's granularity; its toolkit is imported now."""
+    """The backend for a config's granularity; imports its toolkit."""
     module, _, name = BACKENDS[find_sparsity_set(config.granularity).backend].partition(":")
     made: Backend = getattr(importlib.import_module(f".{module}", __package__), name)()
     return made

@@ -10,16 +10,11 @@ from .._files import read_bytes
 from .._section import ConfigError
 from .._yaml import YAMLError, parse_yaml
 
-_MOST_BYTES = 1_000_000  # ours have two thousand
+_MOST_BYTES = 1_000_000  # the package's own have two thousand
 
 
 def read_fields(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a file, with changes by dotted name.
-
-    Raises:
-        ConfigError: the file is not a mapping of fields.
-        FileError: it cannot be read.
-    """
+    """The fields in a file, with changes by dotted name; see `PwoAConfig.from_yaml`."""
     try:
         values = parse_yaml(read_bytes(path, most=_MOST_BYTES))
     except YAMLError as error:
@@ -32,8 +27,7 @@ def read_fields(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> dic
         *sections, key = name.split(".")
         place = values
         for section in sections:
-            if not isinstance(place.get(section), dict):
-                place[section] = {}
+            place[section] = place[section] if isinstance(place.get(section), dict) else {}
             place = place[section]
         place[key] = value
     return values

@@ -6,16 +6,11 @@ from typing import Any
 
 from .._section import ConfigError
 
-PAPER_PRESETS = ("mnist", "cifar10", "cifar100")
-
 
 def published_fields(dataset: str, epochs: int) -> dict[str, Any]:
-    """The fields of `PwoAConfig.paper`.
-
-    Raises:
-        ConfigError: nothing was published for this data set, or there are too few epochs.
-    """
+    """The fields of `PwoAConfig.paper`, which says what is raised."""
     sgd = {"name": "sgd", "momentum": 0.9, "weight_decay": 1e-4}
+    cifar = {"admm": {**sgd, "lr": 0.01}, "optimizer": {**sgd, "lr": 0.005}, "schedule": {"name": "cosine"}}
     published: dict[str, dict[str, Any]] = {
         "mnist": {
             "hsic": {"lambda_x": 2e-4, "lambda_y": 5e-5},
@@ -24,23 +19,11 @@ def published_fields(dataset: str, epochs: int) -> dict[str, Any]:
             "optimizer": {"name": "adam", "lr": 1e-3},
             "schedule": {"name": "multistep", "milestones": (75, 90), "gamma": 0.1},
         },
-        "cifar10": {
-            "hsic": {"lambda_x": 2e-5, "lambda_y": 1e-4},
-            "alpha": 10.0,
-            "admm": {**sgd, "lr": 0.01},
-            "optimizer": {**sgd, "lr": 0.005},
-            "schedule": {"name": "cosine"},
-        },
-        "cifar100": {
-            "hsic": {"lambda_x": 5e-7, "lambda_y": 2e-6},
-            "alpha": 100.0,
-            "admm": {**sgd, "lr": 0.01},
-            "optimizer": {**sgd, "lr": 0.005},
-            "schedule": {"name": "cosine"},
-        },
+        "cifar10": {"hsic": {"lambda_x": 2e-5, "lambda_y": 1e-4}, "alpha": 10.0, **cifar},
+        "cifar100": {"hsic": {"lambda_x": 5e-7, "lambda_y": 2e-6}, "alpha": 100.0, **cifar},
     }
     if dataset not in published:
-        raise ConfigError(f"paper({dataset!r}): the paper has {', '.join(PAPER_PRESETS)}")
+        raise ConfigError(f"paper({dataset!r}): the paper has {', '.join(published)}")
     of = published[dataset]
     if not isinstance(epochs, int) or epochs < 2:
         raise ConfigError(f"epochs={epochs!r}: give an integer; two phases need 2 epochs or more")
@@ -48,7 +31,7 @@ def published_fields(dataset: str, epochs: int) -> dict[str, Any]:
     if "milestones" in of["schedule"]:
         milestones = [max(1, round(at * (epochs - admm_epochs) / 100)) for at in of["schedule"]["milestones"]]
         of["schedule"] = of["schedule"] | {"milestones": tuple(milestones)}
-    values: dict[str, Any] = {
+    return {
         "allocation": "uniform",
         "epochs": epochs,
         "batch_size": 128,
@@ -69,4 +52,3 @@ def published_fields(dataset: str, epochs: int) -> dict[str, Any]:
             "schedule": {"name": "cycle", "factors": (1.0, 0.1, 0.01)},
         },
     }
-    return values

@@ -1,4 +1,4 @@
-"""`PwoAConfig`: everything that a pruning run can be told, checked before anything is trained."""
+"""`PwoAConfig`: all options of a pruning run, checked before training."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ class PwoAConfig(TrainingConfig):
         """The config in a YAML (or JSON) file. Reading a file never runs code.
 
         Args:
-            path: of the file; its keys are this class's fields, and those of a section the section's.
+            path: of the file; its keys are the fields of this class and of its sections.
             changes: other values by dotted name, such as ``{"admm.epochs": 0}``.
-            **fields: more fields, or other values, such as ``train_loader``. A section replaces the file's whole.
+            **fields: other fields, such as ``train_loader``. A section replaces the file's section whole.
 
         Raises:
-            ConfigError: the file is not a YAML mapping, or a value in it is refused; the line names file and field.
+            ConfigError: the file is not a YAML mapping, or a value is invalid; the line names file and field.
             FileError: the file cannot be read.
         """
         values = read_fields(path, changes or {})

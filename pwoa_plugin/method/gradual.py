@@ -20,11 +20,6 @@ def sparsity_at(progress: float, final: float) -> float:
     return final * (1 - (1 - progress) ** 3)
 
 
-def interval_of_cuts(asked_for: int | None, steps: int) -> int:
-    """Steps between two cuts in a phase of ``steps``: as asked for, or such that there are about 48 cuts."""
-    return max(1, steps // 48) if asked_for is None else asked_for
-
-
 @dataclass(frozen=True, eq=False)
 class Budget:
     """One total sparsity and how it is spread over weights.

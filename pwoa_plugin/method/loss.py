@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .._pixels import check_radius
+from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
-from .._section import as_section, fraction
+from .._section import as_section
 from .._weights import is_weighted
 from ..errors import InputError
 from .batches import check_images, check_labels
@@ -80,8 +80,8 @@ class PwoALoss(nn.Module):
         kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
         super().__init__()
-        radius_of_attacks: float | None = fraction(eps)
-        check_radius(radius_of_attacks, pixel_range)
+        self.eps = None if eps is None else positive_pixels("eps", eps)
+        check_radius(self.eps, pixel_range)
         if kept is not None:
             warnings.warn("PwoALoss: kept= is now student_channels=", DeprecationWarning, stacklevel=2)
             student_channels = kept
@@ -90,7 +90,7 @@ class PwoALoss(nn.Module):
         self.hsic = as_section(HSICConfig, hsic, "hsic")
         if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
             raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
-        self.eps, self.pixel_range, self.seed = radius_of_attacks, pixel_range, check_seed(seed)
+        self.pixel_range, self.seed = pixel_range, check_seed(seed)
         self.student_channels = {} if student_channels is None else student_channels
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}

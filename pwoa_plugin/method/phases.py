@@ -16,12 +16,13 @@ from torch import Tensor
 from .._section import Section
 from ..errors import InputError
 from .admm import ADMM, self_scaled_updates
-from .gradual import interval_of_cuts
 from .optimizers import OptimizerConfig, ScheduleConfig
 from .snapshot import Snapshot, StateError
 from .targets import Target
 
 _logger = logging.getLogger(__name__)
+
+_CUTS = 48
 
 
 class ADMMConfig(Section):
@@ -248,7 +249,7 @@ class GradualPhase(Phase):
     ) -> None:
         super().__init__(length)
         self.target, self.check = target, check
-        self.interval = interval_of_cuts(config.interval, length)
+        self.interval = config.interval or max(1, length // _CUTS)
 
     def after_step(self) -> None:
         super().after_step()

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pwoa_plugin.method.allocation import ALLOCATIONS
-from pwoa_plugin.method.gradual import Budget, interval_of_cuts, sparsity_at
+from pwoa_plugin.method.gradual import Budget, sparsity_at
 from pwoa_plugin.method.sparsity import make_sparsity_set
 
 
@@ -20,13 +20,6 @@ def test_sparsity_grows_from_dense_to_its_end(final: float, first: float, second
     assert 0 <= sparsity_at(low, final) <= sparsity_at(high, final) <= final
     # Zhu and Gupta, eq. 1, with s_i = 0, t_0 = 0 and n * dt = 1.
     assert sparsity_at(first, final) == pytest.approx(final + (0 - final) * (1 - first) ** 3)
-
-
-@pytest.mark.parametrize(
-    ("asked_for", "steps", "interval"), [(None, 1000, 20), (None, 4800, 100), (None, 16, 1), (None, 0, 1), (7, 9, 7)]
-)
-def test_some_48_cuts_unless_told(asked_for: int | None, steps: int, interval: int) -> None:
-    assert interval_of_cuts(asked_for, steps) == interval
 
 
 @pytest.mark.parametrize("rule", ALLOCATIONS)

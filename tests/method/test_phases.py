@@ -104,3 +104,10 @@ def test_a_state_is_of_its_own_phase(trained: nn.Module) -> None:
     assert all(torch.equal(u, again.admm.u[name]) for name, u in phase.admm.u.items())
     with pytest.raises(StateError, match="in phase admm"):
         TuningPhase(3).load_state(phase.state())
+
+
+@pytest.mark.parametrize(
+    ("given", "steps", "interval"), [(None, 1000, 20), (None, 4800, 100), (None, 16, 1), (None, 0, 1), (7, 9, 7)]
+)
+def test_about_48_cuts_by_default(trained: nn.Module, given: int | None, steps: int, interval: int) -> None:
+    assert GradualPhase(target_of(trained), GradualConfig(interval=given), steps).interval == interval
