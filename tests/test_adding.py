@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from pwoa_plugin.method.allocation import ALLOCATIONS, Allocation, LayerGroups
 from pwoa_plugin.method.hsic import ESTIMATORS, HSIC
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 from pwoa_plugin.method.phases import Phase
-from pwoa_plugin.method.schedule import Schedule
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
-from pwoa_plugin.method.targets import mask_target
+from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.robustness import attacks
 from pwoa_plugin.robustness.attacks.pgd import PGD
 
@@ -133,22 +132,20 @@ class Noise(Phase):
             parameter.add_(1e-3)
 
 
-def test_a_phase(trained: TinyNet) -> None:
-    target = mask_target(trained, 0.5)
-    before = trained.fc2.bias.detach().clone()
-    schedule = Schedule(target, [Noise(trained, 3)], tuning=2)
-    target.begin()
-    schedule.start()
-    phases = []
-    for _ in range(5):
-        phases.append(schedule.phase.name)
-        schedule.after_step()
-        while schedule.due:
-            schedule.advance()
-    schedule.finish()
-    assert phases == ["noise"] * 3 + ["fine-tune"] * 2
-    torch.testing.assert_close(trained.fc2.bias, before + 3e-3)
-    assert torch.equal(trained.fc1.weight != 0, target.masks["fc1"])
+class WithNoise(Trainer):
+    """A trainer whose list of phases has one more line."""
+
+    def phases(self, per_epoch: int, check: Callable[[], None]) -> list[Phase]:
+        return [*super().phases(per_epoch, check), Noise(self.model, per_epoch)]
+
+
+def test_a_phase(trained: TinyNet, images: Pair) -> None:
+    trainer = WithNoise(trained, config(images, epochs=4, gradual={"epochs": 1}))
+    trainer.fit()
+    assert [entry["phase"] for entry in trainer.history] == ["gradual", "noise", "fine-tune", "fine-tune"]
+    assert trainer.schedule is not None
+    assert [phase.done for phase in trainer.schedule.phases] == [3, 3, 6]
+    assert torch.equal(trained.fc1.weight != 0, trainer.masks["fc1"])
 
 
 def test_a_toolkit(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:

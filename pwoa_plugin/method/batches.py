@@ -241,6 +241,8 @@ class Batches:
             found.append(x)
             if sum(map(len, found)) >= images:
                 break
+        if not found:
+            raise InputError(f"{self.name} gave no batch of two images or more; give at least one")
         there = torch.cat(found)
         (low, high), most = self.pixel_range, there.max().item()
         if low < most <= low + GREY_LEVEL * (high - low):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -41,7 +42,7 @@ class Status:
 
 
 class Callback:
-    """Override what you need. Callbacks watch a run; they do not change it."""
+    """Override what you need. Callbacks watch a run; they may add to ``status.validation`` and to the history."""
 
     def on_start(self, status: Status) -> None:
         """Before the first step, also of a resumed run."""
@@ -50,10 +51,34 @@ class Callback:
         """After every step; terms are those of the last report. `Trainer.state` may be called here."""
 
     def on_report(self, status: Status) -> None:
-        """With new terms: after every tenth step, and at the end of an epoch."""
+        """With new terms: after the first step of an epoch and every tenth after it, and at its end."""
 
     def on_epoch_end(self, status: Status) -> None:
         """After every epoch. `Trainer.state` may be called here."""
 
     def on_end(self, status: Status | None) -> None:
         """At the end, also after an error; None if the run never began."""
+
+
+@contextlib.contextmanager
+def always_ended(callbacks: Sequence[Callback], end: Callable[[bool], Status | None]) -> Iterator[None]:
+    """Call every callback's `on_end` when the body ends or raises, even if one of them raises.
+
+    Args:
+        callbacks: in the order in which they are called.
+        end: called first, with whether the body raised; returns the status for `on_end`.
+    """
+    failed = True
+    status: Status | None = None
+
+    def end_one(callback: Callback) -> None:
+        callback.on_end(status)
+
+    with contextlib.ExitStack() as stack:
+        for callback in reversed(callbacks):
+            stack.callback(end_one, callback)
+        try:
+            yield
+            failed = False
+        finally:
+            status = end(failed)

@@ -86,6 +86,10 @@ def lr_factor(schedule: ScheduleConfig, steps: int, per_epoch: int, step: int) -
     return factor * (step + 1) / warmup if step < warmup else factor
 
 
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
 class ScheduledOptimizer:
     """An optimizer and its learning rate schedule of ``steps`` steps, which begins after ``done`` of them."""
 

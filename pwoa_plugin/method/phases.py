@@ -65,7 +65,7 @@ class GradualConfig(Section):
     Attributes:
         epochs: its length; 0 turns it off. None: half of the run's ``epochs``; 0 if only ``admm`` is set, or the
             granularity is reached in one cut (``structured``, ``n:m``).
-        interval: steps between two cuts. None: such that there are about 48 cuts.
+        interval: steps between two cuts. None: such that there are 48 cuts or more (one at each step of a short phase).
     """
 
     epochs: int | None = Field(default=None, ge=0)
@@ -105,12 +105,14 @@ class Phase(ABC):
         length: its optimizer steps.
         done: how many of them are done.
         uses_hsic: whether HSIC's terms are in the loss.
+        allocates: whether what each layer keeps follows the weights that this phase leaves.
         last_action: step of the phase's last action; training that ends before it logs a warning.
         rho, residual: ADMM's penalty weight in the last step, and its primal residual at the last dual update.
     """
 
     name: ClassVar[str]
     uses_hsic: bool = True
+    allocates: ClassVar[bool] = False
     rho: float | None = None
     residual: float | None = None
 
@@ -243,6 +245,7 @@ class GradualPhase(Phase):
     """
 
     name = "gradual"
+    allocates = True
 
     def __init__(
         self, target: Target, config: GradualConfig, length: int, *, check: Callable[[], None] = lambda: None

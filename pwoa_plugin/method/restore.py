@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
-import torch
 from torch import nn
 
 from .._modes import modes_kept
@@ -23,8 +22,9 @@ def restored_on_error(model: nn.Module, undo: Callable[[], None] = lambda: None)
         try:
             yield
         except BaseException:
-            undo()
-            with torch.no_grad():
+            try:
+                undo()
+            finally:
                 for name, tensor in tensors_of(model).items():
                     if name in before:  # a quantizer adds buffers while it trains
                         tensor.data = before[name]

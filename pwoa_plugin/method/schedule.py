@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 
-from .phases import ADMMPhase, GradualPhase, Phase, TuningPhase
+from .phases import ADMMPhase, Phase, TuningPhase
 from .snapshot import Snapshot, StateError
 from .targets import Target
 
@@ -104,7 +104,7 @@ class Schedule:
     def _prune(self) -> None:
         if not self.target.done:
             self._check()
-            self.target.prune(allocate=any(isinstance(phase, GradualPhase) for phase in self.phases))
+            self.target.prune(allocate=any(phase.allocates for phase in self.phases))
             self.target.hold()
 
     def state(self) -> Snapshot:

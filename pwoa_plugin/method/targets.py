@@ -112,13 +112,16 @@ class MaskTarget(Target):
         return partial(self.allocation[name].mask, self.budget.sparsity_set)
 
     def begin(self, images: Tensor | None = None) -> None:
-        self.masks, self.held, self.allocation, self._done = {}, {}, self._of_dense, False
+        self.undo()
         self._images = images
         frozen = [name for name, weight in self._weights().items() if not weight.requires_grad]
         if frozen:
             raise InputError(
                 f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
             )
+
+    def undo(self) -> None:
+        self.masks, self.held, self.allocation, self._done = {}, {}, self._of_dense, False
 
     def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
         return self._weights(), {name: self._mask_of(name) for name in self.layers}

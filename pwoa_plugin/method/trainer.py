@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .._modes import train_mode
-from ..errors import InputError, TrainingError
+from .._section import Section
+from ..errors import InputError, PwoAError, TrainingError
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
-from .callback import Callback, Status
+from .callback import Callback, Status, always_ended
 from .finite import check_finite
 from .hidden import check_readable
 from .layers import warn_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
-from .optimizers import ScheduledOptimizer
+from .optimizers import ScheduledOptimizer, trained_parameters
 from .perturbation import RADIUS_IMAGES
-from .phases import ADMMPhase, GradualPhase
+from .phases import ADMMPhase, GradualPhase, Phase
 from .restore import restored_on_error
 from .resuming import ResumableEpochs
 from .run import Run
@@ -47,19 +49,25 @@ class Trainer:
 
     Attributes:
         loss: holds the frozen copy of the network, the `teacher`.
+        target: what is pruned.
         batches: of the training images.
-        history: a dict per epoch: phase, epoch, terms, lr, rho, residual, seconds.
+        history: a dict per epoch: phase, epoch, loss, its terms by name, lr, rho, residual, seconds.
+        schedule: of the last run; None before.
 
     Raises:
         InputError: the model, the data or the config cannot be used.
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, target: Target | None = None) -> None:
-        config = type(config)(**dict(config))  # validated again: a section may have changed since
+        # A copy, sections too, validated again: what the user sets later does not reach this run.
+        fields: dict[str, Any] = {
+            name: value.model_copy(deep=True) if isinstance(value, Section) else value for name, value in config
+        }
+        config = type(config)(**fields)
         self.model, self.config = model, config
         if target is None:
-            fields = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
-            target = mask_target(model, config.sparsity, **fields)
+            named = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
+            target = mask_target(model, config.sparsity, **named)
             warn_of_uncounted(model)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
@@ -145,34 +153,36 @@ class Trainer:
             ``{layer: boolean mask}``; pruned weights are 0. Empty if channels are removed instead.
 
         Raises:
-            InputError: data or model cannot be used, or the state is another run's.
+            InputError: data or model cannot be used, or the state is of other layers, phases or lengths.
             TrainingError: the loss is not finite.
         """
         if torch.is_inference_mode_enabled():
             raise InputError("torch.inference_mode is on, where nothing can be trained; call this outside")
-        self.history, self.schedule, self._run = [], None, None
         with (
             torch.enable_grad(),
             restored_on_error(self.model, self.target.undo),
             layout_kept(self.model),
+            always_ended(callbacks, self._end),
         ):
-            try:
-                run = self._prepare(resume)
-                for callback in callbacks:
-                    callback.on_start(run.status)
-                while run.status.epoch < self.config.epochs:
-                    self._enter_epoch(run)
-                    self._epoch(run, callbacks)
-                run.schedule.finish()
-                self._adopt_parameters(run)
-                check_finite(self.model, run.status.step)
-            finally:
-                status = self._run.status if self._run else None
-                for callback in callbacks:
-                    callback.on_end(status)
-                self._run = None
+            run = self._prepare(resume)
+            for callback in callbacks:
+                callback.on_start(run.status)
+            while run.status.epoch < self.config.epochs:
+                self._enter_epoch(run)
+                self._epoch(run, callbacks)
+            run.schedule.finish()
+            self._adopt_parameters(run)
+            check_finite(self.model, run.status.step)
         self.target.discard_undo()
         return self.masks
+
+    def _end(self, failed: bool) -> Status | None:
+        """Forget what only a run needs, and after an error what it has computed."""
+        run, self._run = self._run, None
+        if failed:
+            self.target.admm = None
+            self.schedule = self.schedule if run is None else None
+        return run.status if run else None
 
     def _epoch(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
@@ -241,9 +251,9 @@ class Trainer:
         self.model.to(self.device)
         self.loss.prepare(self.model, images)
         self.batches.classes = self.loss.classes
-        when = " by the dense weights; each cut allocates anew" if config.gradual_epochs else ""
-        _logger.info("allocation%s\n%s", when, allocation_table(self.allocation))
+        _logger.info("allocation by the dense weights\n%s", allocation_table(self.allocation))
         self.target.begin(images[:2])
+        self.history = []
         train_mode(self.model)
         per_epoch = len(self.batches)
         status = Status(phase="", epochs=config.epochs, steps=config.epochs * per_epoch)
@@ -252,7 +262,7 @@ class Trainer:
             schedule=self._make_schedule(per_epoch, status),
             epochs=ResumableEpochs(self.batches),
             images=images[:2],
-            parameters=self._trained(),
+            parameters=trained_parameters(self.model),
             status=status,
             per_epoch=per_epoch,
             dtype=dtype,
@@ -265,6 +275,8 @@ class Trainer:
         else:
             try:
                 self._resume(run, resume)
+            except (torch.OutOfMemoryError, PwoAError):
+                raise
             except (KeyError, TypeError, RuntimeError) as error:
                 raise StateError(f"the saved state is incomplete ({error!r}); resume from another one") from error
         run.began = time.perf_counter() - run.status.seconds
@@ -274,18 +286,28 @@ class Trainer:
         def check() -> None:
             check_finite(self.model, status.step)
 
+        phases = self.phases(per_epoch, check)
+        tuning = status.steps - sum(phase.length for phase in phases)
+        return Schedule(self.target, phases, tuning=tuning, check=check)
+
+    def phases(self, per_epoch: int, check: Callable[[], None]) -> list[Phase]:
+        """The phases before fine-tuning, each of whole epochs; a new one is a line here.
+
+        Args:
+            per_epoch: steps of an epoch.
+            check: for phases to call before they cut; raises if a weight is not finite.
+        """
         config, target = self.config, self.target
-        admm = ADMMPhase(target, config.admm, config.admm_epochs * per_epoch, per_epoch=per_epoch)
-        gradual = GradualPhase(target, config.gradual, config.gradual_epochs * per_epoch, check=check)
-        tuning = config.epochs * per_epoch - admm.length - gradual.length
-        return Schedule(target, [admm, gradual], tuning=tuning, check=check)
+        return [
+            ADMMPhase(target, config.admm, config.admm_epochs * per_epoch, per_epoch=per_epoch),
+            GradualPhase(target, config.gradual, config.gradual_epochs * per_epoch, check=check),
+        ]
 
     def _enter_epoch(self, run: Run) -> None:
         """Phases end with an epoch, even if the data gives fewer batches than its length."""
-        lengths = {"admm": self.config.admm_epochs, "gradual": self.config.gradual_epochs}
         end = 0
         for phase in run.schedule.phases[:-1]:
-            end += lengths[phase.name]
+            end += phase.length // run.per_epoch
             if run.schedule.phase is phase and run.status.epoch >= end:
                 run.schedule.advance()
                 self._enter_phase(run)
@@ -308,19 +330,17 @@ class Trainer:
         if own is not None:
             steps, schedule = phase.length, config.admm.schedule
         elif config.admm.optimizer is not None:
+            # The run's schedule counts from ADMM's end.
             before = sum(other.done for other in run.schedule.phases if other.name == "admm")
             steps, done = steps - before, done - before
         run.optimizer = ScheduledOptimizer(
             run.parameters, own or config.optimizer, schedule, steps=steps, per_epoch=run.per_epoch, done=done
         )
 
-    def _trained(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-
     def _adopt_parameters(self, run: Run) -> None:
         """If channels were removed, the parameters are new: they need a new optimizer and layout."""
         self.loss.student_channels = self.target.student_channels()
-        parameters = self._trained()
+        parameters = trained_parameters(self.model)
         if {*map(id, parameters)} != {*map(id, run.parameters)}:
             for parameter in run.parameters:
                 parameter.grad = None

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from pwoa_plugin.errors import InputError
 from pwoa_plugin.method.batches import Batches
 
 X, Y = torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0)), torch.arange(10)
@@ -164,3 +165,15 @@ def test_bad_input_is_one_clear_line(source: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said) as caught:
         make(source, labels_because="hsic needs them").first(4)
     assert "\n" not in str(caught.value)
+
+
+class Silent(Stream):
+    """Promises batches and gives none."""
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_a_loader_that_gives_nothing_is_refused() -> None:
+    with pytest.raises(InputError, match="gave no batch of two images or more"):
+        make(Silent([])).first(2)

@@ -565,3 +565,63 @@ def test_the_residual_is_that_of_the_weights_before_they_are_masked(
     with seeded(0):
         trainer.fit([Watch()])
     assert trainer.residual == pytest.approx(seen[-1])
+
+
+class Failing(Callback):
+    def __init__(self, at: str) -> None:
+        self.at = at
+
+    def on_epoch_end(self, status: Status) -> None:
+        if self.at == f"epoch {status.epoch}":
+            raise KeyError(self.at)
+
+    def on_end(self, status: Status | None) -> None:
+        if self.at == "end":
+            raise KeyError(self.at)
+
+
+def test_every_callback_hears_of_the_end_even_if_one_raises_then(trained: nn.Module, images: Pair) -> None:
+    last, trainer = Ends(), Trainer(trained, config(images))
+    with pytest.raises(KeyError, match="end"):
+        trainer.fit([Failing("end"), last])
+    assert last.ended
+    with pytest.raises(RuntimeError, match="no run is in progress"):
+        trainer.state()
+
+
+@pytest.mark.parametrize(("epoch", "phases"), [(1, {"admm": {"epochs": 2}}), (4, {})])
+def test_after_an_error_nothing_is_left_of_the_run(
+    trained: nn.Module, images: Pair, epoch: int, phases: dict[str, Any]
+) -> None:
+    trainer = Trainer(trained, config(images, **phases))
+    with pytest.raises(KeyError):
+        trainer.fit([Failing(f"epoch {epoch}")])
+    assert trainer.masks == {}
+    assert not trainer.target.done
+    assert trainer.target.admm is None
+    assert trainer.schedule is None
+    assert trainer.residual is None
+
+
+def test_what_is_set_later_does_not_reach_the_run(trained: nn.Module, images: Pair) -> None:
+    settings = config(images)
+    trainer = Trainer(trained, settings)
+    settings.gradual.epochs = 100
+    trainer.fit()
+    assert [entry["phase"] for entry in trainer.history] == ["gradual"] * 2 + ["fine-tune"] * 2
+
+
+def test_running_out_of_memory_in_a_resume_is_not_a_damaged_state(
+    trained: nn.Module, images: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keeper = Keeper()
+    keeper.run = Trainer(copy.deepcopy(trained), config(images))
+    keeper.run.fit([keeper])
+    again = Trainer(trained, config(images))
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(again.target, "load_state", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        again.fit(resume=keeper.states[0])
