@@ -19,8 +19,6 @@ from pydantic import (
 from ._text import one_line, short
 from .errors import InputError
 
-__all__ = ["Record", "checked"]
-
 T = TypeVar("T")
 
 

@@ -16,8 +16,6 @@ from .errors import FileError, InputError, MissingFileError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_bytes", "read_tensors", "replaced_whole", "write_tensors", "write_text"]
-
 
 @contextmanager
 def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:

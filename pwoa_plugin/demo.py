@@ -37,8 +37,6 @@ from .pages import Table, write_plots
 from .robustness import Comparison
 from .robustness.plots import accuracy_bars
 
-__all__ = ["Found", "main", "run"]
-
 Pair = tuple[Tensor, Tensor]
 
 EPS = 0.3

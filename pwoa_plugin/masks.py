@@ -18,8 +18,6 @@ from ._files import read_tensors, write_tensors
 from ._text import did_you_mean
 from .errors import InputError
 
-__all__ = ["Masks", "bake", "check_masks", "load_masks", "save_masks"]
-
 #: ``{module: {target: 0/1 tensor of the target's shape}}``, NNI's form.
 Masks = dict[str, dict[str, Tensor]]
 

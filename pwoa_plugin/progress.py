@@ -15,8 +15,6 @@ from rich.text import Text
 
 from .method.callback import Callback, Status
 
-__all__ = ["JSONProgress", "PlainProgress", "ProgressBar", "default_progress"]
-
 
 def default_progress(console: Console | None = None) -> Callback:
     """A bar if stderr is a terminal or a notebook, plain lines if it is a file or a pipe.

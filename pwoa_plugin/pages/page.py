@@ -6,8 +6,6 @@ from typing import Any
 
 from .text import duration, percent, size_text
 
-__all__ = ["render"]
-
 
 def render(package: str, name: str, **values: Any) -> str:
     """A page from a template that extends ``base.html.j2``; all values are escaped.

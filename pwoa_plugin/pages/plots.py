@@ -13,21 +13,6 @@ from typing import Any
 
 from .._files import replaced_whole
 
-__all__ = [
-    "LINE",
-    "Drawing",
-    "Drawn",
-    "Palette",
-    "SVGPlot",
-    "axes",
-    "legend",
-    "percent_axis",
-    "short_percent",
-    "shortened",
-    "svg_plots",
-    "write_plots",
-]
-
 _LONGEST_NAME = 26
 LINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.6}
 

@@ -12,8 +12,6 @@ from .text import markdown_block, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Block", "Folded", "Part", "Plots", "Section", "markdown_lines", "say", "show_sections"]
-
 
 @dataclass(frozen=True)
 class Block:

@@ -12,8 +12,6 @@ from .text import markdown_code, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Cell", "Table"]
-
 #: A text, or a text and its small print (an interval, say).
 Cell = str | tuple[str, str]
 

@@ -5,19 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-__all__ = [
-    "duration",
-    "interval_text",
-    "markdown_block",
-    "markdown_code",
-    "markdown_plain",
-    "markdown_table",
-    "number",
-    "percent",
-    "shape_text",
-    "size_text",
-]
-
 
 def percent(share: float | None) -> str:
     """A share as a percentage with two decimals, or two digits where that would be 0.00."""

@@ -11,8 +11,6 @@ from ..pages.plots import LINE, axes, legend, percent_axis, short_percent, short
 if TYPE_CHECKING:
     from .report import RunReport
 
-__all__ = ["drawings"]
-
 _MOST_BARS = 80
 
 

@@ -14,8 +14,6 @@ from .sections import sections
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["show", "to_html", "to_markdown"]
-
 
 def to_markdown(report: RunReport) -> str:
     """The report as Markdown (GitHub's), without plots."""

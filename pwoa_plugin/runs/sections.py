@@ -18,8 +18,6 @@ from .size import SizeReport
 if TYPE_CHECKING:
     from ..robustness import Report
 
-__all__ = ["sections"]
-
 
 def sections(report: RunReport) -> list[Section]:
     """All sections, in order."""
