@@ -19,8 +19,7 @@ from .method.callback import Callback, Status
 def default_progress(console: Console | None = None) -> Callback:
     """A bar if stderr is a terminal or a notebook, plain lines if it is a file or a pipe.
 
-    Args:
-        console: of the bar. Share it with everything that writes to the terminal, so that the bar stays below.
+    Share the console with everything that writes to the terminal, so that the bar stays below.
     """
     console = console or Console(stderr=True)
     return ProgressBar(console) if console.is_terminal or console.is_jupyter else PlainProgress()
@@ -34,29 +33,23 @@ def _figures(status: Status) -> str:
 
 
 class ProgressBar(Callback):
-    """Phase, epoch, a bar and the time left; below, the terms of the loss, ADMM's residual and images/s.
+    """Phase, epoch, a bar and the time left; below, the terms of the loss, ADMM's residual and images/s."""
 
-    Args:
-        console: where to write. Default: stderr.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps"),
             TimeRemainingColumn(),
-            console=self._console,
+            console=console,
         )
         self._figures = Text()
-        self._live: Live | None = None
+        self._live = Live(Group(self._bar, self._figures), console=console)
         self._task = TaskID(0)
 
     def on_start(self, status: Status) -> None:
         self._task = self._bar.add_task(status.phase, total=status.steps, completed=status.step)
-        self._live = Live(Group(self._bar, self._figures), console=self._console)
         self._live.start()
 
     def on_report(self, status: Status) -> None:
@@ -65,18 +58,11 @@ class ProgressBar(Callback):
         self._figures.plain = _figures(status)
 
     def on_end(self, status: Status | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._live.stop()
 
 
 class PlainProgress(Callback):
-    """A line at the end of every epoch, and every half minute within a long epoch.
-
-    Args:
-        file: where to write. Default: stderr.
-        every: seconds between two lines within an epoch.
-    """
+    """A line on stderr, or in a file, at the end of every epoch, and every ``every`` seconds within a long epoch."""
 
     def __init__(self, file: TextIO | None = None, *, every: float = 30.0) -> None:
         self._file, self._every = file, every
@@ -108,8 +94,7 @@ class PlainProgress(Callback):
 class JSONProgress(Callback):
     """A JSON line for every report and every epoch: the fields of `Status`, epochs from 1, and ``seconds_left``.
 
-    Args:
-        file: where to write. Once its reader has gone away, nothing more is written; the run continues.
+    Once the file's reader has gone away, nothing more is written; the run continues.
     """
 
     def __init__(self, file: TextIO) -> None:

@@ -43,13 +43,7 @@ Part = str | Table | Block | Plots | Folded
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report.
-
-    Attributes:
-        title: its heading; a terminal shows the titles of tables instead.
-        parts: in order.
-        brief: what a terminal shows in place of ``parts``; None: the same.
-    """
+    """A section of a report. A terminal shows ``brief`` in place of ``parts``, unless it is None, and no title."""
 
     title: str
     parts: Sequence[Part]

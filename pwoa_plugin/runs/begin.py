@@ -22,7 +22,7 @@ _FREE = {"progress", "device", "data.root", "data.download", "data.workers", "mo
 
 
 def is_begun(folder: RunFolder, resume: bool) -> bool:
-    """Whether a run in this folder is to be resumed; refuses a folder of other files, or of a run without ``resume``."""
+    """Whether a run in this folder is to be resumed; refuses a folder of other files, or a run without ``resume``."""
     if not folder.exists():
         folder.check_empty(but=folder.config)
         return False
