@@ -113,14 +113,14 @@ def _fine_tune(model: nn.Module, masks: dict[str, Tensor], images: Pair, epochs:
 
 def run(
     *,
-    compression: float = 8.0,
-    epochs: int = 12,
-    images: int | None = None,
-    judged: int = 1000,
-    attacked: int = 100,
-    seed: int = 0,
-    progress: bool = True,
-    log: Callable[[str], None] = lambda text: None,
+    compression: float,
+    epochs: int,
+    images: int,
+    judged: int,
+    attacked: int,
+    seed: int,
+    progress: bool,
+    log: Callable[[str], None],
 ) -> Found:
     """Prune the shipped LeNet by each method and judge the results; see `main` for the arguments."""
     from .nni import PwoAPruner  # not at the top: the processes that judge need no NNI
@@ -209,12 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     errors = Console(stderr=True, quiet=args.quiet)
     started = time.perf_counter()
     found = run(
-        compression=args.compression,
-        epochs=args.epochs,
-        images=args.images,
-        judged=args.judged,
-        attacked=args.attacked,
-        seed=args.seed,
+        **{name: value for name, value in vars(args).items() if name not in ("out", "quiet")},
         progress=not args.quiet,
         log=lambda name: errors.print(f"[bold]{name}[/bold]"),
     )

@@ -8,7 +8,7 @@ from .text import duration, percent, size_text
 
 
 def render(package: str, name: str, **values: Any) -> str:
-    """A page from a package's template, which extends ``base.html.j2``. Values are escaped; a missing one is an error."""
+    """A page from a template that extends ``base.html.j2``. Values are escaped; a missing one is an error."""
     import jinja2
 
     environment = jinja2.Environment(

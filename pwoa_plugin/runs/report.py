@@ -185,17 +185,22 @@ class RunReport(_Run):
                 raise InputError(f"robustness.{name}: {error}") from None
         return reports
 
+    @property
+    def dense_alike(self) -> Report | None:
+        """Of the dense network, if it was judged like the pruned one: same images, same attacks, same settings."""
+        pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
+        return dense if pruned and dense and _setting(pruned) == _setting(dense) else None
+
     def to_dict(self) -> dict[str, Any]:
         return {"format": _FORMAT, **super().to_dict()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunReport:
         """The report that `to_dict` made ``content`` of, in this format or format 1."""
-        if not isinstance(content, Mapping) or "format" not in content:
-            raise InputError("report.format: is missing; give what RunReport.to_dict wrote")
-        if content["format"] not in _READ or isinstance(content["format"], bool):
+        found = content.get("format") if isinstance(content, Mapping) else None
+        if found not in _READ:
             raise InputError(
-                f"report.format: is {content['format']!r}, this version reads up to {_FORMAT}; update pwoa_plugin"
+                f"report.format: is {found!r}, this version reads up to {_FORMAT}; update pwoa_plugin, or give a report"
             )
         given = {key: value for key, value in content.items() if key not in ("format", *cls.derived)}
         return checked(cls, given, "report")
@@ -203,12 +208,12 @@ class RunReport(_Run):
     @property
     def verdict(self) -> str:
         """Whether the pruned network is less robust than the dense one; empty where that cannot be said."""
-        pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
-        if pruned is None or dense is None or not judged_alike(pruned, dense) or not pruned.config.images_sha256:
+        dense = self.dense_alike
+        if dense is None or not dense.config.images_sha256:
             return ""
         from ..robustness.comparison import verdict_text  # not at the top: brings ART
 
-        return verdict_text("The pruned network", "the dense one", dense.paired_with(pruned))
+        return verdict_text("The pruned network", "the dense one", dense.paired_with(self.judged["pruned"]))
 
     @property
     def not_judged(self) -> str:
@@ -251,7 +256,7 @@ class RunReport(_Run):
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
         if dense is None:
             said.append("The dense network was not judged: what pruning cost in robustness is not known.")
-        elif not judged_alike(pruned, dense):
+        elif self.dense_alike is None:
             said.append("Pruned and dense were not judged alike (images, eps, attacks or seed): do not compare them.")
         eps = self.config.get("eps")
         if isinstance(eps, (int, float)) and not math.isclose(eps, pruned.config.eps):
@@ -277,21 +282,15 @@ def headline(report: RunReport) -> list[str]:
             f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} convolution and linear weights "
             f"are left, {size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
         )
-    pruned, dense = report.judged.get("pruned"), report.judged.get("dense")
+    pruned, dense = report.judged.get("pruned"), report.dense_alike
     if pruned is not None:
         worst = pruned.worst_case
-        comparable = dense is not None and judged_alike(pruned, dense)
-        against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense and comparable else ""
+        against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense else ""
         said.append(
             f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "
             f"{pruned.config.n_images:,} images in the worst case at eps = {pruned.config.eps:.6g}{against}."
         )
     return said
-
-
-def judged_alike(one: Report, other: Report) -> bool:
-    """Whether two evaluations were of the same images, with the same attacks and settings."""
-    return _setting(one) == _setting(other)
 
 
 def _setting(report: Report) -> tuple[object, ...]:

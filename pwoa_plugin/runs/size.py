@@ -72,9 +72,6 @@ class SizeReport(Record):
         header = ["layer", "weights", "nonzero", "dense bytes", "sparse bytes", "format"]
         return Table("Size", header, rows, left=(0, 5), foot=True, code=True)
 
-    def __str__(self) -> str:
-        return self.table().to_text()
-
 
 def _counts(size: LayerSize | SizeReport) -> list[str]:
     return [f"{count:,}" for count in (size.weights, size.nonzero, size.dense_bytes, size.sparse_bytes)]

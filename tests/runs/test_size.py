@@ -126,7 +126,7 @@ def test_round_trip_and_table(trained: Any) -> None:
     content = json.loads(json.dumps(report.to_dict()))
     assert checked(SizeReport, content, "size") == report
     assert checked(SizeReport, content, "size").to_dict() == content
-    table = str(report)
+    table = report.table().to_text()
     for number in (report.weights, report.nonzero, report.dense_bytes, report.sparse_bytes):
         assert f"{number:,}" in table
     assert all(layer.name in table for layer in report.layers)
