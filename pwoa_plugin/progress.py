@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -30,6 +30,10 @@ def _figures(status: Status) -> str:
     if status.residual is not None:
         figures.append(f"|W-Z|/|W| {status.residual:.3f}")
     return " ".join([*figures, f"{status.images_per_second:.0f} images/s"])
+
+
+def _seconds_left(status: Status) -> float:
+    return status.seconds / max(1, status.step) * (status.steps - status.step)
 
 
 class ProgressBar(Callback):
@@ -66,22 +70,15 @@ class PlainProgress(Callback):
 
     def __init__(self, file: TextIO | None = None, *, every: float = 30.0) -> None:
         self._file, self._every = file, every
-        self._last = self._began = time.perf_counter()
-        self._first_step = 0
+        self._last = time.perf_counter()
 
     def _write(self, status: Status, epoch: int, *, ended: bool = False) -> None:
         self._last = time.perf_counter()
-        done = status.step - self._first_step
         found = "".join(f" {name} {value:.2%}" for name, value in status.validation.items()) if ended else ""
-        left = (self._last - self._began) / max(1, done) * (status.steps - status.step)
         text = f"{status.phase} {epoch}/{status.epochs} step {status.step}/{status.steps} {_figures(status)}{found}"
         file = self._file or sys.stderr
-        file.write(f"{text} {math.ceil(left)} s left\n")
+        file.write(f"{text} {math.ceil(_seconds_left(status))} s left\n")
         file.flush()
-
-    def on_start(self, status: Status) -> None:
-        self._last = self._began = time.perf_counter()
-        self._first_step = status.step
 
     def on_report(self, status: Status) -> None:
         if time.perf_counter() - self._last >= self._every:
@@ -101,8 +98,7 @@ class JSONProgress(Callback):
         self._file: TextIO | None = file
 
     def _write(self, event: str, status: Status, epoch: int) -> None:
-        left = status.seconds / max(1, status.step) * (status.steps - status.step)
-        values: dict[str, Any] = {"event": event, **vars(status), "epoch": epoch, "seconds_left": left}
+        values = {"event": event, **vars(status), "epoch": epoch, "seconds_left": _seconds_left(status)}
         try:
             if self._file is not None:
                 self._file.write(json.dumps(values) + "\n")

@@ -130,14 +130,13 @@ def judge_networks(
         if (there := folder.finished(asked)) is not None:
             _logger.info("%s is finished already", folder)
             return folder, there
-        if begun := folder.asked.exists():
+        if folder.asked.exists():
             _logger.info("resuming in %s", folder)
         write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
         try:
             comparison = compare_task(models, task, state=folder.state, progress=progress)
         except InputError:
-            if not begun:
-                folder.clear()
+            folder.clear()
             raise
         folder.write(comparison)
     return folder, comparison
@@ -174,15 +173,14 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
     """The sources, each with a unique name and its architecture."""
     if len(arch) not in (0, 1, len(sources)):
         raise ConfigError(f"arch: {len(arch)} are given for {len(sources)} networks; give one for all, or one for each")
-    archs: list[str | None] = list(arch) if len(arch) == len(sources) else [arch[0] if arch else None] * len(sources)
+    archs = [*arch] if len(arch) == len(sources) else [next(iter(arch), None)] * len(sources)
     found: dict[str, _Source] = {}
     for source, of_source in zip(sources, archs, strict=True):
         name, equals, path = source.partition("=")
         if not equals or os.path.exists(source):
-            name, path = "", source
-        if not path or (equals and not name.strip() and not os.path.exists(source)):
+            name, path = _short_name(source), source
+        if not path or not name.strip():
             raise ConfigError(f"{source!r}: give NAME=PATH, or a path")
-        name = name or _short_name(path)
         if name in found and all(path != other.path for other in found.values()):
             name = path  # two files of one name
         if name in found:
@@ -202,11 +200,13 @@ def _short_name(path: str) -> str:
 
 def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool, given: dict[str, Any]) -> DataConfig:
     own = next((config.data for config in configs if config.data is not None), None)
-    if data is None and own is None:
+    if data is not None:
+        fields: dict[str, Any] = {"name": data, "download": True}
+    elif own is not None:
+        fields = own.model_dump()
+    else:
         raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-    fields: dict[str, Any] = {"name": data} if own is None or data is not None else own.model_dump()
-    fields |= given
-    return DataConfig(**fields | {"download": fields.get("download", True) and download})
+    return DataConfig(**fields | given | {"download": fields["download"] and download})
 
 
 def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:

@@ -29,7 +29,6 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
         if line["event"] == "epoch"
     ]
     weights = sum(layer.weights for layer in facts.layers)
-    files = {network: folder.robustness / Path(name).name for network, name in facts.robustness.items()}
     content = {
         **{key: value for key, value in facts.to_dict().items() if key in RunReport.model_fields},
         "name": folder.path.resolve().name,
@@ -38,7 +37,9 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
         "sparsity": 1 - sum(layer.kept for layer in facts.layers) / max(1, weights),
         "epochs": epochs,
         "seconds": epochs[-1].get("seconds") if epochs else 0.0,
-        "robustness": {network: folder.read_json(file) for network, file in files.items()},
+        "robustness": {
+            network: folder.read_json(folder.robustness / Path(file).name) for network, file in facts.robustness.items()
+        },
     }
     try:
         return checked(RunReport, content, "report")

@@ -126,6 +126,5 @@ class RunFolder(Folder):
 
     def clear_scratch(self) -> None:
         """Remove the half-written files that a killed process left."""
-        for place in (self.path, self.states_folder, self.robustness, self.plots):
-            for scratch in place.glob(".*.tmp"):
-                scratch.unlink(missing_ok=True)
+        for scratch in self.path.rglob(".*.tmp"):
+            scratch.unlink(missing_ok=True)

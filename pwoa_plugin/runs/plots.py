@@ -52,13 +52,10 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
     figure, ax = axes(palette)
-    names = list(dict.fromkeys(name for epoch in report.epochs for name in epoch.terms)) or ["loss"]
+    terms = {epoch.epoch: epoch.terms or {"loss": epoch.loss} for epoch in report.epochs}
     said = []
-    for i, name in enumerate(names):
-        points = [
-            (epoch.epoch, epoch.terms.get(name, epoch.loss if name == "loss" else None)) for epoch in report.epochs
-        ]
-        known = [(at, value) for at, value in points if value is not None]
+    for i, name in enumerate(dict.fromkeys(name for values in terms.values() for name in values)):
+        known = [(at, values[name]) for at, values in terms.items() if name in values]
         shown = [(at, abs(value)) for at, value in known if value]
         negative = any(value < 0 for _, value in known)
         ax.plot(
