@@ -29,8 +29,10 @@ def _robustness(report: RunReport) -> Section:
     judged = report.judged
     if not judged:
         return Section("Robustness", [report.not_judged], brief=())  # a terminal has it among the remarks
-    how = f"{next(iter(judged.values())).config}. Robust: right when clean and right when attacked; worst case: under "
-    said = [f"{how}every attack.", *([report.verdict] if report.verdict else [])]
+    config = next(iter(judged.values())).config
+    said = [f"{config}. Robust: right when clean and right when attacked; worst case: under every attack."]
+    if report.verdict:
+        said.append(report.verdict)
     attacks = Block(dump_yaml({name: it.config.attacks for name, it in judged.items()}).rstrip())
     table = _accuracy_table("Robustness by attack", judged)
     parts: list[Part] = [*said, Plots(["robustness"], beside=[table, Folded("Parameters of the attacks", attacks)])]
@@ -47,10 +49,10 @@ def _accuracy_table(title: str, judged: Mapping[Network, Report]) -> Table:
     rows: list[list[Cell]] = [
         ["clean", *((percent(it.clean), interval_text(*it.clean_interval)) for it in judged.values()), ""]
     ]
-    for name in (*names, None):
-        columns = [it.attacks.get(name) if name else it.worst_case for it in judged.values()]
+    for name in (*names, "worst case"):
+        columns = [it.columns.get(name) for it in judged.values()]
         cells = [(percent(it.accuracy), interval_text(*it.interval)) if it else ("-", "-") for it in columns]
-        rows.append([name or "worst case", *cells, " + ".join(f"{it.seconds:.1f}" for it in columns if it)])
+        rows.append([name, *cells, " + ".join(f"{it.seconds:.1f}" for it in columns if it)])
     header: list[Cell] = ["attack", *((name, "95 % interval") for name in judged), "seconds"]
     return Table(title, header, rows, foot=True)
 
@@ -95,12 +97,10 @@ def _training(report: RunReport) -> Section:
     if report.validation:
         brief.append(f"Validation: {_validation_text(report)}.")
     if best:
-        shares = []
+        kept = f"The weights are those of epoch {best.epoch}."
         if best.agreement is not None:
-            shares.append(f"{percent(best.agreement)} agreement with the dense network on perturbed images")
-        if best.clean is not None:
-            shares.append(f"{percent(best.clean)} clean")
-        kept = f"The weights are those of epoch {best.epoch}{': ' + ', '.join(shares) if shares else ''}."
+            agreement = f"{percent(best.agreement)} agreement with the dense network on perturbed images"
+            kept = f"{kept[:-1]}: {agreement}, {percent(best.clean)} clean."
         parts = [kept, *parts]
         brief.append(kept)
     return Section("Training", parts, brief)
