@@ -98,10 +98,9 @@ class RunFolder(Folder):
         """The content of ``run.json``."""
         if not self.exists():
             raise InputError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+        content = self.read_json(self.facts)
         try:
-            return checked(RunFacts, self.read_json(self.facts), "run")
-        except FileError:
-            raise
+            return checked(RunFacts, content, "run")
         except InputError as error:
             raise InputError(f"{self.facts}: is damaged ({error}); give a folder that `pwoa prune` wrote") from None
 

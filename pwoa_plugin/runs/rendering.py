@@ -28,7 +28,6 @@ def to_html(report: RunReport) -> str:
         __package__,
         "report.html.j2",
         report=report,
-        size=report.size,
         pruned=report.judged.get("pruned"),
         dense=report.judged.get("dense"),
         interval=interval_text,

@@ -54,11 +54,9 @@ class EpochReport(Record):
     Attributes:
         phase: ``admm``, ``gradual`` or ``fine-tune``.
         epoch: of the whole run, from 1.
-        loss: mean over the epoch.
-        lr: learning rate of the last step.
         rho, residual: of ADMM; None outside it.
         sparsity: share of the prunable weights that are 0.
-        clean: accuracy on the validation images, in [0, 1]; None without.
+        clean: accuracy on the validation images; None without.
         agreement: with the teacher on perturbed validation images: 1 minus the total variation distance of the two
             networks' probabilities, mean over images; None without.
         seconds: from the start of training to the end of this epoch.
@@ -139,10 +137,8 @@ class RunReport(_Run):
     """A run: the content of ``report.json`` in its folder.
 
     Attributes:
-        started: ISO 8601.
         config: the `PwoAConfig`, as ``model_dump(mode="json")`` gives it.
-        command: the command line, by argument.
-        sparsity: share of the prunable weights that are pruned, in [0, 1].
+        sparsity: share of the prunable weights that are pruned.
         size: None before the hard prune.
         cost: before and after, where channels were removed; None otherwise.
         radius: of the perturbation, in pixel units.
