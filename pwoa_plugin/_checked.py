@@ -19,8 +19,6 @@ from pydantic import (
 from ._text import one_line, short
 from .errors import InputError
 
-__all__ = ["Record", "checked"]
-
 T = TypeVar("T")
 
 
@@ -47,15 +45,9 @@ _adapter: Callable[[Any], TypeAdapter[Any]] = cache(TypeAdapter)  # building one
 
 
 def checked(kind: type[T], content: Any, what: str) -> T:
-    """``content`` as ``kind``, strictly: ``1.0`` is not an integer, ``"1"`` is not a number.
+    """JSON values as ``kind``, strictly: ``1.0`` is not an integer, ``"1"`` is not a number.
 
-    Args:
-        kind: a `Record`, a dataclass or another type that pydantic knows.
-        content: values as `json.loads` gives them.
-        what: the name of ``content`` in an error.
-
-    Raises:
-        ValueError: ``content`` is not of that type; one line names the first field.
+    The InputError names ``what`` and the first field that is wrong.
     """
     try:
         text = json.dumps(content, allow_nan=False)

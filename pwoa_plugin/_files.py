@@ -16,18 +16,13 @@ from .errors import FileError, InputError, MissingFileError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["read_bytes", "read_tensors", "replaced_whole", "write_tensors", "write_text"]
-
 
 @contextmanager
 def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A scratch file beside ``path`` to write to; on leaving it takes the place of ``path`` in one move.
 
     Where the body raises, ``path`` is as it was. What was written is on the disk before the move, so that a crash
-    leaves the old file or the new one. Missing folders are made.
-
-    Raises:
-        FileError: it cannot be written (a full disk, say).
+    leaves the old file or the new one. Missing folders are made. An OSError becomes a FileError.
     """
     target = Path(path)
     scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
@@ -51,22 +46,18 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
-    """The content of a file that the user named.
-
-    Raises:
-        FileError: it is missing, cannot be read, or has more than ``most`` bytes.
-    """
+    """The content of a file that the user named, of at most ``most`` bytes."""
     file = Path(path)
     try:
-        if (size := file.stat().st_size) > most:
-            raise FileError(f"{file}: has {size:,} bytes, more than {most:,}; give another file")
-        return file.read_bytes()
-    except FileError:
-        raise
+        size = file.stat().st_size
+        content = file.read_bytes() if size <= most else None
     except FileNotFoundError:
         raise MissingFileError(f"{file}: no such file") from None
     except OSError as error:
-        raise FileError(f"{file}: cannot be read ({error.strerror or one_line(error)})") from None
+        raise FileError(f"{file}: cannot be read ({error.strerror})") from None
+    if content is None:
+        raise FileError(f"{file}: has {size:,} bytes, more than {most:,}; give another file")
+    return content
 
 
 def _sync(path: Path) -> None:
@@ -80,13 +71,7 @@ def _sync(path: Path) -> None:
 def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a safetensors file; one of that name is replaced whole or not at all.
 
-    Args:
-        path: of the file.
-        tensors: by name; those that share memory are written each for itself.
-        metadata: of the file's header.
-
-    Raises:
-        OSError: it cannot be written (a full disk, say).
+    Tensors that share memory are written each for itself.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -105,18 +90,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
 
 
 def read_tensors(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read a safetensors file, whole. No code in a file is ever run.
+    """The tensors of a safetensors file, on the CPU, and the metadata of its header. No code in a file is ever run.
 
-    Args:
-        path: of the file.
-        what: the file's content in an error, as ``file of masks``.
-
-    Returns:
-        The tensors by name, on the CPU, and the metadata of the file's header.
-
-    Raises:
-        MissingFileError: there is no such file.
-        InputError: the file is damaged or no safetensors file.
+    An error calls the file ``what``, as ``file of masks``.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -65,8 +65,7 @@ class MaskBackend(Backend):
 
     def load(self, model: nn.Module, folder: RunFolder) -> nn.Module:
         load_checkpoint(model, folder.pruned)
-        masks = load_masks(folder.masks)
-        check_masks(model, masks)
+        masks = check_masks(model, load_masks(folder.masks))
         for name, targets in masks.items():
             for target, mask in targets.items():
                 if model.get_submodule(name).get_parameter(target)[mask == 0].any():

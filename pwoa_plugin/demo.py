@@ -30,14 +30,11 @@ from . import PwoAConfig, compare
 from ._files import write_text
 from ._random import seeded
 from .data import mnist_sample
-from .errors import InputError
 from .method.oneshot import prune_once
 from .models import robust_lenet
 from .pages import Table, write_plots
 from .robustness import Comparison
 from .robustness.plots import accuracy_bars
-
-__all__ = ["Found", "main", "run"]
 
 Pair = tuple[Tensor, Tensor]
 
@@ -47,20 +44,13 @@ DEEP = (*WIDE, "AutoAttack")
 
 
 class Found(NamedTuple):
-    """What the demo found.
+    """What the demo found."""
 
-    Attributes:
-        judged: FGSM, PGD-20 and CW on all images to judge.
-        attacked: all attacks, AutoAttack among them, on the first of them; None where it was not asked for.
-        seconds: of pruning and training, by method.
-    """
-
-    judged: Comparison
-    attacked: Comparison | None
-    seconds: dict[str, float]
+    judged: Comparison  # by FGSM, PGD-20 and CW, on all images
+    attacked: Comparison | None  # by all attacks, AutoAttack among them, on the first few images
+    seconds: dict[str, float]  # of pruning and training, by method
 
     def table(self, title: str) -> Table:
-        """A row for each method."""
         header = ("", "nonzero", "clean", *DEEP, "worst case (95 %)", "seconds")
         rows = []
         for name, report in self.judged.reports.items():
@@ -123,32 +113,16 @@ def _fine_tune(model: nn.Module, masks: dict[str, Tensor], images: Pair, epochs:
 
 def run(
     *,
-    compression: float = 8.0,
-    epochs: int = 12,
-    images: int | None = None,
-    judged: int = 1000,
-    attacked: int = 100,
-    seed: int = 0,
-    progress: bool = True,
-    log: Callable[[str], None] = lambda text: None,
+    compression: float,
+    epochs: int,
+    images: int,
+    judged: int,
+    attacked: int,
+    seed: int,
+    progress: bool,
+    log: Callable[[str], None],
 ) -> Found:
-    """Prune the shipped LeNet by each method and judge the results.
-
-    Args:
-        compression: weights before over weights after.
-        epochs: of every method that trains.
-        images: of the 4,000 to prune with, all unless given.
-        judged: images for clean, FGSM, PGD-20 and CW, at most 1,000.
-        attacked: how many of these AutoAttack is run on; 0 leaves it out.
-        seed: of everything random.
-        progress: whether bars are shown.
-        log: called with a line before each method.
-
-    Raises:
-        InputError: ``compression`` is not above 1.
-    """
-    if compression <= 1:
-        raise InputError(f"compression={compression} prunes nothing; give a factor above 1, such as 8")
+    """Prune the shipped LeNet by each method and judge the results; see `main` for the arguments."""
     from .nni import PwoAPruner  # not at the top: the processes that judge need no NNI
 
     to_prune, to_judge = (data.tensors for data in mnist_sample())
@@ -217,7 +191,6 @@ def _compare_in_processes(
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line of the demo."""
     parser = argparse.ArgumentParser(prog="pwoa-demo", description=__doc__)
     parser.add_argument("--compression", type=float, default=8.0, help="weights before over weights after (8)")
     parser.add_argument("--epochs", type=int, default=12, help="of every method that trains (12)")
@@ -236,12 +209,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     errors = Console(stderr=True, quiet=args.quiet)
     started = time.perf_counter()
     found = run(
-        compression=args.compression,
-        epochs=args.epochs,
-        images=args.images,
-        judged=args.judged,
-        attacked=args.attacked,
-        seed=args.seed,
+        **{name: value for name, value in vars(args).items() if name not in ("out", "quiet")},
         progress=not args.quiet,
         log=lambda name: errors.print(f"[bold]{name}[/bold]"),
     )

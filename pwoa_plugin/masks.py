@@ -18,8 +18,6 @@ from ._files import read_tensors, write_tensors
 from ._text import did_you_mean
 from .errors import InputError
 
-__all__ = ["Masks", "bake", "check_masks", "load_masks", "save_masks"]
-
 #: ``{module: {target: 0/1 tensor of the target's shape}}``, NNI's form.
 Masks = dict[str, dict[str, Tensor]]
 
@@ -86,8 +84,11 @@ def _unpack(tensors: dict[str, Tensor], header: dict[str, str]) -> Masks:
         raise InputError("it is a safetensors file of something else")
     if header.get("version") != _VERSION:
         raise InputError(f"its version is {header.get('version')!r}, this release reads {_VERSION}")
-    pairs = _read_pairs(header.get("targets", ""))
-    if {_key(*pair) for pair in pairs} != tensors.keys() or len(pairs) != len(tensors):
+    try:
+        pairs = [(str(module), str(target)) for module, target in json.loads(header["targets"])]
+    except (KeyError, ValueError, TypeError, RecursionError):
+        raise InputError("its header lists no modules and targets") from None
+    if sorted(_key(*pair) for pair in pairs) != sorted(tensors):
         raise InputError("its header does not name the masks that are in it")
     masks: Masks = {}
     for module, target in pairs:
@@ -99,13 +100,6 @@ def _unpack(tensors: dict[str, Tensor], header: dict[str, str]) -> Masks:
     return masks
 
 
-def _read_pairs(text: str) -> list[tuple[str, str]]:
-    try:
-        return [(str(module), str(target)) for module, target in json.loads(text)]
-    except (ValueError, TypeError, RecursionError):
-        raise InputError("its header lists no modules and targets") from None
-
-
 def _check_values(key: str, mask: object) -> None:
     if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
         raise InputError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
@@ -114,14 +108,8 @@ def _check_values(key: str, mask: object) -> None:
 def check_masks(model: nn.Module, masks: Any, *, parameters_only: bool = False) -> Masks:
     """The masks that are not None, checked against a model: each has the shape of its parameter, and zeros and ones.
 
-    Args:
-        model: the network, or NNI's wrapped one.
-        masks: ``{module: {target: tensor or None}}``, NNI's form.
-        parameters_only: refuse NNI's masks of inputs and outputs (``_input_0``...), which otherwise pass without a
-            look at their shape, and masks of tensors that are computed from parameters.
-
-    Raises:
-        ValueError: one line that names the first mask that does not fit.
+    With ``parameters_only``, masks of tensors that are computed from parameters are refused, and so are NNI's masks of
+    inputs and outputs (``_input_0``...), which otherwise pass without a look at their shape.
     """
     if not isinstance(masks, Mapping) or not all(isinstance(targets, Mapping) for targets in masks.values()):
         raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")

@@ -6,7 +6,7 @@ import json
 import math
 import sys
 import time
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -15,14 +15,11 @@ from rich.text import Text
 
 from .method.callback import Callback, Status
 
-__all__ = ["JSONProgress", "PlainProgress", "ProgressBar", "default_progress"]
-
 
 def default_progress(console: Console | None = None) -> Callback:
     """A bar if stderr is a terminal or a notebook, plain lines if it is a file or a pipe.
 
-    Args:
-        console: of the bar. Share it with everything that writes to the terminal, so that the bar stays below.
+    Share the console with everything that writes to the terminal, so that the bar stays below.
     """
     console = console or Console(stderr=True)
     return ProgressBar(console) if console.is_terminal or console.is_jupyter else PlainProgress()
@@ -35,30 +32,28 @@ def _figures(status: Status) -> str:
     return " ".join([*figures, f"{status.images_per_second:.0f} images/s"])
 
 
+def _seconds_left(status: Status) -> float:
+    return status.seconds / max(1, status.step) * (status.steps - status.step)
+
+
 class ProgressBar(Callback):
-    """Phase, epoch, a bar and the time left; below, the terms of the loss, ADMM's residual and images/s.
+    """Phase, epoch, a bar and the time left; below, the terms of the loss, ADMM's residual and images/s."""
 
-    Args:
-        console: where to write. Default: stderr.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self._console = console or Console(stderr=True)
+    def __init__(self, console: Console) -> None:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps"),
             TimeRemainingColumn(),
-            console=self._console,
+            console=console,
         )
         self._figures = Text()
-        self._live: Live | None = None
+        self._live = Live(Group(self._bar, self._figures), console=console)
         self._task = TaskID(0)
 
     def on_start(self, status: Status) -> None:
         self._task = self._bar.add_task(status.phase, total=status.steps, completed=status.step)
-        self._live = Live(Group(self._bar, self._figures), console=self._console)
         self._live.start()
 
     def on_report(self, status: Status) -> None:
@@ -67,37 +62,23 @@ class ProgressBar(Callback):
         self._figures.plain = _figures(status)
 
     def on_end(self, status: Status | None) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        self._live.stop()
 
 
 class PlainProgress(Callback):
-    """A line at the end of every epoch, and every half minute within a long epoch.
-
-    Args:
-        file: where to write. Default: stderr.
-        every: seconds between two lines within an epoch.
-    """
+    """A line on stderr, or in a file, at the end of every epoch, and every ``every`` seconds within a long epoch."""
 
     def __init__(self, file: TextIO | None = None, *, every: float = 30.0) -> None:
         self._file, self._every = file, every
-        self._last = self._began = time.perf_counter()
-        self._first_step = 0
+        self._last = time.perf_counter()
 
     def _write(self, status: Status, epoch: int, *, ended: bool = False) -> None:
         self._last = time.perf_counter()
-        done = status.step - self._first_step
         found = "".join(f" {name} {value:.2%}" for name, value in status.validation.items()) if ended else ""
-        left = (self._last - self._began) / max(1, done) * (status.steps - status.step)
         text = f"{status.phase} {epoch}/{status.epochs} step {status.step}/{status.steps} {_figures(status)}{found}"
         file = self._file or sys.stderr
-        file.write(f"{text} {math.ceil(left)} s left\n")
+        file.write(f"{text} {math.ceil(_seconds_left(status))} s left\n")
         file.flush()
-
-    def on_start(self, status: Status) -> None:
-        self._last = self._began = time.perf_counter()
-        self._first_step = status.step
 
     def on_report(self, status: Status) -> None:
         if time.perf_counter() - self._last >= self._every:
@@ -110,16 +91,14 @@ class PlainProgress(Callback):
 class JSONProgress(Callback):
     """A JSON line for every report and every epoch: the fields of `Status`, epochs from 1, and ``seconds_left``.
 
-    Args:
-        file: where to write. Once its reader has gone away, nothing more is written; the run continues.
+    Once the file's reader has gone away, nothing more is written; the run continues.
     """
 
     def __init__(self, file: TextIO) -> None:
         self._file: TextIO | None = file
 
     def _write(self, event: str, status: Status, epoch: int) -> None:
-        left = status.seconds / max(1, status.step) * (status.steps - status.step)
-        values: dict[str, Any] = {"event": event, **vars(status), "epoch": epoch, "seconds_left": left}
+        values = {"event": event, **vars(status), "epoch": epoch, "seconds_left": _seconds_left(status)}
         try:
             if self._file is not None:
                 self._file.write(json.dumps(values) + "\n")

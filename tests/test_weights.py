@@ -26,4 +26,4 @@ def test_comparisons_and_sizes_count_the_same_weights() -> None:
         size, weights = size_report(model), count_weights(model)
         assert weights.total == size.weights == total
         assert weights.nonzero == size.nonzero
-        assert list(counted_weights(model)) == [layer.name for layer in size.counted]
+        assert list(counted_weights(model)) == [layer.name for layer in size.layers if layer.tied_to is None]

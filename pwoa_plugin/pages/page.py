@@ -6,17 +6,9 @@ from typing import Any
 
 from .text import duration, percent, size_text
 
-__all__ = ["render"]
-
 
 def render(package: str, name: str, **values: Any) -> str:
-    """A page from a template that extends ``base.html.j2``; all values are escaped.
-
-    Args:
-        package: the package that holds the template's file.
-        name: of the file.
-        values: for the template; a missing one is an error.
-    """
+    """A page from a template that extends ``base.html.j2``. Values are escaped; a missing one is an error."""
     import jinja2
 
     environment = jinja2.Environment(

@@ -13,23 +13,7 @@ from typing import Any
 
 from .._files import replaced_whole
 
-__all__ = [
-    "LINE",
-    "Drawing",
-    "Drawn",
-    "Palette",
-    "SVGPlot",
-    "axes",
-    "legend",
-    "percent_axis",
-    "short_percent",
-    "shortened",
-    "svg_plots",
-    "write_plots",
-]
-
 _LONGEST_NAME = 26
-LINE: dict[str, Any] = {"markersize": 4, "linewidth": 1.6}
 
 
 @dataclass(frozen=True)
@@ -53,16 +37,11 @@ _PAGE_COLOURS = {
 
 @dataclass(frozen=True)
 class SVGPlot:
-    """A plot for an HTML page.
+    """A plot for an HTML page: an ``<svg>`` element, or empty.
 
-    Attributes:
-        name: of the plot, unique on a page.
-        title: a few words.
-        description: what the plot shows, for those who cannot see it; without a plot, why there is none.
-        svg: an ``<svg>`` element, or empty.
+    The description is for those who cannot see the plot; without a plot, it says why there is none.
     """
 
-    name: str
     title: str
     description: str
     svg: str
@@ -81,20 +60,12 @@ def svg_plots(drawings: Mapping[str, Drawing]) -> dict[str, SVGPlot]:
     for name, (title, draw) in drawings.items():
         with _style(name):
             figure, description = draw(_PAGE)
-            plots[name] = SVGPlot(name, title, description, _svg(figure, name) if figure is not None else "")
+            plots[name] = SVGPlot(title, description, _svg(figure, name) if figure is not None else "")
     return plots
 
 
 def write_plots(drawings: Mapping[str, Drawing], folder: str | os.PathLike[str]) -> list[Path]:
-    """Write a PNG file for each plot that has data; files are replaced whole or not at all.
-
-    Args:
-        drawings: by name, which is the file's name, too.
-        folder: of the files; it is made if it is missing.
-
-    Returns:
-        The files.
-    """
+    """Write a PNG file, ``NAME.png``, for each plot that has data; the files' paths."""
     paths = []
     for name, (title, draw) in drawings.items():
         with _style(name):
@@ -123,6 +94,8 @@ def _style(name: str) -> Iterator[None]:
                 "axes.spines.top": False,
                 "axes.spines.right": False,
                 "legend.frameon": False,
+                "lines.linewidth": 1.6,
+                "lines.markersize": 4,
                 "text.parse_math": False,
                 "axes.unicode_minus": True,
             }
@@ -141,14 +114,10 @@ def _svg(figure: Any, name: str) -> str:
     text = re.sub(r'\b(id|xlink:href|clip-path)="(url\(#|#)?', rf'\1="\2{name}-', text)
     text = text.replace("xlink:href=", "href=").replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
     text = re.sub(r"<svg [^>]*viewBox=\"([^\"]*)\"[^>]*>", r'<svg viewBox="\1" aria-hidden="true">', text, count=1)
-    text = re.sub(r"(font: [0-9.]+px|font-family:) [^;\"]*", _font, text)
+    text = re.sub(r"(font: [0-9.]+px|font-family:) [^;\"]*", r"\1 var(--plot-font, sans-serif)", text)
     for colour, css in _PAGE_COLOURS.items():
         text = text.replace(colour, css)
     return text.strip()
-
-
-def _font(found: re.Match[str]) -> str:
-    return f"{found[1]} var(--plot-font, sans-serif)"
 
 
 def axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) -> tuple[Any, Any]:
@@ -157,7 +126,7 @@ def axes(palette: Palette, height: float = 2.9, rows: int = 1, **options: Any) -
 
     figure = Figure(figsize=(5.4, height), layout="constrained")
     made = figure.subplots(rows, **options)
-    for ax in [made] if rows == 1 else made:
+    for ax in figure.axes:
         ax.tick_params(colors=palette.ink, which="both")
         ax.set_facecolor("none")
         for spine in ax.spines.values():

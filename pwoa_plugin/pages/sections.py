@@ -12,8 +12,6 @@ from .text import markdown_block, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Block", "Folded", "Part", "Plots", "Section", "markdown_lines", "say", "show_sections"]
-
 
 @dataclass(frozen=True)
 class Block:
@@ -45,13 +43,7 @@ Part = str | Table | Block | Plots | Folded
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a report.
-
-    Attributes:
-        title: its heading; a terminal shows the titles of tables instead.
-        parts: in order.
-        brief: what a terminal shows in place of ``parts``; None: the same.
-    """
+    """A section of a report. A terminal shows ``brief`` in place of ``parts``, unless it is None, and no title."""
 
     title: str
     parts: Sequence[Part]

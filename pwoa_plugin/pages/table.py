@@ -12,8 +12,6 @@ from .text import markdown_code, markdown_plain
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Cell", "Table"]
-
 #: A text, or a text and its small print (an interval, say).
 Cell = str | tuple[str, str]
 
@@ -29,9 +27,6 @@ class Table:
     too, and stands in brackets after the text where it has none.
 
     Attributes:
-        title: a few words.
-        header: names of the columns.
-        rows: as long as the header, each.
         left: columns that are aligned left, by index; negative ones count from the end. Numbers stand on the right.
         foot: whether the last row holds totals.
         code: whether the first column holds names from code (its totals apart), which Markdown sets as code.
@@ -44,8 +39,7 @@ class Table:
     foot: bool = False
     code: bool = False
 
-    def is_left(self, column: int) -> bool:
-        """Whether a column is aligned left."""
+    def _is_left(self, column: int) -> bool:
         return column in self.left or column - len(self.header) in self.left
 
     def to_markdown(self) -> list[str]:
@@ -125,7 +119,7 @@ class Table:
         """Of each column that `_lines` makes, whether it is aligned left."""
         sides: list[bool] = []
         for i, cell in enumerate(self.header):
-            sides += [self.is_left(i)] * (2 if isinstance(cell, tuple) else 1)
+            sides += [self._is_left(i)] * (2 if isinstance(cell, tuple) else 1)
         return sides
 
     def _html_row(self, cells: Sequence[Cell], scope: str, foot: bool = False) -> str:
@@ -133,7 +127,7 @@ class Table:
         for i, cell in enumerate(cells):
             head = scope == "col" or i == 0
             opened = f'th scope="{scope}"' if head else "td"
-            side = ' class="left"' if self.is_left(i) else ""
+            side = ' class="left"' if self._is_left(i) else ""
             text, small = map(escape, _parts(cell))
             small = f" <small>{small}</small>" if small else ""
             made += f"<{opened}{side}>{text}{small}</{'th' if head else 'td'}>"

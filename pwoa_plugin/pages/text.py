@@ -1,22 +1,9 @@
-"""Numbers and tables as text."""
+"""Numbers as text, and text as Markdown."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-
-__all__ = [
-    "duration",
-    "interval_text",
-    "markdown_block",
-    "markdown_code",
-    "markdown_plain",
-    "markdown_table",
-    "number",
-    "percent",
-    "shape_text",
-    "size_text",
-]
+from collections.abc import Iterable
 
 
 def percent(share: float | None) -> str:
@@ -27,7 +14,6 @@ def percent(share: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four digits."""
     return "-" if value is None else f"{value:.4g}"
 
 
@@ -54,14 +40,7 @@ def shape_text(shape: Iterable[int]) -> str:
 
 
 def interval_text(low: float, high: float) -> str:
-    """The ends of an interval, as percentages."""
     return f"{low:.2%} to {high:.2%}"
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int, last: bool = False) -> list[str]:
-    """A Markdown table; the first ``left`` columns, and the last where asked, are aligned left."""
-    sides = ["---" if i < left or (last and i == len(header) - 1) else "---:" for i in range(len(header))]
-    return ["| " + " | ".join(_cell(cell) for cell in line) + " |" for line in (header, sides, *rows)]
 
 
 def markdown_block(text: str, language: str = "") -> list[str]:
@@ -70,12 +49,7 @@ def markdown_block(text: str, language: str = "") -> list[str]:
     return [fence + language, text, fence]
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.replace("|", "\\|").split())
-
-
 def markdown_code(text: str) -> str:
-    """Text as inline code."""
     return f"`{' '.join(text.replace('`', chr(39)).split())}`" if text.strip() else ""
 
 

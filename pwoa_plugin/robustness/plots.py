@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..pages import Drawing, Drawn, Palette
-from ..pages.plots import LINE, axes, legend, percent_axis, shortened
+from ..pages.plots import axes, legend, percent_axis, shortened
 from .curve import Curve
 from .report import Report
 
@@ -118,7 +118,7 @@ def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> 
         colour = palette.muted if muted else palette.series[next(others) % len(palette.series)]
         lows, highs = zip(*curve.intervals, strict=True)
         ax.fill_between(curve.eps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name), **LINE)
+        ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name))
         said.append(f"{name} from {curve.accuracy[0]:.1%} clean to {curve.accuracy[-1]:.1%} at {curve.eps[-1]:.4g}")
     (curve, *_) = curves.values()
     if curve.eps[-1] >= judged_at:

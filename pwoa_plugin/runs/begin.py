@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -21,36 +22,21 @@ _FREE = {"progress", "device", "data.root", "data.download", "data.workers", "mo
 
 
 def is_begun(folder: RunFolder, resume: bool) -> bool:
-    """Whether a run in this folder is to be resumed.
-
-    Raises:
-        ConfigError: the folder holds something else, or a run and ``resume`` is False.
-    """
-    if folder.path.exists() and not folder.path.is_dir():
-        raise ConfigError(f"out={folder}: is a file; give a folder")
-    if folder.exists():
-        computed = bool(folder.states()) or folder.read_facts().status == "finished"
-        if computed and not resume:
-            raise ConfigError(f"out={folder}: holds a run; resume it with --resume, or give another --out")
-        return resume
-    strangers = [
-        entry.name
-        for entry in (folder.path.iterdir() if folder.path.exists() else ())
-        if entry.name not in (".lock", folder.config.name) and not entry.name.endswith(".tmp")
-    ]
-    if strangers:
-        raise ConfigError(f"out={folder}: holds no run but other files ({strangers[0]}); give an empty or a new folder")
-    return False
+    """Whether a run in this folder is to be resumed; refuses a folder of other files, or a run without ``resume``."""
+    if not folder.exists():
+        folder.check_empty(but=folder.config)
+        return False
+    computed = bool(folder.states()) or folder.read_facts().status == "finished"
+    if computed and not resume:
+        raise ConfigError(f"out={folder}: holds a run; resume it with --resume, or give another --out")
+    return resume
 
 
 def check_config(folder: RunFolder, config: PwoAConfig) -> None:
-    """Refuse to resume with another config.
-
-    Raises:
-        ConfigError: they differ; the line names the first field.
-    """
-    before, now = folder.read_facts().config, config.model_dump(mode="json")
-    differing = [key for key in _differing(before, now) if key not in _FREE]
+    """Refuse to resume with another config."""
+    before = dict(_fields(folder.read_facts().config))
+    now = dict(_fields(config.model_dump(mode="json")))
+    differing = [name for name in before | now if name not in _FREE and before.get(name) != now.get(name)]
     if differing:
         raise ConfigError(
             f"{differing[0]} differs from the run in {folder} ({len(differing)} field(s) differ); resume with the same "
@@ -58,12 +44,17 @@ def check_config(folder: RunFolder, config: PwoAConfig) -> None:
         )
 
 
-def check_network(folder: RunFolder, arch: str, digest: str) -> None:
-    """Refuse to resume with another network.
+def _fields(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a config by dotted name."""
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _fields(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
-    Raises:
-        ConfigError: its name or its weights differ.
-    """
+
+def check_network(folder: RunFolder, arch: str, digest: str) -> None:
+    """Refuse to resume with another network."""
     facts = folder.read_facts()
     if facts.model.arch != arch:
         raise ConfigError(
@@ -71,23 +62,11 @@ def check_network(folder: RunFolder, arch: str, digest: str) -> None:
         )
     if facts.model.sha256 != digest:
         raise ConfigError(f"model.checkpoint: these are not the weights that the run in {folder} began with")
-    if facts.threads != torch.get_num_threads():
+    threads = torch.get_num_threads()
+    if facts.threads != threads:
         _logger.warning(
-            "the run began on %s threads and resumes on %s: the last bits may differ",
-            facts.threads,
-            torch.get_num_threads(),
+            "the run began on %s threads and resumes on %s: the last bits may differ", facts.threads, threads
         )
-
-
-def _differing(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    names: list[str] = []
-    for key in before | now:
-        old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            names += _differing(old, new, f"{prefix}{key}.")
-        elif old != new:
-            names.append(f"{prefix}{key}")
-    return names
 
 
 def last_good_state(folder: RunFolder) -> Snapshot | None:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from .._files import write_tensors, write_text
@@ -24,8 +23,6 @@ from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
 
-__all__ = ["KeepBest", "Metrics", "SaveStates", "Stopped", "Validation", "best_epoch", "read_metrics"]
-
 _logger = logging.getLogger(__name__)
 
 _SHARE_OF_TIME = 20  # saving takes at most a twentieth of the run
@@ -33,11 +30,7 @@ _STATES_KEPT = 2
 
 
 class Stopped(BaseException):
-    """The run was stopped by a signal, and its state is saved.
-
-    Attributes:
-        signal: its number.
-    """
+    """The run was stopped by a signal, and its state is saved."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
@@ -54,10 +47,6 @@ class Validation(Callback):
     at which the teacher keeps 95 % of its predictions.
 
     Both figures are added to the epoch's entry in `Trainer.history`, as ``clean`` and ``agreement``.
-
-    Args:
-        run: the run.
-        batches: validation images with labels.
     """
 
     def __init__(self, run: Trainer, batches: Batches) -> None:
@@ -75,12 +64,12 @@ class Validation(Callback):
         if perturbation.kind == "none" or radius == 0:
             perturbation = PerturbationConfig()
             known = perturbation.known_radius(config.eps, config.pixel_range)
-            radius = self._radius(perturbation) if known is None else known
+            radius = self._agreeing_radius(perturbation) if known is None else known
         self._perturbation = perturbation.make(radius, config.pixel_range)
         self._teacher, self.dense_clean = self._answers(self.run.teacher)
         self.images = len(self._teacher)
 
-    def _radius(self, perturbation: PerturbationConfig) -> float:
+    def _agreeing_radius(self, perturbation: PerturbationConfig) -> float:
         config = self.run.config
         with seeded(config.seed):
             images = self.batches.first(RADIUS_IMAGES)
@@ -137,16 +126,9 @@ class KeepBest(Callback):
 
 
 class Metrics(Callback):
-    """Writes a line of ``metrics.jsonl`` at every report and after every epoch.
+    """Writes a line of ``metrics.jsonl`` at every report and after every epoch, and what is known at the start.
 
-    At the start, radius, hidden layers and the teacher's clean accuracy are added to ``run.json``.
-
-    Args:
-        run: the run.
-        folder: where to write.
-        validation: of the run, if it has one.
-        resumed_at: the step at which the run is resumed; later lines are dropped, because they will be written again.
-        epochs_done: number of epochs that the resumed run has ended.
+    Of a resumed run, lines after step ``resumed_at`` and epoch ``epochs_done`` are dropped: they are written again.
     """
 
     def __init__(
@@ -197,34 +179,20 @@ class Metrics(Callback):
         self._write({"event": "epoch", "step": status.step, **self.run.history[-1]})
 
 
-class _Line(BaseModel):
-    """What every line of ``metrics.jsonl`` has; the other figures are extra."""
-
-    model_config = ConfigDict(extra="allow", strict=True)
-
-    event: str
-    step: int
-    epoch: int
-
-
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a ``metrics.jsonl``, without those that a killed process cut short."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValidationError):
-                lines.append(_Line.model_validate_json(text).model_dump())
+            with contextlib.suppress(ValueError):
+                lines.append(json.loads(text))
     return lines
 
 
 class SaveStates(Callback):
-    """Saves the state at intervals, at the end, and on a signal to stop.
+    """Saves the state every ``every`` seconds (0: after every step), at the end, and on a signal to stop.
 
-    Args:
-        run: the run.
-        folder: where to write.
-        every: least number of seconds between two states. Where saving is slow they are further apart, so that it takes
-            at most a twentieth of the time. 0 saves after every step.
+    Where saving is slow, states are further apart, so that it takes at most a twentieth of the time.
     """
 
     def __init__(self, run: Trainer, folder: RunFolder, *, every: float) -> None:

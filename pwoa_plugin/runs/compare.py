@@ -20,28 +20,20 @@ from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
 from ..errors import InputError
-from ..models import load_architecture, load_checkpoint, make_model
-from ..models.robustbench import PREFIX, load_robustbench
+from ..models.robustbench import PREFIX
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
 from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
-from .network import laid_out
-
-__all__ = ["ComparisonFolder", "default_out", "judge_networks"]
+from .network import laid_out, load_weights, make_network
 
 _logger = logging.getLogger(__name__)
 
 
 class ComparisonFolder(Folder):
-    """A comparison on disk: ``comparison.json``, ``.csv``, ``.md``, ``.html``, ``plots/*.png``; ``asked.json``, and
-    ``state/`` until it is finished.
-
-    Args:
-        path: of the folder; nothing is made before something is written.
-    """
+    """A comparison on disk. ``asked.json`` says what is compared; ``state/`` is there until it is finished."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
@@ -53,41 +45,20 @@ class ComparisonFolder(Folder):
         self.asked = self.path / "asked.json"
         self.state = self.path / "state"
 
-    def check(self) -> None:
-        """Refuse to write where something else is.
-
-        Raises:
-            ConfigError: the path is a file, or a folder of other files.
-        """
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"out={self}: is a file; give a folder")
-        others = [entry.name for entry in (self.path.iterdir() if self.path.exists() else ()) if entry != self.lock]
-        if others and not self.asked.exists():
-            raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
-
     def finished(self, asked: dict[str, Any]) -> Comparison | None:
-        """The finished comparison in the folder; None if it is not finished yet.
-
-        Raises:
-            ConfigError: the folder holds another comparison, finished or begun.
-        """
+        """The finished comparison in the folder; None if it is not finished yet. Refuses another comparison."""
         if not self.asked.exists():
             return None
-        try:
-            before = json.loads(self.asked.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            before = None
-        before = before if isinstance(before, dict) else None
+        before = self.read_json(self.asked)
         free = set() if self.json.exists() else {"curve"}  # drawn last: it may change before a comparison is finished
-        names = [key for key in asked if key not in free and (before or {}).get(key) != asked[key]]
-        if before is None or before.keys() != asked.keys() or names:
+        names = [key for key in before | asked if key not in free and before.get(key) != asked.get(key)]
+        if names:
             raise ConfigError(
                 f"out={self}: holds another comparison, with other {', '.join(names[:3])}; give another --out"
             )
         return Comparison.from_json(self.json) if self.json.exists() else None
 
     def write(self, comparison: Comparison) -> None:
-        """Write all files, then delete the state."""
         write_text(self.csv, comparison.to_csv())
         write_text(self.markdown, comparison.to_markdown())
         write_text(self.page, comparison.to_html())
@@ -131,29 +102,24 @@ def judge_networks(
     Args:
         sources: checkpoints, ``robustbench:NAME``, or folders of finished runs, whose pruned networks are meant; each
             may have a name before it, ``NAME=PATH``. The others are compared with the first.
-        out: folder of the comparison; see `ComparisonFolder`.
+        out: folder of the comparison.
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
         data: name of the data set. Default: a run's.
         data_root, download, image_size, channels: see `DataConfig`.
         progress: whether bars are shown.
         options: how to judge; see `JudgeSettings`. ``eps`` defaults to a run's; ``sample`` 0 is all.
-
-    Raises:
-        InputError: an argument cannot be used, or the folder holds another comparison.
-        RunError: another process works in the folder.
     """
     folder = ComparisonFolder(out)
-    folder.check()
+    if not folder.asked.exists():
+        folder.check_empty(but=folder.asked)
     named = _named(sources, arch)
-    for source in named:
-        if not source.path.startswith((PREFIX, "shipped:")) and not Path(source.path).exists():
-            raise ConfigError(f"{source.path}: holds no run and is not a checkpoint; give an existing path")
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)
     eps = next((config.eps for config in configs if config.eps), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps)
-    images = _data_config(configs, data, data_root, download, image_size, channels)
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    images = _data_config(configs, data, download, {name: value for name, value in given.items() if value})
     classes, shape = data_set(images).describe(images)
     networks = {source.name: _network(source, images.name, settings.norm, classes, shape[0]) for source in named}
     task = bind_test_images(settings, images, sample)
@@ -164,14 +130,13 @@ def judge_networks(
         if (there := folder.finished(asked)) is not None:
             _logger.info("%s is finished already", folder)
             return folder, there
-        if begun := folder.asked.exists():
+        if folder.asked.exists():
             _logger.info("resuming in %s", folder)
         write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
         try:
             comparison = compare_task(models, task, state=folder.state, progress=progress)
         except InputError:
-            if not begun:
-                folder.clear()
+            folder.clear()
             raise
         folder.write(comparison)
     return folder, comparison
@@ -208,19 +173,20 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
     """The sources, each with a unique name and its architecture."""
     if len(arch) not in (0, 1, len(sources)):
         raise ConfigError(f"arch: {len(arch)} are given for {len(sources)} networks; give one for all, or one for each")
-    archs: list[str | None] = list(arch) if len(arch) == len(sources) else [arch[0] if arch else None] * len(sources)
+    archs = [*arch] if len(arch) == len(sources) else [next(iter(arch), None)] * len(sources)
     found: dict[str, _Source] = {}
     for source, of_source in zip(sources, archs, strict=True):
         name, equals, path = source.partition("=")
         if not equals or os.path.exists(source):
-            name, path = "", source
-        if not path or (equals and not name.strip() and not os.path.exists(source)):
+            name, path = _short_name(source), source
+        if not path or not name.strip():
             raise ConfigError(f"{source!r}: give NAME=PATH, or a path")
-        name = name or _short_name(path)
         if name in found and all(path != other.path for other in found.values()):
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
+        if not path.startswith((PREFIX, "shipped:")) and not Path(path).exists():
+            raise ConfigError(f"{path}: holds no run and is not a checkpoint; give an existing path")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
@@ -232,33 +198,23 @@ def _short_name(path: str) -> str:
     return plain.resolve().name if plain.is_dir() else plain.stem
 
 
-def _data_config(
-    configs: Sequence[PwoAConfig],
-    data: str | None,
-    data_root: str | None,
-    download: bool,
-    image_size: int | None,
-    channels: int | None,
-) -> DataConfig:
+def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool, given: dict[str, Any]) -> DataConfig:
     own = next((config.data for config in configs if config.data is not None), None)
-    if data is None and own is None:
+    if data is not None:
+        fields: dict[str, Any] = {"name": data, "download": True}
+    elif own is not None:
+        fields = own.model_dump()
+    else:
         raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-    fields: dict[str, Any] = {"name": data} if own is None or data is not None else own.model_dump()
-    given = {"root": data_root, "image_size": image_size, "channels": channels}
-    fields |= {name: value for name, value in given.items() if value}
-    return DataConfig(**fields | {"download": fields.get("download", True) and download})
+    return DataConfig(**fields | given | {"download": fields["download"] and download})
 
 
 def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:
     if Path(source.path).is_dir():
         return pruned_network(source.path, arch=source.arch if source.arch and ":" in source.arch else None)
-    if source.path.startswith(PREFIX):
-        return load_robustbench(source.path, dataset=data, threat=norm)
-    if source.arch is None:
+    name = source.path if source.path.startswith(PREFIX) else source.arch
+    if name is None:
         raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
-    if ":" in source.arch:
-        model = load_architecture(source.arch, num_classes=classes, in_channels=channels)
-    else:
-        model = make_model(source.arch, num_classes=classes, in_channels=channels)
-    load_checkpoint(model, source.path)
-    return model.eval()
+    model = make_network(name, classes=classes, channels=channels, data=data, norm=norm)
+    load_weights(model, source.path)
+    return model

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from .._checked import Record
 from .._text import one_line
 
-__all__ = ["CostReport", "NetworkCost", "cost_report"]
-
 _logger = logging.getLogger(__name__)
 
 _BATCHES = (1, 128)
@@ -24,30 +22,16 @@ _LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
 
 
 class NetworkCost(Record):
-    """One network.
-
-    Attributes:
-        parameters: their number.
-        macs: multiplications and additions of one image, as Torch-Pruning counts them.
-        file_bytes: of its tensors as safetensors.
-        latency_ms: median latency of a batch, by its number of images; None where the batch could not be run.
-    """
+    """One network; latencies are medians by batch size, None where the batch could not be run."""
 
     parameters: NonNegativeInt
-    macs: NonNegativeInt
-    file_bytes: NonNegativeInt
+    macs: NonNegativeInt  # of one image, as Torch-Pruning counts them
+    file_bytes: NonNegativeInt  # as safetensors
     latency_ms: dict[str, NonNegativeFloat | None]
 
 
 class CostReport(Record):
-    """Before and after.
-
-    Attributes:
-        dense, pruned: the networks.
-        speedup: median ratio of paired runs of a batch, by its number of images; None where the batch could not be
-            run.
-        device, threads: where latency was measured.
-    """
+    """Before and after; ``speedup`` is the median ratio of paired runs by batch size."""
 
     dense: NetworkCost
     pruned: NetworkCost
@@ -57,14 +41,10 @@ class CostReport(Record):
 
 
 def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostReport:
-    """What two networks cost.
+    """What two networks on one device cost for an image ``(1, C, H, W)``.
 
-    The two networks run in turn, so that the machine's load meets both alike. A batch that cannot be run (out of
-    memory, say) is logged and has no latency.
-
-    Args:
-        dense, pruned: on one device; copies of them run, in eval mode and with contiguous weights.
-        image: ``(1, C, H, W)``, on that device.
+    Copies run in turn, in eval mode with contiguous weights, so that the machine's load meets both alike. A batch that
+    cannot be run (out of memory, say) is logged and has no latency.
     """
     import torch_pruning as tp  # not at the top: reports are read without it
 

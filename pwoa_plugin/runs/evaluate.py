@@ -11,7 +11,6 @@ from typing import Unpack
 from torch import nn
 
 from .._digest import digest_of
-from .._files import write_text
 from ..backends import backend_of
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import load_test
@@ -21,9 +20,7 @@ from ..robustness.evaluation import judge_task
 from ..robustness.settings import JudgeOptions, Task
 from .files import write_report
 from .folder import RunFolder
-from .network import laid_out, load_weights, make_network
-
-__all__ = ["bind_test_images", "judge", "pruned_network"]
+from .network import laid_out, load_weights, network_of
 
 
 def judge(
@@ -36,10 +33,10 @@ def judge(
     progress: bool = True,
     **options: Unpack[JudgeOptions],
 ) -> dict[str, Report]:
-    """Judge what a run made, and add it to the run's report.
+    """Judge what a finished run made, and add it to the run's report. After a kill, the same call resumes.
 
     Args:
-        path: of a finished run.
+        path: of the run.
         dense: judge the network before pruning, too.
         arch: where the run had an ``--arch`` of your own.
         data_root: in place of the config's ``data.root``.
@@ -49,15 +46,10 @@ def judge(
             ``sample`` to the protocol's number, else 1000, or all if there are fewer; 0 is all.
 
     Returns:
-        ``{"pruned": Report}``, and ``"dense"``. Each is in ``robustness/`` of the folder as soon as it is done, and so
-        are its finished batches before: after a kill, the same call resumes from them.
-
-    Raises:
-        InputError: an argument cannot be used, a file of the run is damaged, or there is no finished run.
-        RunError: another process works in the folder.
+        ``{"pruned": Report}``, and ``"dense"``.
     """
     folder = RunFolder(path)
-    config = _finished(folder)
+    config = _config_of_finished(folder)
     if config.data is None:
         raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
     sample = options.pop("sample", None)
@@ -65,15 +57,9 @@ def judge(
     if data_root is not None:
         config.data.root = data_root
     config.data.download = config.data.download and download
-    networks: dict[str, nn.Module] = {"pruned": _pruned(folder, config, arch)}
+    networks = {"pruned": _pruned(folder, config, arch)}
     if dense:
-        networks["dense"] = _made(folder, config, arch)
-        load_weights(networks["dense"], config)
-        if digest_of(networks["dense"]) != folder.read_facts().model.sha256:
-            assert config.model is not None
-            raise ConfigError(
-                f"model.checkpoint={config.model.checkpoint!r}: these are not the weights that {folder} was pruned from"
-            )
+        networks["dense"] = _dense(folder, config, arch)
     task = bind_test_images(settings, config.data, sample, at_most=1000)
     reports: dict[str, Report] = {}
     with folder.locked():
@@ -90,12 +76,8 @@ def judge(
 def bind_test_images(settings: JudgeSettings, data: DataConfig, sample: int | None, at_most: int | None = None) -> Task:
     """Bind settings to the test images of a data set.
 
-    Args:
-        settings: how to judge.
-        data: names the data set.
-        sample: how many images, drawn by class; 0: all; None: the protocol's number, else ``at_most``, or all if there
-            are fewer.
-        at_most: see ``sample``; None is all.
+    ``sample`` images are drawn by class; 0: all; None: the protocol's number, else ``at_most``, or all if there are
+    fewer.
     """
     most = None if sample == 0 else settings.protocol.sample or at_most
     pair = load_test(data, images=sample or None, at_most=most, seed=settings.seed)
@@ -103,44 +85,44 @@ def bind_test_images(settings: JudgeSettings, data: DataConfig, sample: int | No
 
 
 def pruned_network(path: str | os.PathLike[str], *, arch: str | None = None) -> nn.Module:
-    """The network that a finished run made, with the zeros of its masks.
-
-    Args:
-        path: of the run.
-        arch: where the run had an ``--arch`` of your own.
-
-    Raises:
-        InputError: there is no finished run, or a file of it is damaged.
-    """
+    """The network that a finished run made, with the zeros of its masks or with fewer channels."""
     folder = RunFolder(path)
-    return _pruned(folder, _finished(folder), arch)
+    return _pruned(folder, _config_of_finished(folder), arch)
 
 
-def _finished(folder: RunFolder) -> PwoAConfig:
-    """The config of a run that has finished."""
+def _config_of_finished(folder: RunFolder) -> PwoAConfig:
     if folder.read_facts().status != "finished":
         raise ConfigError(f"{folder}: the run is not finished; resume it with `pwoa prune ... --resume`")
     return PwoAConfig.from_yaml(folder.config)
 
 
-def _made(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
+def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
+    return backend_of(config).load(_architecture(folder, config, arch), folder)
+
+
+def _dense(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
+    model = _architecture(folder, config, arch)
+    assert config.model is not None
+    checkpoint = config.model.checkpoint
+    load_weights(model, checkpoint)
+    if digest_of(model) != folder.read_facts().model.sha256:
+        raise ConfigError(f"model.checkpoint={checkpoint!r}: these are not the weights that {folder} was pruned from")
+    return model
+
+
+def _architecture(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
     facts = folder.read_facts()
     if facts.images.keys() != {"classes", "channels"}:
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
     name = facts.model.arch
     if ":" in name and not name.startswith(PREFIX) and arch is None:
         raise ConfigError(f"arch: the run's network is your own code; give --arch {name}")
-    return make_network(config, arch=arch or name, classes=facts.images["classes"], channels=facts.images["channels"])
-
-
-def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:
-    """The pruned network, with the zeros of its masks, or with fewer channels."""
-    return backend_of(config).load(_made(folder, config, arch), folder)
+    return network_of(config, arch or name, **facts.images)
 
 
 def _keep(folder: RunFolder, name: str, report: Report) -> None:
     config = report.config
     settings = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
     file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}-{settings[:8]}.json"
-    write_text(folder.robustness / file, json.dumps(report.to_dict(), indent=1, allow_nan=False) + "\n")
+    report.to_json(folder.robustness / file)
     folder.write_facts(robustness={**folder.read_facts().robustness, name: file})

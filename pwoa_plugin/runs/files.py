@@ -16,24 +16,19 @@ from .plots import drawings
 from .rendering import to_html, to_markdown
 from .report import RunReport
 
-__all__ = ["read_report", "write_report"]
-
 
 def read_report(path: str | os.PathLike[str]) -> RunReport:
-    """The report of a run as its files are now, also of a run that has not ended.
-
-    Raises:
-        InputError: there is no run, it has not made its first step, or one of its files is damaged.
-    """
+    """The report of a run as its files are now, also of a run that has not ended."""
     folder = RunFolder(path)
     facts = folder.read_facts()
     if facts.radius is None:
         raise InputError(f"{folder}: the run has not made its first step; resume it with `pwoa prune ... --resume`")
-    epochs = [line for line in read_metrics(folder.metrics) if line.pop("event") == "epoch"]
-    for line in epochs:
-        del line["step"]
+    epochs = [
+        {key: value for key, value in line.items() if key not in ("event", "step")}
+        for line in read_metrics(folder.metrics)
+        if line["event"] == "epoch"
+    ]
     weights = sum(layer.weights for layer in facts.layers)
-    files = {network: folder.robustness / Path(name).name for network, name in facts.robustness.items()}
     content = {
         **{key: value for key, value in facts.to_dict().items() if key in RunReport.model_fields},
         "name": folder.path.resolve().name,
@@ -42,7 +37,9 @@ def read_report(path: str | os.PathLike[str]) -> RunReport:
         "sparsity": 1 - sum(layer.kept for layer in facts.layers) / max(1, weights),
         "epochs": epochs,
         "seconds": epochs[-1].get("seconds") if epochs else 0.0,
-        "robustness": {network: folder.read_json(file) for network, file in files.items()},
+        "robustness": {
+            network: folder.read_json(folder.robustness / Path(file).name) for network, file in facts.robustness.items()
+        },
     }
     try:
         return checked(RunReport, content, "report")

@@ -13,18 +13,13 @@ from typing import Any
 from .._checked import checked
 from .._files import write_text
 from .._text import one_line
+from ..config import ConfigError
 from ..errors import FileError, InputError, RunError
 from .report import RunFacts
 
-__all__ = ["Folder", "RunFolder"]
-
 
 class Folder:
-    """A folder that one process at a time works in.
-
-    Args:
-        path: of the folder; it is made when something is written.
-    """
+    """A folder that one process at a time works in; it is made when something is written."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -33,14 +28,25 @@ class Folder:
     def __str__(self) -> str:
         return str(self.path)
 
+    @staticmethod
+    def read_json(path: Path) -> Any:
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError, OSError) as error:
+            raise FileError(f"{path}: is damaged ({one_line(error)})") from None
+
+    def check_empty(self, but: Path) -> None:
+        """Refuse to write where something else is than ``but``, the file that a killed process may have left alone."""
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"out={self}: is a file; give a folder")
+        entries = self.path.iterdir() if self.path.exists() else ()
+        others = [entry.name for entry in entries if entry not in (self.lock, but) and entry.suffix != ".tmp"]
+        if others:
+            raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out. The system releases the lock when this process ends, however it ends.
-
-        Raises:
-            RunError: another process works in the folder.
-            FileError: the folder cannot be written to.
-        """
+        """Keep other processes out. The system releases the lock when this process ends, however it ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             opened = self.lock.open("w")
@@ -60,16 +66,7 @@ class Folder:
 
 
 class RunFolder(Folder):
-    """A run on disk.
-
-    ``config.yaml`` (resolved), ``run.json`` (versions, seed, status), ``metrics.jsonl``, ``states/`` (to resume
-    from), ``best.safetensors`` (the best epoch's weights), ``pruned.safetensors``, ``masks.safetensors`` (unless
-    channels are removed), ``robustness/*.json``, and the report: ``report.json``, ``report.md``, ``report.html``,
-    ``plots/*.png``.
-
-    Args:
-        path: of the folder; it is made when something is written.
-    """
+    """A run on disk; docs/runs.md says what each file is."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__(path)
@@ -87,11 +84,10 @@ class RunFolder(Folder):
         self.plots = self.path / "plots"
 
     def states(self) -> list[Path]:
-        """Files of training states, newest first."""
+        """The training states, newest first."""
         return sorted(self.states_folder.glob("step-*.safetensors"), reverse=True)
 
     def state_at(self, step: int) -> Path:
-        """The file of the state after ``step`` steps."""
         return self.states_folder / f"step-{step:09d}.safetensors"
 
     def exists(self) -> bool:
@@ -99,31 +95,14 @@ class RunFolder(Folder):
         return self.facts.exists()
 
     def read_facts(self) -> RunFacts:
-        """The content of ``run.json``.
-
-        Raises:
-            InputError: there is none, or it is damaged.
-        """
+        """The content of ``run.json``."""
         if not self.exists():
             raise InputError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+        content = self.read_json(self.facts)
         try:
-            return checked(RunFacts, self.read_json(self.facts), "run")
-        except FileError:
-            raise
+            return checked(RunFacts, content, "run")
         except InputError as error:
             raise InputError(f"{self.facts}: is damaged ({error}); give a folder that `pwoa prune` wrote") from None
-
-    @staticmethod
-    def read_json(path: Path) -> Any:
-        """The content of a JSON file of this folder.
-
-        Raises:
-            FileError: it is missing or damaged.
-        """
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise FileError(f"{path}: is damaged ({one_line(error)})") from None
 
     def write_facts(self, **changed: Any) -> None:
         """Change entries of ``run.json``."""
@@ -132,14 +111,7 @@ class RunFolder(Folder):
 
     @contextlib.contextmanager
     def writing(self, path: Path | None = None) -> Iterator[None]:
-        """If a file cannot be written in the body, say which state is still good and how to resume.
-
-        Args:
-            path: of the file; None: somewhere in the folder.
-
-        Raises:
-            RunError: the body raised an OSError.
-        """
+        """Turn an OSError of the body into a RunError that says which state is still good and how to resume."""
         try:
             yield
         except OSError as error:
@@ -153,6 +125,5 @@ class RunFolder(Folder):
 
     def clear_scratch(self) -> None:
         """Remove the half-written files that a killed process left."""
-        for place in (self.path, self.states_folder, self.robustness, self.plots):
-            for scratch in place.glob(".*.tmp"):
-                scratch.unlink(missing_ok=True)
+        for scratch in self.path.rglob(".*.tmp"):
+            scratch.unlink(missing_ok=True)

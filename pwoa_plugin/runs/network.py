@@ -1,6 +1,8 @@
-"""The network of a config, and its weights."""
+"""The networks that runs and comparisons name, and their weights."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
@@ -8,8 +10,6 @@ from ..config import ConfigError, PwoAConfig
 from ..method.layout import lay_out
 from ..models import load_architecture, load_checkpoint, make_model
 from ..models.robustbench import PREFIX, load_robustbench
-
-__all__ = ["laid_out", "load_weights", "make_network", "network_name"]
 
 
 def laid_out(model: nn.Module, images: Tensor, device: str | None) -> nn.Module:
@@ -24,44 +24,46 @@ def laid_out(model: nn.Module, images: Tensor, device: str | None) -> nn.Module:
 
 def network_name(config: PwoAConfig, arch: str | None = None) -> str:
     """The architecture's name: ``arch``, the config's, or ``robustbench:NAME``, which names weights, too."""
-    section = config.model
-    if section is None:
+    if config.model is None:
         raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
-    return arch or section.arch or section.checkpoint
+    return arch or config.model.arch or config.model.checkpoint
 
 
-def make_network(config: PwoAConfig, *, arch: str | None, classes: int, channels: int) -> nn.Module:
-    """The network in eval mode, without the checkpoint's weights (a network of RobustBench has its own).
-
-    Args:
-        config: with a ``model`` section.
-        arch: in place of ``model.arch``; may be ``package.module:function``.
-        classes: number of classes of the data; ``model.num_classes`` takes precedence.
-        channels: of the images.
-
-    Raises:
-        ConfigError: there is no ``model`` section, or it contradicts ``arch``.
-        InputError: there is no such architecture.
-    """
+def network_of(config: PwoAConfig, arch: str | None, classes: int, channels: int) -> nn.Module:
+    """The network of a config, or ``arch`` in its place, without the checkpoint's weights."""
     name = network_name(config, arch)
     section = config.model
     assert section is not None
+    return make_network(
+        name,
+        classes=section.num_classes or classes,
+        channels=channels,
+        data=config.data.name if config.data else "cifar10",
+        mean=section.mean,
+        std=section.std,
+    )
+
+
+def make_network(
+    name: str,
+    *,
+    classes: int,
+    channels: int,
+    data: str,
+    norm: str = "Linf",
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> nn.Module:
+    """A network in eval mode: RobustBench's with its weights, ``package.module:function``, or a named architecture."""
     if name.startswith(PREFIX):
-        return load_robustbench(name, dataset=config.data.name if config.data else "cifar10")
-    classes = section.num_classes or classes
+        return load_robustbench(name, dataset=data, threat=norm)
     if ":" not in name:
-        made = make_model(name, num_classes=classes, in_channels=channels, mean=section.mean, std=section.std)
-        return made.eval()
-    if section.mean is not None:
+        return make_model(name, num_classes=classes, in_channels=channels, mean=mean, std=std).eval()
+    if mean is not None:
         raise ConfigError("model.mean cannot be used with your own --arch; normalise inside your network")
-    return load_architecture(name, num_classes=classes).eval()
+    return load_architecture(name, num_classes=classes, in_channels=channels).eval()
 
 
-def load_weights(model: nn.Module, config: PwoAConfig) -> tuple[str, ...]:
-    """Load the config's checkpoint; a network of RobustBench already has its weights.
-
-    Returns:
-        What was changed or left out; see `load_checkpoint`.
-    """
-    assert config.model is not None
-    return () if config.model.checkpoint.startswith(PREFIX) else load_checkpoint(model, config.model.checkpoint)
+def load_weights(model: nn.Module, checkpoint: str) -> tuple[str, ...]:
+    """Load a checkpoint (RobustBench's networks have their weights already); what was changed or left out."""
+    return () if checkpoint.startswith(PREFIX) else load_checkpoint(model, checkpoint)

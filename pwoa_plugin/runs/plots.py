@@ -6,12 +6,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ..pages import Drawing, Drawn, Palette
-from ..pages.plots import LINE, axes, legend, percent_axis, short_percent, shortened
+from ..pages.plots import axes, legend, percent_axis, short_percent, shortened
 
 if TYPE_CHECKING:
     from .report import RunReport
-
-__all__ = ["drawings"]
 
 _MOST_BARS = 80
 
@@ -54,13 +52,10 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
     figure, ax = axes(palette)
-    names = list(dict.fromkeys(name for epoch in report.epochs for name in epoch.terms)) or ["loss"]
+    terms = {epoch.epoch: epoch.terms or {"loss": epoch.loss} for epoch in report.epochs}
     said = []
-    for i, name in enumerate(names):
-        points = [
-            (epoch.epoch, epoch.terms.get(name, epoch.loss if name == "loss" else None)) for epoch in report.epochs
-        ]
-        known = [(at, value) for at, value in points if value is not None]
+    for i, name in enumerate(dict.fromkeys(name for values in terms.values() for name in values)):
+        known = [(at, values[name]) for at, values in terms.items() if name in values]
         shown = [(at, abs(value)) for at, value in known if value]
         negative = any(value < 0 for _, value in known)
         ax.plot(
@@ -68,7 +63,6 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
             color=palette.series[i % len(palette.series)],
             marker="os^Dv<"[i % 6],
             linestyle="--" if negative else "-",
-            **LINE,
             label=shortened(f"-{name}" if negative else name),
         )
         said.append(f"{name} from {known[0][1]:.3g} in epoch {known[0][0]} to {known[-1][1]:.3g} in {known[-1][0]}")
@@ -86,22 +80,23 @@ def _admm(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
     residuals = [(epoch.epoch, epoch.residual) for epoch in report.epochs if epoch.residual is not None]
-    figure, made = axes(palette, height=3.2, rows=2 if residuals else 1, **({"sharex": True} if residuals else {}))
-    above, below = made if residuals else (None, made)
+    figure, rows = axes(palette, height=3.2, rows=2 if residuals else 1, sharex=True, squeeze=False)
+    below = rows[-1, 0]
     said = ""
-    if above is not None:
-        above.plot(*zip(*residuals, strict=True), color=palette.series[1], marker="s", **LINE)
+    if residuals:
+        above = rows[0, 0]
+        above.plot(*zip(*residuals, strict=True), color=palette.series[1], marker="s")
         above.set_ylim(0, 1.15 * max(value for _, value in residuals) or 1)
         above.set_ylabel("residual")
         _by_epoch(above, report, palette)
         said = f"ADMM residual from {residuals[0][1]:.3g} to {residuals[-1][1]:.3g}; "
     sparsity = [epoch.sparsity for epoch in report.epochs]
-    below.plot([epoch.epoch for epoch in report.epochs], sparsity, color=palette.series[0], marker="o", **LINE)
+    below.plot([epoch.epoch for epoch in report.epochs], sparsity, color=palette.series[0], marker="o")
     below.set_ylim(-0.03, 1.03)
     percent_axis(below.yaxis)
     below.set_ylabel("sparsity")
     below.set_xlabel("epoch")
-    _by_epoch(below, report, palette, named=above is None)
+    _by_epoch(below, report, palette, named=not residuals)
     return figure, f"By epoch: {said}sparsity from {sparsity[0]:.2%} to {sparsity[-1]:.2%}."
 
 
@@ -116,7 +111,7 @@ def _validation(report: RunReport, palette: Palette) -> Drawn:
     said = []
     for i, (name, points) in enumerate(series.items()):
         if points:
-            ax.plot(*zip(*points, strict=True), color=palette.series[i], marker="os"[i], label=name, **LINE)
+            ax.plot(*zip(*points, strict=True), color=palette.series[i], marker="os"[i], label=name)
             said.append(f"{name} from {points[0][1]:.2%} to {points[-1][1]:.2%}")
     if report.validation:
         ax.axhline(

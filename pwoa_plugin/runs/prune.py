@@ -31,7 +31,7 @@ from .begin import check_config, check_network, is_begun, last_good_state
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch
 from .files import write_report
 from .folder import RunFolder
-from .network import load_weights, make_network, network_name
+from .network import load_weights, network_name, network_of
 from .size import size_report
 from .stopping import stopping
 
@@ -65,11 +65,7 @@ def prune(
         callbacks: notified of the progress; None: a bar or lines, unless ``config.progress`` is off.
         command: that started the run, for its report.
 
-    Returns:
-        The folder, with masks, weights of the best epoch and a report.
-
     Raises:
-        InputError: config, data, model or checkpoint cannot be used, or the folder holds another run.
         RunError: the folder is in use, or cannot be written.
         TrainingError: the loss is not finite; the last good state is kept.
         Stopped: by SIGINT or SIGTERM; the state is saved.
@@ -108,12 +104,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Given:
-    """Network and images of a run.
-
-    Attributes:
-        config: with its ``train_loader``.
-        made: what it takes to make the network again from its name.
-    """
+    """Network and images of a run; ``made`` is what it takes to make the network again from its name."""
 
     config: PwoAConfig
     model: nn.Module
@@ -135,8 +126,9 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
     if model is not None:
         return _Given(config, model, training.validation)
     made = {"classes": training.classes, "channels": training.shape[0]}
-    model = make_network(config, arch=arch, **made)
-    notes = load_weights(model, config)
+    model = network_of(config, arch, **made)
+    assert config.model is not None
+    notes = load_weights(model, config.model.checkpoint)
     return _Given(config, model, training.validation, network_name(config, arch), notes, made)
 
 
@@ -155,7 +147,6 @@ def _status_noted(folder: RunFolder) -> Iterator[None]:
 
 
 def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str]) -> dict[str, Any]:
-    """The content of ``run.json`` at the start."""
     config = given.config
     kept = {name: round(layer.weights * layer.density) for name, layer in trainer.allocation.items()}
     return {
@@ -188,7 +179,7 @@ def _train(
     callbacks: Sequence[Callback],
 ) -> None:
     config = trainer.config
-    judged: Validation | None = None
+    judged = None
     if validation is not None:
         batches = Batches(
             validation,
@@ -202,14 +193,10 @@ def _train(
         judged = Validation(trainer, batches)
     status = state.facts["status"] if state else {"step": 0, "epoch": 0}
     saver = SaveStates(trainer, folder, every=save_every)
-    watching: list[Callback] = [
-        *([judged] if judged else []),
-        Metrics(trainer, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"]),
-        KeepBest(trainer, folder),
-        saver,
-    ]
+    metrics = Metrics(trainer, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"])
+    watching = [*([judged] if judged else []), metrics, KeepBest(trainer, folder), saver, *callbacks]
     with seeded(config.seed), stopping(saver):
-        trainer.fit([*watching, *callbacks], state)
+        trainer.fit(watching, state)
 
 
 def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:

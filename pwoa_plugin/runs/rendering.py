@@ -14,8 +14,6 @@ from .sections import sections
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["show", "to_html", "to_markdown"]
-
 
 def to_markdown(report: RunReport) -> str:
     """The report as Markdown (GitHub's), without plots."""
@@ -30,7 +28,6 @@ def to_html(report: RunReport) -> str:
         __package__,
         "report.html.j2",
         report=report,
-        size=report.size,
         pruned=report.judged.get("pruned"),
         dense=report.judged.get("dense"),
         interval=interval_text,

@@ -12,34 +12,27 @@ from ..pages.sections import Block, Folded, Part, Plots, Section
 from ..pages.table import Cell, Table
 from ..pages.text import duration, interval_text, number, percent, shape_text, size_text
 from .cost import CostReport
-from .report import Network, RunReport, judged_alike
+from .report import Network, RunReport
 from .size import SizeReport
 
 if TYPE_CHECKING:
     from ..robustness import Report
 
-__all__ = ["sections"]
-
 
 def sections(report: RunReport) -> list[Section]:
     """All sections, in order."""
-    before_and_after = [_before_and_after(report, report.cost)] if report.cost else []
-    return [
-        _robustness(report),
-        _layers(report),
-        _training(report),
-        *before_and_after,
-        _size(report.size),
-        _how_made(report),
-    ]
+    costs = [_before_and_after(report, report.cost)] if report.cost else []
+    return [_robustness(report), _layers(report), _training(report), *costs, _size(report.size), _how_made(report)]
 
 
 def _robustness(report: RunReport) -> Section:
     judged = report.judged
     if not judged:
         return Section("Robustness", [report.not_judged], brief=())  # a terminal has it among the remarks
-    said = [_how_judged(next(iter(judged.values())))]
-    said += [report.verdict] if report.verdict else []
+    config = next(iter(judged.values())).config
+    said = [f"{config}. Robust: right when clean and right when attacked; worst case: under every attack."]
+    if report.verdict:
+        said.append(report.verdict)
     attacks = Block(dump_yaml({name: it.config.attacks for name, it in judged.items()}).rstrip())
     table = _accuracy_table("Robustness by attack", judged)
     parts: list[Part] = [*said, Plots(["robustness"], beside=[table, Folded("Parameters of the attacks", attacks)])]
@@ -50,26 +43,16 @@ def _robustness(report: RunReport) -> Section:
     )
 
 
-def _how_judged(judged: Report) -> str:
-    config = judged.config
-    low, high = config.pixel_range
-    pixels = "" if (low, high) == (0, 1) else f" of pixels in [{low:g}, {high:g}]"
-    return (
-        f"{config.n_images:,} images, {config.norm} eps = {config.eps:.6g}{pixels}, seed {config.seed}, "
-        f"{config.device}. Robust: right when clean and right when attacked; worst case: under every attack."
-    )
-
-
 def _accuracy_table(title: str, judged: Mapping[Network, Report]) -> Table:
     """Clean accuracy, each attack and the worst case, by network."""
     names = list(dict.fromkeys(name for it in judged.values() for name in it.attacks))
     rows: list[list[Cell]] = [
         ["clean", *((percent(it.clean), interval_text(*it.clean_interval)) for it in judged.values()), ""]
     ]
-    for name in (*names, None):
-        columns = [it.attacks.get(name) if name else it.worst_case for it in judged.values()]
+    for name in (*names, "worst case"):
+        columns = [it.columns.get(name) for it in judged.values()]
         cells = [(percent(it.accuracy), interval_text(*it.interval)) if it else ("-", "-") for it in columns]
-        rows.append([name or "worst case", *cells, " + ".join(f"{it.seconds:.1f}" for it in columns if it)])
+        rows.append([name, *cells, " + ".join(f"{it.seconds:.1f}" for it in columns if it)])
     header: list[Cell] = ["attack", *((name, "95 % interval") for name in judged), "seconds"]
     return Table(title, header, rows, foot=True)
 
@@ -97,8 +80,8 @@ def _layers(report: RunReport) -> Section:
 
 def _training(report: RunReport) -> Section:
     epochs, best = report.epochs, report.best
-    parts: list[Part] = []
-    brief: list[Part] = []
+    parts: list[Part] = ["No epoch has ended yet."]
+    brief = parts[:]
     if epochs:
         terms = list(dict.fromkeys(name for epoch in epochs for name in epoch.terms))
         last = {epoch.phase: epoch for epoch in epochs}
@@ -107,22 +90,17 @@ def _training(report: RunReport) -> Section:
             *([name, *(number(epoch.terms.get(name)) for epoch in last.values())] for name in terms),
         ]
         phases = [f"{epoch.phase} {epoch.epoch}" for epoch in last.values()]
-        brief.append(Table("Loss, last epoch of a phase", ["term", *phases], losses))
+        brief = [Table("Loss, last epoch of a phase", ["term", *phases], losses)]
         parts = [Plots(["loss", "validation", "admm"]), Folded("All epochs", _epoch_table(report, terms))]
-    else:
-        parts = ["No epoch has ended yet."]
-        brief = ["No epoch has ended yet."]
     if report.residual is not None:
         brief.append(f"ADMM residual |W - Z| / |W| at the hard prune: {number(report.residual)}")
     if report.validation:
         brief.append(f"Validation: {_validation_text(report)}.")
     if best:
-        shares = []
+        kept = f"The weights are those of epoch {best.epoch}."
         if best.agreement is not None:
-            shares.append(f"{percent(best.agreement)} agreement with the dense network on perturbed images")
-        if best.clean is not None:
-            shares.append(f"{percent(best.clean)} clean")
-        kept = f"The weights are those of epoch {best.epoch}{': ' + ', '.join(shares) if shares else ''}."
+            agreement = f"{percent(best.agreement)} agreement with the dense network on perturbed images"
+            kept = f"{kept[:-1]}: {agreement}, {percent(best.clean)} clean."
         parts = [kept, *parts]
         brief.append(kept)
     return Section("Training", parts, brief)
@@ -152,25 +130,20 @@ def _validation_text(report: RunReport) -> str:
 
 def _before_and_after(report: RunReport, cost: CostReport) -> Section:
     dense, pruned = cost.dense, cost.pruned
-
-    def row(name: str, before: float, after: float, *said: str) -> list[str]:
-        return [name, *said, f"{before / after:.2f}x" if after else "-"]
-
-    files = dense.file_bytes, pruned.file_bytes
-    rows = [
-        row("parameters", dense.parameters, pruned.parameters, f"{dense.parameters:,}", f"{pruned.parameters:,}"),
-        row("MACs, one image", dense.macs, pruned.macs, f"{dense.macs:,}", f"{pruned.macs:,}"),
-        row("file", *files, *map(size_text, files)),
-    ]
-    for batch, before in dense.latency_ms.items():
-        after, ratio = pruned.latency_ms.get(batch), cost.speedup.get(batch)
-        times = ["-" if ms is None else f"{ms:.3g} ms" for ms in (before, after)]
+    rows = []
+    for name, before, after, text in (
+        ("parameters", dense.parameters, pruned.parameters, "{:,}".format),
+        ("MACs, one image", dense.macs, pruned.macs, "{:,}".format),
+        ("file", dense.file_bytes, pruned.file_bytes, size_text),
+    ):
+        rows.append([name, text(before), text(after), f"{before / after:.2f}x" if after else "-"])
+    for batch, ms_before in dense.latency_ms.items():
+        ms_after, ratio = pruned.latency_ms.get(batch), cost.speedup.get(batch)
+        times = ["-" if ms is None else f"{ms:.3g} ms" for ms in (ms_before, ms_after)]
         rows.append([f"latency, batch {batch}", *times, "-" if ratio is None else f"{ratio:.2f}x"])
-    if len(report.judged) == 2 and judged_alike(report.judged["pruned"], report.judged["dense"]):
-        robust = [report.judged["dense"].worst_case.accuracy, report.judged["pruned"].worst_case.accuracy]
-        rows.append(
-            ["robust, worst case", *map(percent, robust), f"{robust[1] / robust[0]:.1%} left" if robust[0] else "-"]
-        )
+    if report.dense_alike:
+        first, then = (report.judged[name].worst_case.accuracy for name in ("dense", "pruned"))
+        rows.append(["robust, worst case", percent(first), percent(then), f"{then / first:.1%} left" if first else "-"])
     note = f"Latency: medians of paired runs on {cost.device}, {cost.threads} thread(s); its ratio is of pairs."
     return Section("Before and after", [Table("Before and after", ["", "dense", "pruned", "ratio"], rows), note])
 

@@ -13,8 +13,6 @@ from .._files import read_tensors, write_tensors
 from ..errors import InputError
 from ..method.snapshot import Snapshot
 
-__all__ = ["read_state", "write_state"]
-
 _FORMAT = "pwoa-state-3"
 
 
@@ -25,11 +23,7 @@ def _checksum(tensor: Tensor) -> int:
 
 
 def write_state(path: str | os.PathLike[str], state: Snapshot) -> None:
-    """Write a state; a file of that name is replaced whole or not at all.
-
-    Raises:
-        OSError: it cannot be written (a full disk, say).
-    """
+    """Write a state; a file of that name is replaced whole or not at all."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}
     sums = {name: _checksum(tensor) for name, tensor in tensors.items()}
     header = json.dumps({"facts": state.facts, "checksums": sums}, allow_nan=False)
@@ -38,12 +32,7 @@ def write_state(path: str | os.PathLike[str], state: Snapshot) -> None:
 
 
 def read_state(path: str | os.PathLike[str]) -> Snapshot:
-    """Read what `write_state` wrote, and check every byte.
-
-    Raises:
-        MissingFileError: there is no such file.
-        InputError: the file is no training state, or a byte of it has changed.
-    """
+    """Read what `write_state` wrote, and check every byte."""
     tensors, metadata = read_tensors(path, "training state")
     header = metadata.get("header", "")
     if metadata.get("format") != _FORMAT:

@@ -17,12 +17,7 @@ _logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def stopping(saver: SaveStates) -> Iterator[None]:
-    """SIGINT and SIGTERM save after the step and stop; the second signal stops at once.
-
-    Raises:
-        Stopped: the run was stopped and its state is saved.
-        KeyboardInterrupt: at the second signal.
-    """
+    """SIGINT and SIGTERM save after the step and raise `Stopped`; the second signal raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals
         yield
         return

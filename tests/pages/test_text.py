@@ -8,7 +8,6 @@ from pwoa_plugin.pages.text import (
     markdown_block,
     markdown_code,
     markdown_plain,
-    markdown_table,
     number,
     percent,
     shape_text,
@@ -40,11 +39,6 @@ from pwoa_plugin.pages.text import (
 )
 def test_numbers_as_people_read_them(text: str, expected: str) -> None:
     assert text == expected
-
-
-def test_a_table_keeps_its_columns_whatever_is_in_a_cell() -> None:
-    lines = markdown_table(["a|b", "n", "why"], [["x\ny", "1", "|"]], left=1, last=True)
-    assert lines == ["| a\\|b | n | why |", "| --- | ---: | --- |", "| x y | 1 | \\| |"]
 
 
 def test_nothing_in_plain_text_is_markdown() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.config import ConfigError
 from pwoa_plugin.models import LeNet, robust_lenet
-from pwoa_plugin.runs.network import load_weights, make_network, network_name
+from pwoa_plugin.runs.network import load_weights, network_name, network_of
 
 
 def config(**model: Any) -> PwoAConfig:
@@ -18,10 +18,10 @@ def config(**model: Any) -> PwoAConfig:
 
 def test_the_network_and_its_weights() -> None:
     settings = config(arch="lenet")
-    made = make_network(settings, arch=None, classes=10, channels=1)
+    made = network_of(settings, arch=None, classes=10, channels=1)
     assert isinstance(made, LeNet)
     assert not made.training
-    load_weights(made, settings)
+    load_weights(made, "shipped:robust_lenet_mnist")
     shipped = robust_lenet().state_dict()
     assert all(torch.equal(tensor, shipped[name]) for name, tensor in made.state_dict().items())
 
@@ -35,7 +35,7 @@ def test_the_name_is_the_one_given_the_config_s_or_the_checkpoint_s() -> None:
 
 
 def test_a_number_of_classes_in_the_config_takes_precedence() -> None:
-    made = make_network(config(arch="lenet", num_classes=7), arch=None, classes=10, channels=1)
+    made = network_of(config(arch="lenet", num_classes=7), arch=None, classes=10, channels=1)
     assert made(torch.rand(1, 1, 28, 28)).shape == (1, 7)
 
 
@@ -46,4 +46,4 @@ def own_network(num_classes: int) -> nn.Module:
 def test_code_of_your_own_normalises_by_itself() -> None:
     name = f"{__name__}:own_network"
     with pytest.raises(ConfigError, match=r"model\.mean cannot be used with your own --arch"):
-        make_network(config(arch="lenet", mean=[0.5], std=[0.5]), arch=name, classes=3, channels=1)
+        network_of(config(arch="lenet", mean=[0.5], std=[0.5]), arch=name, classes=3, channels=1)

@@ -126,7 +126,7 @@ def test_round_trip_and_table(trained: Any) -> None:
     content = json.loads(json.dumps(report.to_dict()))
     assert checked(SizeReport, content, "size") == report
     assert checked(SizeReport, content, "size").to_dict() == content
-    table = str(report)
+    table = report.table().to_text()
     for number in (report.weights, report.nonzero, report.dense_bytes, report.sparse_bytes):
         assert f"{number:,}" in table
     assert all(layer.name in table for layer in report.layers)
@@ -138,9 +138,7 @@ def test_round_trip_and_table(trained: Any) -> None:
         (("dense_bytes",), -1, "size.dense_bytes"),
         (("parameters",), "many", "size.parameters"),
         (("layers", 0, "weights"), 1.5, "size.layers.0.weights"),
-        (("layers", 0, "nonzero"), 10**6, "size.layers.0"),
         (("layers",), None, "size.layers"),
-        (("nonzero_parameters",), 10**9, "size"),
     ],
 )
 def test_malformed_content_is_refused_in_one_line(
