@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-__all__ = ["digest_of", "digest_of_tensors"]
-
 
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a network's state: names, dtypes, shapes and values."""

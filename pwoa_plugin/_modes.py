@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["modes_kept", "train_mode"]
-
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:

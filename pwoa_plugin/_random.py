@@ -12,17 +12,11 @@ import torch
 
 from .errors import InputError
 
-__all__ = ["check_seed", "random_state", "seeded", "set_random_state"]
-
 _SEED_LIMIT = 2**32  # numpy's global generator takes no more than 32 bits
 
 
 def check_seed(seed: int) -> int:
-    """The seed, checked for every generator that `seeded` seeds.
-
-    Raises:
-        ValueError: ``seed`` is not an integer in [0, 2**32).
-    """
+    """The seed as an integer that every generator takes."""
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed < _SEED_LIMIT:
         raise InputError(f"seed={seed!r} cannot seed numpy; give an integer from 0 to {_SEED_LIMIT - 1}")
     return int(seed)
@@ -30,16 +24,7 @@ def check_seed(seed: int) -> int:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving, also after an error.
-
-    Also works as a decorator.
-
-    Args:
-        seed: integer in [0, 2**32), numpy's limit.
-
-    Raises:
-        ValueError: ``seed`` is out of that range; no state has changed.
-    """
+    """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving."""
     seed = check_seed(seed)
     before = random_state()
     try:

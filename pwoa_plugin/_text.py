@@ -6,8 +6,6 @@ import difflib
 import reprlib
 from collections.abc import Iterable
 
-__all__ = ["did_you_mean", "named", "one_line", "short"]
-
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
@@ -30,17 +28,7 @@ def short(value: object, most: int = 100) -> str:
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", *, most: int = 1) -> str:
-    """The end of a message about an unknown name: the known names that are like it.
-
-    Args:
-        name: what the user gave.
-        known: the names that exist; case is ignored in comparing.
-        otherwise: the cure where no known name is like it.
-        most: the number of suggestions.
-
-    Returns:
-        ``"; did you mean a or b?"``; else ``"; "`` and ``otherwise``; else nothing.
-    """
+    """The end of a message about an unknown name: ``; did you mean a or b?``, else ``otherwise``. Case is ignored."""
     by_lower = {choice.lower(): choice for choice in known}
     close = [by_lower[match] for match in difflib.get_close_matches(str(name).lower(), by_lower, n=most)]
     cure = f"did you mean {' or '.join(close)}?" if close else otherwise

@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-__all__ = ["counted_weights", "is_weighted", "same_memory"]
-
 
 def is_weighted(module: nn.Module) -> bool:
     """True for convolutions and linear layers (transposed ones and subclasses too) that hold a weight matrix."""

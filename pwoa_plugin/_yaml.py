@@ -25,8 +25,6 @@ from ruamel.yaml.tag import Tag
 from ._text import one_line
 from .errors import InputError
 
-__all__ = ["YAMLError", "dump_yaml", "parse_yaml"]
-
 _MOST_LEVELS = 100
 
 _CORE = {
@@ -45,10 +43,10 @@ class YAMLError(InputError):
 class _CoreSchema(BaseResolver):
     """Which plain scalars are not text."""
 
+    processing_version = (1, 2)
+
     def __init__(self, version: Any = None, loader: Any = None) -> None:
         super().__init__(loader)
-
-    processing_version = (1, 2)
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
         if kind is ScalarNode and implicit[0]:
@@ -79,11 +77,9 @@ class _Composer(Composer):
 
 class _Constructor(SafeConstructor):
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
-        if not isinstance(key_node, ScalarNode):
-            raise ConstructorError(None, None, "a key is a list or a mapping; give text", key_node.start_mark)
-        if key in mapping:
-            raise ConstructorError(None, None, f"key {key!r} comes twice", key_node.start_mark)
-        return True
+        if not isinstance(key, str):
+            raise ConstructorError(None, None, f"key {key!r} is not text; quote it", key_node.start_mark)
+        return bool(super().check_mapping_key(node, key_node, mapping, key, value))
 
 
 class _Representer(SafeRepresenter):
@@ -101,12 +97,7 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 
 def parse_yaml(text: str | bytes) -> Any:
-    """The value of one YAML document.
-
-    Raises:
-        YAMLError: the text is not YAML, has an alias or a key twice, names a Python object, or is nested more than 100
-            levels deep; the message says in which line.
-    """
+    """The value of one YAML document. Aliases, Python objects, keys that are not text or come twice are refused."""
     yaml = YAML(typ="safe", pure=True)
     yaml.Resolver, yaml.Composer, yaml.Constructor = _CoreSchema, _Composer, _Constructor
     yaml.composer.warn_double_anchors = False

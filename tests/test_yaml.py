@@ -44,7 +44,7 @@ def test_values_as_people_mean_them(text: str, value: Any) -> None:
     ("text", "said"),
     [
         ("a: &x [1]\nb: *x", "line 2: aliases are not read"),
-        ("a: 1\nb: 2\na: 3", "line 3: key 'a' comes twice"),
+        ("a: 1\nb: 2\na: 3", 'line 3: found duplicate key "a"'),
         ("a: !!python/object/apply:os.system ['echo hi']", "line 1: could not determine a constructor"),
         ("a: [", "line 1: expected"),
         ("a: 1\n---\nb: 2", "line 2: but found another document"),
@@ -52,8 +52,9 @@ def test_values_as_people_mean_them(text: str, value: Any) -> None:
         (b"\xff\xfe\x00", "."),
         ("[" * 5000, "nested too deeply"),
         ("[" * 101 + "]" * 101, "nested too deeply"),
-        ("? [a]\n: 1", "line 1: a key is a list"),
-        ("? - - a", "line 1: a key is a list"),
+        ("? [a]\n: 1", "line 1: key .'a',. is not text"),
+        ("? - - a", "line 1: key ..'a'.,. is not text"),
+        ("a: {1: 2}", "line 1: key 1 is not text; quote it"),
     ],
 )
 def test_what_is_refused(text: str | bytes, said: str) -> None:

@@ -19,7 +19,7 @@ def read_fields(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> dic
         values = parse_yaml(read_bytes(path, most=_MOST_BYTES))
     except YAMLError as error:
         raise ConfigError(f"{os.fspath(path)}: {error}") from None
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+    if not isinstance(values, dict):
         raise ConfigError(f"{os.fspath(path)}: holds no mapping of fields; `pwoa init` writes one to start from")
     if "train_loader" in values:
         raise ConfigError(f"{os.fspath(path)}: train_loader: a file names its images under data:")

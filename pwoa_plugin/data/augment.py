@@ -6,33 +6,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["PADDING", "crop_and_flip", "draw_crops_and_flips"]
-
 PADDING = 4  # pixels on each side, before the crop
 
 
 def draw_crops_and_flips(images: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Where to crop and whether to flip.
-
-    Returns:
-        ``(corners, flips)``: int64 ``(images, 2)``, row and column from 0 to 8; bool ``(images,)``, half of them true.
-    """
+    """Corners, int64 ``(images, 2)``, row and column from 0 to 8; flips, bool ``(images,)``, half of them true."""
     corners = torch.randint(0, 2 * PADDING + 1, (images, 2), generator=generator)
     flips = torch.rand(images, generator=generator) < 0.5
     return corners, flips
 
 
 def crop_and_flip(x: Tensor, corners: Tensor, flips: Tensor) -> Tensor:
-    """Pad by 4 black pixels, crop each image at its corner, and mirror it where ``flips`` is true.
-
-    Args:
-        x: ``(N, C, H, W)``, any dtype.
-        corners: ``(N, 2)``, row and column in the padded image; on any device.
-        flips: ``(N,)`` bool; on any device.
-
-    Returns:
-        A new tensor with the shape and dtype of ``x``.
-    """
+    """Pad images ``(N, C, H, W)`` by 4 black pixels, crop each at its corner, mirror those where ``flips`` is true."""
     corners, flips = corners.to(x.device), flips.to(x.device)
     height, width = x.shape[2:]
     windows = F.pad(x, [PADDING] * 4).unfold(2, height, 1).unfold(3, width, 1)

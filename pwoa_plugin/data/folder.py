@@ -12,11 +12,6 @@ from .._text import one_line
 from .config import DataConfig
 from .images import DataError, ImageSet
 
-__all__ = ["Folder"]
-
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")  # PIL's modes of 8 bits or less
-_LAYOUT = "the images are train/CLASS/*.png and test/CLASS/*.png"
-
 
 class Folder(ImageSet):
     """``root/train/CLASS/*`` and ``root/test/CLASS/*``, or ``root/val/CLASS/*`` where there is no ``test``.
@@ -33,14 +28,11 @@ class Folder(ImageSet):
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         from torchvision.datasets import ImageFolder
 
-        place, classes = _find_split(config, train=train), _class_names(config)
+        place = _find_folder(config, *(("train",) if train else ("test", "val")))
+        classes = _class_names(config)
         self._channels, self._size, _ = self.describe(config)[1]
         self._root, self.workers = config.root, config.workers
-        try:
-            found = ImageFolder(str(place))
-        except FileNotFoundError as error:
-            said = one_line(error).rstrip(".")
-            raise DataError(f"data.root={config.root!r}: {said}; put images there or delete the folder") from error
+        found = ImageFolder(str(place))
         unknown = [name for name in found.classes if name not in classes]
         if unknown:
             raise DataError(
@@ -60,36 +52,35 @@ class Folder(ImageSet):
 
         try:
             with Image.open(path) as found:
-                mode = found.mode
-                if mode in _MODES:
-                    image = found.convert("L" if self._channels == 1 else "RGB")
-                    image = transforms.center_crop(transforms.resize(image, self._size), [self._size] * 2)
-                    pixels: Tensor = transforms.pil_to_tensor(image)
-                    return pixels
+                found.load()
         except Exception as error:  # a damaged file makes PIL raise errors of many types
             raise DataError(
                 f"data.root={self._root!r}: {path} cannot be decoded ({one_line(error)}); mend or delete it"
             ) from error
-        raise DataError(
-            f"data.root={self._root!r}: {path} has pixels of more than 8 bits (mode {mode}); convert it to 8 bits"
-        )
+        if found.mode.startswith(("I", "F")):
+            raise DataError(
+                f"data.root={self._root!r}: {path} has pixels of more than 8 bits (mode {found.mode}); "
+                "convert it to 8 bits"
+            )
+        image = transforms.resize(found.convert("L" if self._channels == 1 else "RGB"), self._size)
+        pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [self._size] * 2))
+        return pixels
 
 
-def _find_split(config: DataConfig, *, train: bool) -> Path:
+def _find_folder(config: DataConfig, *names: str) -> Path:
+    """The first of the folders ``names`` that is there."""
     root = Path(config.root).expanduser()
-    if not root.is_dir():
-        raise DataError(f"data.root={config.root!r}: there is no such folder; {_LAYOUT}")
-    names = ("train",) if train else ("test", "val")
     for name in names:
         if (root / name).is_dir():
             return root / name
-    raise DataError(f"data.root={config.root!r}: there is no folder {' or '.join(names)} in it; {_LAYOUT}")
+    raise DataError(
+        f"data.root={config.root!r}: there is no folder {' or '.join(names)} in it; "
+        "the images are train/CLASS/*.png and test/CLASS/*.png"
+    )
 
 
 def _class_names(config: DataConfig) -> list[str]:
-    root = Path(config.root).expanduser()
-    only_test = not (root / "train").is_dir() and any((root / name).is_dir() for name in ("test", "val"))
-    place = _find_split(config, train=not only_test)
+    place = _find_folder(config, "train", "test", "val")
     names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir())
     if len(names) < 2:
         raise DataError(

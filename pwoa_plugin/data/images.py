@@ -10,8 +10,6 @@ from torch import Tensor
 from ..errors import InputError
 from .config import DataConfig
 
-__all__ = ["DataError", "ImageSet", "InMemory"]
-
 
 class DataError(InputError):
     """Images that cannot be read: one line that names the field, its value and the cure."""
@@ -56,17 +54,12 @@ class InMemory(ImageSet):
     @classmethod
     @abstractmethod
     def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
-        """All images, ``(N, C, H, W)`` uint8, and labels, ``(N,)``.
-
-        Raises:
-            DataError: they cannot be read.
-        """
+        """All images, ``(N, C, H, W)`` uint8, and labels, ``(N,)``; a `DataError` where they cannot be read."""
 
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         self.images, labels = self.arrays(config, train=train)
         self.labels = labels.long()
-        sound = self.images.shape[1:] == self.shape and len(self.images) == len(self.labels) > 0
-        if not sound or not 0 <= int(self.labels.min()) <= int(self.labels.max()) < self.classes:
+        if self.images.shape != (len(self.labels), *self.shape):
             raise DataError(
                 f"data.root={config.root!r}: the {config.name} files hold {tuple(self.images.shape)} images and "
                 f"{len(self.labels)} labels, which is not {config.name}; delete them and download again"

@@ -5,18 +5,16 @@ from __future__ import annotations
 import importlib
 import signal
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .augment import crop_and_flip, draw_crops_and_flips
 from .config import DATASETS, DataConfig
 from .images import DataError, ImageSet
 from .split import stratified_order
-
-__all__ = ["DATASETS", "Loader", "TrainingData", "data_set", "load_test", "load_training"]
 
 
 def data_set(config: DataConfig) -> type[ImageSet]:
@@ -27,18 +25,12 @@ def data_set(config: DataConfig) -> type[ImageSet]:
 
 
 class Loader:
-    """Batches of images, read again in every epoch.
+    """Batches of the images at the positions ``index``, read again in every epoch.
 
     A shuffled or augmented epoch draws one number from torch's global generator when it begins; its order, crops and
     flips follow from that. So the same global state gives the same batches, whatever else draws in between and with
-    any number of workers. Other epochs draw nothing.
-
-    Args:
-        images: where the images are read.
-        index: ``(N,)``, positions of the images to use.
-        batch_size: images in a batch; the last batch has the rest.
-        shuffle: a new order in each epoch. A last batch of one image is dropped: batch norm cannot train on it.
-        augment: random crop after padding by 4, and horizontal flip.
+    any number of workers. Other epochs draw nothing. When shuffled, a last batch of one image is dropped: batch norm
+    cannot train on it.
     """
 
     def __init__(
@@ -53,7 +45,6 @@ class Loader:
         return len(self._index)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
         whole, rest = divmod(len(self._index), self._batch_size)
         return whole + (rest > (1 if self._shuffle and whole else 0))
 
@@ -63,8 +54,7 @@ class Loader:
     def batches_from(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch from batch ``start`` on; earlier batches are not read. Draws as a whole epoch does.
 
-        Returns:
-            Iterator of ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
+        A batch is ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
         """
         generator = torch.Generator()
         if self._shuffle or self._augment:
@@ -90,9 +80,10 @@ class Loader:
         if self._images.workers == 0:
             yield from map(self._images.read, batches)
             return
-        reading = DataLoader(
-            _BatchReader(self._images, batches),
+        reading: DataLoader[Any] = DataLoader(
+            batches,  # type: ignore[arg-type]
             batch_size=None,
+            collate_fn=self._read_in_worker,
             num_workers=min(self._images.workers, len(batches)),
             worker_init_fn=_ignore_signals,
             generator=torch.Generator(),  # or the global one would be drawn from, to seed the workers
@@ -102,19 +93,9 @@ class Loader:
                 raise x
             yield x
 
-
-class _BatchReader(Dataset[Tensor | DataError]):
-    """Reads a batch, in a worker."""
-
-    def __init__(self, images: ImageSet, batches: list[Tensor]) -> None:
-        self._images, self._batches = images, batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, number: int) -> Tensor | DataError:
+    def _read_in_worker(self, index: Any) -> Tensor | DataError:
         try:
-            return self._images.read(self._batches[number])
+            return self._images.read(index)
         except DataError as error:  # raised in a worker, it would arrive as a page of traceback
             return DataError(str(error))
 
@@ -126,35 +107,19 @@ def _ignore_signals(worker: int) -> None:
 
 
 class TrainingData(NamedTuple):
-    """What a run trains with.
-
-    Attributes:
-        train: shuffled batches ``(x, y)``.
-        validation: batches in fixed order, not augmented; None if no images are held out.
-        classes: number of classes.
-        shape: ``(C, H, W)`` of an image.
-    """
+    """What a run trains with. The validation batches have a fixed order and are not augmented."""
 
     train: Loader
     validation: Loader | None
     classes: int
-    shape: tuple[int, int, int]
+    shape: tuple[int, int, int]  # (C, H, W) of an image
 
 
 def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
     """The training images, and those held out of them for validation.
 
     ``images`` are drawn by class first; the ``validation`` share is taken out of them, so ``images`` counts both.
-
-    Args:
-        config: names the data.
-        batch_size: of both loaders, at least 2.
-
-    Raises:
-        DataError: the images cannot be read, are fewer than ``images``, or leave fewer than 2 to train on.
     """
-    if batch_size < 2:
-        raise DataError(f"batch_size={batch_size}: HSIC and batch norm need 2 images or more in a batch")
     source = data_set(config)(config, train=True)
     classes, shape = source.describe(config)
     there = len(source.labels)
@@ -177,7 +142,7 @@ def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
 def load_test(
     config: DataConfig, *, images: int | None = None, at_most: int | None = None, seed: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Test images as one pair of tensors, for `pwoa_plugin.evaluate`.
+    """Test images ``(N, C, H, W)``, float32 in [0, 1], and labels ``(N,)``, int64, for `pwoa_plugin.evaluate`.
 
     Args:
         config: names the data.
@@ -185,12 +150,6 @@ def load_test(
             four bytes: 10,000 images of 3x224x224 are 6 GB.
         at_most: in place of ``images``: this many, or all if there are fewer.
         seed: of the draw.
-
-    Returns:
-        ``(x, y)``: ``(N, C, H, W)`` float32 in [0, 1] and ``(N,)`` int64.
-
-    Raises:
-        DataError: the images cannot be read, or are fewer than ``images``.
     """
     source = data_set(config)(config, train=False)
     there = len(source.labels)

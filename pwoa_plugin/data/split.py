@@ -6,18 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["stratified_order"]
-
 
 def stratified_order(labels: Tensor, seed: int) -> Tensor:
-    """A random order in which the first n images, for every n, have nearly the class shares of all.
+    """A random permutation whose first n images, for every n, have nearly the class shares of all.
 
-    Args:
-        labels: ``(N,)`` of integers.
-        seed: integer in [0, 2**32). The same seed gives the same order with every numpy, on every machine.
-
-    Returns:
-        ``(N,)`` int64, a permutation.
+    The same seed, an integer in [0, 2**32), gives the same order with every numpy, on every machine.
     """
     # RandomState's stream is frozen by numpy.
     order = np.random.RandomState(seed).permutation(len(labels))

@@ -6,11 +6,9 @@ its own classes read them here.
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,24 +16,19 @@ from .._text import named
 from .config import DataConfig
 from .images import DataError, InMemory
 
-__all__ = ["CIFAR10", "CIFAR100", "MNIST"]
-
 
 class _Torchvision(InMemory):
     folder: ClassVar[str]  # below root, where torchvision has the files
 
     @classmethod
-    def raw(cls, config: DataConfig, *, train: bool) -> Any:
-        """torchvision's data set of the same name."""
+    def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
         from torchvision import datasets
 
         reader = getattr(datasets, cls.__name__)
         root = Path(config.root).expanduser()
         where, field = root / cls.folder, f"data.root={config.root!r}"
-        if root.exists() and not root.is_dir():
-            raise DataError(f"{field} is a file; name a folder")
         try:
-            return reader(root, train=train, download=False)
+            found = reader(root, train=train, download=False)
         except Exception as error:  # as many kinds as there are ways to break a file
             if not str(error).startswith("Dataset not found"):  # torchvision's words where a download would help
                 raise DataError(
@@ -46,15 +39,16 @@ class _Torchvision(InMemory):
                 raise DataError(
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"
                 ) from error
-        try:
-            return reader(root, train=train, download=True)
-        except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.ENOSPC):
-                raise DataError(f"{field}: cannot write to {where} ({named(error)}); name another folder") from error
-            raise DataError(
-                f"{field}: downloading to {where} fails ({named(error)}); "
-                "run again, or put torchvision's files there from a machine with a network"
-            ) from error
+            try:
+                found = reader(root, train=train, download=True)
+            except Exception as failure:
+                raise DataError(
+                    f"{field}: downloading to {where} fails ({named(failure)}); "
+                    "run again, or put torchvision's files there from a machine with a network"
+                ) from failure
+        images = torch.as_tensor(found.data)
+        channels_first = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
+        return channels_first, torch.as_tensor(found.targets)
 
 
 class MNIST(_Torchvision):
@@ -64,11 +58,6 @@ class MNIST(_Torchvision):
     shape = (1, 28, 28)
     folder = "MNIST/raw"
 
-    @classmethod
-    def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
-        found = cls.raw(config, train=train)
-        return found.data.unsqueeze(1), found.targets
-
 
 class CIFAR10(_Torchvision):
     """CIFAR-10: 50,000 training and 10,000 test images, 32x32 in colour."""
@@ -77,11 +66,6 @@ class CIFAR10(_Torchvision):
     classes = 10
     shape = (3, 32, 32)
     folder = "cifar-10-batches-py"
-
-    @classmethod
-    def arrays(cls, config: DataConfig, *, train: bool) -> tuple[Tensor, Tensor]:
-        found = cls.raw(config, train=train)
-        return torch.from_numpy(np.ascontiguousarray(found.data.transpose(0, 3, 1, 2))), torch.tensor(found.targets)
 
 
 class CIFAR100(CIFAR10):

@@ -1,11 +1,10 @@
 """Architectures, checkpoints, and the robust network that the package ships."""
 
 from .checkpoint import SHIPPED, Checkpoint, CheckpointError, load_checkpoint, read_checkpoint
-from .lenet import LeNet, LeNet3
+from .lenet import LeNet, LeNet3, robust_lenet
 from .make import ARCHITECTURES, load_architecture, make_model
 from .normalisation import normalise_inputs
 from .resnet import ResNetCIFAR, resnet18_cifar
-from .robust import robust_lenet
 from .vgg import VGGCIFAR, vgg16_cifar
 from .wide_resnet import WideResNet, wrn_34_10
 

@@ -15,15 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from .._text import one_line
+from .._files import read_tensors
 from ..errors import InputError
 from .normalisation import normalisation_of
-
-__all__ = ["SHIPPED", "Checkpoint", "CheckpointError", "load_checkpoint", "read_checkpoint"]
 
 logger = logging.getLogger(__name__)
 
@@ -65,50 +61,34 @@ class CheckpointError(InputError):
 
 
 class Checkpoint(NamedTuple):
-    """The content of a file.
-
-    Attributes:
-        tensors: by name, on the CPU; names and dtypes are the file's.
-        notes: where in the file they were found, a sentence each.
-    """
+    """The tensors of a file as it holds them, and sentences on where in the file they were found."""
 
     tensors: dict[str, Tensor]
     notes: tuple[str, ...]
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Read the tensors of a checkpoint. No code in the file is run.
+    """Read the tensors of a checkpoint, without running code in the file.
 
     Args:
         path: a ``.safetensors`` file; or any format of `torch.save`, with the state dict at the top or under a usual
             key (``state_dict``, ``model``...); or ``shipped:NAME`` with a name in `SHIPPED`. The file's content
             decides what it is, not its name.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or not a checkpoint of tensors.
     """
     name = os.fspath(path)
     return _find_state_dict(_load(_resolve(name), name), name)
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]:
-    """Load a checkpoint into a network, whatever wrappers it was saved from. On an error the network is unchanged.
+    """Load a checkpoint (see `read_checkpoint`) into a network. On an error the network is unchanged.
 
     A prefix (``module.``, ``model.``, ``_orig_mod.``, also stacked) is removed: the one under which most names and
     shapes fit. Entries outside it, copies of the network (``attacker.model.*``), a normaliser, auxiliary heads and
     TRADES's ``sub_block1`` are left out; all other entries must fit. Missing ``num_batches_tracked`` become 0.
 
-    Args:
-        model: receives the weights and buffers, cast to its dtypes and devices.
-        path: see `read_checkpoint`.
-
     Returns:
         What was removed, left out or cast, a sentence each. Each is also logged at info, and an omitted normaliser
         at warning unless the network has a normalisation of its own (`normalise_inputs`).
-
-    Raises:
-        CheckpointError: the file cannot be read (see `read_checkpoint`), does not fit (the message lists the first
-            names and shapes), or has weights that are not finite.
     """
     name = os.fspath(path)
     wanted = model.state_dict()
@@ -118,39 +98,41 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str
     prefix, copies = _prefixes(found, wanted)
     if prefix:
         notes.append(f"took off the prefix {prefix!r}")
-
-    def is_used(key: str) -> bool:
+    ours: dict[str, Tensor] = {}
+    left_out: list[str] = []
+    normaliser: list[str] = []
+    for key, value in found.items():
         own = key.removeprefix(prefix)
-        spare = own.startswith(_UNUSED) or key.startswith(copies) or _is_normaliser(key, found[key])
-        return key.startswith(prefix) and (own in wanted or not spare)
-
-    left_out = [key for key in found if not is_used(key)]
-    ours = {key.removeprefix(prefix): value for key, value in found.items() if key not in left_out}
+        is_normaliser = value.numel() <= _MAX_CHANNELS and bool(_NORMALISER.search(key))
+        spare = is_normaliser or own.startswith(_UNUSED) or key.startswith(copies)
+        if key.startswith(prefix) and (own in wanted or not spare):
+            ours[own] = value
+        elif is_normaliser:
+            normaliser.append(f"{key}={tuple(round(number, 4) for number in value.flatten().tolist())}")
+        else:
+            left_out.append(key)
     counters = [key for key in wanted if key.endswith("num_batches_tracked") and key not in ours]
-    ours.update({key: torch.zeros_like(wanted[key], device="cpu") for key in counters})
+    ours |= {key: torch.zeros_like(wanted[key], device="cpu") for key in counters}
     _check_fit(name, ours, wanted)
     state = {key: _cast(name, key, ours[key], wanted[key]) for key in wanted}
     if counters:
         notes.append(f"set {len(counters)} missing num_batches_tracked to 0")
     casts = Counter((str(ours[key].dtype)[6:], str(state[key].dtype)[6:]) for key in wanted)
     notes += [f"cast {n} tensor{'s' * (n > 1)} from {old} to {new}" for (old, new), n in casts.items() if old != new]
-    normaliser = [key for key in left_out if _is_normaliser(key, found[key])]
-    if others := [key for key in left_out if key not in normaliser]:
-        notes.append(f"left out {_first(others)}")
+    if left_out:
+        notes.append(f"left out {_first(left_out)}")
     for note in notes:
         logger.info("%s: %s", name, note)
     if normaliser:
         given = normalisation_of(model) is not None
         what = "model.mean and model.std are given" if given else "give model.mean and model.std, or logits are wrong"
-        values = _first([f"{key}={tuple(round(n, 4) for n in found[key].flatten().tolist())}" for key in normaliser])
-        notes.append(f"left out a normaliser ({values}): {what}")
+        notes.append(f"left out a normaliser ({_first(normaliser)}): {what}")
         logger.log(logging.INFO if given else logging.WARNING, "%s: %s", name, notes[-1])
     model.load_state_dict(state)
     return tuple(notes)
 
 
 def _resolve(name: str) -> Path:
-    """The file that ``name`` stands for."""
     if name.startswith("shipped:"):
         file = SHIPPED.get(name.removeprefix("shipped:"))
         if file is None:
@@ -158,39 +140,29 @@ def _resolve(name: str) -> Path:
         return Path(__file__).with_name(file)
     path = Path(name).expanduser()
     if not path.is_file():  # opening a pipe would block
-        what = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "is missing"
+        what = "is not a regular file" if path.exists() else "is missing"
         raise CheckpointError(f"checkpoint {name!r} {what}; give a .safetensors, .pt or .pth file")
     return path
 
 
 def _load(file: Path, name: str) -> Any:
-    try:
-        with file.open("rb") as stream:
-            head = stream.read(512)
-    except OSError as error:
-        raise CheckpointError(f"checkpoint {name!r} cannot be read ({error.strerror})") from error
-    start = head.lstrip().lower()
-    if not head:
-        raise CheckpointError(f"checkpoint {name!r} is empty; save or download it again")
-    if start.startswith((b"<!doctype", b"<html", b"<?xml")):
+    with file.open("rb") as stream:
+        head = stream.read(512)
+    if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"checkpoint {name!r} is a web page; download the file itself")
-    if start.startswith(b"version https://git-lfs"):
+    if head.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"checkpoint {name!r} is a Git LFS pointer; run git lfs pull")
-    return _load_safetensors(file, name) if head[8:9] == b"{" else _load_pickle(file, name, head)
+    return _load_safetensors(file) if head[8:9] == b"{" else _load_pickle(file, name, head)
 
 
-def _load_safetensors(file: Path, name: str) -> dict[str, Tensor]:
+def _load_safetensors(file: Path) -> dict[str, Tensor]:
     try:
-        with safe_open(file, framework="pt") as opened:
-            header = opened.metadata() or {}
-        tensors = load_file(file)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"checkpoint {name!r} is damaged or not a safetensors file ({_reason(error)}); save or download it again"
-        ) from error
+        tensors, header = read_tensors(file, "safetensors file")
+    except InputError as error:
+        raise CheckpointError(f"checkpoint {error}; save or download it again") from None
     if _NARROWED in header:
         raise CheckpointError(
-            f"checkpoint {name!r} is of a network whose channels were removed; give its run's folder, or "
+            f"checkpoint {str(file)!r} is of a network whose channels were removed; give its run's folder, or "
             "load it with pwoa_plugin.torch_pruning.load_pruned"
         )
     return tensors
@@ -211,7 +183,7 @@ def _load_pickle(file: Path, name: str, head: bytes) -> Any:
             objects = f"Python objects ({blocked[1]})" if blocked else "Python objects"
             what = f"holds {objects}, and loading those would run code; if you trust it, load it yourself and {_SAVE}"
         else:
-            what = f"is damaged, or not a PyTorch or safetensors file ({_reason(error)}); save or download it again"
+            what = "is damaged, or not a PyTorch or safetensors file; save or download it again"
         raise CheckpointError(f"checkpoint {name!r} {what}") from error
 
 
@@ -243,17 +215,13 @@ def _find_state_dict(loaded: Any, name: str) -> Checkpoint:
     """The mapping that holds the tensors, which may be nested in others."""
     way: list[str] = []
     unused: list[str] = []
-    while True:
-        if not isinstance(loaded, Mapping) or len(way) > 4:
-            what = f"its {'.'.join(way)}" if way else "it"
-            raise CheckpointError(
-                f"checkpoint {name!r}: {what} is a {type(loaded).__name__}, not a state dict; {_SAVE}"
-            )
+    while isinstance(loaded, Mapping) and len(way) < 5:  # one that holds itself would have no end
         nested = [key for key in loaded if isinstance(loaded[key], Mapping) and _has_tensors(loaded[key])]
         known = [key for key in _WEIGHT_KEYS if key in nested]
         tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors and not known:
-            break
+            also = f"; also there and not used: {_first(unused)}" if unused else ""
+            return Checkpoint(tensors, (f"took the weights from {'.'.join(way)!r}{also}",) if way else ())
         if not known and len(nested) != 1:
             keys = _first([str(key) for key in loaded]) or "nothing"
             raise CheckpointError(f"checkpoint {name!r} holds no state dict but {keys}; {_SAVE}")
@@ -261,8 +229,8 @@ def _find_state_dict(loaded: Any, name: str) -> Checkpoint:
         unused += [repr(".".join([*way, str(other)])) for other in nested if other != key]
         way.append(str(key))
         loaded = loaded[key]
-    also = f"; also there and not used: {_first(unused)}" if unused else ""
-    return Checkpoint(tensors, (f"took the weights from {'.'.join(way)!r}{also}",) if way else ())
+    what = f"its {'.'.join(way)}" if way else "it"
+    raise CheckpointError(f"checkpoint {name!r}: {what} is a {type(loaded).__name__}, not a state dict; {_SAVE}")
 
 
 def _has_tensors(value: Mapping[Any, Any], depth: int = 3) -> bool:
@@ -297,16 +265,12 @@ def _prefixes(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> tuple[str,
                 prefix = "".join(f"{part}." for part in parts[:i])
                 names[prefix] += 1
                 shapes[prefix] += target.shape == value.shape
-    if 2 * max(names.values(), default=0) < len(wanted) or not names:
+    most = max(((names[prefix], shapes[prefix]) for prefix in names), default=(0, 0))
+    if 2 * most[0] < len(wanted) or not names:
         return "", ()  # another architecture: the error shows its names unchanged
-    most = max((names[prefix], shapes[prefix]) for prefix in names)
     equal = [prefix for prefix in names if (names[prefix], shapes[prefix]) == most]
     best, *copies = sorted(equal, key=lambda prefix: (len(prefix), prefix))
     return best, tuple(copies)
-
-
-def _is_normaliser(key: str, value: Tensor) -> bool:
-    return value.numel() <= _MAX_CHANNELS and bool(_NORMALISER.search(key))
 
 
 def _check_fit(name: str, ours: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
@@ -329,23 +293,12 @@ def _check_fit(name: str, ours: dict[str, Tensor], wanted: dict[str, Tensor]) ->
 
 
 def _cast(name: str, key: str, value: Tensor, target: Tensor) -> Tensor:
-    if value.device.type != "cpu" or value.layout != torch.strided or value.is_quantized or value.is_complex():
-        raise CheckpointError(
-            f"checkpoint {name!r}: {key} is a {value.layout} tensor of {value.dtype} on {value.device}; "
-            "weights must be real and dense"
-        )
     cast = value.to(target.dtype)
     if cast.is_floating_point() and (wrong := int((~cast.isfinite()).sum())):
         raise CheckpointError(f"checkpoint {name!r}: {wrong} values of {key} are not finite; take another checkpoint")
     return cast
 
 
-def _first(names: list[str], most: int = 3) -> str:
-    rest = f", and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + rest
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence of an error, or its type where that says nothing (``Weights only load failed``)."""
-    first = one_line(error).split(". ")[0]
-    return first[:160] if " " in first and not first.startswith("Weights only") else type(error).__name__
+def _first(names: list[str]) -> str:
+    rest = f", and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + rest

@@ -9,8 +9,6 @@ from pydantic import Field, model_validator
 from .._section import Section
 from ..errors import InputError
 
-__all__ = ["ModelConfig"]
-
 
 class ModelConfig(Section):
     """The network of a file's run, where Python has a module.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["LeNet", "LeNet3"]
+from .checkpoint import load_checkpoint
 
 
 class LeNet(nn.Module):
@@ -43,3 +43,13 @@ class LeNet3(LeNet):
 
     filters = (32, 64)
     hidden = 1024
+
+
+def robust_lenet() -> LeNet:
+    """The small LeNet, adversarially trained on MNIST at Linf eps 0.3, in eval mode.
+
+    Its model card, ``robust_lenet_mnist.md`` in this folder, states data, training and robustness.
+    """
+    model = LeNet()
+    load_checkpoint(model, "shipped:robust_lenet_mnist")
+    return model.eval()

@@ -10,18 +10,12 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 
-__all__ = ["Normalisation", "normalisation_of", "normalise_inputs"]
-
 
 class Normalisation:
     """A forward pre-hook: ``(x - mean) / std`` by channel.
 
     A hook adds no parameter, buffer or module, so the names in checkpoints stay the same. `copy.deepcopy` of the
     network copies the hook, too.
-
-    Args:
-        mean: by channel, in pixel units.
-        std: by channel, positive.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
@@ -45,16 +39,10 @@ class Normalisation:
 
 
 def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """Put ``(x - mean) / std`` before a network that was trained on normalised images.
+    """Put ``(x - mean) / std`` before a network that was trained on normalised images; returns that network.
 
     The network then takes images in [0, 1], and ``eps`` stays in pixel units. Only ``model(x)`` normalises;
     ``model.forward(x)`` does not.
-
-    Returns:
-        ``model`` itself.
-
-    Raises:
-        InputError: a ``std`` is not positive.
     """
     if not all(value > 0 for value in std):
         raise InputError(f"model.std={tuple(std)} is not positive; give the standard deviation of each channel")

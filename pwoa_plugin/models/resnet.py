@@ -5,8 +5,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ResNetCIFAR", "resnet18_cifar"]
-
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut."""

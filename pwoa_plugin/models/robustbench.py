@@ -6,14 +6,12 @@ import contextlib
 import importlib
 import importlib.util
 import logging
-import os
 import re
 import sys
 import types
 from collections.abc import Iterator
-from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,98 +20,65 @@ from .._text import did_you_mean, named
 from ..errors import InputError, MissingPackageError
 from .checkpoint import CheckpointError, read_checkpoint
 
-__all__ = ["PREFIX", "load_robustbench", "robustbench_spec"]
-
 logger = logging.getLogger(__name__)
 
 PREFIX = "robustbench:"
-_SPEC = re.compile(rf"{PREFIX}(?:([^/]+)/([^/]+)/)?([^/]+)")
 _DATASETS = ("cifar10", "cifar100", "imagenet")
 _THREATS = ("Linf", "L2", "corruptions")
 
 
-class _Spec(NamedTuple):
-    dataset: str
-    threat: str
-    name: str
-
-
-def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Linf") -> _Spec:
+def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Linf") -> tuple[str, str, str]:
     """The data set, threat model and name in ``robustbench:NAME`` or ``robustbench:DATASET/THREAT/NAME``.
 
-    Args:
-        source: the text, with its prefix.
-        dataset: used for ``robustbench:NAME``: ``cifar10``, ``cifar100``, or ``imagenet`` or ``folder``, its synonym.
-        threat: used for ``robustbench:NAME``: ``Linf``, ``L2`` or ``corruptions``.
-
-    Raises:
-        InputError: the text has another form, or RobustBench has no such data set or threat model.
+    ``dataset`` and ``threat`` complete the first form; ``folder`` stands for ``imagenet``.
     """
-    match = _SPEC.fullmatch(source)
-    if match is None:
-        raise InputError(f"{source!r}: give robustbench:NAME or robustbench:DATASET/THREAT/NAME")
+    match = re.fullmatch(rf"{PREFIX}(?:([^/]+)/([^/]+)/)?([^/]+)", source)
     default = "imagenet" if dataset == "folder" else dataset
-    spec = _Spec(match[1] or default, match[2] or threat, match[3])
-    for what, value, known in (("data set", spec.dataset, _DATASETS), ("threat model", spec.threat, _THREATS)):
-        if value not in known:
-            raise InputError(
-                f"{source!r}: RobustBench has no {what} {value!r}; give robustbench:DATASET/THREAT/NAME "
-                f"with one of {', '.join(known)}"
-            )
+    spec = (match[1] or default, match[2] or threat, match[3]) if match else ("", "", "")
+    if spec[0] not in _DATASETS or spec[1] not in _THREATS:
+        raise InputError(
+            f"{source!r} (data set {default}, threat model {threat}): give robustbench:DATASET/THREAT/NAME "
+            f"with one of {', '.join(_DATASETS)} and one of {', '.join(_THREATS)}"
+        )
     return spec
 
 
-def load_robustbench(
-    source: str, *, dataset: str = "cifar10", threat: str = "Linf", cache: str | os.PathLike[str] | None = None
-) -> nn.Module:
+def load_robustbench(source: str, *, dataset: str = "cifar10", threat: str = "Linf") -> nn.Module:
     """Build and load a published robust network with RobustBench's own code; in eval mode, on the CPU.
 
-    Its weights are downloaded once, to ``cache``. They are first read as tensors only, so that no code in the file
-    is run.
+    Its weights are downloaded once, to ``DATASET/THREAT/NAME.pt`` in ``robustbench`` in torch.hub's folder. They are
+    first read as tensors only, so that no code in the file is run.
 
     Args:
         source, dataset, threat: see `robustbench_spec`.
-        cache: folder of the weights, stored as ``DATASET/THREAT/NAME.pt``; None: ``robustbench`` in torch.hub's folder.
 
     Returns:
         The network, from images ``(N, 3, H, W)`` in [0, 1] to logits; it normalises them itself where it needs to.
-
-    Raises:
-        MissingPackageError: RobustBench is not installed.
-        InputError: RobustBench has no such network; the message offers the nearest names.
-        CheckpointError: the weights cannot be downloaded, or are not this network's weights.
     """
-    spec = robustbench_spec(source, dataset=dataset, threat=threat)
+    dataset, threat, name = robustbench_spec(source, dataset=dataset, threat=threat)
     utils, zoo = _import_robustbench()
-    known = zoo.model_dicts[zoo.enums.BenchmarkDataset(spec.dataset)][zoo.enums.ThreatModel(spec.threat)]
-    if spec.name not in known:
-        near = did_you_mean(spec.name, known, f"it has {', '.join(sorted(known)[:5])} and more", most=3)
-        raise InputError(f"{source!r}: RobustBench has no such network for {spec.dataset}, {spec.threat}{near}")
-    folder = Path(torch.hub.get_dir()) / "robustbench" if cache is None else Path(cache).expanduser()
-    for file, gdrive_id in _files(spec, known[spec.name].get("gdrive_id"), folder):
+    known = zoo.model_dicts[zoo.enums.BenchmarkDataset(dataset)][zoo.enums.ThreatModel(threat)]
+    if name not in known:
+        near = did_you_mean(name, known, f"it has {', '.join(sorted(known)[:5])} and more", most=3)
+        raise InputError(f"{source!r}: RobustBench has no such network for {dataset}, {threat}{near}")
+    folder = Path(torch.hub.get_dir()) / "robustbench"
+    for file, gdrive_id in _files(folder / dataset / threat / f"{name}.pt", known[name].get("gdrive_id")):
         if not file.is_file():
             _download(source, file, gdrive_id, utils.download_gdrive_new)
         read_checkpoint(file)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints
-            model: nn.Module = utils.load_model(
-                spec.name, model_dir=folder, dataset=spec.dataset, threat_model=spec.threat
-            )
-    except OSError as error:
+            model: nn.Module = utils.load_model(name, model_dir=folder, dataset=dataset, threat_model=threat)
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{source!r}: its weights cannot be loaded ({named(error, 200)}); run again with network access"
-        ) from error
-    except (RuntimeError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{source!r}: the weights in {folder} do not fit RobustBench's network ({named(error, 200)}); "
-            "delete them and run again"
+            f"{source!r}: the weights in {folder} do not load into RobustBench's network ({named(error, 200)}); "
+            "delete them and run again with network access"
         ) from error
     return model.cpu().eval()
 
 
-def _files(spec: _Spec, gdrive_id: Any, folder: Path) -> list[tuple[Path, str]]:
+def _files(file: Path, gdrive_id: Any) -> list[tuple[Path, str]]:
     """Where RobustBench looks for weights, each with its Google Drive id."""
-    file = folder / spec.dataset / spec.threat / f"{spec.name}.pt"
     if isinstance(gdrive_id, list):
         return [(file.with_name(f"{file.name}_m{i}.pt"), one) for i, one in enumerate(gdrive_id)]
     return [] if gdrive_id is None else [(file, gdrive_id)]  # None: timm or torchvision downloads its own
@@ -133,7 +98,6 @@ def _download(source: str, file: Path, gdrive_id: str, download: Any) -> None:
 
 
 def _import_robustbench() -> tuple[Any, Any]:
-    """``robustbench.utils`` and ``robustbench.model_zoo``."""
     try:
         with _importable():
             return importlib.import_module("robustbench.utils"), importlib.import_module("robustbench.model_zoo")
@@ -152,7 +116,7 @@ def _importable() -> Iterator[None]:
     dropped. The stand-ins are removed afterwards, so that no other package sees them.
     """
     stand_ins: dict[str, types.ModuleType] = {}
-    if importlib.util.find_spec("autoattack") is None and importlib.util.find_spec("pyautoattack") is not None:
+    if importlib.util.find_spec("autoattack") is None:
         stand_ins["autoattack"] = importlib.import_module("pyautoattack")
         stand_ins["autoattack.state"] = importlib.import_module("pyautoattack.state")
     if importlib.util.find_spec("pkg_resources") is None:
@@ -168,6 +132,4 @@ def _importable() -> Iterator[None]:
 
 def _resource_filename(package: str, name: str) -> str:
     """``pkg_resources.resource_filename``, the one function of it that RobustBench calls."""
-    if getattr(sys.modules[package], "__path__", None) is None:
-        package = package.rpartition(".")[0]
-    return str(resources.files(package).joinpath(name))
+    return str(Path(str(sys.modules[package].__file__)).with_name(name))

@@ -5,18 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["VGGCIFAR", "vgg16_cifar"]
-
 
 class VGGCIFAR(nn.Module):
     """VGG with batch norm and one linear layer (Simonyan and Zisserman 2015, arXiv 1409.1556), as in ``pytorch-cifar``.
 
-    ``features`` holds convolution, batch norm, ReLU and pooling in turn, ``classifier`` the linear layer.
+    ``stages`` are the channels of the 3x3 convolutions of each stage, which ends in pooling by 2.
 
-    Args:
-        stages: channels of the 3x3 convolutions of each stage; each stage ends in pooling by 2.
-        num_classes: number of logits.
-        in_channels: channels of the images ``(N, in_channels, 32, 32)`` in [0, 1].
+    Takes images ``(N, in_channels, 32, 32)`` in [0, 1] and returns logits ``(N, num_classes)``.
     """
 
     def __init__(self, stages: tuple[tuple[int, ...], ...], num_classes: int = 10, in_channels: int = 3) -> None:

@@ -9,8 +9,6 @@ from torch.nn import functional as F
 
 from ..errors import InputError
 
-__all__ = ["WideResNet", "wrn_34_10"]
-
 
 class WideBlock(nn.Module):
     """Two 3x3 convolutions, each after batch norm and ReLU, and a shortcut."""
@@ -39,14 +37,8 @@ class WideResNet(nn.Module):
     TRADES and PwoA also build a ``sub_block1`` that their forward pass never uses. It is not built here, and
     `load_checkpoint` leaves it out.
 
-    Args:
-        depth: convolutions and linear layers, 6n + 4.
-        width: factor of the stages' 16, 32 and 64 channels.
-        num_classes: number of logits.
-        in_channels: channels of the images ``(N, in_channels, 32, 32)`` in [0, 1].
-
-    Raises:
-        InputError: ``depth`` is not 6n + 4.
+    ``depth`` is the number of convolutions and linear layers, 6n + 4; ``width`` multiplies the stages' 16, 32 and 64
+    channels. Takes images ``(N, in_channels, 32, 32)`` in [0, 1] and returns logits ``(N, num_classes)``.
     """
 
     def __init__(self, depth: int, width: int, num_classes: int = 10, in_channels: int = 3) -> None:

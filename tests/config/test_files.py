@@ -17,7 +17,7 @@ from pwoa_plugin.errors import InputError
         ("sparsity: [", "line 1: expected"),
         ("- sparsity", "holds no mapping of fields"),
         ("", "holds no mapping of fields"),
-        ("1: 2", "holds no mapping of fields"),
+        ("1: 2", "line 1: key 1 is not text"),
         ("sparsity: 7", "sparsity=7.0 is outside"),
         ("sparsity: 0.5\nadm:\n  epochs: 1", "adm: unknown key; did you mean admm"),
         ("sparsity: 0.5\ntrain_loader: 5", "train_loader: a file names its images under data"),

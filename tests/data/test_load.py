@@ -160,11 +160,6 @@ def test_too_few_images_are_told_in_a_line(tmp_path: Path, fields: dict[str, flo
         load_training(DataConfig(name="mnist", root=str(tmp_path), **fields), batch_size=8)  # type: ignore[arg-type]
 
 
-def test_a_batch_has_two_images() -> None:
-    with pytest.raises(DataError, match="batch_size=1"):
-        load_training(DataConfig(name="mnist-sample"), batch_size=1)
-
-
 def test_test_images_are_drawn_by_class(config: Callable[..., DataConfig]) -> None:
     x, y = load_test(config())
     classes = int(y.max()) + 1

@@ -105,7 +105,7 @@ def test_missing_files_are_told_with_the_cure(tmp_path: Path) -> None:
         assert "set data.download to true, or put torchvision's files there" in said
     assert not (tmp_path / "none").exists()
     (tmp_path / "file").touch()
-    assert "is a file; name a folder" in refusal(name="mnist", root=str(tmp_path / "file"))
+    assert "fails (NotADirectoryError: " in refusal(name="mnist", root=str(tmp_path / "file"))
 
 
 def test_a_failing_download_names_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import torch
 
-from pwoa_plugin.models import LeNet, LeNet3
+from pwoa_plugin import evaluate
+from pwoa_plugin.data import mnist_sample
+from pwoa_plugin.models import LeNet, LeNet3, robust_lenet
 
 
 def test_lenet_has_the_shape_that_is_stated() -> None:
@@ -20,3 +22,12 @@ def test_lenet3_has_the_paper_s_shapes() -> None:
         "fc2.weight": (10, 1024),
     }
     assert sum(parameter.numel() for parameter in LeNet3().parameters()) == 3_274_634
+
+
+def test_shipped_lenet_is_robust_on_images_it_never_saw() -> None:
+    model = robust_lenet()
+    assert not model.training
+    x, y = mnist_sample()[1].tensors
+    report = evaluate(model, (x[:200], y[:200]), eps=0.3, attacks=("FGSM", "PGD-20"), progress=False)
+    assert report.clean > 0.95
+    assert report.worst_case.accuracy > 0.85

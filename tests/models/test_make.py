@@ -87,9 +87,9 @@ def test_normalisation_is_copied_with_the_network_and_follows_dtype() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "said"),
     [
-        ((0.5,), (0.2,), r"model\.mean=\(0\.5,\), .*images have 3 channels; give one number for each"),
-        ((0.5,) * 3, (0.2,) * 2, r"model\.std=\(0\.2, 0\.2\): images have 3 channels"),
-        ((0.5,) * 3, None, "model.mean and model.std go together"),
+        ((0.5,), (0.2,), r"model\.mean=\(0\.5,\), .*give one number for each channel \(3\)"),
+        ((0.5,) * 3, (0.2,) * 2, r"model\.std=\(0\.2, 0\.2\): give one number for each channel"),
+        ((0.5,) * 3, None, r"model\.std=None: give one number for each channel"),
         ((0.5,) * 3, (0.2, 0.0, 0.2), r"model\.std=.* is not positive"),
     ],
 )
@@ -133,8 +133,6 @@ def test_your_own_architectures_load_from_the_current_directory(nets: str) -> No
     assert tuple(load_architecture(f"{nets}:Net").weight.shape) == (4, 3)
     assert tuple(load_architecture(f"{nets}:plain", num_classes=9).weight.shape) == (6, 5)
     assert tuple(load_architecture(f"{nets}:keywords", num_classes=9).weight.shape) == (6, 5)
-    normalised = load_architecture(f"{nets}:plain", mean=(0.5,) * 3, std=(0.5,) * 3)
-    assert len(normalised._forward_pre_hooks) == 1
     assert sys.path == before
 
 
@@ -143,13 +141,13 @@ def test_your_own_architectures_load_from_the_current_directory(nets: str) -> No
     [
         ("{}", "give package.module:function"),
         (":Net", "give package.module:function"),
-        ("{}_missing:Net", "importing .*_missing fails .ModuleNotFoundError: No module named"),
-        ("{}_broken:Net", "importing .*_broken fails .ModuleNotFoundError: No module named 'surely_not_there'"),
-        ("{}:Nett", "has no Nett; did you mean Net"),
-        ("{}:constant", "calling constant fails .TypeError: 3 is not a callable object"),
-        ("{}:wrong", "wrong returns a int; it must return a torch.nn.Module"),
-        ("{}:failing", "calling failing fails .RuntimeError: two lines"),
-        ("{}:needing", "calling needing fails .TypeError: .*width"),
+        ("{}_missing:Net", "importing it fails .ModuleNotFoundError: No module named .*_missing"),
+        ("{}_broken:Net", "importing it fails .ModuleNotFoundError: No module named 'surely_not_there'"),
+        ("{}:Nett", "importing it fails .AttributeError: .* has no attribute 'Nett'"),
+        ("{}:constant", "calling it fails .TypeError: 3 is not a callable object"),
+        ("{}:wrong", "wrong' returns a int; it must return a torch.nn.Module"),
+        ("{}:failing", "calling it fails .RuntimeError: two lines"),
+        ("{}:needing", "calling it fails .TypeError: .*width"),
     ],
 )
 def test_wrong_architectures_give_a_one_line_error(nets: str, spec: str, said: str) -> None:

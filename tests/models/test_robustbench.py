@@ -59,21 +59,21 @@ def test_specs(source: str, expected: tuple[str, str, str]) -> None:
 
 def test_a_folder_of_images_means_imagenet() -> None:
     assert robustbench_spec("robustbench:A", dataset="folder")[0] == "imagenet"
-    with pytest.raises(ValueError, match="RobustBench has no data set 'mnist-sample'; give robustbench:DATASET/"):
+    with pytest.raises(ValueError, match=r"\(data set mnist-sample, .*: give robustbench:DATASET/"):
         robustbench_spec("robustbench:A", dataset="mnist-sample")
 
 
 @pytest.mark.parametrize(
     ("source", "said"),
     [
-        ("robustbench:", "give robustbench:NAME or"),
-        ("robustbench:cifar10/A", "give robustbench:NAME or"),
-        ("robustbench:mnist/Linf/A", "RobustBench has no data set 'mnist'"),
-        ("robustbench:cifar10/L1/A", "RobustBench has no threat model 'L1'"),
+        ("robustbench:", "'robustbench:' "),
+        ("robustbench:cifar10/A", "'robustbench:cifar10/A' "),
+        ("robustbench:mnist/Linf/A", "'robustbench:mnist/Linf/A' "),
+        ("robustbench:cifar10/L1/A", "'robustbench:cifar10/L1/A' "),
     ],
 )
 def test_a_malformed_spec_is_refused(source: str, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ValueError, match=f"{said}.*give robustbench:DATASET/THREAT/NAME with one of cifar10.* Linf"):
         robustbench_spec(source)
 
 
@@ -154,7 +154,7 @@ def test_a_file_that_holds_code_or_other_weights_is_refused(placed: Path) -> Non
     with pytest.raises(CheckpointError):
         load_robustbench(f"robustbench:{NAME}")
     torch.save({"conv1.weight": torch.zeros(3)}, placed)
-    with pytest.raises(CheckpointError, match="do not fit RobustBench's network"):
+    with pytest.raises(CheckpointError, match="do not load into RobustBench's network"):
         load_robustbench(f"robustbench:{NAME}")
     placed.write_text("<!doctype html><p>quota exceeded")
     with pytest.raises(CheckpointError, match="is a web page; download the file itself"):
