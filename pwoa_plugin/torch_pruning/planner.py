@@ -147,7 +147,9 @@ class Planner(tp.pruner.BasePruner):
         plan = self.plan(self.iterative_steps)
         if not plan.removals():
             rounding = f" with round_to={self.rounding.to}" if self.rounding.to > 1 else ""
-            raise InputError(f"{self.fields.ratio}={self.pruning_ratio}{rounding} leaves every channel; raise the ratio")
+            raise InputError(
+                f"{self.fields.ratio}={self.pruning_ratio}{rounding} leaves every channel; raise the ratio"
+            )
         try_out(self.model, plan, self.expect(plan), self.adapt)
         return plan
 
@@ -303,7 +305,9 @@ class Planner(tp.pruner.BasePruner):
     def next_plan(self) -> Plan:
         """The plan of the next step: the projection of the weights alone, without ADMM's dual."""
         if self.done:
-            raise InputError(f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on")
+            raise InputError(
+                f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on"
+            )
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():  # NaN would decide which channels go
                 raise InputError(f"{name}: a weight is not finite; lower the learning rate")
