@@ -22,26 +22,17 @@ from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
 from .trace import Tracing, grouping_errors
 
-__all__ = ["Network", "Obstacle", "connections", "remove_dead", "without"]
-
 _MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA, OPTYPE.LSTM, OPTYPE.EMBED, OPTYPE.CUSTOMIZED)
 
 
 @dataclass(frozen=True)
 class Obstacle:
-    """Why a channel stays.
+    """Why a channel stays."""
 
-    Attributes:
-        structure: what forbids its removal whatever the weights; empty if nothing does.
-        constant: whether it carries a constant.
-        readers: layers that read it and for which it is not 0.
-        alive: layers whose filter for it is alive.
-    """
-
-    structure: str = ""
+    structure: str = ""  # what forbids its removal whatever the weights
     constant: bool = False
-    readers: tuple[str, ...] = ()
-    alive: tuple[str, ...] = ()
+    readers: tuple[str, ...] = ()  # layers that read it and for which it is not 0
+    alive: tuple[str, ...] = ()  # layers whose filter for it is alive
 
 
 class Network:
@@ -70,7 +61,7 @@ class Network:
         self.update(constants)
 
     def update(self, constants: ConstantChannels) -> None:
-        """Take over what `find_constant_channels` found in the model as it is now."""
+        """Note what `find_constant_channels` finds in the model as it is now."""
         names = {module: name for name, module in self.model.named_modules()}
         self.zero, self.constant, self.still = (
             {names[module]: channels.cpu() for module, channels in by_module.items()}
@@ -78,11 +69,11 @@ class Network:
         )
 
     def reads(self, name: str) -> Tensor:
-        """``(in,)`` boolean: input channels that influence this layer's output."""
+        """``(in,)``: input channels that influence this layer's output."""
         return connections(self.model.get_submodule(name)).any(1).flatten().cpu() & ~self.zero[name]
 
     def drop(self, name: str, side: str, indices: Iterable[int]) -> None:
-        """Note that these channels (as numbered now) are gone."""
+        """Note that these channels, as numbered now, are gone."""
         followers = [self.filters, self.still] if side == "filters" else [self.inputs, self.zero]
         if (side == "inputs") == (name in self.inputs):  # a BatchNorm's constants are its filters'
             followers.append(self.constant)
@@ -95,11 +86,9 @@ class Network:
 def remove_dead(
     network: Network, inputs: Any, *, only: str | None = None, skip: Mapping[str, str] | None = None
 ) -> bool:
-    """Go over all groups once, and remove the channels that can go.
+    """Go over all groups once, and remove from ``network`` the channels that can go.
 
     Args:
-        network: changed in place.
-        inputs: for the trace.
         only: the one layer whose group is treated; default: all.
         skip: ``{layer: why}`` whose groups are left alone.
 
@@ -111,8 +100,9 @@ def remove_dead(
     seen = {name: torch.zeros_like(channels, dtype=torch.bool) for name, channels in network.filters.items()}
     first = dict(network.filters)
     removed = False
-    for name, module in groups.roots():
-        if only not in (None, name) or seen[name].all():
+    for module in groups.graph.module2node:
+        name = groups.names.get(module)
+        if name is None or name not in network.inputs or only not in (None, name) or seen[name].all():
             continue
         with grouping_errors():
             group = groups.of(module, list(range(len(network.filters[name]))))
@@ -138,6 +128,11 @@ def remove_dead(
     return removed
 
 
+def reads_channels(dep: Any) -> bool:
+    """Whether a convolution or linear layer in a group reads the channels, and does not produce them."""
+    return bool(dep.handler.__name__ == "prune_in_channels") and dep.target.type in (OPTYPE.CONV, OPTYPE.LINEAR)
+
+
 class _Groups:
     """The dependency groups of one graph."""
 
@@ -147,25 +142,12 @@ class _Groups:
         users = Counter(id(p) for module in self.names for p in module._parameters.values() if p is not None)
         self.tied = {id(p) for p in network.model.parameters() if users[id(p)] > 1}
 
-    def roots(self) -> list[tuple[str, nn.Module]]:
-        """Layers that a group can begin with."""
-        return [
-            (self.names[module], module)
-            for module in self.graph.module2node
-            if module in self.names and is_weighted(module)
-        ]
-
     def of(self, module: nn.Module, filters: list[int]) -> Any:
         """The group of these filters of a layer."""
         return self.graph.get_pruning_group(module, self.graph.get_pruner_of_module(module).prune_out_channels, filters)
 
-    def is_reader(self, dep: Any) -> bool:
-        if dep.target.type not in (OPTYPE.CONV, OPTYPE.LINEAR):
-            return False
-        return bool(dep.handler == self.graph.get_pruner_of_module(dep.target.module).prune_in_channels)
-
     def obstacles(self, group: Any) -> dict[int, Obstacle]:
-        """Why channels stay, by the index of the group's first layer; those that are not named can go."""
+        """Why channels stay, by their index in the group's first layer. Channels without an obstacle can go."""
         network = self.network
         roots: list[int] = list(group[0].idxs)
         structure: dict[int, str] = {}
@@ -176,12 +158,12 @@ class _Groups:
         for item in group:
             module, of = item.dep.target.module, item.root_idxs
             name = self.names.get(module, "")
-            left = (network.inputs if self.is_reader(item.dep) else network.filters).get(name)
+            left = (network.inputs if reads_channels(item.dep) else network.filters).get(name)
             if reason := self._forbids(item.dep):
                 structure |= dict.fromkeys(of, reason)
             elif left is not None and max(item.idxs) >= len(left):
                 structure |= dict.fromkeys(of, f"Torch-Pruning loses track of them on the way to {name}")
-            elif self.is_reader(item.dep):
+            elif reads_channels(item.dep):
                 read.update(of)
                 if name not in network.zero:
                     structure |= dict.fromkeys(of, f"{name}, which reads them, did not run in eval mode")
@@ -240,7 +222,7 @@ class _Groups:
                 module, kind = item.dep.target.module, item.dep.target.type
                 if kind not in (OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.DEPTHWISE_CONV):
                     continue
-                reads, name = self.is_reader(item.dep), self.names[module]
+                reads, name = reads_channels(item.dep), self.names[module]
                 channels = len((self.network.inputs if reads else self.network.filters)[name])
                 groups = module.groups if kind == OPTYPE.CONV else 1
                 going = {i: r for i, r in zip(item.idxs, item.root_idxs, strict=True) if r in chosen}
@@ -253,7 +235,7 @@ class _Groups:
                 return found
 
     def positions(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
-        """The layers of a group: ``(layer, side, first indices, indices of the group's first layer)``."""
+        """The layers of a group: ``(layer, side, indices as at first, indices in the group's first layer)``."""
         for item in group:
             name = self.names.get(item.dep.target.module, "")
             for side in self._sides(item.dep):
@@ -266,7 +248,7 @@ class _Groups:
         """Which of a layer's channels an item of a group stands for."""
         if dep.target.type == OPTYPE.DEPTHWISE_CONV:
             return "filters", "inputs"
-        return ("inputs",) if self.is_reader(dep) else ("filters",)
+        return ("inputs",) if reads_channels(dep) else ("filters",)
 
     def note(self, group: Any, obstacles: Mapping[int, Obstacle]) -> None:
         for name, side, numbers, roots in self.positions(group):
@@ -299,7 +281,6 @@ def _kept_for_shape(going: list[int], channels: int, groups: int, reads: bool) -
 
 
 def without(values: Tensor, gone: Iterable[int]) -> Tensor:
-    """``values`` without those at the positions ``gone``."""
     stays = torch.ones(len(values), dtype=torch.bool, device=values.device)
     stays[list(gone)] = False
     return values[stays]

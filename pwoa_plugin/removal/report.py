@@ -13,8 +13,6 @@ from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
 from .groups import Network
 
-__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport", "kept_channels", "log_report", "shrunk_layers"]
-
 _logger = logging.getLogger(__name__)
 
 
@@ -109,7 +107,7 @@ def shrunk_layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
 def kept_channels(
     network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[KeptChannels]:
-    """The channels that ``masks`` of ``model`` set to 0 and that are still in ``network``, by layer and reason."""
+    """The channels that ``masks`` set to 0 and that are still in ``network``, by layer and reason."""
     for name, module in model.named_modules():
         weight = masks.get(name, {}).get("weight")
         if weight is None or not is_weighted(module):

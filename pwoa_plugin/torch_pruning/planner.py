@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,24 +17,12 @@ from ..errors import InputError
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..removal.inputs import call_saying_where, largest_difference, tensors_of
 from ..removal.trace import Tracing, grouping_errors, traceable
-from .checks import (
-    Fields,
-    check_finite,
-    check_layers,
-    check_no_inference,
-    check_options,
-    check_ratio,
-    check_reached,
-    keyed_by_module,
-    modules_named,
-)
+from .checks import Fields, check_layers, check_options, check_ratio, check_reached, keyed_by_module, modules_named
 from .coupling import MIXING, Axis, Coupling, Plan, channel_scores, parts_of
 from .importance import PwoAImportance, normalised
 from .removals import Adapt, Removal, removed_from
 from .selection import Candidates, Rounding, keep
 from .trial import LARGEST_DIFFERENCE, Expectation, try_out
-
-__all__ = ["Planner"]
 
 _logger = logging.getLogger(__name__)
 
@@ -46,26 +35,9 @@ class Planner(tp.pruner.BasePruner):
     """Plans which channels of a model go.
 
     Torch-Pruning's `BasePruner` reads the options, traces the model and numbers the steps of an iteration; groups and
-    the choice of channels are ours.
-
-    Args:
-        model: the network.
-        inputs: example inputs for its forward.
-        options: Torch-Pruning's own.
-        ratio: share of the channels to remove, in (0, 1).
-        ignored_layers: what stays whole, as `modules_named` reads it.
-        rounding: of the channels of each layer.
-        adapt: updates sizes that the model's own code holds.
-        allocation: how the ratio is spread over groups that are ranked together; default: by one global ranking where
-            ``global_pruning`` or ``isomorphic`` is set, else each group has the ratio.
-        fields: names of settings in messages.
-
-    Attributes:
-        tracing: how the model is traced.
-        untouched: names of the layers that produce the model's output.
-
-    Raises:
-        InputError: model, inputs or options cannot be used; the model is as it was.
+    the choice of channels are ours. Torch-Pruning's ``options`` are its own; ``ignored_layers`` is what `modules_named`
+    reads. ``allocation`` spreads the ratio over groups that are ranked together; default: by one global ranking where
+    ``global_pruning`` or ``isomorphic`` is set, else each group has the ratio.
     """
 
     DG: Any
@@ -81,13 +53,11 @@ class Planner(tp.pruner.BasePruner):
         ignored_layers: Any,
         rounding: Rounding,
         adapt: Adapt | None,
-        allocation: Allocation | None = None,
-        fields: Fields = Fields(),  # noqa: B008 (frozen)
+        allocation: Allocation | None,
+        fields: Fields,
     ) -> None:
         self.rounding, self.adapt, self.fields = rounding, adapt, fields
-        if inputs is None:
-            raise InputError(f"{self.fields.inputs} is missing; give what the model's forward takes, a batch of images")
-        check_ratio(self.fields.ratio, ratio)
+        check_ratio(fields.ratio, ratio)
         check_options(options, model)
         options = dict(options)
         for name in _BY_MODULE:  # fresh ones: Torch-Pruning shares its mutable defaults between pruners
@@ -98,7 +68,7 @@ class Planner(tp.pruner.BasePruner):
         together = bool(allocation or options.get("global_pruning") or options.get("isomorphic"))
         self.allocation = (allocation or ALLOCATIONS["global"]) if together else None
         options["global_pruning"] = together
-        ignored = modules_named(model, ignored_layers, self.fields.ignored)
+        ignored = modules_named(model, ignored_layers, fields.ignored)
         self.tracing = Tracing(
             inputs,
             **{name: options.pop(name) for name in _TRACING if name in options},
@@ -107,8 +77,13 @@ class Planner(tp.pruner.BasePruner):
         self._deterministic = self._try_forward(model)
         roots = options.pop("root_module_types", _ROOTS)
         self._trace(model, ratio, ignored, options)
+        if len(self.per_step_pruning_ratio) != self.iterative_steps + 1:
+            raise InputError(
+                f"iterative_pruning_ratio_scheduler: let it return {self.iterative_steps + 1} ratios, from 0 to the "
+                "one that it receives"
+            )
         self.root_module_types: list[type] = [roots] if isinstance(roots, type) else list(roots)
-        self.untouched: list[str] = []
+        self.untouched: list[str] = []  # names of the layers that produce the model's output
         self._removed_before = len(self.removals)
         self._first_units: dict[tuple[str, str], int] = {}
         self._couplings: list[Coupling] | None = None
@@ -153,12 +128,9 @@ class Planner(tp.pruner.BasePruner):
         self.DG.verbose = False
 
     def checked_plan(self) -> Plan:
-        """What goes in the end, by the weights as they are; groups are checked, and the removal is tried out.
-
-        Raises:
-            InputError: nothing can be removed, or not so that the model goes on computing the same.
-        """
-        check_reached(self.model, self.DG, self.ignored_layers, self.fields)
+        """What goes in the end, by the weights as they are; groups are checked, and the removal is tried out."""
+        fields = self.fields
+        check_reached(self.model, self.DG, self.ignored_layers, fields)
         if self.prune_num_heads and len({*self.num_heads.values()}) > 1:
             raise InputError(
                 "prune_num_heads: num_heads differ; grouped-query attention is not supported, leave it out"
@@ -168,19 +140,14 @@ class Planner(tp.pruner.BasePruner):
             _logger.info("%s: produces the model's output, and keeps its channels", ", ".join(self.untouched))
         if not couplings:
             raise InputError(
-                "model: no layer is left to prune, where those that produce the output stay whole; shorten "
-                f"{self.fields.ignored}"
+                f"model: no layer is left to prune (those that produce the output stay whole); shorten {fields.ignored}"
             )
-        check_layers(self.model, couplings, self.fields)
+        check_layers(self.model, couplings, fields)
         self._first_units = {(each.root, axis.kind): axis.units for each in couplings for axis in each.axes}
-        plan = self._plan(self.iterative_steps)
+        plan = self.plan(self.iterative_steps)
         if not plan.removals():
-            by, fewer = "", ""
-            if self.rounding.to > 1:
-                by, fewer = f" with round_to={self.rounding.to}", ", or round to fewer"
-            raise InputError(
-                f"{self.fields.ratio}={self.pruning_ratio}{by} leaves every channel; raise the ratio{fewer}"
-            )
+            rounding = f" with round_to={self.rounding.to}" if self.rounding.to > 1 else ""
+            raise InputError(f"{fields.ratio}={self.pruning_ratio}{rounding} leaves every channel; raise the ratio")
         try_out(self.model, plan, self.expect(plan), self.adapt)
         return plan
 
@@ -195,7 +162,6 @@ class Planner(tp.pruner.BasePruner):
 
     @property
     def own_removals(self) -> list[Removal]:
-        """The removals of this planner."""
         return self.removals[self._removed_before :]
 
     # -- groups ----------------------------------------------------------------------------------
@@ -254,9 +220,7 @@ class Planner(tp.pruner.BasePruner):
     def _axes(self, group: Any, channels: int, attention: list[nn.Module], name: str) -> list[Axis]:
         width = self._get_channel_groups(group)
         if channels % width:
-            raise InputError(
-                f"{name}: {channels} channels are no multiple of its {width} channel groups or heads; check them"
-            )
+            raise InputError(f"{name}: its {channels} channels cannot be split into {width} channel groups or heads")
         numbers = torch.arange(channels)
         axes = []
         if not attention or self.prune_head_dims:
@@ -293,34 +257,26 @@ class Planner(tp.pruner.BasePruner):
         return ("all" if self.global_pruning else coupling.root), ratio
 
     def _kept(self, scores: Sequence[Tensor], step: int) -> list[list[Tensor]]:
-        """Units that stay, for each axis of each group.
-
-        Args:
-            scores: squared norms of its channels, for each group.
-            step: of the iteration, from 1.
-        """
-        scopes: dict[tuple[str, str, float], list[tuple[int, Axis]]] = {}
+        """Units that stay, for each axis of each group; ``scores`` are the squared norms of each group's channels."""
+        scopes: dict[tuple[str, str, float], list[tuple[int, int]]] = defaultdict(list)
         for number, coupling in enumerate(self.couplings):
-            for axis in coupling.axes:
-                scope = (axis.kind, *self._scope(coupling, axis.kind, step))
-                scopes.setdefault(scope, []).append((number, axis))
-        kept: list[dict[str, Tensor]] = [{} for _ in self.couplings]
+            for place, axis in enumerate(coupling.axes):
+                scopes[axis.kind, *self._scope(coupling, axis.kind, step)].append((number, place))
+        kept = [[torch.empty(0)] * len(coupling.axes) for coupling in self.couplings]
         for (kind, _, ratio), members in scopes.items():
-            candidates = [self._candidates(self.couplings[number], axis, scores[number]) for number, axis in members]
+            candidates = [self._candidates(self.couplings[number], place, scores[number]) for number, place in members]
             chosen = keep(
                 candidates,
                 ratio,
                 rounding=self.rounding if kind == "channels" else Rounding(),
                 allocation=self.allocation if len(candidates) > 1 else None,
             )
-            for (number, axis), which in zip(members, chosen, strict=True):
-                kept[number][axis.kind] = which
-        return [
-            [by_kind[axis.kind] for axis in coupling.axes]
-            for coupling, by_kind in zip(self.couplings, kept, strict=True)
-        ]
+            for (number, place), which in zip(members, chosen, strict=True):
+                kept[number][place] = which
+        return kept
 
-    def _candidates(self, coupling: Coupling, axis: Axis, scores: Tensor) -> Candidates:
+    def _candidates(self, coupling: Coupling, place: int, scores: Tensor) -> Candidates:
+        axis = coupling.axes[place]
         norms = torch.zeros(axis.units).index_add_(0, axis.unit, scores).sqrt()
         weight = getattr(coupling.module, "weight", None)
         return Candidates(
@@ -332,40 +288,20 @@ class Planner(tp.pruner.BasePruner):
         )
 
     @torch.no_grad()
-    def _plan(self, step: int, values: Mapping[nn.Parameter, Tensor] | None = None) -> Plan:
+    def plan(self, step: int, values: Mapping[nn.Parameter, Tensor] | None = None) -> Plan:
         """The plan of a step of the iteration, from 1: the projection of these values; default: of the weights."""
         scores = [channel_scores(each.parts, each.channels, values) for each in self.couplings]
         return Plan(self.couplings, self._kept(scores, step))
 
     @property
     def done(self) -> bool:
-        """Whether all steps of the iteration are behind."""
         return bool(self.current_step >= self.iterative_steps)
 
-    def weights_and_projections(
-        self,
-    ) -> tuple[dict[str, nn.Parameter], Callable[[Mapping[str, Tensor]], dict[str, Tensor]]]:
-        """What `ADMM` works on: all weights that are in a group, by name, and the masks of their joint projection."""
-        members = {part.parameter for coupling in self.couplings for part in coupling.parts}
-        weights = {name: parameter for name, parameter in self.model.named_parameters() if parameter in members}
-
-        def masks_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-            step = min(self.current_step + 1, self.iterative_steps)
-            masks = self._plan(step, {weights[name]: value for name, value in values.items()}).masks()
-            return {name: masks[parameter] for name, parameter in weights.items()}
-
-        return weights, masks_of
-
     def next_plan(self) -> Plan:
-        """The plan of the next step: the projection of the weights alone, without ADMM's dual.
-
-        Raises:
-            InputError: no step is left, a weight is not finite, or `torch.inference_mode` is on.
-        """
+        """The plan of the next step: the projection of the weights alone, without ADMM's dual."""
         if self.done:
-            raise InputError(
-                f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on"
-            )
-        check_no_inference("step")
-        check_finite(self.model)
-        return self._plan(self.current_step + 1)
+            raise InputError(f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner")
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():  # NaN would decide which channels go
+                raise InputError(f"{name}: a weight is not finite; lower the learning rate")
+        return self.plan(self.current_step + 1)

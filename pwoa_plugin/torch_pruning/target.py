@@ -25,22 +25,13 @@ from .planner import Planner
 from .removals import Removal, group_of, make_structure_undo, removals_from_json, removals_to_json, replay
 from .trial import try_out
 
-__all__ = ["ChannelTarget"]
-
 _logger = logging.getLogger(__name__)
 
 _LARGEST_RESIDUAL = 0.3  # at removal, without a warning
 
 
 class ChannelTarget(Target):
-    """Channels are drawn to 0 by group, and removed.
-
-    Args:
-        planner: says which channels go.
-
-    Raises:
-        InputError: no channels can be removed.
-    """
+    """Channels are drawn to 0 by group, and removed, as the planner says."""
 
     def __init__(self, planner: Planner) -> None:
         self.planner, self.masks = planner, {}
@@ -69,7 +60,16 @@ class ChannelTarget(Target):
             raise InputError("channels are removed already; make a new PwoAGroupPruner to prune on")
 
     def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
-        return self.planner.weights_and_projections()
+        planner = self.planner
+        members = {part.parameter for coupling in planner.couplings for part in coupling.parts}
+        weights = {name: parameter for name, parameter in planner.model.named_parameters() if parameter in members}
+
+        def masks_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            step = min(planner.current_step + 1, planner.iterative_steps)
+            masks = planner.plan(step, {weights[name]: value for name, value in values.items()}).masks()
+            return {name: masks[parameter] for name, parameter in weights.items()}
+
+        return weights, masks_of
 
     def prune(self, *, allocate: bool) -> None:
         self._undo = self.make_undo()
@@ -103,11 +103,7 @@ class ChannelTarget(Target):
     # -- removal ---------------------------------------------------------------------------------
 
     def carry_out(self, plan: Plan) -> None:
-        """Remove the planned channels: one step of the iteration. Warns where ADMM has not drawn them to 0.
-
-        Raises:
-            InputError: the smaller model is not as expected. Whatever is raised, the model is as it was.
-        """
+        """Remove the planned channels: one step of the iteration. After an error the model is as it was."""
         self._warn_of_undrawn(plan)
         expected = self.planner.expect(plan)
         with self._undone_on_error():
@@ -129,16 +125,11 @@ class ChannelTarget(Target):
             yield ChosenGroup(self, removal)
 
     def check_step(self, step: int) -> None:
-        """Check that the last step of the iteration is this one."""
         if self.planner.current_step != step:
             raise InputError("prune: this group is of an earlier step(); its channels have other numbers now")
 
     def remove(self, removals: Sequence[Removal]) -> None:
-        """Remove channels.
-
-        Raises:
-            InputError: the model has no such channels. Whatever is raised, the model is as it was.
-        """
+        """Remove channels. After an error the model is as it was."""
         with self._undone_on_error():
             self._remove(removals)
 
@@ -148,7 +139,7 @@ class ChannelTarget(Target):
         self.admm = None  # its weights are replaced
 
     def _note(self, group: Any, channels: int) -> None:
-        """Note which inputs and heads are left once a group goes; its root has this number of channels."""
+        """Note which inputs and heads are left once a group goes, of a root with this number of channels."""
         planner = self.planner
         gone: dict[nn.Module, tuple[int, set[int]]] = {}
         for reader, dim, indices in inputs_of(group):
@@ -226,11 +217,7 @@ class ChosenGroup(tp.dependency.Group):
         self._is_pruned = False
 
     def prune(self, idxs: Sequence[int] | None = None, record_history: bool = True) -> None:
-        """Remove all channels of the group, or those of its root that ``idxs`` lists.
-
-        Raises:
-            InputError: they are gone already, or cannot be removed; the model is as it was.
-        """
+        """Remove all channels of the group, or those of its root that ``idxs`` lists."""
         if self._is_pruned:
             raise InputError("prune: this group is pruned already")
         self._target.check_step(self._step)
