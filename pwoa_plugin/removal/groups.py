@@ -7,9 +7,9 @@ nothing that goes contributes to the output.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,14 +25,14 @@ from .trace import Tracing, grouping_errors
 _MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA, OPTYPE.LSTM, OPTYPE.EMBED, OPTYPE.CUSTOMIZED)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Obstacle:
     """Why a channel stays."""
 
     structure: str = ""  # what forbids its removal whatever the weights
-    constant: bool = False
-    readers: tuple[str, ...] = ()  # layers that read it and for which it is not 0
-    alive: tuple[str, ...] = ()  # layers whose filter for it is alive
+    constant: bool = True  # whether all that read it see a constant
+    readers: set[str] = field(default_factory=set)  # layers that read it and for which it is not 0
+    alive: set[str] = field(default_factory=set)  # layers whose filter for it is alive
 
 
 class Network:
@@ -149,47 +149,37 @@ class _Groups:
     def obstacles(self, group: Any) -> dict[int, Obstacle]:
         """Why channels stay, by their index in the group's first layer. Channels without an obstacle can go."""
         network = self.network
-        roots: list[int] = list(group[0].idxs)
-        structure: dict[int, str] = {}
-        readers: dict[int, set[str]] = {root: set() for root in roots}
-        alive: dict[int, set[str]] = {root: set() for root in roots}
-        constant: dict[int, bool] = dict.fromkeys(roots, True)
+        found: dict[int, Obstacle] = defaultdict(Obstacle)
         read: set[int] = set()
         for item in group:
-            module, of = item.dep.target.module, item.root_idxs
-            name = self.names.get(module, "")
-            left = (network.inputs if reads_channels(item.dep) else network.filters).get(name)
-            if reason := self._forbids(item.dep):
-                structure |= dict.fromkeys(of, reason)
-            elif left is not None and max(item.idxs) >= len(left):
-                structure |= dict.fromkeys(of, f"Torch-Pruning loses track of them on the way to {name}")
-            elif reads_channels(item.dep):
+            name, of, reads = self.names.get(item.dep.target.module, ""), item.root_idxs, reads_channels(item.dep)
+            left = (network.inputs if reads else network.filters).get(name)
+            reason = self._forbids(item.dep)
+            if not reason and left is not None and max(item.idxs) >= len(left):
+                reason = f"Torch-Pruning loses track of them on the way to {name}"
+            if reads and not reason:
                 read.update(of)
                 if name not in network.zero:
-                    structure |= dict.fromkeys(of, f"{name}, which reads them, did not run in eval mode")
-                    continue
-                reads, constants = network.reads(name).tolist(), network.constant[name].tolist()
+                    reason = f"{name}, which reads them, did not run in eval mode"
+            if reason:
+                for root in of:
+                    found[root].structure = reason
+            elif reads:
+                live, constants = network.reads(name).tolist(), network.constant[name].tolist()
                 for index, root in zip(item.idxs, of, strict=True):
-                    if reads[index]:
-                        readers[root].add(name)
-                        constant[root] &= constants[index]
+                    if live[index]:
+                        found[root].readers.add(name)
+                        found[root].constant &= constants[index]
             elif name in network.still:
                 still = network.still[name].tolist()
                 for index, root in zip(item.idxs, of, strict=True):
                     if not still[index]:
-                        alive[root].add(name)
-        found = {
-            root: Obstacle(
-                structure.get(root, ""), constant[root], self._ordered(readers[root]), self._ordered(alive[root])
-            )
-            for root in roots
-            if root in structure or readers[root]
-        }
-        found |= {root: Obstacle("no layer reads them") for root in roots if root not in read and root not in found}
-        return found | self._shape_obstacles(group, set(roots) - set(found))
-
-    def _ordered(self, names: set[str]) -> tuple[str, ...]:
-        return tuple(name for name in self.network.inputs if name in names) if names else ()
+                        found[root].alive.add(name)
+        for root in group[0].idxs:
+            if root not in read and not found[root].structure:
+                found[root].structure = "no layer reads them"
+        stays = {root: found[root] for root in group[0].idxs if found[root].structure or found[root].readers}
+        return stays | self._shape_obstacles(group, set(group[0].idxs) - set(stays))
 
     def _forbids(self, dep: Any) -> str:
         """Why no channel of this layer can go; empty if nothing forbids it."""
@@ -234,21 +224,23 @@ class _Groups:
             if len(found) == before:
                 return found
 
-    def positions(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
-        """The layers of a group: ``(layer, side, indices as at first, indices in the group's first layer)``."""
+    def members(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
+        """The layers of a group: ``(layer, side, indices, indices in the group's first layer)``."""
         for item in group:
             name = self.names.get(item.dep.target.module, "")
-            for side in self._sides(item.dep):
-                left = getattr(self.network, side).get(name)
-                if left is not None:
-                    known = [(i, root) for i, root in zip(item.idxs, item.root_idxs, strict=True) if i < len(left)]
-                    yield name, side, left[[i for i, _ in known]].tolist(), [root for _, root in known]
+            sides = ["inputs" if reads_channels(item.dep) else "filters"]
+            if item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
+                sides = ["filters", "inputs"]
+            for side in sides:
+                if name in getattr(self.network, side):
+                    yield name, side, item.idxs, item.root_idxs
 
-    def _sides(self, dep: Any) -> tuple[str, ...]:
-        """Which of a layer's channels an item of a group stands for."""
-        if dep.target.type == OPTYPE.DEPTHWISE_CONV:
-            return "filters", "inputs"
-        return ("inputs",) if reads_channels(dep) else ("filters",)
+    def positions(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
+        """`members` with the indices as they were at first."""
+        for name, side, indices, roots in self.members(group):
+            left = getattr(self.network, side)[name]
+            known = [(i, root) for i, root in zip(indices, roots, strict=True) if i < len(left)]
+            yield name, side, left[[i for i, _ in known]].tolist(), [root for _, root in known]
 
     def note(self, group: Any, obstacles: Mapping[int, Obstacle]) -> None:
         for name, side, numbers, roots in self.positions(group):
@@ -256,11 +248,8 @@ class _Groups:
             where |= {number: obstacles[root] for number, root in zip(numbers, roots, strict=True) if root in obstacles}
 
     def remove(self, group: Any) -> None:
-        for item in group:
-            name = self.names.get(item.dep.target.module, "")
-            for side in self._sides(item.dep):
-                if name in getattr(self.network, side):
-                    self.network.drop(name, side, item.idxs)
+        for name, side, indices, _ in self.members(group):
+            self.network.drop(name, side, indices)
         group.prune()
 
 

@@ -56,9 +56,6 @@ def speedup(
         zero_constants: set the constants that alone keep dead filters to 0 (biases, weight and bias of BatchNorm), and
             remove these filters, too. That changes the output; the report and the log say by how much.
 
-    Returns:
-        The small model.
-
     Raises:
         ValueError: model, masks or inputs cannot be used, or the model cannot be traced; one line says where and why.
     """

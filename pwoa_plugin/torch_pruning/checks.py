@@ -121,13 +121,8 @@ def _reasons_to_keep(coupling: Coupling, users: Mapping[int, Sequence[str]]) -> 
                 f"{coupling.root}, whose channels it has, in"
             )
     for item in coupling.group:
-        module, kind, name = item.dep.target.module, item.dep.target.type, item.dep.target.name.split(" (")[0]
-        if kind == OPTYPE.LSTM:
+        if item.dep.target.type == OPTYPE.LSTM:
+            name = item.dep.target.name.split(" (")[0]
             yield (
                 f"{name}: an LSTM that reads fewer channels is not supported; list {coupling.root}, which it reads, in"
-            )
-        if kind == OPTYPE.DEPTHWISE_CONV and module.in_channels != module.out_channels:
-            yield (
-                f"{name}: Torch-Pruning takes {module.groups} groups of one filter and several inputs for a depthwise "
-                "convolution; list it in"
             )

@@ -32,18 +32,12 @@ class Expectation:
         """Refuse the model after the removal if it does not run, or its tensors or outputs are not as expected."""
         whole = f"list the layers before in {self.fields.ignored}"
         cure = (
-            "sizes are written in the code there, as in view(-1, 512), or Torch-Pruning does not see it: use "
-            f"flatten(1), update them by adapt=, or {whole}"
+            "sizes are written in the code there, as in view(-1, 512) or F.layer_norm(x, (64, 8, 8)), or Torch-Pruning "
+            f"does not see it: use flatten(1), nn.LayerNorm or nn.BatchNorm2d, update sizes by adapt=, or {whole}"
         )
         try:
             outputs = self.tracing.run(model)
         except ForwardError as failed:
-            if any(size in failed.reason for size in ("normalized_shape", "running_mean")):
-                cure = (
-                    "a normalisation has sizes there that Torch-Pruning does not follow (F.layer_norm, F.batch_norm, "
-                    "or nn.LayerNorm of several dimensions): use nn.LayerNorm of the channels, nn.BatchNorm2d, or "
-                    f"{whole}"
-                )
             raise InputError(f"model: with fewer channels {failed.where} fails ({failed.reason}); {cure}") from failed
         shapes, expected = ([tuple(each.shape) for each in some] for some in (outputs, self.outputs))
         if shapes != expected:
