@@ -75,7 +75,6 @@ def speedup_with_report(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with (
         torch.inference_mode(False),
-        torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
@@ -143,7 +142,7 @@ def _parameters(model: nn.Module) -> int:
 def _runnable_copy(
     model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]], example_inputs: Any
 ) -> tuple[nn.Module, Any]:
-    """The masked model and inputs for it, in float64 if it runs so, with gradients asked of all parameters."""
+    """A copy of the masked model, and inputs for it, in float64 if it runs so."""
     work = copy.deepcopy(model).eval()
     bake(work, masks)
     inputs = map_tensors(lambda tensor: tensor.detach().clone(), example_inputs)
@@ -155,9 +154,6 @@ def _runnable_copy(
             work, inputs = double, doubled
         except Exception:  # in its own dtype, then; if that fails, too, the error says where
             call_saying_where(work, inputs)
-    for parameter in work.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)  # Torch-Pruning follows gradients
     return work, inputs
 
 
