@@ -7,9 +7,9 @@ nothing that goes contributes to the output.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,26 +22,17 @@ from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
 from .trace import Tracing, grouping_errors
 
-__all__ = ["Network", "Obstacle", "connections", "remove_dead", "without"]
-
 _MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA, OPTYPE.LSTM, OPTYPE.EMBED, OPTYPE.CUSTOMIZED)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Obstacle:
-    """Why a channel stays.
+    """Why a channel stays."""
 
-    Attributes:
-        structure: what forbids its removal whatever the weights; empty if nothing does.
-        constant: whether it carries a constant.
-        readers: layers that read it and for which it is not 0.
-        alive: layers whose filter for it is alive.
-    """
-
-    structure: str = ""
-    constant: bool = False
-    readers: tuple[str, ...] = ()
-    alive: tuple[str, ...] = ()
+    structure: str = ""  # what forbids its removal whatever the weights
+    constant: bool = True  # whether all that read it see a constant
+    readers: set[str] = field(default_factory=set)  # layers that read it and for which it is not 0
+    alive: set[str] = field(default_factory=set)  # layers whose filter for it is alive
 
 
 class Network:
@@ -70,7 +61,7 @@ class Network:
         self.update(constants)
 
     def update(self, constants: ConstantChannels) -> None:
-        """Take over what `find_constant_channels` found in the model as it is now."""
+        """Note what `find_constant_channels` finds in the model as it is now."""
         names = {module: name for name, module in self.model.named_modules()}
         self.zero, self.constant, self.still = (
             {names[module]: channels.cpu() for module, channels in by_module.items()}
@@ -78,11 +69,11 @@ class Network:
         )
 
     def reads(self, name: str) -> Tensor:
-        """``(in,)`` boolean: input channels that influence this layer's output."""
+        """``(in,)``: input channels that influence this layer's output."""
         return connections(self.model.get_submodule(name)).any(1).flatten().cpu() & ~self.zero[name]
 
     def drop(self, name: str, side: str, indices: Iterable[int]) -> None:
-        """Note that these channels (as numbered now) are gone."""
+        """Note that these channels, as numbered now, are gone."""
         followers = [self.filters, self.still] if side == "filters" else [self.inputs, self.zero]
         if (side == "inputs") == (name in self.inputs):  # a BatchNorm's constants are its filters'
             followers.append(self.constant)
@@ -95,11 +86,9 @@ class Network:
 def remove_dead(
     network: Network, inputs: Any, *, only: str | None = None, skip: Mapping[str, str] | None = None
 ) -> bool:
-    """Go over all groups once, and remove the channels that can go.
+    """Go over all groups once, and remove from ``network`` the channels that can go.
 
     Args:
-        network: changed in place.
-        inputs: for the trace.
         only: the one layer whose group is treated; default: all.
         skip: ``{layer: why}`` whose groups are left alone.
 
@@ -111,8 +100,9 @@ def remove_dead(
     seen = {name: torch.zeros_like(channels, dtype=torch.bool) for name, channels in network.filters.items()}
     first = dict(network.filters)
     removed = False
-    for name, module in groups.roots():
-        if only not in (None, name) or seen[name].all():
+    for module in groups.graph.module2node:
+        name = groups.names.get(module)
+        if name is None or name not in network.inputs or only not in (None, name) or seen[name].all():
             continue
         with grouping_errors():
             group = groups.of(module, list(range(len(network.filters[name]))))
@@ -138,6 +128,11 @@ def remove_dead(
     return removed
 
 
+def reads_channels(dep: Any) -> bool:
+    """Whether a convolution or linear layer in a group reads the channels, and does not produce them."""
+    return bool(dep.handler.__name__ == "prune_in_channels") and dep.target.type in (OPTYPE.CONV, OPTYPE.LINEAR)
+
+
 class _Groups:
     """The dependency groups of one graph."""
 
@@ -147,67 +142,44 @@ class _Groups:
         users = Counter(id(p) for module in self.names for p in module._parameters.values() if p is not None)
         self.tied = {id(p) for p in network.model.parameters() if users[id(p)] > 1}
 
-    def roots(self) -> list[tuple[str, nn.Module]]:
-        """Layers that a group can begin with."""
-        return [
-            (self.names[module], module)
-            for module in self.graph.module2node
-            if module in self.names and is_weighted(module)
-        ]
-
     def of(self, module: nn.Module, filters: list[int]) -> Any:
         """The group of these filters of a layer."""
         return self.graph.get_pruning_group(module, self.graph.get_pruner_of_module(module).prune_out_channels, filters)
 
-    def is_reader(self, dep: Any) -> bool:
-        if dep.target.type not in (OPTYPE.CONV, OPTYPE.LINEAR):
-            return False
-        return bool(dep.handler == self.graph.get_pruner_of_module(dep.target.module).prune_in_channels)
-
     def obstacles(self, group: Any) -> dict[int, Obstacle]:
-        """Why channels stay, by the index of the group's first layer; those that are not named can go."""
+        """Why channels stay, by their index in the group's first layer. Channels without an obstacle can go."""
         network = self.network
-        roots: list[int] = list(group[0].idxs)
-        structure: dict[int, str] = {}
-        readers: dict[int, set[str]] = {root: set() for root in roots}
-        alive: dict[int, set[str]] = {root: set() for root in roots}
-        constant: dict[int, bool] = dict.fromkeys(roots, True)
+        found: dict[int, Obstacle] = defaultdict(Obstacle)
         read: set[int] = set()
         for item in group:
-            module, of = item.dep.target.module, item.root_idxs
-            name = self.names.get(module, "")
-            left = (network.inputs if self.is_reader(item.dep) else network.filters).get(name)
-            if reason := self._forbids(item.dep):
-                structure |= dict.fromkeys(of, reason)
-            elif left is not None and max(item.idxs) >= len(left):
-                structure |= dict.fromkeys(of, f"Torch-Pruning loses track of them on the way to {name}")
-            elif self.is_reader(item.dep):
+            name, of, reads = self.names.get(item.dep.target.module, ""), item.root_idxs, reads_channels(item.dep)
+            left = (network.inputs if reads else network.filters).get(name)
+            reason = self._forbids(item.dep)
+            if not reason and left is not None and max(item.idxs) >= len(left):
+                reason = f"Torch-Pruning loses track of them on the way to {name}"
+            if reads and not reason:
                 read.update(of)
                 if name not in network.zero:
-                    structure |= dict.fromkeys(of, f"{name}, which reads them, did not run in eval mode")
-                    continue
-                reads, constants = network.reads(name).tolist(), network.constant[name].tolist()
+                    reason = f"{name}, which reads them, did not run in eval mode"
+            if reason:
+                for root in of:
+                    found[root].structure = reason
+            elif reads:
+                live, constants = network.reads(name).tolist(), network.constant[name].tolist()
                 for index, root in zip(item.idxs, of, strict=True):
-                    if reads[index]:
-                        readers[root].add(name)
-                        constant[root] &= constants[index]
+                    if live[index]:
+                        found[root].readers.add(name)
+                        found[root].constant &= constants[index]
             elif name in network.still:
                 still = network.still[name].tolist()
                 for index, root in zip(item.idxs, of, strict=True):
                     if not still[index]:
-                        alive[root].add(name)
-        found = {
-            root: Obstacle(
-                structure.get(root, ""), constant[root], self._ordered(readers[root]), self._ordered(alive[root])
-            )
-            for root in roots
-            if root in structure or readers[root]
-        }
-        found |= {root: Obstacle("no layer reads them") for root in roots if root not in read and root not in found}
-        return found | self._shape_obstacles(group, set(roots) - set(found))
-
-    def _ordered(self, names: set[str]) -> tuple[str, ...]:
-        return tuple(name for name in self.network.inputs if name in names) if names else ()
+                        found[root].alive.add(name)
+        for root in group[0].idxs:
+            if root not in read and not found[root].structure:
+                found[root].structure = "no layer reads them"
+        stays = {root: found[root] for root in group[0].idxs if found[root].structure or found[root].readers}
+        return stays | self._shape_obstacles(group, set(group[0].idxs) - set(stays))
 
     def _forbids(self, dep: Any) -> str:
         """Why no channel of this layer can go; empty if nothing forbids it."""
@@ -240,7 +212,7 @@ class _Groups:
                 module, kind = item.dep.target.module, item.dep.target.type
                 if kind not in (OPTYPE.CONV, OPTYPE.LINEAR, OPTYPE.DEPTHWISE_CONV):
                     continue
-                reads, name = self.is_reader(item.dep), self.names[module]
+                reads, name = reads_channels(item.dep), self.names[module]
                 channels = len((self.network.inputs if reads else self.network.filters)[name])
                 groups = module.groups if kind == OPTYPE.CONV else 1
                 going = {i: r for i, r in zip(item.idxs, item.root_idxs, strict=True) if r in chosen}
@@ -252,21 +224,23 @@ class _Groups:
             if len(found) == before:
                 return found
 
-    def positions(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
-        """The layers of a group: ``(layer, side, first indices, indices of the group's first layer)``."""
+    def members(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
+        """The layers of a group: ``(layer, side, indices, indices in the group's first layer)``."""
         for item in group:
             name = self.names.get(item.dep.target.module, "")
-            for side in self._sides(item.dep):
-                left = getattr(self.network, side).get(name)
-                if left is not None:
-                    known = [(i, root) for i, root in zip(item.idxs, item.root_idxs, strict=True) if i < len(left)]
-                    yield name, side, left[[i for i, _ in known]].tolist(), [root for _, root in known]
+            sides = ["inputs" if reads_channels(item.dep) else "filters"]
+            if item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
+                sides = ["filters", "inputs"]
+            for side in sides:
+                if name in getattr(self.network, side):
+                    yield name, side, item.idxs, item.root_idxs
 
-    def _sides(self, dep: Any) -> tuple[str, ...]:
-        """Which of a layer's channels an item of a group stands for."""
-        if dep.target.type == OPTYPE.DEPTHWISE_CONV:
-            return "filters", "inputs"
-        return ("inputs",) if self.is_reader(dep) else ("filters",)
+    def positions(self, group: Any) -> Iterator[tuple[str, str, list[int], list[int]]]:
+        """`members` with the indices as they were at first."""
+        for name, side, indices, roots in self.members(group):
+            left = getattr(self.network, side)[name]
+            known = [(i, root) for i, root in zip(indices, roots, strict=True) if i < len(left)]
+            yield name, side, left[[i for i, _ in known]].tolist(), [root for _, root in known]
 
     def note(self, group: Any, obstacles: Mapping[int, Obstacle]) -> None:
         for name, side, numbers, roots in self.positions(group):
@@ -274,11 +248,8 @@ class _Groups:
             where |= {number: obstacles[root] for number, root in zip(numbers, roots, strict=True) if root in obstacles}
 
     def remove(self, group: Any) -> None:
-        for item in group:
-            name = self.names.get(item.dep.target.module, "")
-            for side in self._sides(item.dep):
-                if name in getattr(self.network, side):
-                    self.network.drop(name, side, item.idxs)
+        for name, side, indices, _ in self.members(group):
+            self.network.drop(name, side, indices)
         group.prune()
 
 
@@ -299,7 +270,6 @@ def _kept_for_shape(going: list[int], channels: int, groups: int, reads: bool) -
 
 
 def without(values: Tensor, gone: Iterable[int]) -> Tensor:
-    """``values`` without those at the positions ``gone``."""
     stays = torch.ones(len(values), dtype=torch.bool, device=values.device)
     stays[list(gone)] = False
     return values[stays]

@@ -13,8 +13,6 @@ from .._weights import is_weighted
 from ..method.constants import ConstantChannels, links
 from .groups import Network
 
-__all__ = ["KeptChannels", "ShrunkLayer", "SpeedupReport", "kept_channels", "log_report", "shrunk_layers"]
-
 _logger = logging.getLogger(__name__)
 
 
@@ -109,7 +107,7 @@ def shrunk_layers(network: Network, model: nn.Module) -> dict[str, ShrunkLayer]:
 def kept_channels(
     network: Network, model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]
 ) -> Iterator[KeptChannels]:
-    """The channels that ``masks`` of ``model`` set to 0 and that are still in ``network``, by layer and reason."""
+    """The channels that ``masks`` set to 0 and that are still in ``network``, by layer and reason."""
     for name, module in model.named_modules():
         weight = masks.get(name, {}).get("weight")
         if weight is None or not is_weighted(module):
@@ -132,13 +130,14 @@ def _reason(network: Network, name: str, side: str, index: int) -> str:
         return "autograd's trace does not reach the layer" if side == "filters" else "no earlier layer produces them"
     if obstacle.structure:
         return obstacle.structure
+    readers, alive = ([n for n in network.inputs if n in names] for names in (obstacle.readers, obstacle.alive))
     if side == "inputs":
-        return f"still read by {_some(obstacle.readers)}"
-    others = [other for other in obstacle.alive if other != name]
+        return f"still read by {_some(readers)}"
+    others = [other for other in alive if other != name]
     if others and not obstacle.constant:
         return f"alive in {_some(others)}"
     what = "their constant reaches" if obstacle.constant else "they still carry something to"
-    return f"{what} {_some(obstacle.readers)}"
+    return f"{what} {_some(readers)}"
 
 
 def _some(names: Sequence[str]) -> str:
@@ -155,15 +154,9 @@ def log_report(report: SpeedupReport, network: Network) -> None:
             _logger.warning(
                 "speedup: %s did not run in eval mode and may not fit the smaller layers before", _some(asleep)
             )
-    elif report.kept:
-        first = report.kept[0]
-        _logger.warning(
-            "speedup: nothing shrinks: every dead channel has to stay (%s: %s); the copy has its masks applied",
-            first.layer,
-            first.reason,
-        )
     else:
-        _logger.warning(
-            "speedup: nothing shrinks: the masks leave no filter and no input channel wholly 0 (unstructured masks "
-            "never do); the copy has its masks applied"
-        )
+        why = "the masks leave no filter and no input channel wholly 0 (unstructured masks never do)"
+        if report.kept:
+            first = report.kept[0]
+            why = f"every dead channel has to stay ({first.layer}: {first.reason})"
+        _logger.warning("speedup: nothing shrinks: %s; the copy has its masks applied", why)

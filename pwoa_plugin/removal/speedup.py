@@ -16,11 +16,9 @@ from ..errors import InputError
 from ..masks import bake, check_masks
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
 from .groups import Network, connections, remove_dead
-from .inputs import call, call_saying_where, check_model, copy_of, largest_difference, map_tensors, random_batch
+from .inputs import call, call_saying_where, check_model, largest_difference, map_tensors, random_batch
 from .report import SpeedupReport, kept_channels, log_report, shrunk_layers
 from .trace import Tracing
-
-__all__ = ["TOLERANCE", "speedup", "speedup_with_report"]
 
 _logger = logging.getLogger(__name__)
 
@@ -58,9 +56,6 @@ def speedup(
         zero_constants: set the constants that alone keep dead filters to 0 (biases, weight and bias of BatchNorm), and
             remove these filters, too. That changes the output; the report and the log say by how much.
 
-    Returns:
-        The small model.
-
     Raises:
         ValueError: model, masks or inputs cannot be used, or the model cannot be traced; one line says where and why.
     """
@@ -80,7 +75,6 @@ def speedup_with_report(
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     with (
         torch.inference_mode(False),
-        torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         torch.random.fork_rng([device] if device.type == "cuda" else []),
     ):
@@ -91,10 +85,8 @@ def speedup_with_report(
         network = Network(work, _constants(work, inputs))
         Tracing(inputs).graph(work)
         network = _shrink(network, inputs, reference)
-        zeroed: dict[str, int] = {}
+        zeroed = _zero_constants(network, inputs) if zero_constants else {}
         change = 0.0
-        if zero_constants:
-            zeroed = _zero_constants(network, inputs)
         if zeroed:
             after = _Reference(network.model, inputs)
             change = largest_difference(reference.outputs[0], after.outputs[0])
@@ -115,16 +107,12 @@ def speedup_with_report(
 
 
 class _Reference:
-    """A model's outputs on the example inputs, and on random ones of their form.
-
-    Attributes:
-        error: the largest relative difference that the last `problem` found.
-    """
+    """A model's outputs on the example inputs, and on random ones of their form."""
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:
         self.inputs = [inputs]
         self.outputs = [Tracing(inputs).run(model)]
-        self.error = 0.0
+        self.error = 0.0  # the largest relative difference that the last `problem` found
         if not all(tensor.isfinite().all() for tensor in self.outputs[0]):
             raise InputError(
                 "the masked model's output on example_inputs is not finite; give a trained model and valid inputs"
@@ -154,8 +142,8 @@ def _parameters(model: nn.Module) -> int:
 def _runnable_copy(
     model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]], example_inputs: Any
 ) -> tuple[nn.Module, Any]:
-    """The masked model and inputs for it, in float64 if it runs so, with gradients asked of all parameters."""
-    work = copy_of(model)
+    """A copy of the masked model, and inputs for it, in float64 if it runs so."""
+    work = copy.deepcopy(model).eval()
     bake(work, masks)
     inputs = map_tensors(lambda tensor: tensor.detach().clone(), example_inputs)
     with torch.no_grad():
@@ -164,34 +152,25 @@ def _runnable_copy(
             doubled = map_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
             call(double, doubled)
             work, inputs = double, doubled
-        except Exception:  # then in its own dtype; if that fails, too, the error says where
+        except Exception:  # in its own dtype, then; if that fails, too, the error says where
             call_saying_where(work, inputs)
-    for parameter in work.parameters():
-        if parameter.is_floating_point():
-            parameter.requires_grad_(True)  # Torch-Pruning follows gradients
     return work, inputs
 
 
 def _constants(model: nn.Module, inputs: Any, *, zero_constants: bool = False) -> ConstantChannels:
     random = torch.Generator().manual_seed(0)
+    for samples in (SAMPLES, 2):
 
-    def find(samples: int) -> ConstantChannels:
-        return find_constant_channels(
-            model,
-            lambda: call(model, random_batch(inputs, random, samples)),
-            connections,
-            zero_constants=zero_constants,
-        )
+        def forward(samples: int = samples) -> Any:
+            return call(model, random_batch(inputs, random, samples))
 
-    try:
-        return find(SAMPLES)
-    except Exception:
         try:
-            return find(2)
+            return find_constant_channels(model, forward, connections, zero_constants=zero_constants)
         except Exception as error:
-            raise InputError(
-                f"example_inputs: the model does not run on batches of {SAMPLES} or 2 random samples ({named(error)})"
-            ) from error
+            failed = error
+    raise InputError(
+        f"example_inputs: the model does not run on batches of {SAMPLES} or 2 random samples ({named(failed)})"
+    ) from failed
 
 
 def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
@@ -233,11 +212,7 @@ def _shrink(network: Network, inputs: Any, reference: _Reference) -> Network:
 
 
 def _zero_constants(network: Network, inputs: Any) -> dict[str, int]:
-    """Set the constants that alone keep channels in ``network`` to 0.
-
-    Returns:
-        ``{parameter: channels}``: how many of its channels were not 0 before.
-    """
+    """Set the constants that alone keep channels to 0; how many in each parameter were not 0 before."""
     plan = _constants(network.model, inputs, zero_constants=True)
     silent = {
         f"{name}.{target}": channels
@@ -272,12 +247,11 @@ def _fill(model: nn.Module, silent: Mapping[str, Tensor]) -> dict[str, int]:
 
 @torch.no_grad()
 def _as_before(small: nn.Module, model: nn.Module) -> nn.Module:
-    """Dtypes, modes and ``requires_grad`` as they are in ``model``."""
+    """Give the small model the dtypes, modes and ``requires_grad`` of ``model``."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         owner, _, target = name.rpartition(".")
         mine = getattr(small.get_submodule(owner), target)
         mine.data = mine.data.to(tensor.dtype)
-        mine.grad = None
         if isinstance(mine, nn.Parameter):
             mine.requires_grad_(tensor.requires_grad)
     for name, module in model.named_modules():

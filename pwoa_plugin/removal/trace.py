@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from .._modes import modes_kept
 from .._text import named
 from ..errors import InputError
-from .inputs import call, described, forward_saying_where, map_tensors, tensors_of
-
-__all__ = ["Tracing", "grouping_errors", "traceable"]
+from .inputs import Forward, call, described, forward_saying_where, map_tensors, tensors_of
 
 
 class _LostTraceError(InputError):
@@ -26,23 +24,19 @@ class _LostTraceError(InputError):
 
 @dataclass(frozen=True)
 class Tracing:
-    """How a model is traced. Every graph gets copies of these, for Torch-Pruning changes what it is given.
-
-    Attributes:
-        inputs: example inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments.
-        forward_fn, output_transform, unwrapped_parameters, customized_pruners, ignored_params: Torch-Pruning's.
-    """
+    """How a model is traced: Torch-Pruning's arguments. Every graph gets copies, for Torch-Pruning changes them."""
 
     inputs: Any
-    forward_fn: Callable[[nn.Module, Any], Any] | None = None
+    forward_fn: Forward | None = None
     output_transform: Callable[[Any], Any] | None = None
     unwrapped_parameters: Mapping[nn.Parameter, int] | Sequence[tuple[nn.Parameter, int]] | None = None
     customized_pruners: Mapping[Any, Any] | None = None
     ignored_params: Sequence[nn.Parameter] = ()
 
-    def forward(self, model: nn.Module, inputs: Any) -> Any:
-        """The model's output. (Torch-Pruning's own call would first try the images of a batch as arguments.)"""
-        return (self.forward_fn or call)(model, inputs)
+    @property
+    def forward(self) -> Forward:
+        """Calls the model. (Torch-Pruning's own call would first try the images of a batch as arguments.)"""
+        return self.forward_fn or call
 
     def outputs(self, output: Any) -> list[Tensor]:
         """The tensors to trace back from; the product makes each a node of its own, also where a layer made it."""
@@ -50,11 +44,7 @@ class Tracing:
         return [tensor * 1 for tensor in tensors_of(output) if tensor.requires_grad]
 
     def run(self, model: nn.Module) -> list[Tensor]:
-        """The output's tensors for the example inputs, in eval mode and without gradients.
-
-        Raises:
-            ForwardError: the forward raises.
-        """
+        """The output's tensors for the example inputs, in eval mode and without gradients."""
         with modes_kept(model), torch.no_grad():
             return tensors_of(forward_saying_where(model.eval(), self._inputs_on(model), self.forward))
 
@@ -67,11 +57,7 @@ class Tracing:
         return None if self.unwrapped_parameters is None else [*dict(self.unwrapped_parameters).items()]
 
     def graph(self, model: nn.Module) -> Any:
-        """A new dependency graph. The model stays as it is.
-
-        Raises:
-            InputError: the model cannot be traced; the message says where.
-        """
+        """A new dependency graph; the model stays as it is. An InputError says where a trace fails."""
         try:
             return self._graph(model)
         except _LostTraceError:
@@ -101,7 +87,7 @@ class Tracing:
                     if found and not any(tensor.requires_grad for tensor in found):
                         lost.append(what)
 
-                hooks.callback(module.register_forward_hook(look).remove)
+                hooks.enter_context(module.register_forward_hook(look))
             with traceable(model):
                 return tp.DependencyGraph().build_dependency(
                     model,
@@ -124,7 +110,7 @@ class Tracing:
                     calls.append((name, module, *map_tensors(Tensor.detach, (args, kwargs))))
 
                 if name and any(True for _ in module.children()):
-                    hooks.callback(module.register_forward_pre_hook(note, with_kwargs=True).remove)
+                    hooks.enter_context(module.register_forward_pre_hook(note, with_kwargs=True))
             with contextlib.suppress(Exception):
                 self.forward(model, self.inputs)
         for name, module, args, kwargs in sorted(calls, key=lambda each: -each[0].count(".")):
@@ -148,7 +134,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     try:
         for parameter in before:
             parameter.requires_grad_(parameter.is_floating_point())
-        with modes_kept(model), torch.enable_grad(), warnings.catch_warnings():
+        with modes_kept(model), torch.inference_mode(False), torch.enable_grad(), warnings.catch_warnings():
             model.eval()
             warnings.simplefilter("ignore")
             yield
@@ -159,11 +145,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def grouping_errors() -> Iterator[None]:
-    """Explains Torch-Pruning's IndexError, which it raises where it cannot follow channels through a layer.
-
-    Raises:
-        InputError: in place of the IndexError.
-    """
+    """Explains Torch-Pruning's IndexError, which it raises where it cannot follow channels through a layer."""
     try:
         yield
     except IndexError as error:

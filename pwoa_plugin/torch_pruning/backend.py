@@ -13,8 +13,6 @@ from .pruner import PwoAGroupPruner
 from .saving import load_pruned, save_pruned
 from .target import ChannelTarget
 
-__all__ = ["ChannelBackend"]
-
 
 class ChannelBackend(Backend):
     """Channels that Torch-Pruning removes."""

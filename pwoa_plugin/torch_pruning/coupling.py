@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
 from ..errors import InputError
+from ..removal.groups import reads_channels
 from .removals import Removal
-
-__all__ = ["MIXING", "Axis", "Coupling", "Part", "Plan", "channel_scores", "inputs_of", "parts_of"]
 
 #: Layers whose output in one channel depends on the others: it changes when some go, even if they were 0.
 MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA)
@@ -26,33 +25,20 @@ MIXING = (OPTYPE.LN, OPTYPE.GN, OPTYPE.MHA)
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a parameter.
-
-    Attributes:
-        parameter: the tensor.
-        dim: the dimension that gets shorter.
-        positions: ``(n,)`` along it.
-        channels: ``(n,)``: the place of each position's channel among the channels of the group's root.
-    """
+    """A part of a parameter: positions along one dimension, and the channel of each."""
 
     parameter: nn.Parameter
-    dim: int
-    positions: Tensor
-    channels: Tensor
+    dim: int  # the one that gets shorter
+    positions: Tensor  # (n,)
+    channels: Tensor  # (n,): places among the channels of the group's root
 
 
 @dataclass(frozen=True)
 class Axis:
-    """One way in which a group's channels are chosen: each unit goes as a whole.
+    """One way in which a group's channels are chosen: each unit goes as a whole."""
 
-    Attributes:
-        kind: ``channels`` or ``heads``.
-        unit: ``(channels,)``: the unit of each channel of the root.
-        units: their number.
-    """
-
-    kind: str
-    unit: Tensor
+    kind: str  # "channels" or "heads"
+    unit: Tensor  # (channels,): the unit of each channel of the root
     units: int
 
     @property
@@ -63,27 +49,16 @@ class Axis:
 
 @dataclass
 class Coupling:
-    """A dependency group with all its channels.
+    """A dependency group with all its channels."""
 
-    Attributes:
-        root: the name of the layer that it begins with.
-        module: that layer.
-        out: whether the channels are the root's filters, not its inputs.
-        channels: their present number.
-        axes: the ways in which they can be chosen.
-        parts: all that goes with them.
-        mixing: whether a layer in it computes with all channels together (`MIXING`).
-        group: Torch-Pruning's.
-    """
-
-    root: str
-    module: nn.Module
-    out: bool
-    channels: int
+    root: str  # the name of the layer that it begins with
+    module: nn.Module  # that layer
+    out: bool  # whether the channels are the root's filters, not its inputs
+    channels: int  # their present number
     axes: list[Axis]
     parts: list[Part]
-    group: Any = field(repr=False)
-    mixing: bool = False
+    group: Any = field(repr=False)  # Torch-Pruning's
+    mixing: bool = False  # whether a layer in it computes with all channels together (`MIXING`)
 
     def removed(self, kept: Sequence[Tensor]) -> Tensor:
         """``(channels,)`` boolean: the channels that go if these units of each axis stay."""
@@ -94,33 +69,29 @@ class Coupling:
 
 
 def parts_of(group: Any) -> Iterator[Part]:
-    """The parts of a Torch-Pruning group, with biases and normalisation.
-
-    Raises:
-        InputError: Torch-Pruning does not say which channels of a layer belong together.
-    """
+    """The parts of a Torch-Pruning group, with biases and normalisation."""
     place = {index: i for i, index in enumerate(group[0].idxs)}
     for item in group:
-        roots = item.root_idxs
-        if roots is None or any(root not in place for root in roots):
-            raise InputError(f"Torch-Pruning loses track of channels on the way to {item.dep.target.name}")
-        channels = torch.tensor([place[root] for root in roots], dtype=torch.long)
+        lost = InputError(
+            f"Torch-Pruning loses track of channels on the way to {item.dep.target.name.split(' (')[0]} "
+            "(a concatenation that is flattened at once, say); leave the layers before it whole"
+        )
+        if item.root_idxs is None or not place.keys() >= {*item.root_idxs}:
+            raise lost
+        channels = torch.tensor([place[root] for root in item.root_idxs], dtype=torch.long)
         positions = torch.tensor(list(item.idxs), dtype=torch.long)
         for parameter, dim, where, of in _places(item.dep, positions, channels):
             if isinstance(parameter, nn.Parameter):
                 if len(where) and int(where.max()) >= parameter.shape[dim]:
-                    raise InputError(
-                        f"Torch-Pruning loses track of channels on the way to {item.dep.target.name.split(' (')[0]} "
-                        "(a concatenation that is flattened at once, say); leave the layers before it whole"
-                    )
-                yield Part(parameter, dim, where, of)
+                    raise lost
+                yield Part(parameter, dim % parameter.dim(), where, of)
 
 
 def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor, Tensor]]:
     module, kind = dep.target.module, dep.target.type
-    reads = _reads(dep)
+    reads = reads_channels(dep)
     if kind == OPTYPE.PARAMETER:
-        yield module, dep.target.pruning_dim % module.dim(), at, of
+        yield module, dep.target.pruning_dim, at, of
     elif kind == OPTYPE.LINEAR or (kind == OPTYPE.CONV and not reads):
         transposed = bool(getattr(module, "transposed", False))
         yield module.weight, int(reads != transposed), at, of
@@ -130,17 +101,12 @@ def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor
         each = module.in_channels // module.groups
         where, first = _first_of_each(at % each)
         yield module.weight, 0 if module.transposed else 1, where, of[first]
-    elif kind == OPTYPE.DEPTHWISE_CONV or kind in (OPTYPE.BN, OPTYPE.GN, OPTYPE.IN):
+    elif kind in (OPTYPE.DEPTHWISE_CONV, OPTYPE.BN, OPTYPE.GN, OPTYPE.IN, OPTYPE.LN):
+        dim = -1 if kind == OPTYPE.LN else 0
+        yield module.weight, dim, at, of
+        yield module.bias, dim, at, of
+    elif kind == OPTYPE.PRELU and module.num_parameters > 1:
         yield module.weight, 0, at, of
-        yield module.bias, 0, at, of
-    elif kind == OPTYPE.PRELU:
-        if module.num_parameters > 1:
-            yield module.weight, 0, at, of
-    elif kind == OPTYPE.LN:
-        if module.elementwise_affine:
-            yield module.weight, module.weight.dim() - 1, at, of
-            if module.bias is not None:
-                yield module.bias, module.bias.dim() - 1, at, of
     elif kind == OPTYPE.EMBED:
         yield module.weight, 1, at, of
     elif kind == OPTYPE.MHA:
@@ -156,14 +122,9 @@ def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor
 def inputs_of(group: Any) -> Iterator[tuple[nn.Module, int, list[int]]]:
     """The layers that read a group's channels: the layer, the dimension of its input, and the indices along it."""
     for item in group:
-        if _reads(item.dep) or item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
+        if reads_channels(item.dep) or item.dep.target.type == OPTYPE.DEPTHWISE_CONV:
             module = item.dep.target.module
             yield module, -1 if isinstance(module, nn.Linear) else 1, list(item.idxs)
-
-
-def _reads(dep: Any) -> bool:
-    """Whether the layer reads the channels, and does not produce them."""
-    return bool(dep.handler.__name__ == "prune_in_channels") and dep.target.type in (OPTYPE.CONV, OPTYPE.LINEAR)
 
 
 def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,10 +138,7 @@ def _first_of_each(values: Tensor) -> tuple[Tensor, Tensor]:
 def channel_scores(parts: Sequence[Part], channels: int, values: Mapping[nn.Parameter, Tensor] | None = None) -> Tensor:
     """The squared norm of all that goes with each channel: ``(channels,)``, float32, on the CPU.
 
-    Args:
-        parts: of one group.
-        channels: the number of channels of its root.
-        values: tensors to use in place of parameters; a parameter without one counts as it is.
+    ``values`` take the place of parameters; a parameter without one counts as it is.
     """
     total = torch.zeros(channels)
     for part in parts:
@@ -194,15 +152,10 @@ def channel_scores(parts: Sequence[Part], channels: int, values: Mapping[nn.Para
 
 @dataclass
 class Plan:
-    """The channels that stay: the projection's support.
-
-    Attributes:
-        couplings: the groups.
-        kept: ``(units,)`` boolean for each axis of each group: the units that stay.
-    """
+    """The channels that stay: the projection's support."""
 
     couplings: list[Coupling]
-    kept: list[list[Tensor]]
+    kept: list[list[Tensor]]  # (units,) boolean for each axis of each group: the units that stay
 
     def losing(self) -> Iterator[tuple[Coupling, Tensor]]:
         """The groups that lose channels, and which: ``(channels,)`` boolean."""
@@ -212,7 +165,6 @@ class Plan:
                 yield coupling, gone
 
     def removals(self) -> list[Removal]:
-        """What goes, group by group."""
         return [
             Removal(coupling.root, coupling.out, tuple(torch.tensor(list(coupling.group[0].idxs))[gone].tolist()))
             for coupling, gone in self.losing()

@@ -12,8 +12,6 @@ from torch import Tensor, nn
 from ..errors import InputError
 from .coupling import channel_scores, parts_of
 
-__all__ = ["PwoAImportance", "normalised"]
-
 
 class PwoAImportance(tp.importance.Importance):
     """The norm of W + U over a dependency group, for any of Torch-Pruning's pruners.
@@ -43,13 +41,10 @@ class PwoAImportance(tp.importance.Importance):
         parts = list(parts_of(group))
         if not parts:
             return None
-        values = {
-            part.parameter: part.parameter.detach() + self.duals[part.parameter]
-            for part in parts
-            if part.parameter in self.duals
-        }
-        device = parts[0].parameter.device
-        return normalised(channel_scores(parts, len(group[0].idxs), values).sqrt()).to(device)
+        members = {part.parameter for part in parts}
+        values = {member: member.detach() + self.duals[member] for member in members if member in self.duals}
+        norms = channel_scores(parts, len(group[0].idxs), values).sqrt()
+        return normalised(norms).to(parts[0].parameter.device)
 
 
 def normalised(norms: Tensor) -> Tensor:

@@ -20,8 +20,6 @@ from .._text import named
 from ..errors import InputError, MissingPackageError
 from ..removal.inputs import call_saying_where, check_model, largest_difference, map_tensors, tensors_of
 
-__all__ = ["export_onnx"]
-
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 _TOLERANCE = 1e-4  # relative to the largest absolute output
 
@@ -61,8 +59,7 @@ def export_onnx(
     shapes: Any = None
     if batch:
         first = torch.export.Dim("batch")
-        given = keywords if keywords is not None else arguments
-        shapes = map_tensors(lambda tensor: {0: first} if tensor.dim() else None, given)
+        shapes = map_tensors(lambda tensor: {0: first} if tensor.dim() else None, keywords or arguments)
     with replaced_whole(path) as scratch:
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -52,12 +53,10 @@ class Planner(tp.pruner.BasePruner):
         ignored_layers: Any,
         rounding: Rounding,
         adapt: Adapt | None,
-        allocation: Allocation | None = None,
-        fields: Fields = Fields(),  # noqa: B008 (frozen)
+        allocation: Allocation | None,
+        fields: Fields,
     ) -> None:
         self.rounding, self.adapt, self.fields = rounding, adapt, fields
-        if inputs is None:
-            raise InputError(f"{fields.inputs} is missing; give what the model's forward takes, a batch of images")
         check_ratio(fields.ratio, ratio)
         check_options(options, model)
         options = dict(options)
@@ -130,7 +129,8 @@ class Planner(tp.pruner.BasePruner):
 
     def checked_plan(self) -> Plan:
         """What goes in the end, by the weights as they are; groups are checked, and the removal is tried out."""
-        check_reached(self.model, self.DG, self.ignored_layers, self.fields)
+        fields = self.fields
+        check_reached(self.model, self.DG, self.ignored_layers, fields)
         if self.prune_num_heads and len({*self.num_heads.values()}) > 1:
             raise InputError(
                 "prune_num_heads: num_heads differ; grouped-query attention is not supported, leave it out"
@@ -140,16 +140,14 @@ class Planner(tp.pruner.BasePruner):
             _logger.info("%s: produces the model's output, and keeps its channels", ", ".join(self.untouched))
         if not couplings:
             raise InputError(
-                f"model: no layer is left to prune; those that produce the output stay whole; shorten {self.fields.ignored}"
+                f"model: no layer is left to prune (those that produce the output stay whole); shorten {fields.ignored}"
             )
-        check_layers(self.model, couplings, self.fields)
+        check_layers(self.model, couplings, fields)
         self._first_units = {(each.root, axis.kind): axis.units for each in couplings for axis in each.axes}
         plan = self.plan(self.iterative_steps)
         if not plan.removals():
             rounding = f" with round_to={self.rounding.to}" if self.rounding.to > 1 else ""
-            raise InputError(
-                f"{self.fields.ratio}={self.pruning_ratio}{rounding} leaves every channel; raise the ratio"
-            )
+            raise InputError(f"{fields.ratio}={self.pruning_ratio}{rounding} leaves every channel; raise the ratio")
         try_out(self.model, plan, self.expect(plan), self.adapt)
         return plan
 
@@ -260,28 +258,25 @@ class Planner(tp.pruner.BasePruner):
 
     def _kept(self, scores: Sequence[Tensor], step: int) -> list[list[Tensor]]:
         """Units that stay, for each axis of each group; ``scores`` are the squared norms of each group's channels."""
-        scopes: dict[tuple[str, str, float], list[tuple[int, Axis]]] = {}
+        scopes: dict[tuple[str, str, float], list[tuple[int, int]]] = defaultdict(list)
         for number, coupling in enumerate(self.couplings):
-            for axis in coupling.axes:
-                scope = (axis.kind, *self._scope(coupling, axis.kind, step))
-                scopes.setdefault(scope, []).append((number, axis))
-        kept: list[dict[str, Tensor]] = [{} for _ in self.couplings]
+            for place, axis in enumerate(coupling.axes):
+                scopes[axis.kind, *self._scope(coupling, axis.kind, step)].append((number, place))
+        kept = [[torch.empty(0)] * len(coupling.axes) for coupling in self.couplings]
         for (kind, _, ratio), members in scopes.items():
-            candidates = [self._candidates(self.couplings[number], axis, scores[number]) for number, axis in members]
+            candidates = [self._candidates(self.couplings[number], place, scores[number]) for number, place in members]
             chosen = keep(
                 candidates,
                 ratio,
                 rounding=self.rounding if kind == "channels" else Rounding(),
                 allocation=self.allocation if len(candidates) > 1 else None,
             )
-            for (number, axis), which in zip(members, chosen, strict=True):
-                kept[number][axis.kind] = which
-        return [
-            [by_kind[axis.kind] for axis in coupling.axes]
-            for coupling, by_kind in zip(self.couplings, kept, strict=True)
-        ]
+            for (number, place), which in zip(members, chosen, strict=True):
+                kept[number][place] = which
+        return kept
 
-    def _candidates(self, coupling: Coupling, axis: Axis, scores: Tensor) -> Candidates:
+    def _candidates(self, coupling: Coupling, place: int, scores: Tensor) -> Candidates:
+        axis = coupling.axes[place]
         norms = torch.zeros(axis.units).index_add_(0, axis.unit, scores).sqrt()
         weight = getattr(coupling.module, "weight", None)
         return Candidates(
@@ -305,9 +300,7 @@ class Planner(tp.pruner.BasePruner):
     def next_plan(self) -> Plan:
         """The plan of the next step: the projection of the weights alone, without ADMM's dual."""
         if self.done:
-            raise InputError(
-                f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner to prune on"
-            )
+            raise InputError(f"step: all {self.iterative_steps} iterative_steps are done; make a new pruner")
         for name, parameter in self.model.named_parameters():
             if not parameter.isfinite().all():  # NaN would decide which channels go
                 raise InputError(f"{name}: a weight is not finite; lower the learning rate")

@@ -30,12 +30,10 @@ from .removals import Adapt, removals_from_json, removals_to_json
 from .selection import Rounding
 from .target import ChannelTarget
 
-__all__ = ["PwoAGroupPruner"]
-
 _logger = logging.getLogger(__name__)
 
-_SAID_BY_CONFIG = ("pruning_ratio", "ignored_layers", "admm", "global_pruning", "iterative_steps")
-_CALLS = 5  # of update_regularizer(), in which rho reaches its cap unless admm.epochs says how many there are
+_SET_BY_CONFIG = ("pruning_ratio", "ignored_layers", "admm", "global_pruning", "iterative_steps")
+_CALLS = 5  # of update_regularizer(), in which rho reaches its cap if admm.epochs is not given
 
 
 class PwoAGroupPruner(tp.pruner.BasePruner):
@@ -77,10 +75,9 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         round_up: round to more channels, not to fewer (Torch-Pruning rounds down).
         ignored_layers: modules, parameters, names or patterns (``layer4.*``) or classes, one or several, that stay
             whole, with all that is coupled to them.
-        admm: for a loop of your own: ``epochs``, ``rho``, ``growth``, ``rho_max`` and ``rescale``, or a mapping of
-            them. ``epochs`` is the number of calls of `update_regularizer` before each `step`, 5 by default: rho
-            reaches its cap at the last one, unless ``growth`` is given. With fewer calls `step` warns, with more the
-            call after them.
+        admm: for your own loop: ``epochs``, ``rho``, ``growth``, ``rho_max`` and ``rescale``. ``epochs`` is the number
+            of calls of `update_regularizer` before each `step`, 5 by default: rho reaches its cap at the last one,
+            unless ``growth`` is given. With fewer calls `step` warns, with more the call after them.
         adapt: a function of the model that updates sizes which its own code holds (attributes such as ``num_heads``),
             called once channels are gone.
         callbacks: receive the progress of `compress`, as its progress bar does.
@@ -98,7 +95,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             inputs to this pruner, as numbered before; always the same dict. `PwoALoss` compares features by it.
 
     Raises:
-        ValueError: model, inputs or options cannot be used; one line says why, and the model is as it was.
+        ValueError: model, inputs or options cannot be used; the model is as it was.
     """
 
     def __init__(
@@ -118,38 +115,33 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     ) -> None:
         # Not BasePruner's own __init__: that of the planner traces the model.
         check_model(model)
-        if not torch.is_grad_enabled():
-            raise InputError("gradients are off (torch.no_grad), and Torch-Pruning traces by them; call this outside")
         options = {name: value for name, value in options.items() if value is not None}
-        rounding = Rounding(1 if round_to is None else round_to, round_up)
+        ratio = 0.5 if pruning_ratio is None else pruning_ratio
+        allocation, fields = None, Fields()
         if config is None:
             self.admm_config = _admm_of_a_loop(admm)
-            self.planner = Planner(
-                model,
-                example_inputs,
-                options,
-                ratio=0.5 if pruning_ratio is None else pruning_ratio,
-                ignored_layers=() if ignored_layers is None else ignored_layers,
-                rounding=rounding,
-                adapt=adapt,
-            )
         else:
             given = {"pruning_ratio": pruning_ratio, "ignored_layers": ignored_layers, "admm": admm, **options}
-            _check_said_once(config, [name for name in _SAID_BY_CONFIG if given.get(name) is not None])
+            _check_config(config, [name for name in _SET_BY_CONFIG if given.get(name) is not None])
             self.admm_config = config.admm.model_copy(update={"epochs": config.admm_epochs})
-            inputs_name = "train_loader" if example_inputs is None else "example_inputs"
+            ratio = config.sparsity or 0.0
             chosen = prunable_layers(model, config.include, config.exclude)
-            self.planner = Planner(
-                model,
-                _images_of(config, model) if example_inputs is None else example_inputs,
-                options,
-                ratio=config.sparsity or 0.0,
-                ignored_layers=[m for n, m in model.named_modules() if is_weighted(m) and n not in chosen],
-                rounding=rounding,
-                adapt=adapt,
-                allocation=None if config.allocation == "uniform" else ALLOCATIONS[config.allocation],
-                fields=Fields("sparsity", "exclude", inputs_name),
-            )
+            ignored_layers = [m for name, m in model.named_modules() if is_weighted(m) and name not in chosen]
+            allocation = None if config.allocation == "uniform" else ALLOCATIONS[config.allocation]
+            fields = Fields("sparsity", "exclude", "train_loader" if example_inputs is None else "example_inputs")
+            if example_inputs is None:
+                example_inputs = _images_of(config, model)
+        self.planner = Planner(
+            model,
+            example_inputs,
+            options,
+            ratio=ratio,
+            ignored_layers=() if ignored_layers is None else ignored_layers,
+            rounding=Rounding(round_to or 1, round_up),
+            adapt=adapt,
+            allocation=allocation,
+            fields=fields,
+        )
         self.target = ChannelTarget(self.planner)
         self.residual: float | None = None
         self._phase: ADMMPhase | None = None
@@ -182,21 +174,17 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         with seeded(self.run.config.seed):
             self.run.fit(callbacks)
         self.residual = self.run.residual
-        model: nn.Module = self.model
-        return model
+        return self.run.model
 
     @property
     def student_channels(self) -> dict[str, tuple[int, Tensor]]:
         return self.target.student_channels()
 
-    @property
-    def inputs_left(self) -> dict[str, tuple[int, Tensor]]:
-        """Deprecated: the old name of `student_channels`."""
-        return self.target.student_channels()
+    inputs_left = student_channels  # deprecated: the old name
 
     @property
     def importance(self) -> PwoAImportance:
-        """Torch-Pruning's: the norms of W + U, with ADMM's present U."""
+        """The norms of W + U, with ADMM's present U."""
         admm = self.target.admm
         duals = {} if admm is None else admm.u
         return PwoAImportance({self.model.get_parameter(name): dual for name, dual in duals.items()})
@@ -229,12 +217,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
     def regularize(self, model: nn.Module | None = None, loss: Tensor | None = None) -> None:
         """Add ADMM's gradient to the weights' ``.grad``: after ``backward()`` (and ``unscale_``), before the step.
 
-        Args:
-            model, loss: Torch-Pruning's; not needed. The model is the pruner's own, or a wrapper of it.
+        Torch-Pruning gives ``model`` and ``loss``; neither is needed.
 
         Raises:
             RuntimeError: `update_regularizer` was not called before.
-            ValueError: it is another model.
+            ValueError: ``model`` is neither the pruner's own nor a wrapper of it.
         """
         if model is not None and not any(module is self.model for module in model.modules()):
             raise InputError(f"regularize: this {type(model).__name__} is not the pruner's model; give that one")
@@ -246,6 +233,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
 
     # -- removal ---------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)  # the smaller parameters can be trained
     def step(self, interactive: bool = False) -> Iterator[Any] | None:
         """Remove channels from the model: exactly those that the projection of the weights has at 0.
 
@@ -261,8 +249,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             The groups, if interactive.
 
         Raises:
-            ValueError: the smaller model does not run, or would not be what the projection keeps; a weight is not
-                finite, or `torch.inference_mode` is on. Whatever is raised, the model is as it was.
+            ValueError: the smaller model does not run, or would not be what the projection keeps, or a weight is not
+                finite. Whatever is raised, the model is as it was.
         """
         plan = self.planner.next_plan()
         phase, groups = None if self.target.admm is None else self._phase, None
@@ -280,28 +268,19 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         return removals_to_json(self.own_removals)
 
     def load_pruning_history(self, pruning_history: Sequence[Any]) -> None:
-        """Remove what another pruner of the same model has removed.
-
-        Raises:
-            ValueError: the model has no such channels; it is as it was.
-        """
+        """Remove what another pruner of the same model has removed. After an error the model is as it was."""
         self.target.remove(removals_from_json(pruning_history))
 
 
-def _check_said_once(config: PwoAConfig, twice: Sequence[str]) -> None:
-    """Check that a config is for channels, and that no argument says what it says.
-
-    Raises:
-        ConfigError: it is not so.
-    """
+def _check_config(config: PwoAConfig, set_twice: Sequence[str]) -> None:
     if find_sparsity_set(config.granularity).backend != "channels":
         raise ConfigError(
             f"granularity={config.granularity!r} masks weights: use pwoa_plugin.PwoAPruner, or set it to 'structured'"
         )
-    if twice:
+    if set_twice:
         raise ConfigError(
-            f"{', '.join(twice)}: with a config, say it there (sparsity, allocation, include, exclude, admm; channels "
-            "go at once)"
+            f"{', '.join(set_twice)}: with a config, say it there (sparsity, allocation, include, exclude, admm; "
+            "channels go at once)"
         )
 
 
@@ -320,11 +299,7 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
 
 
 def _admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:
-    """The ADMM settings of a loop of the user's own.
-
-    Raises:
-        InputError: they are of another kind, or set what the loop itself decides.
-    """
+    """The ADMM settings of the user's own loop, without those that the loop itself decides."""
     config, default = as_section(ADMMConfig, given, "admm"), ADMMConfig()
     for name in ("interval", "hsic", "optimizer", "schedule"):
         if getattr(config, name) != getattr(default, name):

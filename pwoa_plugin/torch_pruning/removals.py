@@ -7,22 +7,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pydantic import StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationError
 from torch import nn
 from torchvision.models import VisionTransformer
 
 from ..errors import InputError
-
-__all__ = [
-    "Adapt",
-    "Removal",
-    "add_to_history",
-    "group_of",
-    "make_structure_undo",
-    "removals_from_json",
-    "removals_to_json",
-    "removed_from",
-    "replay",
-]
 
 #: Updates sizes that a model's own code holds, after channels were removed.
 Adapt = Callable[[nn.Module], None]
@@ -30,34 +19,27 @@ Adapt = Callable[[nn.Module], None]
 
 @dataclass(frozen=True)
 class Removal:
-    """Channels of one layer, and all that goes with them: an entry of Torch-Pruning's pruning history.
-
-    Attributes:
-        layer: its name.
-        out: whether they are its filters, not its inputs.
-        channels: their indices in the layer at the time of the removal.
-    """
+    """Channels of one layer, and all that goes with them: an entry of Torch-Pruning's pruning history."""
 
     layer: str
-    out: bool
-    channels: tuple[int, ...]
+    out: bool  # whether they are its filters, not its inputs
+    channels: tuple[int, ...]  # indices in the layer at the time of the removal
+
+
+_Entries = TypeAdapter(list[tuple[StrictStr, StrictBool, tuple[StrictInt, ...]]])
 
 
 def removals_to_json(removals: Sequence[Removal]) -> list[list[Any]]:
-    """Removals in a form for JSON."""
     return [[removal.layer, removal.out, list(removal.channels)] for removal in removals]
 
 
 def removals_from_json(entries: Any) -> list[Removal]:
-    """The inverse of `removals_to_json`."""
+    """The inverse of `removals_to_json`; an InputError if it is something else."""
     try:
-        removals = [Removal(layer, out, tuple(channels)) for layer, out, channels in entries]
-        for each in removals:
-            if not isinstance(each.layer, str) or type(each.out) is not bool or {*map(type, each.channels)} - {int}:
-                raise TypeError(f"{each}")
-    except (TypeError, ValueError) as error:
-        raise InputError(f"not a list of [layer, whether filters, channels] ({error})") from None
-    return removals
+        return [Removal(*entry) for entry in _Entries.validate_python(entries)]
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise InputError(f"not a list of [layer, whether filters, channels] ({reason})") from None
 
 
 #: An attribute of a model that lost channels; copies of the model have it, too. Plain lists, for pickles.
@@ -67,11 +49,6 @@ _HISTORY = "_pwoa_removals"
 def removed_from(model: nn.Module) -> list[Removal]:
     """All that was removed from a model, by any `PwoAGroupPruner` and by `load_pruned`, in order."""
     return removals_from_json(getattr(model, _HISTORY, []))
-
-
-def add_to_history(model: nn.Module, removals: Sequence[Removal]) -> None:
-    """Let `removed_from` return these, too."""
-    setattr(model, _HISTORY, [*getattr(model, _HISTORY, []), *removals_to_json(removals)])
 
 
 def make_structure_undo(model: nn.Module) -> Callable[[], None]:
@@ -92,14 +69,7 @@ def make_structure_undo(model: nn.Module) -> Callable[[], None]:
 
 
 def group_of(model: nn.Module, graph: Any, removal: Removal) -> tuple[Any, int]:
-    """Torch-Pruning's group of all that goes with these channels, in the model as it is now.
-
-    Returns:
-        The group, and the number of channels that it has.
-
-    Raises:
-        InputError: the model has no such layer, or the layer has no such channels.
-    """
+    """Torch-Pruning's group of all that goes with these channels, and the number of channels that the layer has."""
     try:
         module = model.get_submodule(removal.layer)
         pruner = graph.get_pruner_of_module(module)
@@ -126,14 +96,8 @@ def replay(
     """Remove channels from a model in place, add them to its history, and update the sizes that its code holds.
 
     Args:
-        model: the network.
-        graph: its dependency graph.
-        removals: in order.
         adapt: updates sizes of the user's own.
-        before_each: called with each group, and the number of channels that it has, before it is removed.
-
-    Raises:
-        InputError: the model has no such layer or channels, or Torch-Pruning cannot remove them.
+        before_each: called with each group, and the number of channels that its layer has, before it is removed.
     """
     asked = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
@@ -150,4 +114,4 @@ def replay(
             module.hidden_dim = module.conv_proj.out_channels
     if adapt is not None:
         adapt(model)
-    add_to_history(model, removals)
+    setattr(model, _HISTORY, [*getattr(model, _HISTORY, []), *removals_to_json(removals)])

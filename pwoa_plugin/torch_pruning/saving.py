@@ -6,6 +6,7 @@ example inputs. The removals are repeated on a fresh network before the tensors 
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections import OrderedDict
@@ -16,18 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from .._files import read_tensors, write_tensors
+from .._modes import modes_kept
 from .._text import one_line
 from ..errors import InputError
-from ..removal.inputs import call_saying_where, check_model, copy_of
+from ..removal.inputs import call, call_saying_where, check_model
 from ..removal.trace import Tracing
-from .checks import check_no_inference
 from .removals import Adapt, Removal, removals_from_json, removals_to_json, replay
 
 if TYPE_CHECKING:
     from .planner import Planner
     from .pruner import PwoAGroupPruner
-
-__all__ = ["load_pruned", "save_pruned"]
 
 _FORMAT, _VERSION = "pwoa-pruned", 2
 
@@ -45,8 +44,6 @@ def save_pruned(pruner: PwoAGroupPruner | Planner, path: str | os.PathLike[str])
         ValueError: nothing was removed yet.
         OSError: the file cannot be written.
     """
-    if isinstance(pruner, nn.Module):
-        raise InputError("save_pruned: give the PwoAGroupPruner, which knows what was removed, not its model")
     if not pruner.removals:
         raise InputError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {
@@ -58,6 +55,7 @@ def save_pruned(pruner: PwoAGroupPruner | Planner, path: str | os.PathLike[str])
     write_tensors(path, pruner.model.state_dict(), {_FORMAT: json.dumps(header)})
 
 
+@torch.inference_mode(False)  # the network's tensors can be trained
 def load_pruned(
     model: nn.Module,
     path: str | os.PathLike[str],
@@ -82,15 +80,14 @@ def load_pruned(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or of another architecture; or `torch.inference_mode` is on.
+        ValueError: the file is damaged, or of another architecture.
     """
-    check_no_inference("load_pruned")
     check_model(model)
     tensors, header = read_tensors(path, "file of a pruned network")
     path = os.fspath(path)
     removals, form = _read_header(header, path)
     memo: dict[int, Any] = {}
-    small = copy_of(model, memo)
+    small = copy.deepcopy(model, memo)
     for name, tensor in model.state_dict().items():
         if name in tensors and tensors[name].dtype != tensor.dtype:
             raise InputError(
@@ -103,8 +100,8 @@ def load_pruned(
         except (KeyError, TypeError, AttributeError, RuntimeError):
             raise InputError(f"{path}: does not describe the pruner's example inputs; give example_inputs") from None
     else:
-        with torch.no_grad():
-            call_saying_where(small, example_inputs, forward_fn)
+        with modes_kept(small), torch.no_grad():
+            call_saying_where(small.eval(), example_inputs, forward_fn or call)
     tracing = Tracing(
         example_inputs,
         forward_fn,
@@ -123,27 +120,23 @@ def load_pruned(
             f"{path}: does not fit this {type(model).__name__} ({reason}); give the architecture as it was before "
             "pruning"
         ) from error
-    for name, module in model.named_modules():
-        small.get_submodule(name).training = module.training
     return small
 
 
 def _read_header(header: Mapping[str, str], path: str) -> tuple[list[Removal], Any]:
     """The removals, and the form of the example inputs; None where they cannot be described."""
-    reason, version = "it is a safetensors file of something else", None
     try:
-        if _FORMAT in header:
-            reason = "its header lists no removals"
-            content = json.loads(header[_FORMAT])
-            if (version := content["version"]) == _VERSION:
-                return removals_from_json(content["removals"]), content["inputs"]
-        elif header.get("format") == _FORMAT:
-            version = header.get("version")
-    except (ValueError, RecursionError, KeyError, TypeError):
-        pass
-    if version not in (None, _VERSION):
-        reason = f"its version is {version!r}, this release reads {_VERSION}"
-    raise InputError(f"{path}: is no usable file of a pruned network ({reason}); make one with save_pruned()")
+        if _FORMAT not in header:
+            raise InputError("it is a safetensors file of something else")
+        content = json.loads(header[_FORMAT])
+        if (version := content["version"]) != _VERSION:
+            raise InputError(f"its version is {version!r}, this release reads {_VERSION}")
+        return removals_from_json(content["removals"]), content["inputs"]
+    except (ValueError, RecursionError, KeyError, TypeError) as error:
+        reason = error if isinstance(error, InputError) else "its header lists no removals"
+        raise InputError(
+            f"{path}: is no usable file of a pruned network ({reason}); make one with save_pruned()"
+        ) from None
 
 
 def _form_of(value: Any) -> Any:

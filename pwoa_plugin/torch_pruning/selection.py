@@ -12,65 +12,37 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..errors import InputError
 from ..method.allocation import Allocation, LayerGroups, Uniform, keep_counts
 from ..method.sparsity import top_k
-
-__all__ = ["Candidates", "Rounding", "keep"]
 
 
 @dataclass(frozen=True)
 class Rounding:
-    """The rounding of a layer's channels.
-
-    Attributes:
-        to: channels are a multiple of this; 1 rounds nothing.
-        up: whether to more channels, not to fewer.
-
-    Raises:
-        InputError: ``to`` is not positive.
-    """
+    """Round a layer's channels to a multiple of ``to``: down, or up."""
 
     to: int = 1
     up: bool = False
 
-    def __post_init__(self) -> None:
-        if self.to < 1:
-            raise InputError(f"round_to={self.to!r}: give 1 or more")
-
 
 @dataclass(frozen=True)
 class Candidates:
-    """The units of a group, from which those that stay are chosen.
+    """The units of a group, from which those that stay are chosen."""
 
-    Attributes:
-        scores: ``(units,)``: normalised norms.
-        width: channels in a unit.
-        before: number of units before anything was pruned.
-        shape: of the weight of the group's root, for rules that depend on it (ERK).
-        most: the largest share of ``before`` that may go.
-    """
-
-    scores: Tensor
-    width: int
-    before: int
-    shape: tuple[int, ...]
-    most: float
+    scores: Tensor  # (units,): normalised norms
+    width: int  # channels in a unit
+    before: int  # units before anything was pruned
+    shape: tuple[int, ...]  # of the weight of the group's root, for rules that depend on it (ERK)
+    most: float  # the largest share of `before` that may go
 
 
 def keep(
     candidates: Sequence[Candidates], ratio: float, *, rounding: Rounding, allocation: Allocation | None = None
 ) -> list[Tensor]:
-    """Which units of groups that are ranked together stay.
+    """Which units of groups that are ranked together stay: ``(units,)`` boolean for each group.
 
     Args:
-        candidates: the groups.
         ratio: share of the units that were there before which goes, in [0, 1).
-        rounding: of each group's channels.
         allocation: how the ratio is spread over the groups; default: uniformly.
-
-    Returns:
-        ``(units,)`` boolean for each group.
     """
     least = [_least(each, rounding) for each in candidates]
     budget = sum(each.before for each in candidates) * (1 - ratio)

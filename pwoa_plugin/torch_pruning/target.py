@@ -84,8 +84,7 @@ class ChannelTarget(Target):
 
     def load_state(self, saved: Snapshot) -> None:
         try:
-            removals = removals_from_json(saved.facts.get("removals"))
-            if removals:
+            if removals := removals_from_json(saved.facts.get("removals")):
                 self._undo = self.make_undo()
                 self.remove(removals)
                 self.planner.current_step = self.planner.iterative_steps
@@ -107,7 +106,7 @@ class ChannelTarget(Target):
         self._warn_of_undrawn(plan)
         expected = self.planner.expect(plan)
         with self._undone_on_error():
-            self._remove(plan.removals())
+            self.remove(plan.removals())
             expected.check(self.planner.model)
             self.planner.current_step += 1
 
@@ -131,12 +130,9 @@ class ChannelTarget(Target):
     def remove(self, removals: Sequence[Removal]) -> None:
         """Remove channels. After an error the model is as it was."""
         with self._undone_on_error():
-            self._remove(removals)
-
-    def _remove(self, removals: Sequence[Removal]) -> None:
-        replay(self.planner.model, self.planner.DG, removals, self.planner.adapt, self._note)
-        self.planner.forget_groups()
-        self.admm = None  # its weights are replaced
+            replay(self.planner.model, self.planner.DG, removals, self.planner.adapt, self._note)
+            self.planner.forget_groups()
+            self.admm = None  # its weights are replaced
 
     def _note(self, group: Any, channels: int) -> None:
         """Note which inputs and heads are left once a group goes, of a root with this number of channels."""

@@ -10,7 +10,6 @@ from pwoa_plugin.removal.inputs import (
     call,
     call_saying_where,
     check_model,
-    copy_of,
     largest_difference,
     map_tensors,
     random_batch,
@@ -65,10 +64,13 @@ def test_random_batch_has_the_samples_and_leaves_the_rest() -> None:
 @pytest.mark.parametrize(
     ("inputs", "message"),
     [
-        (None, "example_inputs is a NoneType without a tensor"),
+        (None, r"example_inputs: the forward of Two itself fails on them: TypeError"),
         ((torch.rand(2, 4), torch.ones(())), r"example_inputs: inner.0 \(Linear\) fails on them: RuntimeError"),
         (torch.rand(2, 3), r"example_inputs: the forward of Two itself fails on them: TypeError"),
-        ((torch.rand(2, 3, device="meta"), torch.ones(())), "example_inputs is on meta, and the model on cpu"),
+        (
+            (torch.rand(2, 3, device="meta"), torch.ones(())),
+            r"example_inputs: inner.0 \(Linear\) fails on them: RuntimeError: Tensor on device",
+        ),
     ],
 )
 def test_errors_say_where(inputs: Any, message: str) -> None:
@@ -79,33 +81,14 @@ def test_errors_say_where(inputs: Any, message: str) -> None:
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-class Uncopied(nn.Linear):
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise RuntimeError("not\nme")
-
-
 @pytest.mark.parametrize(
     ("model", "message"),
     [
         (torch.jit.trace(nn.Linear(1, 1), torch.ones(1, 1)), "ScriptModule"),
         (nn.DataParallel(nn.Linear(1, 1)), r"\(DataParallel\), .* give the plain module inside"),
         (torch.compile(nn.Linear(1, 1)), "_orig_mod"),
-        (nn.LazyLinear(3), "weight has no values yet"),
-        (nn.Linear(1, 1, device="meta"), "weight has no values yet"),
     ],
 )
 def test_models_refused(model: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         check_model(model)
-
-
-def test_copy() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.Dropout())
-    model(torch.ones(1, 2)).sum().backward()
-    copied = copy_of(model)
-    assert not copied.training
-    assert model.training
-    assert copied[0].weight.grad is None
-    assert model[0].weight.grad is not None
-    with pytest.raises(ValueError, match=r"model: copy.deepcopy fails on it \(RuntimeError: not me\)"):
-        copy_of(Uncopied(1, 1))
