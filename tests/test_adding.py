@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from pwoa_plugin.method.phases import Phase
 from pwoa_plugin.method.schedule import Schedule
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
 from pwoa_plugin.method.targets import mask_target
-from pwoa_plugin.robustness import attacks
+from pwoa_plugin.robustness import AttackSettings, attacks
 from pwoa_plugin.robustness.attacks.pgd import PGD
 
 Pair = tuple[Tensor, Tensor]
@@ -111,10 +112,13 @@ def test_an_estimator(trained: TinyNet, images: Pair, monkeypatch: pytest.Monkey
 
 
 def test_an_attack(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": lambda: PGD(steps=2, name="Quick")})
+    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": partial(PGD, steps=2, name="Quick")})
     report = evaluate(trained, (images[0][:20], images[1][:20]), attacks=["Quick"], eps=0.1, progress=False)
     assert list(report.attacks) == ["Quick"]
     assert report.attacks["Quick"].forwards > 0
+    assert (
+        attacks.make_attack("Quick", {"restarts": 3}).parameters(AttackSettings(eps=0.1, n_classes=10))["restarts"] == 3
+    )
 
 
 class Noise(Phase):

@@ -15,19 +15,12 @@ from ..pages.plots import LINE, axes, legend, percent_axis, shortened
 from .curve import Curve
 from .report import Report
 
-__all__ = ["accuracy_bars", "drawings", "image_uri"]
-
 _MOST_CLASSES = 40
 _SHOWN = 96  # pixels of an image on the page, at least
 
 
 def drawings(reports: Mapping[str, Report], curves: Mapping[str, Curve]) -> dict[str, Drawing]:
-    """The plots of a comparison, by name.
-
-    Args:
-        reports: by name of the model, on the same images; the others are compared with the first.
-        curves: by name of the model; may be empty.
-    """
+    """The plots of a comparison, by name, from the reports and curves of its models."""
     plots: dict[str, Drawing] = {"attacks": ("Accuracy by attack", partial(accuracy_bars, reports))}
     if len(reports) > 1:
         plots["classes"] = ("Change by class, worst case", partial(_classes, reports))
@@ -133,12 +126,8 @@ def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> 
 
 
 def image_uri(image: Tensor, low: float, high: float) -> str:
-    """A PNG of an image as a ``data:`` address, small ones enlarged by whole pixels.
-
-    Args:
-        image: ``(C, H, W)``; of one channel, or of three or more, of which three are shown.
-        low, high: of the pixels.
-    """
+    """A PNG of an image ``(C, H, W)`` as a ``data:`` address. Small ones are enlarged by whole pixels; of more than
+    three channels, three are shown."""
     from PIL import Image
 
     pixels = ((image - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)
