@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
@@ -172,6 +171,6 @@ def make_estimator(
 
 def with_loss(estimator: PyTorchClassifier, loss: nn.Module) -> PyTorchClassifier:
     """A second estimator on the same model, whose attacks ascend ``loss``, a scalar of logits and one-hot labels."""
-    twin = copy.copy(estimator)
-    twin._loss, twin._reduce_labels = loss, False
+    twin = object.__new__(type(estimator))  # copy.copy would write the model to a file and read it again
+    vars(twin).update(vars(estimator), _loss=loss, _reduce_labels=False)
     return twin

@@ -19,12 +19,7 @@ from .._modes import modes_kept
 from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
-<<<<<<< HEAD
-from ..method.logits import logits_of
 from ..method.perturbation import RADIUS_IMAGES, PerturbationConfig, largest_agreeing_radius
-=======
-from ..method.perturbation import Perturbation, largest_agreeing_radius, make_perturbation, radius_for
->>>>>>> fe1e876 (Shorten robustness: one table of attacks, one reader of formats, fewer checks and docstrings)
 from ..method.trainer import Trainer
 from .folder import RunFolder
 from .state_file import write_state
