@@ -30,6 +30,12 @@ def drawings(reports: Mapping[str, Report], curves: Mapping[str, Curve]) -> dict
     return plots
 
 
+def _colours(n_models: int, palette: Palette) -> list[str]:
+    """Of several models the first is muted."""
+    muted = [palette.muted] if n_models > 1 else []
+    return [*muted, *(palette.series[i % len(palette.series)] for i in range(n_models - len(muted)))]
+
+
 def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     """Clean, each attack and the worst case, a bar for each model, with 95 % intervals. The first model is muted."""
     names = list(dict.fromkeys(name for report in reports.values() for name in report.attacks))
@@ -37,19 +43,18 @@ def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     figure, ax = axes(palette, height=1.1 + 0.14 * len(names) * (len(reports) + 1))
     height = 0.84 / len(reports)
     said = []
-    others = iter(range(len(reports)))
+    colours = _colours(len(reports), palette)
     for i, (model, report) in enumerate(reports.items()):
         columns = {"clean": (report.clean, *report.clean_interval)}
         columns |= {name: (column.accuracy, *column.interval) for name, column in report.columns.items()}
         worst = report.worst_case
         places = [at for at, name in enumerate(names) if name in columns]
         values = [columns[names[at]] for at in places]
-        muted = i == 0 and len(reports) > 1
         ax.barh(
             [at + (i - (len(reports) - 1) / 2) * height for at in places],
             [value for value, _, _ in values],
             height=0.9 * height,
-            color=palette.muted if muted else palette.series[next(others) % len(palette.series)],
+            color=colours[i],
             xerr=[
                 [max(0.0, value - low) for value, low, _ in values],
                 [max(0.0, high - value) for value, _, high in values],
@@ -105,13 +110,11 @@ def _classes(reports: Mapping[str, Report], palette: Palette) -> Drawn:
 def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> Drawn:
     figure, ax = axes(palette, height=3.1)
     said = []
-    others = iter(range(len(curves)))
+    colours = _colours(len(curves), palette)
     for i, (name, curve) in enumerate(curves.items()):
-        muted = i == 0 and len(curves) > 1
-        colour = palette.muted if muted else palette.series[next(others) % len(palette.series)]
         lows, highs = zip(*curve.intervals, strict=True)
-        ax.fill_between(curve.eps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name), **LINE)
+        ax.fill_between(curve.eps, lows, highs, color=colours[i], alpha=0.18, linewidth=0)
+        ax.plot(curve.eps, curve.accuracy, color=colours[i], marker="os^Dv<"[i % 6], label=shortened(name), **LINE)
         said.append(f"{name} from {curve.accuracy[0]:.1%} clean to {curve.accuracy[-1]:.1%} at {curve.eps[-1]:.4g}")
     (curve, *_) = curves.values()
     if curve.eps[-1] >= judged_at:

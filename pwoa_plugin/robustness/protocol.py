@@ -17,7 +17,8 @@ from .._section import Section
 from .._text import did_you_mean, one_line
 from .._yaml import parse_yaml
 from ..errors import InputError
-from .attacks import NORMS, Attack, AutoAttack, make_attack, positive_int
+from .attacks import Attack, AutoAttack, make_attack
+from .attacks.base import NORMS, positive_int
 
 _FILES = files(__package__) / "protocols"
 PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.iterdir()))

@@ -83,12 +83,11 @@ class Paired:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval of `difference`; see `tango_interval`."""
+        """The 95 % interval of `difference`."""
         return tango_interval(self.second_only, self.first_only, self.n)
 
     @property
     def p_value(self) -> float:
-        """See `mcnemar_exact`."""
         return mcnemar_exact(self.first_only, self.second_only)
 
     @property

@@ -12,7 +12,7 @@ from ..._text import did_you_mean
 from ...errors import InputError
 from .art_autoattack import ARTAutoAttack
 from .autoattack import AutoAttack, StandardAutoAttack
-from .base import NORMS, Attack, AttackRun, AttackSettings, positive_int
+from .base import Attack, AttackRun, AttackSettings
 from .cw import CW, CarliniWagnerMargin
 from .fgsm import FGSM
 from .pgd import PGD
@@ -21,7 +21,6 @@ __all__ = [
     "ATTACKS",
     "CW",
     "FGSM",
-    "NORMS",
     "PGD",
     "ARTAutoAttack",
     "Attack",
@@ -31,7 +30,6 @@ __all__ = [
     "CarliniWagnerMargin",
     "StandardAutoAttack",
     "make_attack",
-    "positive_int",
 ]
 
 _N_TARGETS = 9  # the likeliest wrong classes; as many as the standard AutoAttack's
