@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 from pwoa_plugin.method.phases import Phase
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
 from pwoa_plugin.method.trainer import Trainer
-from pwoa_plugin.robustness import attacks
+from pwoa_plugin.robustness import AttackSettings, attacks
 from pwoa_plugin.robustness.attacks.pgd import PGD
 
 Pair = tuple[Tensor, Tensor]
@@ -110,10 +111,13 @@ def test_an_estimator(trained: TinyNet, images: Pair, monkeypatch: pytest.Monkey
 
 
 def test_an_attack(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": lambda: PGD(steps=2, name="Quick")})
+    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": partial(PGD, steps=2, name="Quick")})
     report = evaluate(trained, (images[0][:20], images[1][:20]), attacks=["Quick"], eps=0.1, progress=False)
     assert list(report.attacks) == ["Quick"]
     assert report.attacks["Quick"].forwards > 0
+    assert (
+        attacks.make_attack("Quick", {"restarts": 3}).parameters(AttackSettings(eps=0.1, n_classes=10))["restarts"] == 3
+    )
 
 
 class Noise(Phase):

@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .._logits import logits_of
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
@@ -22,7 +23,6 @@ from .distillation import DistillationConfig, distillation_loss, feature_loss, f
 from .hidden import check_names, check_readable, find_hidden_layers, read_hidden, unwrapped
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
-from .logits import logits_of
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
 from .probe import find_classes, try_input_gradients
 

@@ -17,9 +17,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._logits import logits_of
 from .._section import Pixels, Section, check_options, key_of
 from ..errors import InputError
-from .logits import logits_of
 
 RADIUS_IMAGES = 512  # enough for `largest_agreeing_radius`
 _CHUNK = 128  # images in one forward

@@ -7,12 +7,12 @@ import copy
 import torch
 from torch import Tensor, nn
 
+from .._logits import logits_of
 from .._random import seeded
 from .._text import one_line
 from ..errors import InputError
 from .batches import described
 from .distillation import gradient_loss
-from .logits import logits_of
 
 
 def find_classes(model: nn.Module, images: Tensor) -> int:

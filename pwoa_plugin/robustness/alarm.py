@@ -7,8 +7,6 @@ from typing import Any
 
 from .._checked import Record
 
-__all__ = ["Alarm", "make_alarm"]
-
 _KINDS = MappingProxyType(
     {
         "stochastic-output": (

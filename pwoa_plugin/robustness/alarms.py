@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import combinations, pairwise, permutations
+from itertools import combinations, pairwise, permutations, product
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -19,8 +19,6 @@ from .estimator import Logits, predict
 from .journal import Journal
 from .report import AttackReport
 from .statistics import paired
-
-__all__ = ["find_alarms"]
 
 _PROBED = 32  # images, and as many correct ones
 _FEW_STEPS, _MANY_STEPS = 10, 40
@@ -46,32 +44,25 @@ def find_alarms(
 
     Args:
         estimator: on the model, which is in eval mode.
-        images: ``(N, C, H, W)``.
-        labels: ``(N,)``.
         correct: bool ``(N,)``, which images are right when clean.
-        settings: of the evaluation.
-        attacks: that were run.
-        columns: what they found, by name.
+        attacks, columns: that were run, and what they found, by name.
     """
     settings = replace(settings, journal=Journal(), step_size=None)
     view = estimator.model
     with seeded(settings.seed), torch.inference_mode(False):
         order = stratified_order(labels, settings.seed)
         # Indexing copies, and tensors made in inference mode are of no use to autograd.
-        found = _of_output(view, images[order[:_PROBED]], labels[order[:_PROBED]], settings)
+        probed, classes = images[order[:_PROBED]], labels[order[:_PROBED]]
+        found = _of_output(view, probed, classes, settings)
         chosen = order[correct[order]][:_PROBED]
-        blind = any(alarm.name == "no-gradients" for alarm in found)
-        if len(chosen) and not blind:
+        if len(chosen) and all(alarm.name != "no-gradients" for alarm in found):
             found += _of_attacks(estimator, images[chosen], labels[chosen], settings)
-            if any(alarm.name == "survives-any-eps" for alarm in found):
-                answers = predict(view, images[order[:_PROBED]], settings.batch_size).argmax(1).unique()
-                if len(answers) == 1 < len(labels[order[:_PROBED]].unique()):
-                    n = min(len(order), _PROBED)
-                    collapsed = make_alarm("one-class", answer=int(answers), n=n)
-                    found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
-    found += _of_columns(attacks, columns or {})
+            answers = predict(view, probed, settings.batch_size).argmax(1).unique()
+            if len(answers) == 1 < len(classes.unique()):
+                collapsed = make_alarm("one-class", answer=int(answers), n=len(probed))
+                found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     by_name: dict[str, Alarm] = {}
-    for alarm in found:
+    for alarm in [*found, *_of_columns(attacks, columns or {})]:
         by_name.setdefault(alarm.name, alarm)
     return tuple(by_name.values())
 
@@ -80,11 +71,13 @@ def _many(count: int, n: int) -> bool:
     return count > max(2, _SHARE * n)
 
 
-def _more(first: Tensor, second: Tensor, share: float = _SHARE) -> int:
-    """How many more images the second verdicts hold than the first; 0 where they are few, or may be chance."""
-    pair = paired(first, second)
-    more = pair.second_only - pair.first_only
-    return more if more > share * pair.n and pair.beyond_chance else 0
+def _contradiction(kind: str, before: Tensor, after: Tensor, share: float = _SHARE, **names: object) -> list[Alarm]:
+    """An alarm if the second verdicts hold more images than the first; none if they are few, or may be chance."""
+    pair = paired(before, after)
+    count = pair.second_only - pair.first_only
+    if count > share * pair.n and pair.beyond_chance:
+        return [make_alarm(kind, count=count, n=pair.n, **names)]
+    return []
 
 
 def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSettings) -> list[Alarm]:
@@ -146,18 +139,12 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
     curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
-        if count := _more(before, after):
-            found.append(make_alarm("rises-with-eps", attack=few_steps, less=less, more=more, count=count, n=n))
-    one, few, many = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS))
-    if count := _more(one, few):
-        found.append(make_alarm("more-steps-weaker", fewer="FGSM", more=few_steps, count=count, n=n))
-    if count := _more(few, many):
-        found.append(make_alarm("more-steps-weaker", fewer=few_steps, more=many_steps, count=count, n=n))
-    if count := _more(many, few, _STEEP):
-        found.append(make_alarm("not-converged", fewer=few_steps, more=many_steps, count=count, n=n))
-    margin = holds(CW(steps=_FEW_STEPS))
-    if count := _more(margin, few):
-        found.append(make_alarm("margin-stronger", margin=f"CW-{_FEW_STEPS}", entropy=few_steps, count=count, n=n))
+        found += _contradiction("rises-with-eps", before, after, attack=few_steps, less=less, more=more)
+    one, few, many, margin = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS)), holds(CW(steps=_FEW_STEPS))
+    found += _contradiction("more-steps-weaker", one, few, fewer="FGSM", more=few_steps)
+    found += _contradiction("more-steps-weaker", few, many, fewer=few_steps, more=many_steps)
+    found += _contradiction("not-converged", many, few, _STEEP, fewer=few_steps, more=many_steps)
+    found += _contradiction("margin-stronger", margin, few, margin=f"CW-{_FEW_STEPS}", entropy=few_steps)
     white = few & many & margin
     black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
     if _many(count := int((white & ~black).sum()), n):
@@ -185,27 +172,19 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
         (attack for attack in ran if isinstance(attack, PGD) and attack.step_size is None),
         key=lambda attack: attack.steps,
     )
-    by_steps: list[tuple[Attack, Attack]] = [
-        (one, more)
-        for one in ran
-        for more in stepped
-        if isinstance(one, FGSM) and not isinstance(more, CW) and not more.targets
-    ]
-    by_steps += [
-        (fewer, more)
-        for fewer, more in combinations(stepped, 2)
-        if (type(fewer), fewer.restarts, fewer.targets) == (type(more), more.restarts, more.targets)
-    ]
+    plain = [attack for attack in stepped if not isinstance(attack, CW) and not attack.targets]
+    by_steps: list[tuple[Attack, Attack]] = [*product((one for one in ran if isinstance(one, FGSM)), plain)]
+    by_steps += [(fewer, more) for fewer, more in combinations(stepped, 2) if _kind(fewer) == _kind(more)]
     for fewer, more in by_steps:
-        held = columns[fewer.name].robust
-        if count := _more(held, columns[more.name].robust):
-            names = {"fewer": fewer.name, "more": more.name}
-            found.append(make_alarm("more-steps-weaker", count=count, n=len(held), **names))
+        held, by_more = columns[fewer.name].robust, columns[more.name].robust
+        found += _contradiction("more-steps-weaker", held, by_more, fewer=fewer.name, more=more.name)
     for margin, entropy in permutations(stepped, 2):
-        same = (margin.steps, margin.restarts, margin.targets) == (entropy.steps, entropy.restarts, entropy.targets)
-        if same and isinstance(margin, CW) and not isinstance(entropy, CW):
-            held = columns[margin.name].robust
-            if count := _more(held, columns[entropy.name].robust):
-                names = {"margin": margin.name, "entropy": entropy.name}
-                found.append(make_alarm("margin-stronger", count=count, n=len(held), **names))
+        alike = margin.steps == entropy.steps and _kind(margin)[1:] == _kind(entropy)[1:]
+        if alike and isinstance(margin, CW) and not isinstance(entropy, CW):
+            held, by_entropy = columns[margin.name].robust, columns[entropy.name].robust
+            found += _contradiction("margin-stronger", held, by_entropy, margin=margin.name, entropy=entropy.name)
     return found
+
+
+def _kind(attack: PGD) -> tuple[type, int, int]:
+    return type(attack), attack.restarts, attack.targets

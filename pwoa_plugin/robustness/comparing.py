@@ -17,8 +17,6 @@ from .report import Report
 from .settings import CompareOptions, JudgeSettings, Task, takes
 from .weights import count_weights
 
-__all__ = ["compare", "compare_task"]
-
 
 @takes(CompareOptions)
 def compare(
@@ -40,16 +38,10 @@ def compare(
     Raises:
         ValueError: there is no model, or an argument cannot be used; see `evaluate`.
     """
-    if not isinstance(models, Mapping):
-        raise InputError(f"models is a {type(models).__name__}; give them by name, as {{'dense': model}}")
-    if not models:
-        raise InputError("models is empty; give at least one, as {'dense': model}")
-    for name in models:
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"models: {name!r} names no model; give a non-empty string")
-    return compare_task(
-        models, JudgeSettings.of(options, protocol="standard").bind(data), state=state, progress=progress
-    )
+    if not models or not all(isinstance(name, str) and name.strip() for name in models):
+        raise InputError("models: give at least one, each by its name, as {'dense': model}")
+    task = JudgeSettings.of(options, protocol="standard").bind(data)
+    return compare_task(models, task, state=state, progress=progress)
 
 
 def compare_task(
@@ -59,7 +51,7 @@ def compare_task(
     state: str | os.PathLike[str] | None = None,
     progress: bool = True,
 ) -> Comparison:
-    """Compare models by settings that are bound to their images; see `compare`."""
+    """See `compare`."""
     for name, model in models.items():  # all of them, before hours go into the first
         with _named(name):
             check_model(model, task)

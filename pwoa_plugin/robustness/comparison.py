@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections import Counter
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from .._yaml import dump_yaml
-from ..errors import InputError
 from ..pages import Cell, Drawing, Table, render, svg_plots
 from ..pages.text import interval_text, markdown_plain, percent
 from .curve import Curve
 from .plots import drawings, image_uri
-from .report import Report, Written, upgraded
+from .report import Report, Written
 from .statistics import Paired, holm
 from .weights import Weights
 
-__all__ = ["Broken", "Comparison", "verdict_text"]
-
-_FORMAT = 2
-_READ = (1, 2)
 _MOST_BROKEN = 6  # images shown for each model
 _WIDE = 0.05  # 95 % intervals wider than this get a remark
 # Adversarial Pruning Benchmark (arXiv 2409.01249): its sparsities, in percent.
@@ -33,15 +28,11 @@ _BENCHMARK = {"weights": (90, 95, 99), "filters": (50, 75, 90), "channels": (50,
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Broken:
-    """An image that a model loses to an attack and the first model does not.
+    """An image ``(C, H, W)`` that a model loses to an attack and the first model does not.
 
     Attributes:
-        model: that loses it.
         index: of the image among those judged.
-        label: its class.
         answer: the model's answer to the adversarial image.
-        image: ``(C, H, W)``.
-        adversarial: the same shape, what was found against that model.
     """
 
     model: str
@@ -58,11 +49,11 @@ class Broken:
         assert report.answers is not None
         assert report.labels is not None
         lost = first.worst_case.robust & ~report.worst_case.robust & report.clean_correct
-        seen: dict[int, int] = {}
+        seen: Counter[int] = Counter()
         order = []
         for index in lost.nonzero().squeeze(1).tolist():
             label = int(report.labels[index])
-            seen[label] = seen.get(label, 0) + 1
+            seen[label] += 1
             order.append((seen[label], index))
         return [
             cls(
@@ -87,10 +78,18 @@ class Comparison(Written):
         broken: a few images that a model loses and the first does not; empty if read from a file.
     """
 
+    formats: ClassVar[tuple[int, ...]] = (1, 2)
+
     reports: dict[str, Report]
     weights: dict[str, Weights]
     curves: dict[str, Curve] = Field(default_factory=dict)
     broken: tuple[Broken, ...] = Field(default=(), exclude=True, repr=False)
+
+    @model_validator(mode="after")
+    def _check_names(self) -> Self:
+        if not self.reports or self.reports.keys() != self.weights.keys():
+            raise ValueError("has no reports, or weights of other models")
+        return self
 
     @property
     def first(self) -> str:
@@ -99,7 +98,6 @@ class Comparison(Written):
 
     @property
     def others(self) -> list[str]:
-        """Names of the other models."""
         return list(self.reports)[1:]
 
     @property
@@ -108,12 +106,7 @@ class Comparison(Written):
         return tuple(self.reports[self.first].columns)
 
     def pair(self, name: str, column: str = "worst case") -> Paired:
-        """A model against the first, image by image.
-
-        Args:
-            name: of the model.
-            column: an attack's name, ``worst case`` or ``clean``.
-        """
+        """A model against the first, image by image; ``column`` is an attack's name, ``worst case`` or ``clean``."""
         return self.reports[self.first].paired_with(self.reports[name], column)
 
     def adjusted_p(self, column: str = "worst case") -> dict[str, float]:
@@ -129,7 +122,6 @@ class Comparison(Written):
         return verdict_text(name, self.first, self.pair(name), adjusted)
 
     def verdicts(self) -> list[str]:
-        """`verdict` of all models but the first."""
         return [self.verdict(name) for name in self.others]
 
     def remarks(self) -> list[str]:
@@ -150,7 +142,6 @@ class Comparison(Written):
         return said + [f"{note.rstrip('.')}." for note in dict.fromkeys(notes)]
 
     def setting(self) -> str:
-        """How the models were judged, in a line."""
         return f"{self.reports[self.first].config}."
 
     def table(self) -> Table:
@@ -185,7 +176,7 @@ class Comparison(Written):
         columns = ("clean", *self.columns)
         holm_p = {column: self.adjusted_p(column) for column in columns}
         return {
-            "format": _FORMAT,
+            "format": self.formats[-1],
             "first": self.first,
             **self.model_dump(mode="json"),
             "reports": {name: report.to_dict() for name, report in self.reports.items()},
@@ -198,25 +189,6 @@ class Comparison(Written):
                 for name in self.others
             },
         }
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The comparison that `to_dict` made ``content`` of, without images. What can be derived is derived anew.
-
-        Raises:
-            InputError: ``content`` is something else, or of a later format; one line names the field.
-        """
-        if not isinstance(content, Mapping) or content.get("format") not in _READ:
-            raise InputError(
-                f"comparison has no format={_FORMAT}; give what Comparison.to_dict wrote, or compare again"
-            )
-        reports = content.get("reports")
-        if isinstance(reports, Mapping):
-            content = {**content, "reports": {name: upgraded(report) for name, report in reports.items()}}
-        made = super().from_dict(content)
-        if not made.reports or made.reports.keys() != made.weights.keys():
-            raise InputError("comparison has reports and weights of other models; compare again")
-        return made
 
     def benchmark_rows(self) -> list[dict[str, Any]]:
         """The models in the Adversarial Pruning Benchmark's terms (arXiv 2409.01249), figures in percent.
@@ -258,13 +230,11 @@ class Comparison(Written):
         return stream.getvalue()
 
     def to_markdown(self) -> str:
-        """The table, the verdicts and the remarks as Markdown."""
         said = [f"- {markdown_plain(line)}" for line in (*self.verdicts(), *self.remarks())]
         lines = ["# Robustness compared", "", self.setting(), "", *self.table().to_markdown(), "", *said]
         return "\n".join(lines).rstrip() + "\n"
 
     def drawings(self) -> dict[str, Drawing]:
-        """The plots, by name."""
         return drawings(self.reports, self.curves)
 
     def to_html(self) -> str:
@@ -285,15 +255,13 @@ class Comparison(Written):
         )
 
     def __str__(self) -> str:
-        text: Iterable[str] = (f"{name}: {report}" for name, report in self.reports.items())
-        return "\n".join([*text, *self.verdicts()])
+        return "\n".join([*(f"{name}: {report}" for name, report in self.reports.items()), *self.verdicts()])
 
 
 def verdict_text(name: str, first: str, pair: Paired, adjusted_p: float | None = None) -> str:
-    """Whether a model is less robust than another in the worst case, in a sentence.
+    """Whether model ``name`` is less robust than ``first`` in the worst case, in a sentence.
 
     Args:
-        name, first: of the models.
         pair: the verdicts on the first and on the other.
         adjusted_p: the p value adjusted for the number of models that are compared; None where there is only one.
     """

@@ -13,11 +13,9 @@ from ..errors import InputError
 from .alarm import Alarm, make_alarm
 from .attacks import Attack
 from .evaluation import judge_task
-from .report import AttackReport, Written
+from .report import Written
 from .settings import JudgeSettings, Task
 from .statistics import wilson_interval
-
-__all__ = ["Curve", "draw_curve", "security_curve"]
 
 _RISE = 0.01  # of the images: a smaller rise is a few draws of the attack
 
@@ -84,20 +82,17 @@ def security_curve(
 def draw_curve(
     model: nn.Module, task: Task, *, state: str | os.PathLike[str] | None = None, progress: bool | str = True
 ) -> Curve:
-    """The curve that settings ask for, on the images they are bound to; see `security_curve`."""
+    """See `security_curve`."""
     settings, images = task
     radii = sorted(set(settings.curve))
-    columns: list[AttackReport] = []
-    for radius in radii:
-        task = Task(settings.at(radius, settings.curve_attack), images)
-        report = judge_task(model, task, state=state, progress=progress)
-        columns += report.attacks.values()
-    n, name = len(images.labels), settings.curve_attack.name
-    n_robust = (int(report.clean_correct.sum()), *(column.n_robust for column in columns))
+    n, attack = len(images.labels), settings.curve_attack
+    tasks = [Task(settings.at(radius, attack), images) for radius in radii]
+    reports = [judge_task(model, task, state=state, progress=progress) for task in tasks]
+    n_robust = (int(reports[0].clean_correct.sum()), *(report.attacks[attack.name].n_robust for report in reports))
     alarms = []
     for (less, before), (more, after) in pairwise(zip((0.0, *radii), n_robust, strict=True)):
         if after - before > max(1, _RISE * n):
-            alarms.append(make_alarm("rises-with-eps", attack=name, less=less, more=more, count=after - before, n=n))
-    return Curve(
-        attack=name, norm=settings.norm, n_images=n, eps=(0.0, *radii), n_robust=n_robust, alarms=tuple(alarms)
-    )
+            figures = {"less": less, "more": more, "count": after - before, "n": n}
+            alarms.append(make_alarm("rises-with-eps", attack=attack.name, **figures))
+    eps = (0.0, *radii)
+    return Curve(attack=attack.name, norm=settings.norm, n_images=n, eps=eps, n_robust=n_robust, alarms=tuple(alarms))

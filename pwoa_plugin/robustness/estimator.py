@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Self
@@ -11,77 +11,44 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from .._logits import logits_of
 from .._modes import modes_kept
 from ..errors import InputError
 from ..models.normalisation import Normalisation
 
-__all__ = [
-    "Logits",
-    "check_logits",
-    "logits_in",
-    "make_estimator",
-    "model_device",
-    "placed",
-    "predict",
-    "undisturbed",
-    "with_loss",
-]
-
 
 def model_device(model: nn.Module) -> torch.device:
-    """Device of the model's first parameter or buffer; the CPU where it has none."""
+    """Device of the model's first parameter or buffer; the CPU if it has none."""
     first = next(chain(model.parameters(), model.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 
-def _model_dtype(model: nn.Module) -> torch.dtype:
-    """Floating dtype that the model computes in: that of its first floating parameter or buffer."""
-    tensors = chain(model.parameters(), model.buffers())
-    return next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-
-
-def logits_in(output: object, n_images: int) -> object:
-    """The logits in a model's output: the ``logits`` of a Hugging Face ``ModelOutput`` or a dict, the first floating
-    matrix ``(N, C)`` of a tuple; any other output unchanged."""
-    if isinstance(output, Mapping):
-        return output.get("logits", output)
-    if isinstance(output, (tuple, list)):
-        fits = (
-            part
-            for part in output
-            if isinstance(part, Tensor) and part.dim() == 2 and len(part) == n_images and part.is_floating_point()
-        )
-        return next(fits, output)
-    return getattr(output, "logits", output)
-
-
 def check_logits(output: object, n_images: int) -> Tensor:
-    """The logits in a model's output.
-
-    Args:
-        output: whatever the model returned for ``n_images`` images; see `logits_in`.
-        n_images: N, number of images that the model was given.
-
-    Returns:
-        Logits, or log-probabilities, which serve as well: a floating tensor ``(N, C)`` with C >= 2.
+    """The logits or log-probabilities in a model's output: a floating tensor ``(n_images, C)``, C >= 2. In a tuple it
+    is the first such matrix.
 
     Raises:
         InputError: there are none.
     """
-    logits = logits_in(output, n_images)
-    if not isinstance(logits, Tensor):
-        kind = type(output).__name__
-        raise InputError(f"model returns a {kind}; wrap it so that it returns logits, one tensor (N, C)")
-    shape = tuple(logits.shape)
-    if len(shape) != 2 or shape[0] != n_images:
-        raise InputError(
-            f"model returns a tensor {shape} for {n_images} images; wrap it so that it returns logits (N, C)"
+    logits = logits_of(output)
+    if isinstance(logits, (tuple, list)):
+        matrices = (
+            part
+            for part in logits
+            if isinstance(part, Tensor) and part.dim() == 2 and len(part) == n_images and part.is_floating_point()
         )
-    if shape[1] < 2:
-        raise InputError("model returns one logit per image; wrap it so that it returns one for each class")
-    if not logits.is_floating_point():
-        raise InputError(f"model returns {logits.dtype} values; wrap it so that it returns logits, not labels")
-    return logits
+        logits = next(matrices, logits)
+    if not isinstance(logits, Tensor):
+        found = f"a {type(output).__name__}"
+    elif logits.dim() != 2 or len(logits) != n_images:
+        found = f"a tensor {tuple(logits.shape)} for {n_images} images"
+    elif logits.shape[1] < 2:
+        found = "one logit per image"
+    elif not logits.is_floating_point():
+        found = f"{logits.dtype} values"
+    else:
+        return logits
+    raise InputError(f"model returns {found}; wrap it so that it returns logits, one tensor (N, C) with C >= 2")
 
 
 class Logits(nn.Module):
@@ -102,16 +69,12 @@ class Logits(nn.Module):
         super().__init__()
         self.model = model
         self.device = model_device(model)
-        self.dtype = _model_dtype(model)
+        tensors = chain(model.parameters(), model.buffers())
+        self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
         self.n_forwards = 0
         self._normalise = None if normalisation is None else Normalisation(*normalisation)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits ``(N, classes)``, float32, of images ``(N, C, H, W)``.
-
-        Raises:
-            InputError: the model returns something else than logits.
-        """
         self.n_forwards += len(images)
         x = images.to(self.device)
         if self._normalise is not None:
@@ -123,13 +86,7 @@ class Logits(nn.Module):
 
 
 def predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)``, float32, on the CPU.
-
-    Args:
-        view: a `Logits`.
-        images: ``(N, C, H, W)``.
-        batch_size: images in a forward.
-    """
+    """Logits ``(N, classes)`` of a `Logits`, float32, on the CPU."""
     with torch.inference_mode(False), torch.no_grad():
         return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
 
@@ -158,14 +115,9 @@ def undisturbed(model: nn.Module) -> Iterator[nn.Module]:
 
 @contextmanager
 def placed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
-    """The model on ``device``, and back on its own afterwards. None leaves it where it is.
-
-    Raises:
-        InputError: the model is spread over several devices, and ``device`` is not that of its first parameter.
-    """
-    homes = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
-    place = model_device(model) if device is None else torch.empty(0, device=device).device
-    if homes <= {place} or (len(homes) > 1 and place == model_device(model)):
+    """The model on ``device``, and back on its own afterwards. None leaves it where it is."""
+    homes = {tensor.device for tensor in chain(model.parameters(), model.buffers())}
+    if device is None or homes <= {torch.empty(0, device=device).device}:
         yield
         return
     if len(homes) > 1:
@@ -173,7 +125,7 @@ def placed(model: nn.Module, device: torch.device | None) -> Iterator[None]:
         raise InputError(f"device={str(device)!r}: the model is spread over {spread}; leave device out")
     (home,) = homes
     try:
-        model.to(place)
+        model.to(device)
         yield
     finally:
         model.to(home)
@@ -218,23 +170,7 @@ def make_estimator(
 
 
 def with_loss(estimator: PyTorchClassifier, loss: nn.Module) -> PyTorchClassifier:
-    """A second estimator on the same model whose attacks ascend another loss.
-
-    Args:
-        estimator: estimator whose model, classes and pixel range are taken over.
-        loss: loss of logits ``(N, C)`` and one-hot labels ``(N, C)``; a scalar.
-    """
-    twin = PyTorchClassifier(
-        model=estimator.model,
-        loss=loss,
-        input_shape=estimator.input_shape,
-        nb_classes=estimator.nb_classes,
-        channels_first=estimator.channels_first,
-        clip_values=estimator.clip_values,
-        preprocessing_defences=estimator.preprocessing_defences,
-        postprocessing_defences=estimator.postprocessing_defences,
-        preprocessing=estimator.preprocessing,
-        device_type="cpu" if estimator.device.type == "cpu" else "gpu",
-    )
-    twin._device = estimator.device
+    """A second estimator on the same model, whose attacks ascend ``loss``, a scalar of logits and one-hot labels."""
+    twin = object.__new__(type(estimator))  # copy.copy would write the model to a file and read it again
+    vars(twin).update(vars(estimator), _loss=loss, _reduce_labels=False)
     return twin

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from typing import Any, Unpack
 
 import torch
 from art.estimators.classification import PyTorchClassifier
@@ -34,8 +34,6 @@ from .journal import Journal
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
 from .settings import JudgeOptions, JudgeSettings, Task, takes
-
-__all__ = ["DEFAULT_ATTACKS", "check_model", "evaluate", "judge_task"]
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +87,7 @@ def evaluate(
 def judge_task(
     model: nn.Module, task: Task, *, state: str | os.PathLike[str] | None = None, progress: bool | str = True
 ) -> Report:
-    """Evaluate a model by settings that are bound to their images; see `evaluate`."""
+    """See `evaluate`."""
     settings, images = task
     with _view(model, settings) as view:
         logits = _clean_logits(view, images, settings.batch_size)
@@ -104,33 +102,30 @@ def judge_task(
             pixel_range=settings.pixel_range,
         )
         correct = logits.argmax(1) == images.labels
-        found = _run_attacks(estimator, task, correct, replace(attacked, journal=journal), progress)
-        answers = predict(view, found.adversarial, settings.batch_size).argmax(1)
+        attacked = replace(attacked, journal=journal)
+        columns, adversarial, notes = _run_attacks(estimator, task, correct, attacked, progress)
+        answers = predict(view, adversarial, settings.batch_size).argmax(1)
         alarms = None
         if settings.alarms:
-            alarms = find_alarms(estimator, *images[:2], correct, attacked, settings.attacks, found.columns)
+            alarms = find_alarms(estimator, *images[:2], correct, attacked, settings.attacks, columns)
     for alarm in alarms or ():
         logger.warning("%s: %s", alarm.name, alarm)
-    for note in found.notes:
+    for note in notes:
         logger.info("%s", note)
     return Report(
         config=config,
         clean_correct=correct,
-        attacks=found.columns,
+        attacks=columns,
         alarms=alarms,
         labels=images.labels,
-        notes=found.notes,
-        adversarial=found.adversarial,
+        notes=notes,
+        adversarial=adversarial,
         answers=answers,
     )
 
 
 def check_model(model: nn.Module, task: Task) -> None:
-    """Ask a model for the logits of a few images, as `judge_task` does before its attacks.
-
-    Raises:
-        InputError: the model does not take the images, or returns no logits, NaN or too few classes.
-    """
+    """Ask a model for the logits of a few images, as `judge_task` does before its attacks."""
     settings, images = task
     with _view(model, settings) as view:
         few = Images(images.pixels[:_LOOKED_AT], images.labels, images.width)
@@ -140,8 +135,6 @@ def check_model(model: nn.Module, task: Task) -> None:
 @contextmanager
 def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
     """The model as attacks are to see it, with everything global seeded; all is restored afterwards."""
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model is a {type(model).__name__}; give a torch.nn.Module")
     normalisation = None
     if settings.mean is not None and settings.std is not None:
         normalisation = settings.mean, settings.std
@@ -193,37 +186,37 @@ def _key(config: Config, model: nn.Module, logits: Tensor) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-class _Found(NamedTuple):
-    columns: dict[str, AttackReport]
-    adversarial: Tensor  # what first fooled the model on each image, or the clean image
-    notes: tuple[str, ...]
-
-
 def _run_attacks(
     estimator: PyTorchClassifier, task: Task, correct: Tensor, attacked: AttackSettings, progress: bool | str
-) -> _Found:
-    """Run each attack on all correct images."""
+) -> tuple[dict[str, AttackReport], Tensor, tuple[str, ...]]:
+    """Run each attack on all correct images.
+
+    Returns:
+        The columns; what first fooled the model on each image, or the clean image; notes.
+    """
     columns: dict[str, AttackReport] = {}
     notes: list[str] = []
     adversarial, felled = task.images.pixels.clone(), ~correct
-    with _progress_bar(bool(progress)) as bar:
+    n_correct = int(correct.sum())
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")
+    with Progress(*parts, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress) as bar:
         for number, attack in enumerate(task.settings.attacks):
             name = f"{progress} {attack.name}" if isinstance(progress, str) else attack.name
-            row = bar.add_task(name, total=int(correct.sum()))
+            row = bar.add_task(name, total=n_correct)
             own = replace(attacked, journal=attacked.journal.of(f"{number:02d}-{attack.name}"))
 
             def show(done: float, row: TaskID = row) -> None:
                 bar.update(row, completed=round(done))
 
             column, run = _attacked(attack, estimator, task.images, correct, own, show)
-            show(int(correct.sum()))
+            show(n_correct)
             columns[attack.name] = column
             first = ~column.robust & ~felled
             adversarial[first] = run.images[first[correct]]
             felled |= first
             notes += [note for note in run.notes if note not in notes]
             logger.info("%s: %d of %d robust", attack.name, column.n_robust, len(correct))
-    return _Found(columns, adversarial, tuple(notes))
+    return columns, adversarial, tuple(notes)
 
 
 def _attacked(
@@ -264,11 +257,7 @@ def _attacked(
 
 
 def _audit(name: str, images: Tensor, adversarial: Tensor, settings: AttackSettings) -> None:
-    """Check that an attack stayed in the ball and the pixel range, up to float32 rounding (1e-5 of the pixel range).
-
-    Raises:
-        RuntimeError: an image is NaN, or outside the ball or the pixel range, or the shape has changed.
-    """
+    """Raise a RuntimeError unless an attack stayed in the ball and the pixel range, up to float32 rounding."""
     if adversarial.shape != images.shape:
         raise RuntimeError(f"{name} returned images {tuple(adversarial.shape)} for {tuple(images.shape)}")
     if n_nan := int(adversarial.isnan().flatten(1).any(1).sum()):
@@ -295,15 +284,3 @@ def _reproducible() -> Iterator[None]:
         yield
     finally:
         cudnn.deterministic, cudnn.benchmark = before
-
-
-def _progress_bar(show: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("images"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not show,
-    )

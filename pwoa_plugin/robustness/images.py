@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,6 @@ from torch import Tensor
 from .._pixels import GREY_LEVEL
 from ..data.split import stratified_order
 from ..errors import InputError
-
-__all__ = ["Images", "collect"]
 
 _ROUNDING = 1e-6  # of the pixel range: what resizing or a dtype may add to a valid image
 
@@ -39,11 +36,7 @@ class Images(NamedTuple):
         return Images(self.pixels[chosen], self.labels[chosen], self.width)
 
     def check_classes(self, n_classes: int) -> None:
-        """Check that the labels are classes of a model with ``n_classes`` logits.
-
-        Raises:
-            InputError: a label is negative or too large, or one-hot labels have another number of columns.
-        """
+        """Check that the labels are classes of a model with ``n_classes`` logits."""
         if self.width not in (None, n_classes):
             raise InputError(
                 f"data: labels are one-hot over {self.width} classes, and the model has {n_classes}; give as many"
@@ -56,28 +49,16 @@ class Images(NamedTuple):
 
 
 def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
-    """All images and labels, in the order they come.
-
-    Args:
-        data: a pair of tensors (or arrays), images ``(N, C, H, W)`` and labels, ``(N,)`` or one-hot; or an iterable of
-            such pairs, such as a ``DataLoader``.
-        pixel_range: ``(low, high)`` of a valid image.
-
-    Raises:
-        InputError: there are no images, or images or labels are of another kind, or outside their range.
-    """
+    """All images ``(N, C, H, W)`` and labels, ``(N,)`` or one-hot, in the order they come: from a pair of tensors or
+    arrays, or from an iterable of such pairs, such as a ``DataLoader``."""
     batches = [data] if _is_pair_of_arrays(data) else data
-    if not isinstance(batches, Iterable):
-        raise InputError(f"data is a {type(data).__name__}; give a DataLoader or a pair of tensors (images, labels)")
-    images, labels, widths = [], [], set()
+    images, labels, width = [], [], None
     for batch in batches:
         if not _is_pair_of_arrays(batch):
-            kind = type(batch).__name__
-            raise InputError(f"data: a batch is a {kind}, not a pair of tensors (images, labels)")
+            raise InputError(f"data: a batch is a {type(batch).__name__}, not a pair of tensors (images, labels)")
         x, y = torch.as_tensor(batch[0]), torch.as_tensor(batch[1])
         if y.dim() == 2 and y.shape[1] > 1:
-            widths.add(y.shape[1])
-            y = _from_one_hot(y)
+            width, y = y.shape[1], _from_one_hot(y)
         _check_batch(x, y)
         images.append(x.detach().to("cpu", torch.float32))
         labels.append(y.detach().to("cpu", torch.int64))
@@ -85,25 +66,20 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
         raise InputError("data holds no images; give at least one (an exhausted iterator gives none)")
     if len(shapes := {tuple(x.shape[1:]) for x in images}) > 1:
         raise InputError(f"data: images have shapes {sorted(shapes)}; resize them to one")
-    if len(widths) > 1:
-        raise InputError(f"data: one-hot labels have {sorted(widths)} columns; give one for each class")
     # Contiguous, since pyautoattack views gradients as rows.
     pixels = _checked_pixels(torch.cat(images).contiguous(), pixel_range)
-    return Images(pixels, torch.cat(labels), next(iter(widths), None))
+    return Images(pixels, torch.cat(labels), width)
 
 
 def _from_one_hot(y: Tensor) -> Tensor:
-    if y.is_complex() or not bool(((y == 0) | (y == 1)).all()) or not bool((y != 0).sum(1).eq(1).all()):
+    if not ((y == 0) | (y == 1)).all() or not (y != 0).sum(1).eq(1).all():
         raise InputError(f"data: labels have shape {tuple(y.shape)} and are not one-hot; give labels.argmax(1)")
     return y.to(torch.uint8).argmax(1)
 
 
 def _is_pair_of_arrays(item: object) -> bool:
-    return (
-        isinstance(item, (tuple, list))
-        and len(item) == 2
-        and all(isinstance(part, (Tensor, np.ndarray)) for part in item)
-    )
+    arrays = (Tensor, np.ndarray)
+    return isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(part, arrays) for part in item)
 
 
 def _check_batch(x: Tensor, y: Tensor) -> None:
@@ -117,7 +93,7 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
     if y.dim() != 1:
         cure = "labels.squeeze(1)" if y.dim() == 2 else "one class for each image"
         raise InputError(f"data: labels have shape {tuple(y.shape)}, not (N,); give {cure}")
-    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+    if y.is_floating_point() or y.dtype == torch.bool:
         raise InputError(f"data: labels are {y.dtype}; give the classes as int64")
     if len(x) != len(y):
         raise InputError(f"data: {len(x)} images come with {len(y)} labels; give one label for each image")
@@ -125,18 +101,15 @@ def _check_batch(x: Tensor, y: Tensor) -> None:
 
 def _checked_pixels(images: Tensor, pixel_range: tuple[float, float]) -> Tensor:
     low, high = pixel_range
-    if not bool(torch.isfinite(images).all()):
+    if not images.isfinite().all():
         raise InputError("data: images hold NaN or infinite pixels; mend or leave out those images")
     least, most = float(images.min()), float(images.max())
     rounding = _ROUNDING * (high - low)
     if least < low - rounding or most > high + rounding:
         eight_bit = pixel_range == (0.0, 1.0) and least >= 0 and 8 < most <= 255  # normalised images are below 0 too
-        cure = (
-            "divide them by 255"
-            if eight_bit
-            else "give images that are not normalised, and mean and std (or normalise inside the model), "
-            "or give the pixel_range of these images"
-        )
+        cure = "give images that are not normalised, and mean and std, or give the pixel_range of these images"
+        if eight_bit:
+            cure = "divide them by 255"
         raise InputError(f"data: images span [{least:.4g}, {most:.4g}], outside pixel_range={pixel_range}; {cure}")
     if most - low <= GREY_LEVEL * (high - low):
         raise InputError(

@@ -16,8 +16,6 @@ from .._files import read_tensors, write_tensors
 from .._random import random_state, set_random_state
 from .._text import one_line
 
-__all__ = ["Journal"]
-
 logger = logging.getLogger(__name__)
 
 _RANDOM = "random."
@@ -34,8 +32,7 @@ class Journal:
         forwards: returns how many images have gone through the model until now.
 
     Attributes:
-        seconds: how long the steps that were read here took when they were computed.
-        forwards: how many images through the model they cost then.
+        seconds, forwards: time and images through the model that the steps read here cost when they were computed.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None, forwards: Callable[[], int] = lambda: 0) -> None:
@@ -53,12 +50,9 @@ class Journal:
         """The tensor of a step: read if the step is done; else computed, and written before it is returned.
 
         Args:
-            name: of the step, and of no other one.
+            name: unique among the steps.
             compute: returns the tensor; may draw from the global random generators.
             notes: the attack's; those that it had after the step are restored when the step is read.
-
-        Raises:
-            OSError: the file cannot be written (a full disk, say).
         """
         if self.folder is None:
             return compute()

@@ -15,19 +15,12 @@ from ..pages.plots import axes, legend, percent_axis, shortened
 from .curve import Curve
 from .report import Report
 
-__all__ = ["accuracy_bars", "drawings", "image_uri"]
-
 _MOST_CLASSES = 40
 _SHOWN = 96  # pixels of an image on the page, at least
 
 
 def drawings(reports: Mapping[str, Report], curves: Mapping[str, Curve]) -> dict[str, Drawing]:
-    """The plots of a comparison, by name.
-
-    Args:
-        reports: by name of the model, on the same images; the others are compared with the first.
-        curves: by name of the model; may be empty.
-    """
+    """The plots of a comparison, by name, from the reports and curves of its models."""
     plots: dict[str, Drawing] = {"attacks": ("Accuracy by attack", partial(accuracy_bars, reports))}
     if len(reports) > 1:
         plots["classes"] = ("Change by class, worst case", partial(_classes, reports))
@@ -37,6 +30,12 @@ def drawings(reports: Mapping[str, Report], curves: Mapping[str, Curve]) -> dict
     return plots
 
 
+def _colours(n_models: int, palette: Palette) -> list[str]:
+    """Of several models the first is muted."""
+    muted = [palette.muted] if n_models > 1 else []
+    return [*muted, *(palette.series[i % len(palette.series)] for i in range(n_models - len(muted)))]
+
+
 def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     """Clean, each attack and the worst case, a bar for each model, with 95 % intervals. The first model is muted."""
     names = list(dict.fromkeys(name for report in reports.values() for name in report.attacks))
@@ -44,19 +43,18 @@ def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     figure, ax = axes(palette, height=1.1 + 0.14 * len(names) * (len(reports) + 1))
     height = 0.84 / len(reports)
     said = []
-    others = iter(range(len(reports)))
+    colours = _colours(len(reports), palette)
     for i, (model, report) in enumerate(reports.items()):
         columns = {"clean": (report.clean, *report.clean_interval)}
         columns |= {name: (column.accuracy, *column.interval) for name, column in report.columns.items()}
         worst = report.worst_case
         places = [at for at, name in enumerate(names) if name in columns]
         values = [columns[names[at]] for at in places]
-        muted = i == 0 and len(reports) > 1
         ax.barh(
             [at + (i - (len(reports) - 1) / 2) * height for at in places],
             [value for value, _, _ in values],
             height=0.9 * height,
-            color=palette.muted if muted else palette.series[next(others) % len(palette.series)],
+            color=colours[i],
             xerr=[
                 [max(0.0, value - low) for value, low, _ in values],
                 [max(0.0, high - value) for value, _, high in values],
@@ -112,13 +110,11 @@ def _classes(reports: Mapping[str, Report], palette: Palette) -> Drawn:
 def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> Drawn:
     figure, ax = axes(palette, height=3.1)
     said = []
-    others = iter(range(len(curves)))
+    colours = _colours(len(curves), palette)
     for i, (name, curve) in enumerate(curves.items()):
-        muted = i == 0 and len(curves) > 1
-        colour = palette.muted if muted else palette.series[next(others) % len(palette.series)]
         lows, highs = zip(*curve.intervals, strict=True)
-        ax.fill_between(curve.eps, lows, highs, color=colour, alpha=0.18, linewidth=0)
-        ax.plot(curve.eps, curve.accuracy, color=colour, marker="os^Dv<"[i % 6], label=shortened(name))
+        ax.fill_between(curve.eps, lows, highs, color=colours[i], alpha=0.18, linewidth=0)
+        ax.plot(curve.eps, curve.accuracy, color=colours[i], marker="os^Dv<"[i % 6], label=shortened(name))
         said.append(f"{name} from {curve.accuracy[0]:.1%} clean to {curve.accuracy[-1]:.1%} at {curve.eps[-1]:.4g}")
     (curve, *_) = curves.values()
     if curve.eps[-1] >= judged_at:
@@ -133,12 +129,8 @@ def _curves(curves: Mapping[str, Curve], judged_at: float, palette: Palette) -> 
 
 
 def image_uri(image: Tensor, low: float, high: float) -> str:
-    """A PNG of an image as a ``data:`` address, small ones enlarged by whole pixels.
-
-    Args:
-        image: ``(C, H, W)``; of one channel, or of three or more, of which three are shown.
-        low, high: of the pixels.
-    """
+    """A PNG of an image ``(C, H, W)`` as a ``data:`` address. Small ones are enlarged by whole pixels; of more than
+    three channels, three are shown."""
     from PIL import Image
 
     pixels = ((image - low) / (high - low) * 255).round().clamp(0, 255).to(torch.uint8)

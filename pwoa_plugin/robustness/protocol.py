@@ -9,16 +9,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, ConfigDict
+from pydantic import BeforeValidator, ConfigDict, Field
 
+from .._files import read_bytes
 from .._pixels import positive_pixels
 from .._section import Section
 from .._text import did_you_mean, one_line
-from .._yaml import YAMLError, parse_yaml
+from .._yaml import parse_yaml
 from ..errors import InputError
-from .attacks import FAMILIES, NORMS, Attack, AutoAttack, make_attack, positive_int
-
-__all__ = ["PROTOCOLS", "Count", "Norm", "Pixels", "Protocol", "as_attacks", "load_protocol"]
+from .attacks import Attack, AutoAttack, make_attack
+from .attacks.base import NORMS, positive_int
 
 _FILES = files(__package__) / "protocols"
 PROTOCOLS = tuple(sorted(entry.name.removesuffix(".yaml") for entry in _FILES.iterdir()))
@@ -35,14 +35,7 @@ def _norm(value: Any) -> str:
 
 
 def as_attacks(attacks: Any) -> tuple[Attack, ...]:
-    """The attacks, made from their names where names are given.
-
-    Args:
-        attacks: names and `Attack` objects, or one of either.
-
-    Raises:
-        InputError: there is none, a name is unknown or comes twice, or an item is not an attack.
-    """
+    """The attacks of names and `Attack` objects, or of one of either."""
     made: dict[str, Attack] = {}
     for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
         attack = make_attack(item) if isinstance(item, str) else item
@@ -79,7 +72,7 @@ class Protocol(Section):
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
-    name: str
+    name: Annotated[str, Field(min_length=1)]
     version: Count
     attacks: Annotated[tuple[Attack, ...], BeforeValidator(as_attacks)]
     extends: str | None = None
@@ -101,8 +94,6 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     """
     if isinstance(protocol, Protocol):
         return protocol
-    if not isinstance(protocol, (str, os.PathLike)):
-        raise InputError(f"protocol={protocol!r} is not a protocol; give a name, a YAML file or a Protocol")
     name = os.fspath(protocol)
     if name in PROTOCOLS:
         return _shipped(name)
@@ -111,16 +102,10 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
         cure = did_you_mean(name, PROTOCOLS, f"use {', '.join(PROTOCOLS)} or a .yaml file")
         raise InputError(f"protocol={name!r} is unknown{cure}")
     try:
-        text = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"protocol={name!r} cannot be read ({error.strerror}); give a YAML file") from None
-    if len(text) > _MOST_BYTES:
-        raise InputError(f"protocol={name!r} has {len(text):,} bytes; a protocol has at most {_MOST_BYTES:,}")
-    try:
-        made = _parsed(parse_yaml(text))
+        made = _parsed(parse_yaml(read_bytes(path, most=_MOST_BYTES)))
         if made.name in PROTOCOLS:
             raise InputError(f"name={made.name!r} is a protocol of the package; give this one another name")
-    except (YAMLError, ValueError, TypeError) as error:
+    except ValueError as error:
         raise InputError(f"protocol={name!r}: {one_line(error)}") from None
     return made
 
@@ -133,9 +118,8 @@ def _shipped(name: str) -> Protocol:
 def _parsed(content: Any) -> Protocol:
     if not isinstance(content, Mapping):
         raise InputError("is not a mapping; give name, version and attacks")
-    fields: dict[str, Any] = {"version": 1, "attacks": []} | {str(key): value for key, value in content.items()}
-    if not isinstance(name := fields.get("name"), str) or not name.strip():
-        raise InputError(f"name={name!r} names no protocol; give a non-empty string")
+    given = {str(key): value for key, value in content.items()}
+    fields: dict[str, Any] = {"name": None, "version": 1, "attacks": [], **given}
     if (base := fields.get("extends")) not in (None, *PROTOCOLS):
         raise InputError(f"extends={base!r} is unknown; use {', '.join(PROTOCOLS)}")
     if not isinstance(listed := fields["attacks"], list):
@@ -146,18 +130,14 @@ def _parsed(content: Any) -> Protocol:
 
 
 def _attack(item: Any, field: str) -> Attack:
-    if isinstance(item, str):
-        return make_attack(item)
-    if not isinstance(item, Mapping) or item.get("attack") not in FAMILIES:
-        raise InputError(f"{field}={item!r}: give a name, or {{attack: NAME, ...}} with {', '.join(FAMILIES)}")
-    arguments = {str(key): value for key, value in item.items() if key != "attack"}
+    options = {"attack": item} if isinstance(item, str) else item
+    if not isinstance(options, Mapping) or "attack" not in options:
+        raise InputError(f"{field}={item!r} is not an attack; give a name, or {{attack: NAME, ...}}")
+    options = {str(key): value for key, value in options.items()}
     try:
-        attack = FAMILIES[item["attack"]](**arguments)
-    except TypeError as error:
-        said = str(error).split("() ", 1)[-1].replace("__init__", item["attack"])
-        raise InputError(f"{field}: {item['attack']} {said}") from None
-    except ValueError as error:
-        raise InputError(f"{field}: {error}") from None
+        attack = make_attack(str(options.pop("attack")), options)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{field}: {str(error).removeprefix('attacks: ')}") from None
     if attack.name == "AutoAttack" and not (isinstance(attack, AutoAttack) and attack.is_standard):
         raise InputError(f"{field}: name='AutoAttack' is the whole standard ensemble's; give this attack another name")
     return attack

@@ -25,22 +25,24 @@ from torch import Tensor
 from .._checked import Record, checked
 from .._files import read_bytes, write_text
 from .._versions import installed_versions
-from ..errors import FileError, InputError
+from ..errors import InputError
 from ..pages.table import Table
 from ..pages.text import interval_text
 from .alarm import Alarm
 from .statistics import Paired, paired, wilson_interval
 
-__all__ = ["AttackReport", "Config", "Report", "Written", "upgraded"]
-
-_FORMAT = 3  # of the JSON; to be raised when a reader of the old one would misread the new one
-_READ = (1, 2, 3)
 _MOST_BYTES = 500_000_000
 
 
 class Written(Record):
-    """A record in a file of its own. Two are equal only if they are one object: they hold tensors."""
+    """A record in a file of its own. Two are equal only if they are one object: they hold tensors.
 
+    Attributes:
+        formats: of the JSON that can be read, if it states its format; the last is written. A new one is for what a
+            reader of the old one would misread.
+    """
+
+    formats: ClassVar[tuple[int, ...]] = ()
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
 
     __eq__ = object.__eq__
@@ -48,12 +50,16 @@ class Written(Record):
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """What `to_dict` made ``content`` of.
+        """What `to_dict` made ``content`` of. What can be derived is derived anew.
 
         Raises:
-            InputError: ``content`` is something else; one line names the field.
+            InputError: ``content`` is something else, or of a later format; one line names the field.
         """
-        return checked(cls, content, cls.__name__.lower())
+        name = cls.__name__.lower()
+        if cls.formats and isinstance(content, Mapping) and (number := content.get("format")) not in cls.formats:
+            read = f"this version reads {cls.formats[0]} to {cls.formats[-1]}"
+            raise InputError(f"{name} has format={number!r}, {read}; give what to_json wrote, or update pwoa_plugin")
+        return checked(cls, content, name)
 
     def to_json(self, path: str | os.PathLike[str]) -> None:
         """Write `to_dict`. A file of that name is replaced whole or not at all; missing folders are made."""
@@ -64,13 +70,11 @@ class Written(Record):
         """Read what `to_json` wrote.
 
         Raises:
-            ValueError: the file holds something else.
-            FileNotFoundError: there is no file.
+            InputError: the file is missing, or holds something else.
         """
+        content = read_bytes(path, most=_MOST_BYTES)
         try:
-            return cls.from_dict(json.loads(read_bytes(path, most=_MOST_BYTES)))
-        except FileError:
-            raise
+            return cls.from_dict(json.loads(content))
         except ValueError as error:
             raise InputError(f"{os.fspath(path)}: {error}") from error
 
@@ -120,7 +124,6 @@ class AttackReport(Written):
 
     @property
     def n_robust(self) -> int:
-        """Number of robust images."""
         return int(self.robust.sum())
 
     @property
@@ -135,19 +138,15 @@ class AttackReport(Written):
 
     @property
     def low(self) -> float:
-        """Lower end of `interval`."""
         return self.interval[0]
 
     @property
     def high(self) -> float:
-        """Upper end of `interval`."""
         return self.interval[1]
 
     def __repr__(self) -> str:
-        return (
-            f"AttackReport(accuracy={self.accuracy:.4f}, low={self.low:.4f}, high={self.high:.4f}, "
-            f"seconds={self.seconds:.1f})"
-        )
+        figures = f"accuracy={self.accuracy:.4f}, low={self.low:.4f}, high={self.high:.4f}, seconds={self.seconds:.1f}"
+        return f"AttackReport({figures})"
 
 
 class Config(Record):
@@ -212,6 +211,8 @@ class Report(Written):
         answers: ``(N,)`` int64, the model's answers to these; None where ``adversarial`` is.
         versions: of Python and the packages that bear on a verdict.
     """
+
+    formats: ClassVar[tuple[int, ...]] = (1, 2, 3)
 
     config: Config
     clean_correct: Verdicts = Field(validation_alias=AliasChoices(AliasPath("clean", "correct"), "clean_correct"))
@@ -285,11 +286,7 @@ class Report(Written):
         return paired(mine, theirs)
 
     def verdicts(self, column: str) -> Tensor:
-        """Bool ``(N,)`` of an attack's name, ``worst case`` or ``clean``.
-
-        Raises:
-            InputError: there is no such column.
-        """
+        """Bool ``(N,)`` of an attack's name, ``worst case`` or ``clean``."""
         if column == "clean":
             return self.clean_correct
         if column not in self.columns:
@@ -298,7 +295,6 @@ class Report(Written):
 
     @property
     def columns(self) -> dict[str, AttackReport]:
-        """`attacks` and ``worst case``."""
         return {**self.attacks, "worst case": self.worst_case}
 
     def to_dict(self) -> dict[str, Any]:
@@ -306,20 +302,7 @@ class Report(Written):
         content = self.model_dump(mode="json")
         (low, high), correct = self.clean_interval, content.pop("clean_correct")
         clean = {"accuracy": self.clean, "low": low, "high": high, "correct": correct}
-        return {"format": _FORMAT, "clean": clean, **content, "worst_case": self.worst_case.to_dict()}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Self:
-        """The report that `to_dict` made ``content`` of. Accuracies are computed from the verdicts anew.
-
-        Raises:
-            InputError: ``content`` is something else, or of a later format; one line names the field.
-        """
-        content = upgraded(content)
-        try:
-            return super().from_dict(content)
-        except ValueError as error:
-            raise InputError(f"report is incomplete or malformed ({error}); evaluate again") from error
+        return {"format": self.formats[-1], "clean": clean, **content, "worst_case": self.worst_case.to_dict()}
 
     def table(self) -> Table:
         """Clean, each attack and the worst case; a line for each."""
@@ -339,18 +322,3 @@ class Report(Written):
     def __str__(self) -> str:
         alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]
         return "\n".join([str(self.config), self.table().to_text(), *alarms, *(f"note: {note}" for note in self.notes)])
-
-
-def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a report's JSON of any format, in today's. Formats 1 and 2 lack fields that have defaults now.
-
-    Raises:
-        InputError: it is not a report, or of a later format.
-    """
-    if not isinstance(content, Mapping) or "format" not in content:
-        raise InputError("report has no field 'format'; give what Report.to_dict or to_json wrote")
-    if content["format"] not in _READ or isinstance(content["format"], bool):
-        raise InputError(
-            f"report has format={content['format']!r}, this version reads up to {_FORMAT}; update pwoa_plugin"
-        )
-    return {**content, "format": _FORMAT}

@@ -9,19 +9,31 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
-from .._pixels import positive_pixels, refuse_radius_of_other_pixels
+from .._pixels import refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section
 from ..errors import InputError
-from .attacks import Attack
+from .attacks import Attack, make_attack
 from .images import Images, collect
 from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
 
-__all__ = ["CompareOptions", "JudgeOptions", "JudgeSettings", "Task", "takes"]
-
 _F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+def _one_attack(value: Any) -> Attack:
+    try:
+        return as_attacks(value)[0]
+    except InputError as error:
+        raise InputError(f"curve_attack={value!r}: {error}") from None
+
+
+_Listed = BeforeValidator(_listed)  # also an array or a tensor
 
 
 class JudgeOptions(TypedDict, total=False):
@@ -82,12 +94,12 @@ class JudgeSettings(Section):
     seed: Annotated[int, BeforeValidator(check_seed)] = 0
     sample: Count | None = None
     device: torch.device | None = None
-    pixel_range: tuple[float, float] = (0.0, 1.0)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
+    mean: Annotated[tuple[float, ...], _Listed] | None = None
+    std: Annotated[tuple[float, ...], _Listed] | None = None
     alarms: bool = True
-    curve: tuple[float, ...] = ()
-    curve_attack: Attack = as_attacks("PGD-20")[0]
+    curve: Annotated[tuple[Pixels, ...], _Listed] = ()
+    curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")
 
     @classmethod
     def of(cls, options: Mapping[str, Any], *, protocol: str = "paper", **otherwise: Any) -> Self:
@@ -97,10 +109,6 @@ class JudgeSettings(Section):
             options: see `JudgeOptions`; None is the same as not given.
             protocol: the default one.
             otherwise: values of fields that neither ``options`` nor the protocol has.
-
-        Raises:
-            InputError: a field cannot be used, or ``eps`` is missing; one line names it.
-            MissingPackageError: an attack needs a package that is not installed.
         """
         given = {name: value for name, value in options.items() if value is not None}
         if "attacks" in given:
@@ -118,35 +126,12 @@ class JudgeSettings(Section):
 
     @property
     def attacks(self) -> tuple[Attack, ...]:
-        """Those of the protocol, in the order of the report's columns."""
         return self.protocol.attacks
 
     def at(self, eps: float, attack: Attack) -> Self:
         """The settings of one point of a security curve: one attack, one radius, no alarms."""
         custom = Protocol(name="custom", version=1, attacks=(attack,))
         return self.model_copy(update={"protocol": custom, "eps": eps, "alarms": False})
-
-    @field_validator("pixel_range", mode="before")
-    @classmethod
-    def _check_pixel_range(cls, value: Any) -> tuple[float, float]:
-        try:
-            low, high = map(float, value)
-        except (TypeError, ValueError):
-            low = high = math.nan
-        if not -math.inf < low < high < math.inf:
-            raise InputError(f"pixel_range={value!r} is not a range; give (low, high) with low < high")
-        return low, high
-
-    @field_validator("mean", "std", mode="before")
-    @classmethod
-    def _check_channels(cls, value: Any, info: ValidationInfo) -> tuple[float, ...]:
-        try:
-            numbers = tuple(map(float, value))
-        except (TypeError, ValueError):
-            numbers = ()
-        if not numbers or not all(map(math.isfinite, numbers)):
-            raise InputError(f"{info.field_name}={value!r} is not a list of numbers; give one for each channel")
-        return numbers
 
     @field_validator("device", mode="before")
     @classmethod
@@ -158,29 +143,15 @@ class JudgeSettings(Section):
             reason = str(error).splitlines()[0].split(". ")[0]
             raise InputError(f"device={str(value)!r} cannot be used ({reason}); give one torch sees") from error
 
-    @field_validator("curve", mode="before")
-    @classmethod
-    def _check_curve(cls, value: Any) -> tuple[float, ...]:
-        try:
-            return tuple(positive_pixels("eps", radius) for radius in value)
-        except InputError as error:
-            raise InputError(f"curve: {error}") from None
-
-    @field_validator("curve_attack", mode="before")
-    @classmethod
-    def _check_curve_attack(cls, value: Any) -> Attack:
-        try:
-            return as_attacks(value)[0]
-        except InputError as error:
-            raise InputError(f"curve_attack={value!r}: {error}") from None
-
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
         for attack in (*self.attacks, self.curve_attack):
             attack.require()
+        if not self.pixel_range[0] < self.pixel_range[1]:
+            raise InputError(f"pixel_range={self.pixel_range} is empty; give (low, high) with low < high")
         if (self.mean is None) != (self.std is None):
             raise InputError(f"{'mean' if self.mean is None else 'std'} is missing; mean and std go together")
-        if self.std is not None and min(self.std) <= 0:
+        if self.std is not None and any(each <= 0 for each in self.std):
             raise InputError(f"std={self.std} is not positive; give the standard deviation of each channel")
         self._check_radii(math.inf)  # what the size of the images does not change
         return self
@@ -191,21 +162,16 @@ class JudgeSettings(Section):
         Args:
             data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors: images
                 ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
-
-        Raises:
-            InputError: the images cannot be used, are fewer than ``sample``, have other channels than ``mean`` and
-                ``std``, or a radius reaches beyond all of them.
         """
         with seeded(self.seed):  # a loader that shuffles draws from the global state
             images = collect(data, self.pixel_range)
         there, shape = len(images.pixels), images.pixels.shape[1:]
         if self.sample is not None and self.sample > there:
             raise InputError(f"sample={self.sample}: there are {there} images; give 1 to {there}")
-        for name, values in (("mean", self.mean), ("std", self.std)):
+        for name in ("mean", "std"):
+            values = getattr(self, name)
             if values is not None and len(values) != shape[0]:
-                raise InputError(
-                    f"{name}={list(values)} does not fit images of {shape[0]} channels; give one number for each"
-                )
+                raise InputError(f"{name}={list(values)} does not fit images of {shape[0]} channels; give {shape[0]}")
         self._check_radii(shape.numel())
         return Task(self, images.drawn(self.sample or min(self.protocol.sample or there, there), self.seed))
 
@@ -222,12 +188,7 @@ class JudgeSettings(Section):
 
 
 class Task(NamedTuple):
-    """What to judge by.
-
-    Attributes:
-        settings: that fit the images.
-        images: all that are judged, the sample already drawn.
-    """
+    """Settings, and the images that they are bound to; the sample is already drawn."""
 
     settings: JudgeSettings
     images: Images

@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from .._checked import Record
 from .._weights import counted_weights
 
-__all__ = ["Weights", "count_weights"]
-
 
 class Weights(Record):
     """Weights of convolution and linear layers.
@@ -34,12 +32,8 @@ class Weights(Record):
 
 
 def count_weights(model: nn.Module, dense: nn.Module | None = None) -> Weights:
-    """Count the weights of a model's convolution and linear layers, as sparsity and `size_report` do.
-
-    Args:
-        model: whose weights are counted.
-        dense: the network from which channels may have been removed; ignored where it is another architecture.
-    """
+    """Count a model's weights. ``dense`` is the network from which channels may have been removed; it is ignored if it
+    is another architecture."""
     named, whole = counted_weights(model), {} if dense is None else counted_weights(dense)
     weights = list(named.values())
     there, nonzero = sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
@@ -59,7 +53,6 @@ def count_weights(model: nn.Module, dense: nn.Module | None = None) -> Weights:
 
 
 def _is_part(weights: Mapping[str, Tensor], whole: Mapping[str, Tensor]) -> bool:
-    """Whether weights have the names of the whole network's, and shapes that fit into those."""
     return weights.keys() == whole.keys() and all(
         weight.dim() == whole[name].dim() and all(a <= b for a, b in zip(weight.shape, whole[name].shape, strict=True))
         for name, weight in weights.items()

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .._files import write_tensors, write_text
+from .._logits import logits_of
 from .._modes import modes_kept
 from .._random import seeded
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
-from ..method.logits import logits_of
 from ..method.perturbation import RADIUS_IMAGES, PerturbationConfig, largest_agreeing_radius
 from ..method.trainer import Trainer
 from .folder import RunFolder

@@ -41,7 +41,6 @@ class NoNumbers(nn.Module):
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
         (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
         (nn.Identity, "later: model returns a tensor"),
-        (lambda: 3, "later: model is a int"),
     ],
 )
 def test_a_fault_of_a_later_model_is_said_before_the_first_is_attacked(
@@ -69,12 +68,12 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"models": {}}, "models is empty"),
-        ({"models": [nn.Identity()]}, "models is a list; give them by name, as {'dense': model}"),
-        ({"models": {"": nn.Identity()}}, "models: '' names no model"),
+        ({"models": {}}, "models: give at least one, each by its name, as {'dense': model}"),
+        ({"models": [nn.Identity()]}, "models: give at least one, each by its name, as {'dense': model}"),
+        ({"models": {"": nn.Identity()}}, "models: give at least one, each by its name"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
         ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
-        ({"curve": [0.1, -1]}, "curve: eps=-1 is not a positive number"),
+        ({"curve": [0.1, -1]}, "curve=-1 is not a positive number"),
         ({"curve": [0.1], "curve_attack": "PDG-20"}, "curve_attack='PDG-20': .*did you mean PGD-20"),
         ({"eps": 8}, r"eps=8 .*did you mean 8/255"),
         ({"eps": None}, "eps is missing"),

@@ -17,9 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, IterableDataset
 
+from ..._logits import logits_of
 from ..._modes import modes_kept, train_mode
 from ...errors import InputError
-from ...method.logits import logits_of
 from ..batch import TakeBatch, take_images_and_labels
 from ..lengths import in_steps
 from .optimizers import check_optimizer, check_scheduler

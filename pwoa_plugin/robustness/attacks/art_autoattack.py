@@ -14,8 +14,6 @@ from torch import Tensor
 
 from .base import Attack, AttackSettings, project
 
-__all__ = ["ARTAutoAttack"]
-
 _DLR_CLASSES = 3  # the DLR loss divides by the largest logit minus the third largest
 _RESTARTS = 5
 _DEEPFOOL_CLASSES = 10
@@ -61,19 +59,17 @@ class ARTAutoAttack(Attack):
         common: dict[str, Any] = {"norm": settings.art_norm, "eps": settings.eps}
         quiet: dict[str, Any] = {"batch_size": settings.batch_size, "verbose": False}
         step_size = self._step_size(settings)
-        losses = self._losses(settings)
         # The ensemble has no `verbose`, so its members are made here.
         members: list[EvasionAttack] = [
             AutoProjectedGradientDescent(
                 estimator,
                 eps_step=step_size,
-                max_iter=100,
                 nb_random_init=_RESTARTS,
                 loss_type=loss,
                 **common,
                 **quiet,
             )
-            for loss in losses
+            for loss in self._losses(settings)
         ]
         n_gradients = min(_DEEPFOOL_CLASSES, settings.n_classes)
         members.append(DeepFool(estimator, max_iter=100, epsilon=1e-3, nb_grads=n_gradients, **quiet))

@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,30 +27,14 @@ from ..estimator import undisturbed
 from ..journal import Journal
 from .base import Attack, AttackSettings, OnProgress, positive_int, project
 
-__all__ = ["STANDARD", "AutoAttack", "StandardAutoAttack", "applicable_attacks"]
-
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGET_CLASSES = 9  # of the standard version, which assumes ten classes or more
 _QUERIES = 5000  # of Square in the standard version
 _TARGETED_DLR_CLASSES = 4  # its denominator takes the largest, third and fourth largest logit
 
 
-def applicable_attacks(n_classes: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The standard attacks that can run on ``n_classes`` classes, and notes on those that cannot.
-
-    Args:
-        n_classes: number of logits, at least 2.
-
-    Returns:
-        pyautoattack's names, in its order; one note for each attack left out.
-    """
-    if n_classes >= _TARGETED_DLR_CLASSES:
-        return STANDARD, ()
-    note = (
-        f"AutoAttack: apgd-t left out, since its targeted DLR loss needs {_TARGETED_DLR_CLASSES} classes "
-        f"and the model has {n_classes}; the other attacks of the standard version ran"
-    )
-    return tuple(name for name in STANDARD if name != "apgd-t"), (note,)
+def _applicable(parts: Sequence[str], n_classes: int) -> list[str]:
+    return [part for part in parts if part != "apgd-t" or n_classes >= _TARGETED_DLR_CLASSES]
 
 
 def _as_note(message: str) -> str:
@@ -78,11 +63,8 @@ def _warnings_as_notes(notes: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _dynamic_check_contained() -> Iterator[None]:
-    """Undo the side effects of pyautoattack's check for dynamic defences.
-
-    It switches off the tracer of a debugger or a coverage run, and it counts calls over all models that the process
-    has judged.
-    """
+    """Undo the side effects of pyautoattack's check for dynamic defences: it switches off the tracer of a debugger or a
+    coverage run, and counts calls over all models that the process has judged."""
     from pyautoattack import checks
 
     tracer = sys.gettrace()
@@ -99,8 +81,7 @@ class StandardAutoAttack(EvasionAttack):
     Four attacks in turn, each on the images that withstood the ones before: APGD on the
     cross-entropy, targeted APGD on the DLR loss, targeted FAB and Square with 5000 queries. With fewer
     than ten classes the targeted ones take all wrong classes as targets; with fewer than four, targeted
-    APGD cannot run and is left out. The same seed and batch size give the images that pyautoattack
-    gives when it is called directly.
+    APGD is left out. The same seed and batch size give the images of pyautoattack called directly.
 
     Args:
         estimator: classifier under attack; its clip values are the pixel range, [0, 1] where it has none.
@@ -116,20 +97,12 @@ class StandardAutoAttack(EvasionAttack):
         felled: after `generate`, on how many images each of the four succeeded, of those it was given.
 
     Raises:
-        InputError: ``eps`` is not positive, ``norm`` is another, ``batch_size`` is below 1, or the estimator has fewer
-            than two classes or preprocessing that torch cannot differentiate.
+        InputError: an argument is out of its range, or the estimator has preprocessing that torch cannot differentiate.
         art.exceptions.EstimatorError: the estimator is not a `PyTorchClassifier`.
     """
 
-    attack_params: ClassVar[list[str]] = [
-        *EvasionAttack.attack_params,
-        "eps",
-        "norm",
-        "batch_size",
-        "seed",
-        "parts",
-        "queries",
-    ]
+    _options: ClassVar[list[str]] = ["eps", "norm", "batch_size", "seed", "parts", "queries"]
+    attack_params: ClassVar[list[str]] = [*EvasionAttack.attack_params, *_options]
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(
@@ -160,36 +133,37 @@ class StandardAutoAttack(EvasionAttack):
         if self.norm not in (np.inf, 2):
             raise InputError(f"norm={self.norm!r}: AutoAttack is run in np.inf or 2; give one of them")
         _check_parts(self.parts)
-        if self.estimator.nb_classes < 2:
-            raise InputError(f"estimator has nb_classes={self.estimator.nb_classes}; AutoAttack needs 2 or more")
         if not self.estimator.all_framework_preprocessing:
             raise InputError("estimator has numpy preprocessing, which AutoAttack cannot differentiate; use torch")
 
-    def generate(self, x: np.ndarray, y: np.ndarray | None = None, **kwargs: Any) -> np.ndarray:
+    def generate(
+        self,
+        x: np.ndarray,
+        y: np.ndarray | None = None,
+        *,
+        on_progress: OnProgress | None = None,
+        journal: Journal | None = None,
+    ) -> np.ndarray:
         """Adversarial images for ``x``; an image that withstands all attacks is returned unchanged.
 
         Args:
             x: images ``(N, C, H, W)``, within the estimator's clip values.
             y: labels, ``(N,)`` integers or ``(N, classes)`` one-hot; the estimator's predictions if None.
-            kwargs: ``on_progress``, called with the number of images done; ``journal``, a `Journal` that
-                keeps each batch of each of the four.
+            on_progress: called with the number of images done.
+            journal: keeps each batch of each of the four.
 
         Returns:
             Images shaped as ``x``, float32.
-
-        Raises:
-            InputError: another keyword is given, ``mask`` among them.
         """
-        on_progress: OnProgress = kwargs.pop("on_progress", None) or (lambda done: None)
-        journal: Journal = kwargs.pop("journal", None) or Journal()
-        if kwargs:
-            raise InputError(f"generate() of AutoAttack knows no {', '.join(kwargs)}; leave it out")
         images = torch.from_numpy(np.array(x, dtype=np.float32))
-        low, high = (0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values
-        to_unit = _Affine(low, high)
-        applicable, left_out = applicable_attacks(self.estimator.nb_classes)
-        names = tuple(name for name in applicable if name in self.parts)
+        to_unit = _Affine((0.0, 1.0) if self.estimator.clip_values is None else self.estimator.clip_values)
+        names = _applicable([part for part in STANDARD if part in self.parts], self.estimator.nb_classes)
         notes: list[str] = []
+        if "apgd-t" in self.parts and "apgd-t" not in names:
+            notes.append(
+                f"AutoAttack: apgd-t left out, since its targeted DLR loss needs {_TARGETED_DLR_CLASSES} classes "
+                f"and the model has {self.estimator.nb_classes}; the other attacks of the standard version ran"
+            )
         with (
             undisturbed(self.estimator._model),
             seeded(self.seed),
@@ -198,23 +172,20 @@ class StandardAutoAttack(EvasionAttack):
         ):
             labels = self._labels(x, y)
             runner = self._runner(to_unit, names)
-            given = _watch(runner, len(images), on_progress, journal, notes)
+            given = _watch(runner, len(images), on_progress or (lambda done: None), journal or Journal(), notes)
             found, answers = runner.run_standard_evaluation(to_unit(images), labels, batch_size=int(self.batch_size))
-        self.notes = (*(left_out if "apgd-t" in self.parts else ()), *notes)
+        self.notes = tuple(notes)
         counts = [*(given.get(name, 0) for name in names), int((answers == labels).sum())]
         self.felled = {name: max(0, counts[i] - counts[i + 1]) for i, name in enumerate(names)}
-        adversarial = to_unit.inverse(found.cpu(), images, norm=self.norm, eps=self.eps)
-        result: np.ndarray = adversarial.numpy()
-        return result
+        adversarial: np.ndarray = to_unit.inverse(found.cpu(), images, norm=self.norm, eps=self.eps).numpy()
+        return adversarial
 
     def _labels(self, x: np.ndarray, y: np.ndarray | None) -> Tensor:
-        """Labels ``(N,)`` int64 from either form; for None the estimator's predictions, as in ART."""
         given = self.estimator.predict(x, batch_size=self.batch_size) if y is None else np.asarray(y)
         one_hot = check_and_transform_label_format(given, nb_classes=self.estimator.nb_classes)
         return torch.from_numpy(np.asarray(one_hot).argmax(1))
 
-    def _runner(self, to_unit: _Affine, names: tuple[str, ...]) -> Any:
-        """pyautoattack's object for these attacks, on images in [0, 1]."""
+    def _runner(self, to_unit: _Affine, names: Sequence[str]) -> Any:
         import pyautoattack
 
         estimator = self.estimator
@@ -242,29 +213,26 @@ class StandardAutoAttack(EvasionAttack):
 
 
 def _check_parts(parts: Sequence[str]) -> None:
-    if isinstance(parts, str) or not parts or (set(parts) - set(STANDARD)):
-        unknown = sorted(set(parts) - set(STANDARD)) if not isinstance(parts, str) else []
-        said = ", ".join(unknown) or repr(parts)
-        raise InputError(f"parts: AutoAttack has {', '.join(STANDARD)}, and not {said}; give some of these")
+    if isinstance(parts, str) or not set() < set(parts) <= set(STANDARD):
+        raise InputError(f"parts={parts!r}: AutoAttack has {', '.join(STANDARD)}; give a list of some of these")
 
 
 class _Affine:
     """Maps pixels of the range ``[low, high]`` to [0, 1], which pyautoattack expects."""
 
-    def __init__(self, low: float, high: float) -> None:
-        self.low, self.high = float(low), float(high)
+    def __init__(self, pixel_range: tuple[float, float]) -> None:
+        self.low, self.high = map(float, pixel_range)
         self.span = self.high - self.low
-        self._identity = (self.low, self.high) == (0.0, 1.0)
 
     def __call__(self, images: Tensor) -> Tensor:
-        return images if self._identity else (images - self.low) / self.span
+        return (images - self.low) / self.span
 
-    def undo(self, images: Tensor) -> Tensor:
-        return images if self._identity else images * self.span + self.low
+    def undo(self, unit: Tensor) -> Tensor:
+        return unit * self.span + self.low
 
     def inverse(self, unit: Tensor, images: Tensor, *, norm: float, eps: float) -> Tensor:
         """`undo`, without the rounding: inside ball and range, and exact where nothing was changed."""
-        if self._identity:
+        if (self.low, self.high) == (0.0, 1.0):
             return unit
         changed = (unit != self(images)).flatten(1).any(1).view(-1, *[1] * (images.dim() - 1))
         moved = project(self.undo(unit), images, norm=norm, eps=eps)
@@ -272,36 +240,27 @@ class _Affine:
 
 
 def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal, notes: list[str]) -> dict[str, int]:
-    """Have the four attacks report each batch that they finish, and keep it in the journal.
+    """Have the attacks report each batch that they finish, and keep it in the journal.
 
-    Each attack counts for a quarter of the progress. The batches are pyautoattack's own: it packs the images left over
-    anew for each attack, which saves much of the time, and seeds each batch, so that reading some of them from the
-    journal does not change the others.
+    The batches are pyautoattack's own: it packs the images left over anew for each attack, which saves much of the
+    time, and seeds each batch, so that reading some of them from the journal does not change the others.
 
     Returns:
         How many images each attack was given; it grows while they run.
     """
-    attacks = {
-        "apgd-ce": runner.apgd,
-        "apgd-t": runner.apgd_targeted,
-        "fab-t": runner.fab,
-        "square": runner.square,
-    }
+    attacks = dict(zip(STANDARD, (runner.apgd, runner.apgd_targeted, runner.fab, runner.square), strict=True))
     n_stages = len(runner.attacks_to_run)
     given: dict[str, int] = {}
 
-    def counted(name: str, perturb: Callable[[Tensor, Tensor], Tensor], stage: int) -> Callable[..., Tensor]:
-        def perturb_and_report(x: Tensor, y: Tensor) -> Tensor:
-            seen = given.setdefault(name, 0)
-            found = journal.step(f"{stage}-{name}-{seen:08d}", lambda: perturb(x, y), notes).to(x.device)
-            given[name] += len(x)
-            on_progress((stage * n_images + given[name]) / n_stages)
-            return found
-
-        return perturb_and_report
+    def watched(stage: int, name: str, perturb: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
+        seen = given.setdefault(name, 0)
+        found = journal.step(f"{stage}-{name}-{seen:08d}", partial(perturb, x, y), notes).to(x.device)
+        given[name] += len(x)
+        on_progress((stage * n_images + given[name]) / n_stages)
+        return found
 
     for stage, name in enumerate(runner.attacks_to_run):
-        attacks[name].perturb = counted(name, attacks[name].perturb, stage)
+        attacks[name].perturb = partial(watched, stage, name, attacks[name].perturb)
     return given
 
 
@@ -312,9 +271,6 @@ class AutoAttack(Attack):
         name: name of its column in the report.
         parts: those of ``apgd-ce``, ``apgd-t``, ``fab-t`` and ``square`` to run; all, unless given.
         queries: of Square, for each image.
-
-    Raises:
-        InputError: ``parts`` has another name or none, or ``queries`` is not an integer of 1 or more.
     """
 
     packages: ClassVar[tuple[str, ...]] = ("pyautoattack",)
@@ -328,20 +284,16 @@ class AutoAttack(Attack):
 
     @property
     def is_standard(self) -> bool:
-        """Whether it is all of the standard version, with its budget."""
         return self.parts == STANDARD and self.queries == _QUERIES
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        names, _ = applicable_attacks(settings.n_classes)
-        parts = [name for name in names if name in self.parts]
+        parts = _applicable(self.parts, settings.n_classes)
         if not parts:
             raise InputError(
                 f"attacks: {self.name} needs {_TARGETED_DLR_CLASSES} classes, and the model has {settings.n_classes}; "
                 "leave it out"
             )
-        made: dict[str, Any] = {"version": "standard", "attacks": parts}
-        if self.parts != STANDARD:
-            made["version"] = "custom"
+        made: dict[str, Any] = {"version": "standard" if self.parts == STANDARD else "custom", "attacks": parts}
         if {"apgd-t", "fab-t"} & set(parts):
             made["n_target_classes"] = min(_TARGET_CLASSES, settings.n_classes - 1)
         if self.queries != _QUERIES or self.black_box:

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,8 +21,6 @@ from ..._random import seeded
 from ...errors import InputError, MissingPackageError
 from ..estimator import undisturbed
 from ..journal import Journal
-
-__all__ = ["NORMS", "Attack", "AttackRun", "AttackSettings", "OnProgress", "positive_int", "project"]
 
 NORMS = {"Linf": np.inf, "L2": 2}
 """Norms of the ball by name, with ART's value for each."""
@@ -56,7 +55,6 @@ class AttackSettings:
 
     @property
     def art_norm(self) -> float:
-        """ART's value for ``norm``."""
         return NORMS[self.norm]
 
 
@@ -108,11 +106,7 @@ class Attack(ABC):
         """
 
     def require(self) -> None:
-        """Check that the attack's packages are installed.
-
-        Raises:
-            MissingPackageError: one of ``packages`` is missing.
-        """
+        """Raise a MissingPackageError unless the attack's ``packages`` are installed."""
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
                 raise MissingPackageError(
@@ -137,9 +131,6 @@ class Attack(ABC):
             labels: ``(N,)`` int64, the true classes.
             settings: radius, batch size, seed.
             on_progress: called with the number of images done.
-
-        Returns:
-            The adversarial images, ``(N, C, H, W)``, and notes.
         """
         with (
             # ART makes new tensors on the current CUDA device, which need not be the model's.
@@ -150,11 +141,9 @@ class Attack(ABC):
             seeded(settings.seed),
         ):
             attack = self.build(estimator, settings)
-            adversarial = self._generate(
-                attack, images.numpy(), labels.numpy(), settings, on_progress or (lambda done: None)
-            )
-        felled = getattr(attack, "felled", {})
-        return AttackRun(torch.from_numpy(adversarial), tuple(getattr(attack, "notes", ())), felled)
+            on_progress = on_progress or (lambda done: None)
+            found = self._generate(attack, images.numpy(), labels.numpy(), settings, on_progress)
+        return AttackRun(torch.from_numpy(found), getattr(attack, "notes", ()), getattr(attack, "felled", {}))
 
     def _generate(
         self,
@@ -169,7 +158,7 @@ class Attack(ABC):
         for start in range(0, len(images), settings.batch_size):
             stop = min(start + settings.batch_size, len(images))
             x, y = images[start:stop], labels[start:stop]
-            found = settings.journal.step(f"{start:08d}", lambda x=x, y=y: self._batch(attack, x, y))  # type: ignore[misc]
+            found = settings.journal.step(f"{start:08d}", partial(self._batch, attack, x, y))
             adversarial[start:stop] = found.numpy()
             on_progress(stop)
         return adversarial
@@ -182,25 +171,13 @@ class Attack(ABC):
 
 
 def positive_int(name: str, value: int) -> int:
-    """``value`` as an int.
-
-    Raises:
-        InputError: it is not an integer of 1 or more; ``name`` is the field that the message names.
-    """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
         raise InputError(f"{name}={value!r} is not a count; give an integer of 1 or more")
     return int(value)
 
 
 def project(images: Tensor, centres: Tensor, *, norm: float, eps: float) -> Tensor:
-    """The images, moved onto the ball around their centre where they are outside it.
-
-    Args:
-        images: ``(N, ...)``.
-        centres: the same shape.
-        norm: ``np.inf`` or 2.
-        eps: radius, in pixel units.
-    """
+    """The images ``(N, ...)``, moved onto the ball around their centres where they are outside it."""
     moved = images - centres
     if norm == np.inf:
         return centres + moved.clamp(-eps, eps)

@@ -13,8 +13,6 @@ from ..estimator import with_loss
 from .base import AttackSettings
 from .pgd import PGD
 
-__all__ = ["CW", "CarliniWagnerMargin"]
-
 
 class CarliniWagnerMargin(nn.Module):
     """Largest wrong logit minus the true one, averaged over the images; positive once the image is fooled.
@@ -35,17 +33,14 @@ class CarliniWagnerMargin(nn.Module):
 
 
 class CW(PGD):
-    """PGD that ascends the Carlini-Wagner margin instead of the cross-entropy.
+    """PGD that ascends the Carlini-Wagner margin instead of the cross-entropy; targeted, that of the target.
 
     Not ART's ``CarliniLInfMethod``, which minimises the perturbation one image at a time and is far
-    weaker at its defaults.
+    weaker at its defaults. Arguments are those of `PGD`.
 
     Args:
         steps: number of gradient steps.
-        step_size: in pixel units; by default as for `PGD`.
-        restarts: random starts.
-        targets: as for `PGD`; the loss is then the margin of the target.
-        name: name of its column in the report; ``CW``, ``CW-<steps>`` where steps is not 20, ``CW-<steps>-T`` where
+        name: name of its column in the report; ``CW``, or ``CW-<steps>`` where steps is not 20, ``CW-<steps>-T`` where
             targeted.
     """
 

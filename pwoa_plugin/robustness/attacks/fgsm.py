@@ -10,8 +10,6 @@ from art.estimators.classification import PyTorchClassifier
 
 from .base import Attack, AttackSettings
 
-__all__ = ["FGSM"]
-
 
 class FGSM(Attack):
     """One step of eps along the sign of the cross-entropy's gradient, from the image itself; in L2 along the gradient.

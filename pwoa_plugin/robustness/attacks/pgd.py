@@ -16,8 +16,6 @@ from torch import Tensor
 from ..._pixels import positive_pixels
 from .base import Attack, AttackSettings, positive_int
 
-__all__ = ["PGD"]
-
 
 class PGD(Attack):
     """Gradient steps on the cross-entropy from a random start, projected on the ball: signed in Linf, normed in L2.
@@ -32,10 +30,6 @@ class PGD(Attack):
         restarts: random starts; one that succeeds is enough.
         targets: number of wrong classes to aim at, at most all of them; 0 is untargeted.
         name: name of its column in the report. Default: ``PGD-<steps>``, and ``PGD-<steps>-T`` where targeted.
-
-    Raises:
-        InputError: ``steps`` or ``restarts`` is below 1, ``targets`` is negative, one of them is not an integer, or
-            ``step_size`` is not positive.
     """
 
     loss: ClassVar[str] = "cross-entropy"
@@ -61,14 +55,11 @@ class PGD(Attack):
         return 2.5 * settings.eps / self.steps if given is None else given
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        targets = {"targets": min(self.targets, settings.n_classes - 1)} if self.targets else {}
-        return {
-            "steps": self.steps,
-            "step_size": self._step_size(settings),
-            "restarts": self.restarts,
-            "loss": self.loss,
-            **targets,
-        }
+        made: dict[str, Any] = {"steps": self.steps, "step_size": self._step_size(settings)}
+        made |= {"restarts": self.restarts, "loss": self.loss}
+        if self.targets:
+            made["targets"] = min(self.targets, settings.n_classes - 1)
+        return made
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
         return ProjectedGradientDescentPyTorch(

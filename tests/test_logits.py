@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import torch
 
-from pwoa_plugin.method.logits import logits_of
+from pwoa_plugin._logits import logits_of
 
 
 def test_logits_of_what_classifiers_return() -> None:
