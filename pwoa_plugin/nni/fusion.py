@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,20 +16,6 @@ from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.restore import restored_on_error
-
-__all__ = [
-    "Train",
-    "at_next_training",
-    "check_weight",
-    "loss_is_patched",
-    "own_loss_spared",
-    "prepare_evaluator",
-    "refuse_idle_pruners",
-    "refuse_pwoa_twice",
-    "undone_on_error",
-    "weighing",
-]
 
 _logger = logging.getLogger(__name__)
 
@@ -70,18 +56,10 @@ def refuse_idle_pruners(compressor: Compressor) -> None:
 
 
 def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Iterable[str] = ()) -> None:
-    """Let an evaluator see the model, and check its optimizer.
+    """Let an evaluator see the unwrapped model, and check that its optimizer trains it.
 
-    NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently.
-
-    Args:
-        evaluator: NNI's.
-        model: not wrapped.
-        wanted: names of parameters that should be trained; those that are not are logged.
-
-    Raises:
-        InputError: the evaluator is missing, a parameter group holds no parameter of the model, or none of the wanted
-            is trained.
+    NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently. Of the
+    ``wanted`` parameters some must be trained; those that are not are logged.
     """
     if not isinstance(evaluator, Evaluator):
         raise InputError("evaluator is missing, or not one of NNI's; make_evaluator(model, train_loader) makes one")
@@ -140,32 +118,34 @@ def at_next_training(evaluator: Evaluator, run: Callable[[Train, int | None, int
 
 
 @contextmanager
-def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
-    """If a training raises, restore the weights and free the evaluator for the next."""
-    try:
-        with restored_on_error(model):
-            yield
-    except BaseException:
-        evaluator.unbind_model()
-        raise
-
-
-@contextmanager
 def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
     """Skip the evaluator's own loss meanwhile, if its weight is 0 and nobody under ``compressor`` needs its forward."""
-    spare = getattr(compressor.evaluator, "without_own_loss", None)
+    own_loss = getattr(compressor.evaluator, "own_loss", None)
     others = (member for member in _members(compressor) if member is not compressor)
-    if weight != 0 or spare is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
+    if weight != 0 or own_loss is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
         yield
         return
-    with spare():
+    own_loss.counts = False
+    try:
         yield
+    finally:
+        own_loss.counts = True
 
 
-def check_weight(name: str, value: object) -> None:
-    """Raise InputError unless ``value`` is a finite number of at least 0."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise InputError(f"{name}={value!r}; give a number of at least 0")
+def with_weighed_loss(evaluator: Evaluator, weight: float) -> Evaluator:
+    """A copy of an evaluator that weighs its own loss when it is bound, before any compressor adds to it.
+
+    NNI's ``patch_loss`` wraps what was patched before, in the order in which compressors were fused: patched there,
+    the weight would also scale another compressor's penalty that was patched first.
+    """
+    made = copy.copy(evaluator)
+
+    def bind_model(model: Any, param_names_map: dict[str, str] | None = None) -> None:
+        type(made).bind_model(made, model, param_names_map)
+        made.patch_loss(weighing(weight))
+
+    made.bind_model = bind_model
+    return made
 
 
 def weighing(weight: float) -> Callable[..., Tensor]:
