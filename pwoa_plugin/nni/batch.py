@@ -34,11 +34,6 @@ def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
     return x, y
 
 
-def take_batch_of(evaluator: object, given: TakeBatch | None) -> TakeBatch:
-    """The given function, or the evaluator's, or `take_images_and_labels`."""
-    return given or getattr(evaluator, "take_batch", None) or take_images_and_labels
-
-
 def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
     """A batch of the same form with ``x`` in place of its ``images``; its other tensors are cut to ``len(x)``."""
 

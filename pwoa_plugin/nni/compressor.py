@@ -16,8 +16,8 @@ from torch.utils.hooks import RemovableHandle
 from ..errors import InputError
 from ..masks import Masks
 from ..method.restore import restored_on_error
-from .batch import TakeBatch, take_batch_of
-from .fusion import Train, at_next_training, own_loss_spared, refuse_idle_pruners, refuse_pwoa_twice
+from .batch import TakeBatch, take_images_and_labels
+from .fusion import Train, at_next_training, check_fusion, own_loss_spared
 from .lengths import check_counts, check_length
 from .training import Training
 from .wrappers import bake_masks, hook, is_on, read_parameters
@@ -38,7 +38,8 @@ class PwoACompressor(Compressor):
         if not 0 <= origin_loss_lambda < math.inf:
             raise InputError(f"origin_loss_lambda={origin_loss_lambda!r}; give a number of at least 0")
         self.origin_loss_lambda = origin_loss_lambda  # weight of the evaluator's own loss
-        self.take_batch = take_batch_of(evaluator, take_batch)
+        known: TakeBatch = getattr(evaluator, "take_batch", take_images_and_labels)
+        self.take_batch = take_batch or known
         self._hooks: list[RemovableHandle] = []
 
     @classmethod
@@ -48,10 +49,9 @@ class PwoACompressor(Compressor):
         """A compressor over another one, on its model, wrappers and evaluator (see NNI's ``Compressor``).
 
         Raises:
-            InputError: the other one also trains with PwoA, or would never make a mask in a fusion; it is as it was.
+            InputError: the other one also trains with PwoA, or would miss its sparsity; it is as it was.
         """
-        refuse_pwoa_twice(compressor, cls.__name__)
-        refuse_idle_pruners(compressor)
+        check_fusion(compressor, cls.__name__)
         was_wrapped = compressor._is_wrapped
         try:
             made: Self = super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)

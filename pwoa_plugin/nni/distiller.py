@@ -89,7 +89,13 @@ class PwoADistiller(PwoACompressor, Distiller):
                 raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
             self.loss.hsic = self.loss.hsic.model_copy(update={"layers": tuple(layers)})
         self.loss.check_student(model)
-        prepare_evaluator(evaluator, model)
+        wanted = [
+            f"{name}.{target}"
+            for name, wrapper in (existed_wrappers or {}).items()
+            for target, space in (wrapper.pruning_target_spaces | wrapper.quantization_target_spaces).items()
+            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
+        ]
+        prepare_evaluator(evaluator, model, wanted)
         self._student = model if teacher_predict is None else BatchAdapter(model, teacher_predict)
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
         super().__init__(model, [], with_weighed_loss(evaluator, origin_loss_lambda), existed_wrappers)
@@ -113,8 +119,6 @@ class PwoADistiller(PwoACompressor, Distiller):
         Raises:
             InputError: the compressors do not go together, or an argument cannot be used.
         """
-        for other in compressor.fused_compressors:
-            _refuse_missed_target(other)
         options |= {"teacher_model": teacher_model, "teacher_predict": teacher_predict}
         return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
 
@@ -172,29 +176,12 @@ class PwoADistiller(PwoACompressor, Distiller):
                 f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; give "
                 f"max_steps={least} or more"
             )
-        self._check_trained(evaluator)
         return Training(self.bound_model, self.loss, self.take_batch, student=self._student)
 
     def _too_short(self, steps: int | None) -> list[tuple[str, int]]:
         """Pruners that do not reach their targets in that many steps, and how many each takes; none if unknown."""
         needed = [(type(other).__name__, _steps_needed(other)) for other in self.fused_compressors]
         return [(name, least) for name, least in needed if steps is not None and steps < least]
-
-    def _check_trained(self, evaluator: Evaluator) -> None:
-        """Refuse a TorchEvaluator that does not train the compressed weights; `make_evaluator`'s always does."""
-        optimizers = getattr(evaluator, "_optimizers", None) or ()
-        weights = {
-            id(space.target)
-            for wrapper in self._wrappers().values()
-            for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
-            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
-        }
-        trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        if optimizers and weights and not weights & trained:
-            raise InputError(
-                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
-                "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
-            )
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         assert self._training is not None
@@ -230,17 +217,6 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
         selecting = {key: value for key, value in entry.items() if key in _SELECTING}
         names |= set(select_modules(model, "config_list", selecting))
     return [name for name, _ in model.named_modules() if name in names]
-
-
-def _refuse_missed_target(other: Compressor) -> None:
-    """NNI's Taylor and Slim count their own steps: a scheduler over them with another interval ends short."""
-    inner = getattr(other, "bound_pruner", None)
-    training_steps = getattr(inner, "training_steps", None)
-    if training_steps is not None and training_steps != other.interval_steps:
-        raise InputError(
-            f"{type(other).__name__} over {type(inner).__name__} misses the target: training_steps={training_steps} "
-            f"and interval_steps={other.interval_steps} differ; make them equal"
-        )
 
 
 def _steps_needed(other: Compressor) -> int:

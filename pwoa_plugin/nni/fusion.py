@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -32,34 +32,41 @@ def _members(compressor: Compressor) -> Iterator[Compressor]:
             yield bound
 
 
-def refuse_pwoa_twice(compressor: Compressor, by: str) -> None:
-    """Raise InputError if ``compressor`` already trains with PwoA's loss, as one that ``by`` makes from it would."""
+def check_fusion(compressor: Compressor, by: str) -> None:
+    """Refuse what cannot be fused with a compressor that ``by`` makes: PwoA's loss twice, pruners that miss their goal.
+
+    In a fusion NNI's one-shot pruners never make a mask. Taylor and Slim count their own steps: a scheduler over them
+    with another interval ends short.
+    """
     for other in _members(compressor):
+        name = type(other).__name__
         if getattr(other, "trains_with_pwoa", False):
             raise InputError(
-                f"{by} and {type(other).__name__} cannot be fused: both train with PwoA's loss, which would count "
-                "twice; take one"
+                f"{by} and {name} cannot be fused: both train with PwoA's loss, which would count twice; take one"
             )
-
-
-def refuse_idle_pruners(compressor: Compressor) -> None:
-    """Raise InputError if there is a one-shot pruner without masks: in a fusion NNI's never make one."""
     for other in compressor.fused_compressors:
-        if not isinstance(other, _BY_WEIGHTS) or other.interval_steps > 0:
-            continue
-        masks = [space.mask for spaces in other._target_spaces.values() for space in spaces.values()]
-        if not any(mask is not None and (mask == 0).any() for mask in masks):
+        name, inner = type(other).__name__, getattr(other, "bound_pruner", None)
+        if isinstance(other, _BY_WEIGHTS) and other.interval_steps <= 0 and not _has_pruned(other):
             raise InputError(
-                f"{type(other).__name__} has made no mask, and in a fusion it never will (NNI's interval_steps=-1); "
-                "call its compress() first, or put it inside AGPPruner or LinearPruner"
+                f"{name} has made no mask, and in a fusion it never will (NNI's interval_steps=-1); call its "
+                "compress() first, or put it inside AGPPruner or LinearPruner"
+            )
+        if (steps := getattr(inner, "training_steps", None)) not in (None, getattr(other, "interval_steps", None)):
+            raise InputError(
+                f"{name} over {type(inner).__name__} misses the target: training_steps={steps} and interval_steps="
+                f"{other.interval_steps} differ; make them equal"
             )
 
 
-def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Iterable[str] = ()) -> None:
-    """Let an evaluator see the unwrapped model, and check that its optimizer trains it.
+def _has_pruned(pruner: Compressor) -> bool:
+    masks = [space.mask for spaces in pruner._target_spaces.values() for space in spaces.values()]
+    return any(mask is not None and bool((mask == 0).any()) for mask in masks)
 
-    NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently. Of the
-    ``wanted`` parameters some must be trained; those that are not are logged.
+
+def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: list[str]) -> None:
+    """Let an evaluator see the unwrapped model, and check that its optimizer trains some of the ``wanted`` parameters.
+
+    NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently.
     """
     if not isinstance(evaluator, Evaluator):
         raise InputError("evaluator is missing, or not one of NNI's; make_evaluator(model, train_loader) makes one")
@@ -71,21 +78,16 @@ def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Ite
         if helper is None:
             return
         groups: list[dict[str, Any]] = helper.kwargs["params"] if "params" in helper.kwargs else helper.args[0]
-        if any(not group["params"] for group in groups):
-            raise InputError(
-                "the evaluator's optimizer has a group without a parameter of this model and would train nothing; "
-                "make it with model.parameters() of this very model (not named_parameters())"
-            )
         trained.update(*(group["params"] for group in groups))
-    wanted = list(wanted)
     missing = [name for name in wanted if name not in trained]
-    if wanted and missing == wanted:
+    if not trained or (missing and missing == wanted):
         raise InputError(
-            f"the evaluator's optimizer trains none of the weights to prune ({wanted[0]}...); make it with "
-            "model.parameters(), before another compressor wraps the model"
+            f"the evaluator's optimizer trains none of the weights {', '.join(missing[:3]) or 'here'}; make it with "
+            "model.parameters() (not named_parameters()), and give the evaluator to the first compressor, or make it "
+            "by make_evaluator()"
         )
     if missing:
-        _logger.warning("the evaluator's optimizer does not train %s; pruned all the same", ", ".join(missing))
+        _logger.warning("the evaluator's optimizer does not train %s; compressed all the same", ", ".join(missing))
 
 
 def loss_is_patched(evaluator: Evaluator) -> bool:

@@ -113,7 +113,7 @@ def test_what_cannot_be_used_is_refused(trained_state: dict[str, Tensor]) -> Non
     spawned = nni.trace(pl.Trainer)(**options, strategy="ddp_spawn", devices=2)
     pruned = tiny_lightning.PRUNED
     refusals = {
-        "use strategy='ddp'": lambda: LightningEvaluator(spawned, nni.trace(Images)()),
+        "use strategy='ddp'": lambda: LightningEvaluator(spawned, Images()),
         "this SGD is not traced": lambda: PwoAPruner(Untraced(), pruned, evaluator()),
         r"built from named_parameters\(\)": lambda: PwoAPruner(Named(), pruned, evaluator()),
         "model is not a pytorch_lightning.LightningModule": lambda: PwoAPruner(TinyModule().net, pruned, evaluator()),
