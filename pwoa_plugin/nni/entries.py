@@ -46,7 +46,6 @@ class Entry:
         where: its name in errors, ``config_list[0]``.
         config: as NNI takes it.
         rule: the allocation, a key of `ALLOCATIONS`.
-        modules: the modules that it selects, by name.
         asked: the parameters that it selects.
         decided: those of ``asked`` in which no earlier entry and no other compressor comes first.
     """
@@ -54,7 +53,6 @@ class Entry:
     where: str
     config: dict[str, Any]
     rule: str
-    modules: dict[str, nn.Module]
     asked: Settings
     decided: Settings = field(default_factory=dict)
 
@@ -79,8 +77,8 @@ def read_entries(model: nn.Module, config_list: list[dict[str, Any]], allocation
     """The entries of a config_list, NNI's legacy form included; ``allocation`` is the rule of those that name none."""
     entries = []
     for where, config, rule in _translated(config_list, allocation):
-        modules = select_modules(model, where, config)
-        entries.append(Entry(where, config, rule, modules, _settings_of(where, config, modules)))
+        settings = _settings_of(where, config, select_modules(model, where, config))
+        entries.append(Entry(where, config, rule, settings))
     return entries
 
 

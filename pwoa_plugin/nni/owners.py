@@ -44,12 +44,13 @@ def decide(model: nn.Module, entries: list[Entry], wrappers: Mapping[str, Module
 def _exclude_aliases(model: nn.Module, entries: list[Entry]) -> None:
     """Keep a module that has two names under its first; NNI would wrap it twice."""
     first = {module: name for name, module in model.named_modules()}
-    selected = {name for entry in entries for name in entry.modules}
+    selected = {name for entry in entries for name, _ in entry.asked}
+    originals = {name: first[model.get_submodule(name)] for name in selected}
     for entry in entries:
-        aliases = {name for name, module in entry.modules.items() if first[module] != name}
-        for name in sorted(aliases):
-            if (original := first[entry.modules[name]]) not in selected:
-                raise InputError(f"{entry.where}: {name!r} is the module {original!r} again; name that one")
+        aliases = sorted({name for name, _ in entry.asked if originals[name] != name})
+        for name in aliases:
+            if originals[name] not in selected:
+                raise InputError(f"{entry.where}: {name!r} is the module {originals[name]!r} again; name that one")
             entry.config.setdefault("exclude_op_names", []).append(name)
         entry.asked = {key: setting for key, setting in entry.asked.items() if key[0] not in aliases}
 

@@ -9,7 +9,7 @@ from typing import Any, Unpack
 from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import PwoAConfig
 from ..errors import InputError
@@ -244,11 +244,6 @@ class PwoAPruner(PwoACompressor, Pruner):
         sync_buffers(wrappers.values())
         self._target.count_as_pruned()
 
-    def _collect_data(self) -> dict[str, dict[str, Tensor]]:
-        return self._target.values()
-
-    def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        return data  # the projection computes the norms of groups itself
-
-    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
-        return self._target.make_masks(metrics)
+    def generate_masks(self) -> Masks:
+        """Masks by the current weights, which are not applied; the projection needs no metrics of NNI's."""
+        return self._target.make_masks()

@@ -106,7 +106,7 @@ class SpaceTarget(MaskTarget):
         return final.mask(budget.sparsity_set, value)
 
     def _make_masks(self) -> None:
-        for module, masks in self.make_masks(self.values()).items():
+        for module, masks in self.make_masks().items():
             for name, mask in masks.items():
                 self._spaces[module][name].mask = mask
 
@@ -137,19 +137,12 @@ class SpaceTarget(MaskTarget):
 
     # -- NNI's masks -----------------------------------------------------------------------------
 
-    def values(self) -> dict[str, dict[str, Tensor]]:
-        """The parameters to prune, ``{module: {parameter: tensor}}``: the weights alone, without ADMM's dual."""
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.parameters.items():
-            found.setdefault(parameter.module, {})[parameter.name] = self._space(name).target.detach()
-        return found
-
-    def make_masks(self, values: Mapping[str, Mapping[str, Tensor]]) -> Masks:
-        """0/1 masks of the projections of ``values``, and of the parameters that are aligned with them."""
+    def make_masks(self) -> Masks:
+        """0/1 masks of the projections of the weights, without ADMM's dual, and of parameters aligned with them."""
         masks: Masks = {}
         for name, parameter in self.parameters.items():
-            value = values[parameter.module][parameter.name]
-            masks.setdefault(parameter.module, {})[parameter.name] = self._mask(name, value).to(value.dtype)
+            weight = self._space(name).target
+            masks.setdefault(parameter.module, {})[parameter.name] = self._mask(name, weight).to(weight.dtype)
         for module, spaces in self._spaces.items():
             for target, space in spaces.items():
                 aligned = self._aligned(module, space, masks) if space.align and space.target is not None else None

@@ -29,12 +29,10 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         raise InputError(f"{name} was built from named_parameters(), which NNI loses; pass model.parameters()")
     given = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     lost = len(given - {*model.parameters()})
-    if lost == len(given):
-        raise InputError(f"{name} has no parameter of the model; pass model.parameters()")
-    if lost:
+    if lost or not given:
         raise InputError(
-            f"{name} has {lost} parameters that are not the model's (a compressor that wrapped it made new ones); make "
-            "optimizer and evaluator first, and give the evaluator to the first compressor"
+            f"{name} has {len(given)} parameters, {lost} of them not the model's (a compressor that wraps it makes new "
+            "ones); pass model.parameters(), and give the evaluator to the first compressor"
         )
 
 
