@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -85,21 +85,25 @@ class MaskTarget(Target):
     """Groups of weights that masks hold at 0.
 
     Attributes:
+        budgets: of each layer; layers that share a budget share its total.
         held: ``{parameter: boolean}``, False where constants of dead filters stay 0 after the hard prune, so that
-            removing these filters changes nothing; only for sets that zero filters.
-
-    Raises:
-        InputError: the layers cannot be pruned in this set or to this sparsity.
+            removing these filters changes nothing; only for sets that zero filters. None: not known yet.
+        images: ``(2, C, H, W)``, to find these constants.
     """
 
-    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], budget: Budget) -> None:
-        self.model, self.layers, self.budget = model, layers, budget
-        refuse_transposed(layers, budget.sparsity_set)
-        self.allocation = self._of_dense = budget.allocate(self._weights())
-        self.masks: dict[str, Tensor] = {}
-        self.held: dict[str, Tensor] = {}
-        self._images: Tensor | None = None
-        self._done = False
+    held: dict[str, Tensor] | None
+    images: Tensor | None
+
+    def __init__(
+        self,
+        model: nn.Module,
+        layers: dict[str, nn.Module],
+        budgets: Mapping[str, Budget],
+        allocation: dict[str, LayerAllocation],
+    ) -> None:
+        self.model, self.layers, self.budgets = model, layers, budgets
+        self.allocation = self._of_dense = allocation
+        self.masks, self.held, self.images, self._done = {}, None, None, False
 
     @property
     def done(self) -> bool:
@@ -108,49 +112,76 @@ class MaskTarget(Target):
     def _weights(self) -> dict[str, nn.Parameter]:
         return {name: layer.get_parameter("weight") for name, layer in self.layers.items()}
 
-    def _mask_of(self, name: str) -> Callable[[Tensor], Tensor]:
-        return partial(self.allocation[name].mask, self.budget.sparsity_set)
+    def _parameter(self, name: str) -> nn.Parameter:
+        return self.model.get_parameter(name)
+
+    def _by_budget(self) -> Iterable[tuple[Budget, dict[str, nn.Parameter]]]:
+        shared: dict[Budget, dict[str, nn.Parameter]] = {}
+        for name, weight in self._weights().items():
+            shared.setdefault(self.budgets[name], {})[name] = weight
+        return shared.items()
+
+    def _mask(self, name: str, weight: Tensor) -> Tensor:
+        return self.allocation[name].mask(self.budgets[name].sparsity_set, weight)
 
     def begin(self, images: Tensor | None = None) -> None:
-        self.undo()
-        self._images = images
+        self._forget()
+        self.images = images
         frozen = [name for name, weight in self._weights().items() if not weight.requires_grad]
         if frozen:
             raise InputError(
                 f"{', '.join(frozen[:3])}: the weight has requires_grad=False; set it to True, or exclude the layer"
             )
 
+    def _forget(self) -> None:
+        self.masks, self.held, self.allocation, self._done = {}, None, self._of_dense, False
+
     def undo(self) -> None:
-        self.masks, self.held, self.allocation, self._done = {}, {}, self._of_dense, False
+        self._forget()
 
     def weights_and_projections(self) -> tuple[Mapping[str, Tensor], Projections]:
-        return self._weights(), {name: self._mask_of(name) for name in self.layers}
+        return self._weights(), {name: partial(self._mask, name) for name in self.layers}
 
     def cut(self, progress: float) -> None:
-        self.masks = self.budget.masks(self._weights(), progress)
+        self.masks = {
+            name: mask
+            for budget, weights in self._by_budget()
+            for name, mask in budget.masks(weights, progress).items()
+        }
         self.hold()
 
     @torch.no_grad()
     def prune(self, *, allocate: bool) -> None:
-        weights = self._weights()
         if allocate:
-            self.allocation = self.budget.allocate(weights)
-        self.masks = {name: self._mask_of(name)(weight) for name, weight in weights.items()}
-        self._done = True
-        if self.budget.sparsity_set.zeroes_filters and self._images is not None:
-            self.held = dead_constants(self.model, self.masks, self._images)
+            for budget, weights in self._by_budget():
+                self.allocation = self.allocation | budget.allocate(weights)
+        self._make_masks()
+        self._done, self.held = True, None
+
+    def _make_masks(self) -> None:
+        self.masks = {name: self._mask(name, weight) for name, weight in self._weights().items()}
 
     @torch.no_grad()
     def hold(self) -> None:
+        self._bake()
+        if self._done and self.held is None and self.images is not None:
+            self.held = self._constants(self.images)
+        for name, keep in (self.held or {}).items():
+            parameter = self._parameter(name)
+            parameter.mul_(keep.to(parameter.device))
+
+    def _bake(self) -> None:
         weights = self._weights()
         for name, mask in self.masks.items():
             weights[name].mul_(mask)
-        for name, keep in self.held.items():
-            self.model.get_parameter(name).mul_(keep)
+
+    def _constants(self, images: Tensor) -> dict[str, Tensor]:
+        masks = {name: mask for name, mask in self.masks.items() if self.budgets[name].sparsity_set.zeroes_filters}
+        return dead_constants(self.model, masks, images) if masks else {}
 
     def state(self) -> Snapshot:
-        keep = {name: layer.keep for name, layer in self.allocation.items()}
-        return Snapshot.of({"done": self._done, "keep": keep}, mask=Snapshot(self.masks), held=Snapshot(self.held))
+        facts = {"done": self._done, "keep": {name: layer.keep for name, layer in self.allocation.items()}}
+        return Snapshot.of(facts, mask=Snapshot(self.masks), held=Snapshot(self.held or {}))
 
     def load_state(self, saved: Snapshot) -> None:
         if masks := saved.part("mask").tensors:
@@ -177,4 +208,7 @@ def mask_target(
     if sparsity is None:  # n:m fixes it
         sparsity = 1 - (sparsity_set.fixed_density or 0.0)
     layers = prunable_layers(model, include, exclude)
-    return MaskTarget(model, layers, Budget(sparsity, sparsity_set, ALLOCATIONS[allocation]))
+    refuse_transposed(layers, sparsity_set)
+    budget = Budget(sparsity, sparsity_set, ALLOCATIONS[allocation])
+    weights = {name: layer.get_parameter("weight") for name, layer in layers.items()}
+    return MaskTarget(model, layers, dict.fromkeys(layers, budget), budget.allocate(weights))

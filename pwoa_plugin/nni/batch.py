@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from ..errors import InputError
 from ..method.hidden import NetworkWrapper
-
-__all__ = ["BatchAdapter", "Predict", "TakeBatch", "take_batch_of", "take_images_and_labels", "with_images"]
 
 #: From an evaluator's batch to images and labels.
 TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]
@@ -21,27 +20,18 @@ Predict = Callable[[Any, nn.Module], Any]
 
 
 def take_images_and_labels(batch: Any) -> tuple[Tensor, Tensor | None]:
-    """``(x, y)`` of a loader's batch: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x`` alone.
-
-    Raises:
-        InputError: the batch has no images.
-    """
-    if isinstance(batch, Tensor):
-        return batch, None
+    """``(x, y)`` of a loader's batch: a tuple or list, a dict of ``pixel_values`` and ``labels``, or ``x`` alone."""
     x = y = None
-    if isinstance(batch, Mapping):
+    if isinstance(batch, Tensor):
+        x = batch
+    elif isinstance(batch, Mapping):
         x, y = batch.get("pixel_values", batch.get("x")), batch.get("labels", batch.get("y"))
-    elif isinstance(batch, (tuple, list)) and batch:
-        x, y = batch[0], batch[1] if len(batch) > 1 else None
+    elif isinstance(batch, (tuple, list)):
+        x, y = (*batch, None, None)[:2]
     if not isinstance(x, Tensor):
         what = f"keys {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
         raise InputError(f"no images in a batch ({what}); pass take_batch=, a function from your batch to (x, y)")
     return x, y
-
-
-def take_batch_of(evaluator: object, given: TakeBatch | None) -> TakeBatch:
-    """The given function, or the evaluator's, or `take_images_and_labels`."""
-    return given or getattr(evaluator, "take_batch", None) or take_images_and_labels
 
 
 def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
@@ -52,20 +42,11 @@ def with_images(batch: Any, images: Tensor, x: Tensor) -> Any:
             return x
         return value[: len(x)] if isinstance(value, Tensor) and value.shape[:1] == images.shape[:1] else value
 
-    if isinstance(batch, Mapping):
-        return {key: put(value) for key, value in batch.items()}
-    if isinstance(batch, (tuple, list)):
-        return type(batch)([put(value) for value in batch]) if type(batch) in (tuple, list) else [*map(put, batch)]
-    return put(batch)
+    return tree_map(put, dict(batch) if isinstance(batch, Mapping) else batch)
 
 
 class BatchAdapter(NetworkWrapper):
-    """A network that answers images through ``predict``, which takes a batch.
-
-    Args:
-        module: the network.
-        predict: the function.
-    """
+    """A network that answers images through ``predict``, which takes a batch."""
 
     def __init__(self, module: nn.Module, predict: Predict) -> None:
         super().__init__()

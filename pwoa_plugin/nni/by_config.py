@@ -11,7 +11,6 @@ from .._random import seeded
 from ..config import PwoAConfig
 from ..errors import InputError
 from ..method.callback import Callback
-from ..method.loss import PwoALoss
 from ..method.phases import Phase
 from ..method.targets import MaskTarget
 from ..method.trainer import Trainer
@@ -19,54 +18,35 @@ from .config_list import PrunedParameter
 from .entries import register_settings
 from .target import SpaceTarget
 
-__all__ = ["ByConfig"]
-
 
 class ByConfig:
     """A run of our `Trainer`, and what NNI's books need to know of it.
 
-    Args:
-        model: not wrapped.
-        config: what to do.
-        callbacks: notified of the progress, beside the progress bar.
-
     Attributes:
-        trainer: which trains.
         entries: a config_list of the layers that it prunes.
         parameters: their weights by name.
-
-    Raises:
-        InputError: model, data or config cannot be used.
+        loss: the trainer's; a fused training continues with it.
     """
 
     def __init__(self, model: nn.Module, config: PwoAConfig, callbacks: Sequence[Callback]) -> None:
         self.trainer, self._callbacks = Trainer(model, config), callbacks
+        self.loss = self.trainer.loss
+        assert isinstance(self.trainer.target, MaskTarget)
+        self._target = self.trainer.target
         register_settings(model)
-        budget, allocation = self._target.budget, self._target.allocation
-        self.parameters = {name: PrunedParameter(name, "weight", layer, budget) for name, layer in allocation.items()}
+        allocation = self._target.allocation
+        self.parameters = {
+            name: PrunedParameter(name, "weight", layer, self._target.budgets[name])
+            for name, layer in allocation.items()
+        }
         dense = sum(layer.weights for layer in allocation.values())
         kept = sum(layer.weights * layer.density for layer in allocation.values())
         entry = {"op_names": list(allocation), "target_names": ["weight"], "granularity": [1]}
         # NNI gets the total ratio; what each layer keeps is in `parameters`.
         self.entries: list[dict[str, Any]] = [entry | {"sparse_ratio": 1 - kept / dense}]
 
-    @property
-    def _target(self) -> MaskTarget:
-        assert isinstance(self.trainer.target, MaskTarget)
-        return self.trainer.target
-
-    @property
-    def loss(self) -> PwoALoss:
-        """The trainer's; a fused training goes on with it."""
-        return self.trainer.loss
-
     def run(self, target: SpaceTarget) -> None:
-        """Train and prune the model; ``target`` then holds its masks.
-
-        Raises:
-            InputError: data or model cannot be used.
-            TrainingError: the loss is not finite. In both cases the model is as it was.
-        """
+        """Train and prune the model; ``target`` then holds its masks."""
         callbacks = list(self._callbacks)
         if self.trainer.config.progress:
             from ..progress import default_progress

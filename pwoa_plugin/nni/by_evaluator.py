@@ -20,26 +20,14 @@ from .options import ListOptions
 from .target import SpaceTarget
 from .wrappers import masked_copy
 
-__all__ = ["ByEvaluator"]
-
 
 class ByEvaluator:
-    """The phases of a training that an evaluator runs, and its loss.
-
-    Args:
-        model: not wrapped.
-        config_list: NNI's.
-        evaluator: NNI's.
-        wrappers: of earlier compressors.
-        options: see `PwoAPruner`.
+    """The phases of a training that an evaluator runs, and its loss; ``options`` are those of `PwoAPruner`.
 
     Attributes:
         entries: the config_list as NNI takes it.
         parameters: what it prunes, by name.
         loss: with the frozen teacher.
-
-    Raises:
-        InputError: one line that says what cannot be used; the model is as it was.
     """
 
     def __init__(
@@ -57,7 +45,7 @@ class ByEvaluator:
         prepare_evaluator(evaluator, model, [f"{each.module}.{each.name}" for each in self.parameters.values()])
         self._admm, self._gradual = as_section(ADMMConfig, admm, "admm"), as_section(GradualConfig, gradual, "gradual")
         # n:m is reached in one cut.
-        self._one_cut = all(each.sparsity_set.fixed_density is not None for each in self.parameters.values())
+        self._one_cut = all(each.budget.sparsity_set.fixed_density is not None for each in self.parameters.values())
         if self._gradual.wanted and self._one_cut:
             raise InputError(
                 f"gradual: {self._gradual} does not go with n:m, which is reached in one cut; leave it out"
@@ -74,27 +62,18 @@ class ByEvaluator:
         scheduler: tuple[int, int] | None,
         check: Callable[[], None],
     ) -> list[Phase]:
-        """ADMM and gradual pruning, before fine-tuning.
+        """ADMM and gradual pruning, before fine-tuning; ``steps`` are those of the whole training.
 
-        Args:
-            target: what is pruned.
-            steps: of the whole training, if known.
-            per_epoch: steps of an epoch, if known.
-            scheduler: of a scheduler of NNI's around the pruner, the steps between its updates, and how many there are.
-            check: called before each cut; may raise.
-
-        Raises:
-            InputError: lengths in epochs are given, and the steps of an epoch are not known; or the scheduler
-                contradicts the options or the steps.
+        ``scheduler``: of NNI's around the pruner, the steps between its updates, and how many there are. ``check`` is
+        called before each cut.
         """
-        if scheduler is not None:
-            return self._scheduled_phases(target, steps, *scheduler)
         admm, gradual = self._admm, self._gradual
+        if scheduler is not None:
+            return [self._scheduled_phase(target, steps, *scheduler)]
         if steps is None:
             raise InputError("compress: max_epochs needs steps_per_epoch=; give it to PwoAPruner, or give max_steps")
         if per_epoch is None and (admm.epochs or admm.interval or gradual.epochs):
-            name = "gradual: epochs needs" if gradual.epochs else "admm: epochs and interval need"
-            raise InputError(f"{name} steps_per_epoch=; give it to PwoAPruner, or leave them out")
+            raise InputError("admm and gradual: lengths in epochs need steps_per_epoch=; give it to PwoAPruner")
         per_epoch = per_epoch or 1
         of_admm, of_gradual = phase_lengths(steps, admm, gradual, one_cut=self._one_cut, per_epoch=per_epoch)
         return [
@@ -102,15 +81,13 @@ class ByEvaluator:
             GradualPhase(target, gradual, of_gradual, check=check),
         ]
 
-    def _scheduled_phases(self, target: SpaceTarget, steps: int | None, interval: int, times: int) -> list[Phase]:
+    def _scheduled_phase(self, target: SpaceTarget, steps: int | None, interval: int, times: int) -> Phase:
         """ADMM whose dual updates are the scheduler's.
 
         After the last one the weights get time to follow: an interval, and at most half of the steps that are left.
         """
-        if self._admm.epochs is not None or self._admm.interval is not None:
-            raise InputError("admm: inside a scheduler, which says when, leave epochs and interval out")
-        if self._gradual.wanted:
-            raise InputError("gradual: inside a scheduler, which says when, leave it out")
+        if self._admm.epochs is not None or self._admm.interval is not None or self._gradual.wanted:
+            raise InputError("admm: inside a scheduler, which says when, leave epochs, interval and gradual= out")
         last = interval * times
         if steps is not None and steps < last:
             raise InputError(
@@ -118,7 +95,7 @@ class ByEvaluator:
                 f"max_steps={last} or more"
             )
         wait = interval if steps is None else min(interval, (steps - last) // 2)
-        return [ADMMPhase(target, self._admm, last + wait, interval=interval, last_update=last)]
+        return ADMMPhase(target, self._admm, last + wait, interval=interval, last_update=last)
 
 
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: Mapping[str, ModuleWrapper]) -> nn.Module:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
-from typing import Any
+from functools import partial
+from typing import Any, Self
 
 from nni.compression.base.compressor import Compressor
 from nni.compression.base.wrapper import ModuleWrapper
@@ -13,40 +15,47 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import InputError
 from ..masks import Masks
-from .fusion import Train, refuse_idle_pruners, refuse_pwoa_twice, undone_on_error
-from .lengths import check_counts
+from ..method.restore import restored_on_error
+from .batch import TakeBatch, take_images_and_labels
+from .fusion import Train, at_next_training, check_fusion, own_loss_spared
+from .lengths import check_counts, check_length
 from .training import Training
 from .wrappers import bake_masks, hook, is_on, read_parameters
-
-__all__ = ["PwoACompressor"]
 
 _logger = logging.getLogger(__name__)
 
 
 class PwoACompressor(Compressor):
-    """A base before NNI's own, under which masks are in the weights themselves and PwoA's loss trains.
-
-    Attributes:
-        origin_loss_lambda: weight of the evaluator's own loss.
-    """
+    """A base before NNI's own, under which masks are in the weights themselves and PwoA's loss trains."""
 
     #: No two such compressors train together: the same terms would count twice.
     trains_with_pwoa = True
-    origin_loss_lambda: float
-    _hooks: list[RemovableHandle]
     _training: Training | None = None
     _wrapped_here = False
+
+    def _prepare(self, evaluator: Evaluator | None, take_batch: TakeBatch | None, origin_loss_lambda: float) -> None:
+        """Called before NNI's constructor."""
+        if not 0 <= origin_loss_lambda < math.inf:
+            raise InputError(f"origin_loss_lambda={origin_loss_lambda!r}; give a number of at least 0")
+        self.origin_loss_lambda = origin_loss_lambda  # weight of the evaluator's own loss
+        known: TakeBatch = getattr(evaluator, "take_batch", take_images_and_labels)
+        self.take_batch = take_batch or known
+        self._hooks: list[RemovableHandle] = []
 
     @classmethod
     def from_compressor(
         cls, compressor: Compressor, new_config_list: Any, *args: Any, evaluator: Evaluator | None = None, **kwargs: Any
-    ) -> Any:
-        """A compressor over another one, on its model, wrappers and evaluator; that one is as it was if this raises."""
-        refuse_pwoa_twice(compressor, cls.__name__)
-        refuse_idle_pruners(compressor)
+    ) -> Self:
+        """A compressor over another one, on its model, wrappers and evaluator (see NNI's ``Compressor``).
+
+        Raises:
+            InputError: the other one also trains with PwoA, or would miss its sparsity; it is as it was.
+        """
+        check_fusion(compressor, cls.__name__)
         was_wrapped = compressor._is_wrapped
         try:
-            return super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
+            made: Self = super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
+            return made
         except BaseException:
             if was_wrapped and not compressor._is_wrapped:
                 compressor.wrap_model()
@@ -123,22 +132,35 @@ class PwoACompressor(Compressor):
         if self._taken_over:
             raise InputError("compress: a later compressor wraps the model; call its compress() or unwrap_model()")
 
+    def _compress_by_evaluator(self, max_steps: int | None, max_epochs: int | None) -> None:
+        """NNI binds the evaluator and calls `_fuse_preprocess`, the evaluator's ``train``, and `_fuse_postprocess`."""
+        check_length(max_steps, max_epochs)
+        self._refuse_taken_over()
+        self.wrap_model()
+        with own_loss_spared(self, self.origin_loss_lambda):
+            self._fusion_compress(max_steps, max_epochs)
+
+    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
+        """Add our loss when training starts, last, so that no other compressor weighs it."""
+        at_next_training(evaluator, partial(self._train, evaluator))
+
     @abstractmethod
     def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
         """Prepare a training of that length; what cannot be done is refused here."""
 
-    def _single_compress(self, max_steps: int | None, max_epochs: int | None) -> None:
-        self._fusion_compress(max_steps, max_epochs)
-
     def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
-        """The evaluator's training with PwoA's loss; it comes last, so that no other compressor weighs it."""
-        with undone_on_error(self.bound_model, evaluator):
+        """The evaluator's training with PwoA's loss."""
+        with restored_on_error(self.bound_model, partial(self._undo, evaluator)):
             check_counts(max_steps, max_epochs)
             self._training = training = self._begin(evaluator, max_steps, max_epochs)
             evaluator.patch_loss(training.loss)
             evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[training.after_step])
             train(max_steps, max_epochs)
             training.finish()
+
+    def _undo(self, evaluator: Evaluator) -> None:
+        """After an error: free the evaluator for the next training."""
+        evaluator.unbind_model()
 
     def _log_unmasked(self) -> None:
         """After a fused training: log layers that other compressors should have pruned, and have not."""

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
 
@@ -29,50 +28,17 @@ from .entries import Entry, Key, read_entries, register_settings
 from .granularity import sparsity_set_of
 from .owners import decide
 
-__all__ = ["PrunedParameter", "read_config_list"]
-
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class PrunedParameter:
-    """One parameter to prune.
-
-    Attributes:
-        module: name of its module.
-        name: its own name, ``weight``.
-        allocation: how many of its groups it keeps.
-        budget: shared with the other parameters of its entry, with the entry's ratio.
-    """
+    """One parameter to prune: ``name`` (``weight``) of ``module``; its entry's parameters share the budget."""
 
     module: str
     name: str
     allocation: LayerAllocation
     budget: Budget
-
-    @property
-    def sparsity_set(self) -> SparsitySet:
-        return self.budget.sparsity_set
-
-    @property
-    def ratio(self) -> float:
-        return self.budget.sparsity
-
-    def mask(self, value: Tensor, share: float = 1.0) -> Tensor:
-        """Boolean mask of the projection of ``value``.
-
-        Args:
-            value: shaped as the parameter.
-            share: of the groups to prune, the share to prune now; a scheduler ramps it from 0 to 1. A set of fixed
-                density (n:m) has no ramp: any share above 0 counts as 1.
-        """
-        final = self.allocation
-        if share <= 0:
-            return torch.ones_like(value, dtype=torch.bool)
-        if share >= 1 or final.dense_because or self.sparsity_set.fixed_density is not None:
-            return final.mask(self.sparsity_set, value)
-        gone = round((final.groups - final.keep) * share)
-        return self.sparsity_set.mask(value, final.groups - gone)
 
 
 def read_config_list(
@@ -81,23 +47,15 @@ def read_config_list(
     allocation: str = "uniform",
     wrappers: Mapping[str, ModuleWrapper] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, PrunedParameter]]:
-    """The config_list as NNI takes it, and the parameters it prunes.
+    """The config_list as NNI takes it, and the parameters it prunes. The model is not changed.
 
     As in NNI, the first entry that selects a parameter decides (see `decide` for contradictions). Each entry has its
-    own total.
-
-    Args:
-        model: not wrapped; it is not changed.
-        config_list: NNI's, its legacy form included.
-        allocation: the rule of entries that name none, one of `ALLOCATIONS`.
-        wrappers: of earlier compressors, which keep what they prune.
+    own total, and ``allocation`` is the rule of those that name none. Earlier compressors, whose ``wrappers`` these
+    are, keep what they prune.
 
     Returns:
         Entries without our key, and ``{layer: PrunedParameter}`` in the model's order; a parameter that is not a weight
         has the key ``layer.parameter``.
-
-    Raises:
-        InputError: one line that names the entry that cannot be used, and why.
     """
     if not isinstance(config_list, list) or not config_list:
         raise InputError(
@@ -124,15 +82,13 @@ def _key(module: str, parameter: str) -> str:
 
 def _allocate(model: nn.Module, entry: Entry) -> dict[str, PrunedParameter]:
     """What an entry's parameters keep; its total is spread over those of the same ratio and sparsity set."""
-    totals: dict[tuple[float, str], dict[Key, SparsitySet]] = {}
+    totals: dict[tuple[float, str], tuple[SparsitySet, dict[Key, Tensor]]] = {}
     for (name, target), setting in entry.pruned.items():
         module, ratio = model.get_submodule(name), setting["sparse_ratio"]
         granularity = setting.get("granularity") or "default"
-        sparsity_set = sparsity_set_of(
-            [1] if granularity == "default" else granularity,
-            module.get_parameter(target).shape,
-            f"{entry.where}: {_key(name, target)}",
-        )
+        weight = module.get_parameter(target).detach()
+        where = f"{entry.where}: {_key(name, target)}"
+        sparsity_set = sparsity_set_of([1] if granularity == "default" else granularity, weight.shape, where)
         if target == "weight":
             refuse_transposed({name: module}, sparsity_set)
         density = sparsity_set.fixed_density
@@ -142,16 +98,15 @@ def _allocate(model: nn.Module, entry: Entry) -> dict[str, PrunedParameter]:
                 f"{1 - density:g}; leave sparse_ratio out"
             )
         alike = (ratio, repr((type(sparsity_set).__name__, vars(sparsity_set))))
-        totals.setdefault(alike, {})[name, target] = sparsity_set
+        totals.setdefault(alike, (sparsity_set, {}))[1][name, target] = weight
     found: dict[str, PrunedParameter] = {}
-    for (ratio, _), sets in totals.items():
-        weights = {_key(*key): model.get_submodule(key[0]).get_parameter(key[1]).detach() for key in sets}
-        budget = Budget(ratio, next(iter(sets.values())), ALLOCATIONS[entry.rule])
+    for (ratio, _), (sparsity_set, weights) in totals.items():
+        budget = Budget(ratio, sparsity_set, ALLOCATIONS[entry.rule])
         try:
-            allocated = budget.allocate(weights)
+            allocated = budget.allocate({_key(*key): weight for key, weight in weights.items()})
         except ValueError as error:
             raise InputError(f"{entry.where}: {error}") from None
-        for name, target in sets:
+        for name, target in weights:
             layer = allocated[_key(name, target)]
             if layer.dense_because:
                 _logger.warning("%s: layer %s stays dense: %s", entry.where, name, layer.dense_because)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
-from typing import Any, Unpack
+from typing import Any, Self, Unpack
 
 import torch
 from nni.compression.base.compressor import Compressor, Distiller
@@ -15,17 +14,14 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..method.loss import PwoALoss
-from .batch import BatchAdapter, Predict, TakeBatch, take_batch_of
+from .batch import BatchAdapter, Predict, TakeBatch
 from .compressor import PwoACompressor
 from .entries import check_schema, select_modules
-from .evaluators.own_loss import OwnLossEvaluator
-from .fusion import at_next_training, check_weight, own_loss_spared, prepare_evaluator, weighing
-from .lengths import check_length, in_steps, steps_per_epoch
+from .fusion import prepare_evaluator, with_weighed_loss
+from .lengths import in_steps, steps_per_epoch
 from .options import LossOptions
 from .training import Training
 from .wrappers import sync_buffers
-
-__all__ = ["PwoADistiller"]
 
 _logger = logging.getLogger(__name__)
 
@@ -84,7 +80,7 @@ class PwoADistiller(PwoACompressor, Distiller):
     ) -> None:
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
-        check_weight("origin_loss_lambda", origin_loss_lambda)
+        self._prepare(evaluator, take_batch, origin_loss_lambda)
         layers = _selected(model, config_list)
         teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
         self.loss = PwoALoss(teacher, **options)
@@ -93,12 +89,16 @@ class PwoADistiller(PwoACompressor, Distiller):
                 raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
             self.loss.hsic = self.loss.hsic.model_copy(update={"layers": tuple(layers)})
         self.loss.check_student(model)
-        prepare_evaluator(evaluator, model)
+        wanted = [
+            f"{name}.{target}"
+            for name, wrapper in (existed_wrappers or {}).items()
+            for target, space in (wrapper.pruning_target_spaces | wrapper.quantization_target_spaces).items()
+            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
+        ]
+        prepare_evaluator(evaluator, model, wanted)
         self._student = model if teacher_predict is None else BatchAdapter(model, teacher_predict)
-        self.origin_loss_lambda, self.take_batch = origin_loss_lambda, take_batch_of(evaluator, take_batch)
-        self._hooks = []
         # Hidden layers are read by hooks, in our forward only: a wrapper per layer would hold every activation.
-        super().__init__(model, [], OwnLossEvaluator(evaluator), existed_wrappers)
+        super().__init__(model, [], with_weighed_loss(evaluator, origin_loss_lambda), existed_wrappers)
         self.config_list = config_list
 
     @classmethod
@@ -111,23 +111,16 @@ class PwoADistiller(PwoACompressor, Distiller):
         *,
         evaluator: Evaluator | None = None,
         **options: Any,
-    ) -> PwoADistiller:
+    ) -> Self:
         """A distiller over another NNI compressor, on its model, wrappers and evaluator.
 
-        Args:
-            compressor: any pruner, quantizer or distiller of NNI's, or something fused of them.
-            new_config_list, teacher_model, teacher_predict: see the class.
-            evaluator: if the other compressor has none.
-            **options: the class's keywords.
+        Other arguments are the class's; ``evaluator`` is needed if the other compressor has none.
 
         Raises:
             InputError: the compressors do not go together, or an argument cannot be used.
         """
-        for other in compressor.fused_compressors:
-            _refuse_missed_target(other)
         options |= {"teacher_model": teacher_model, "teacher_predict": teacher_predict}
-        made: PwoADistiller = super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
-        return made
+        return super().from_compressor(compressor, new_config_list, evaluator=evaluator, **options)
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -172,18 +165,9 @@ class PwoADistiller(PwoACompressor, Distiller):
             InputError: arguments, data or model cannot be used.
             TrainingError: the loss is not finite. Whatever is raised, the weights are as they were.
         """
-        check_length(max_steps, max_epochs)
-        self._refuse_taken_over()
-        self.wrap_model()
-        with own_loss_spared(self, self.origin_loss_lambda):
-            model: nn.Module = super().compress(max_steps, max_epochs)
+        self._compress_by_evaluator(max_steps, max_epochs)
+        model: nn.Module = self.bound_model
         return model
-
-    def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        """Weigh the user's own loss now, before all others are added; add ours when training starts."""
-        patch_own_loss = getattr(evaluator, "patch_own_loss", None) or evaluator.patch_loss
-        patch_own_loss(weighing(self.origin_loss_lambda))
-        at_next_training(evaluator, partial(self._train, evaluator))
 
     def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
         steps = in_steps(max_steps, max_epochs, steps_per_epoch(evaluator, None))
@@ -192,29 +176,12 @@ class PwoADistiller(PwoACompressor, Distiller):
                 f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; give "
                 f"max_steps={least} or more"
             )
-        self._check_trained(evaluator)
         return Training(self.bound_model, self.loss, self.take_batch, student=self._student)
 
     def _too_short(self, steps: int | None) -> list[tuple[str, int]]:
         """Pruners that do not reach their targets in that many steps, and how many each takes; none if unknown."""
         needed = [(type(other).__name__, _steps_needed(other)) for other in self.fused_compressors]
         return [(name, least) for name, least in needed if steps is not None and steps < least]
-
-    def _check_trained(self, evaluator: Evaluator) -> None:
-        """Refuse a TorchEvaluator that does not train the compressed weights; `make_evaluator`'s always does."""
-        optimizers = getattr(evaluator, "_optimizers", None) or ()
-        weights = {
-            id(space.target)
-            for wrapper in self._wrappers().values()
-            for space in (*wrapper.pruning_target_spaces.values(), *wrapper.quantization_target_spaces.values())
-            if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
-        }
-        trained = {id(p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]}
-        if optimizers and weights and not weights & trained:
-            raise InputError(
-                "evaluator: its optimizer trains none of the compressed weights: the model was wrapped before a "
-                "compressor had the evaluator; give it to the first one, or make it by make_evaluator()"
-            )
 
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         assert self._training is not None
@@ -241,28 +208,15 @@ def _selected(model: nn.Module, config_list: list[dict[str, Any]]) -> list[str]:
     names: set[str] = set()
     for entry in config_list:
         check_schema("distillation", "config_list", entry)
-        if idle := sorted(set(entry) - {*_SELECTING, "target_names"}):
+        targets = [target for target in entry.get("target_names", ()) if not target.startswith("_input_")]
+        if idle := sorted(set(entry) - {*_SELECTING, "target_names"}) + targets:
             raise InputError(
-                f"config_list: {', '.join(idle)} has no effect here; weigh the terms by distillation= and hsic="
-            )
-        if any(not target.startswith("_input_") for target in entry.get("target_names", ())):
-            raise InputError(
-                f"config_list: target_names={entry['target_names']}: the T_j are inputs; leave target_names out"
+                f"config_list: {', '.join(idle)} has no effect: entries select modules, whose inputs are the T_j; "
+                "weigh the terms by distillation= and hsic="
             )
         selecting = {key: value for key, value in entry.items() if key in _SELECTING}
         names |= set(select_modules(model, "config_list", selecting))
     return [name for name, _ in model.named_modules() if name in names]
-
-
-def _refuse_missed_target(other: Compressor) -> None:
-    """NNI's Taylor and Slim count their own steps: a scheduler over them with another interval ends short."""
-    inner = getattr(other, "bound_pruner", None)
-    training_steps = getattr(inner, "training_steps", None)
-    if training_steps is not None and training_steps != other.interval_steps:
-        raise InputError(
-            f"{type(other).__name__} over {type(inner).__name__} misses the target: training_steps={training_steps} "
-            f"and interval_steps={other.interval_steps} differ; make them equal"
-        )
 
 
 def _steps_needed(other: Compressor) -> int:

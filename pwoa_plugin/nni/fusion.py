@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,20 +16,6 @@ from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..method.restore import restored_on_error
-
-__all__ = [
-    "Train",
-    "at_next_training",
-    "check_weight",
-    "loss_is_patched",
-    "own_loss_spared",
-    "prepare_evaluator",
-    "refuse_idle_pruners",
-    "refuse_pwoa_twice",
-    "undone_on_error",
-    "weighing",
-]
 
 _logger = logging.getLogger(__name__)
 
@@ -46,42 +32,41 @@ def _members(compressor: Compressor) -> Iterator[Compressor]:
             yield bound
 
 
-def refuse_pwoa_twice(compressor: Compressor, by: str) -> None:
-    """Raise InputError if ``compressor`` already trains with PwoA's loss, as one that ``by`` makes from it would."""
+def check_fusion(compressor: Compressor, by: str) -> None:
+    """Refuse what cannot be fused with a compressor that ``by`` makes: PwoA's loss twice, pruners that miss their goal.
+
+    In a fusion NNI's one-shot pruners never make a mask. Taylor and Slim count their own steps: a scheduler over them
+    with another interval ends short.
+    """
     for other in _members(compressor):
+        name = type(other).__name__
         if getattr(other, "trains_with_pwoa", False):
             raise InputError(
-                f"{by} and {type(other).__name__} cannot be fused: both train with PwoA's loss, which would count "
-                "twice; take one"
+                f"{by} and {name} cannot be fused: both train with PwoA's loss, which would count twice; take one"
             )
-
-
-def refuse_idle_pruners(compressor: Compressor) -> None:
-    """Raise InputError if there is a one-shot pruner without masks: in a fusion NNI's never make one."""
     for other in compressor.fused_compressors:
-        if not isinstance(other, _BY_WEIGHTS) or other.interval_steps > 0:
-            continue
-        masks = [space.mask for spaces in other._target_spaces.values() for space in spaces.values()]
-        if not any(mask is not None and (mask == 0).any() for mask in masks):
+        name, inner = type(other).__name__, getattr(other, "bound_pruner", None)
+        if isinstance(other, _BY_WEIGHTS) and other.interval_steps <= 0 and not _has_pruned(other):
             raise InputError(
-                f"{type(other).__name__} has made no mask, and in a fusion it never will (NNI's interval_steps=-1); "
-                "call its compress() first, or put it inside AGPPruner or LinearPruner"
+                f"{name} has made no mask, and in a fusion it never will (NNI's interval_steps=-1); call its "
+                "compress() first, or put it inside AGPPruner or LinearPruner"
+            )
+        if (steps := getattr(inner, "training_steps", None)) not in (None, getattr(other, "interval_steps", None)):
+            raise InputError(
+                f"{name} over {type(inner).__name__} misses the target: training_steps={steps} and interval_steps="
+                f"{other.interval_steps} differ; make them equal"
             )
 
 
-def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Iterable[str] = ()) -> None:
-    """Let an evaluator see the model, and check its optimizer.
+def _has_pruned(pruner: Compressor) -> bool:
+    masks = [space.mask for spaces in pruner._target_spaces.values() for space in spaces.values()]
+    return any(mask is not None and bool((mask == 0).any()) for mask in masks)
+
+
+def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: list[str]) -> None:
+    """Let an evaluator see the unwrapped model, and check that its optimizer trains some of the ``wanted`` parameters.
 
     NNI rebuilds an optimizer by the names of the model's parameters; one without any trains nothing, silently.
-
-    Args:
-        evaluator: NNI's.
-        model: not wrapped.
-        wanted: names of parameters that should be trained; those that are not are logged.
-
-    Raises:
-        InputError: the evaluator is missing, a parameter group holds no parameter of the model, or none of the wanted
-            is trained.
     """
     if not isinstance(evaluator, Evaluator):
         raise InputError("evaluator is missing, or not one of NNI's; make_evaluator(model, train_loader) makes one")
@@ -93,21 +78,16 @@ def prepare_evaluator(evaluator: Evaluator | None, model: nn.Module, wanted: Ite
         if helper is None:
             return
         groups: list[dict[str, Any]] = helper.kwargs["params"] if "params" in helper.kwargs else helper.args[0]
-        if any(not group["params"] for group in groups):
-            raise InputError(
-                "the evaluator's optimizer has a group without a parameter of this model and would train nothing; "
-                "make it with model.parameters() of this very model (not named_parameters())"
-            )
         trained.update(*(group["params"] for group in groups))
-    wanted = list(wanted)
     missing = [name for name in wanted if name not in trained]
-    if wanted and missing == wanted:
+    if not trained or (missing and missing == wanted):
         raise InputError(
-            f"the evaluator's optimizer trains none of the weights to prune ({wanted[0]}...); make it with "
-            "model.parameters(), before another compressor wraps the model"
+            f"the evaluator's optimizer trains none of the weights {', '.join(missing[:3]) or 'here'}; make it with "
+            "model.parameters() (not named_parameters()), and give the evaluator to the first compressor, or make it "
+            "by make_evaluator()"
         )
     if missing:
-        _logger.warning("the evaluator's optimizer does not train %s; pruned all the same", ", ".join(missing))
+        _logger.warning("the evaluator's optimizer does not train %s; compressed all the same", ", ".join(missing))
 
 
 def loss_is_patched(evaluator: Evaluator) -> bool:
@@ -140,32 +120,34 @@ def at_next_training(evaluator: Evaluator, run: Callable[[Train, int | None, int
 
 
 @contextmanager
-def undone_on_error(model: nn.Module, evaluator: Evaluator) -> Iterator[None]:
-    """If a training raises, restore the weights and free the evaluator for the next."""
-    try:
-        with restored_on_error(model):
-            yield
-    except BaseException:
-        evaluator.unbind_model()
-        raise
-
-
-@contextmanager
 def own_loss_spared(compressor: Compressor, weight: float) -> Iterator[None]:
     """Skip the evaluator's own loss meanwhile, if its weight is 0 and nobody under ``compressor`` needs its forward."""
-    spare = getattr(compressor.evaluator, "without_own_loss", None)
+    own_loss = getattr(compressor.evaluator, "own_loss", None)
     others = (member for member in _members(compressor) if member is not compressor)
-    if weight != 0 or spare is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
+    if weight != 0 or own_loss is None or not all(isinstance(o, (*_BY_WEIGHTS, ScheduledPruner)) for o in others):
         yield
         return
-    with spare():
+    own_loss.counts = False
+    try:
         yield
+    finally:
+        own_loss.counts = True
 
 
-def check_weight(name: str, value: object) -> None:
-    """Raise InputError unless ``value`` is a finite number of at least 0."""
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 <= value < math.inf:
-        raise InputError(f"{name}={value!r}; give a number of at least 0")
+def with_weighed_loss(evaluator: Evaluator, weight: float) -> Evaluator:
+    """A copy of an evaluator that weighs its own loss when it is bound, before any compressor adds to it.
+
+    NNI's ``patch_loss`` wraps what was patched before, in the order in which compressors were fused: patched there,
+    the weight would also scale another compressor's penalty that was patched first.
+    """
+    made = copy.copy(evaluator)
+
+    def bind_model(model: Any, param_names_map: dict[str, str] | None = None) -> None:
+        type(made).bind_model(made, model, param_names_map)
+        made.patch_loss(weighing(weight))
+
+    made.bind_model = bind_model
+    return made
 
 
 def weighing(weight: float) -> Callable[..., Tensor]:

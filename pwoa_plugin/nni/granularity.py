@@ -9,23 +9,14 @@ from typing import Any
 from ..errors import InputError
 from ..method.sparsity import Block, Channel, Filter, SparsitySet, Unstructured, make_sparsity_set
 
-__all__ = ["sparsity_set_of"]
-
 _CHANNELS: dict[str, SparsitySet] = {"out_channel": Filter(), "in_channel": Channel()}
 
 
 def sparsity_set_of(granularity: Any, shape: Sequence[int], where: str) -> SparsitySet:
     """The sparsity set of an NNI granularity, for a weight of ``shape``.
 
-    Args:
-        granularity: ``out_channel``, ``in_channel``, a block as NNI writes it, or one of our own names. A block is a
-            list of sides (-1: the whole dimension), padded in front with 1; or ``[sides, "front" or "back",
-            padding]``. ``[1]`` is unstructured.
-        shape: of the weight.
-        where: the entry and the parameter, for errors.
-
-    Raises:
-        InputError: no sparsity set matches.
+    It is ``out_channel``, ``in_channel``, one of our own names, or a block as NNI writes it: a list of sides (-1: the
+    whole dimension), padded in front with 1; or ``[sides, "front" or "back", padding]``. ``[1]`` is unstructured.
     """
     if isinstance(granularity, str):
         found = _CHANNELS.get(granularity) or make_sparsity_set(granularity)
@@ -54,20 +45,19 @@ def _of_block(granularity: Any, shape: Sequence[int], where: str) -> SparsitySet
         return Block(rows, columns * math.prod(kernel))
     raise InputError(
         f"{where}: granularity {granularity} cuts a weight {tuple(shape)} into blocks that are not consecutive in its "
-        f"flattened filters; use {[rows] + [1] * (len(shape) - 1)}, whole kernels {[rows, columns, *whole[2:]]}, "
-        "'out_channel', 'in_channel' or [1]"
+        f"flattened filters; use whole kernels {[rows, columns, *whole[2:]]}, 'out_channel', 'in_channel' or [1]"
     )
 
 
 def _sides(granularity: Any, shape: Sequence[int], where: str) -> list[int]:
     """The sides of an NNI block, one per dimension; padded as NNI's ``Scaling`` does."""
-    nested = bool(granularity) and isinstance(granularity[0], (list, tuple))
-    block = list(granularity[0] if nested else granularity)
-    mode, padding = [*granularity[1:], None, None][:2] if nested else (None, None)
-    fits = len(block) <= len(shape) and mode in (None, "front", "back")
+    block, mode, padding = granularity, None, None
+    if granularity and isinstance(granularity[0], (list, tuple)):
+        block, mode, padding = (*granularity, None, None)[:3]
     missing = [padding or 1] * (len(shape) - len(block))
-    padded = block + missing if mode == "back" else missing + block
+    padded = [*block, *missing] if mode == "back" else [*missing, *block]
     sides = [size if side == -1 else side for side, size in zip(padded, shape, strict=False)]
+    fits = len(block) <= len(shape) and mode in (None, "front", "back")
     if not fits or not all(
         isinstance(side, int) and 1 <= side <= size for side, size in zip(sides, shape, strict=True)
     ):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from ..errors import InputError
 
-__all__ = ["check_count", "check_counts", "check_length", "in_steps", "steps_per_epoch"]
-
 
 def check_length(max_steps: object, max_epochs: object) -> None:
     """Raise InputError unless exactly one of the two is given, as an int of at least 1."""
@@ -18,26 +16,21 @@ def check_counts(max_steps: object, max_epochs: object) -> None:
     """Raise InputError if one that is given is not an int of at least 1."""
     for name, value in (("max_steps", max_steps), ("max_epochs", max_epochs)):
         if value is not None:
-            check_count(f"compress: {name}", value)
+            _check_count(f"compress: {name}", value)
 
 
-def check_count(name: str, value: object) -> None:
-    """Raise InputError unless ``value`` is an int of at least 1."""
+def _check_count(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name}={value!r}; give an int of at least 1")
 
 
 def steps_per_epoch(evaluator: object, given: int | None) -> int | None:
-    """The optimizer steps of an epoch, as given or as the evaluator knows them; None if nobody does.
-
-    Raises:
-        InputError: the two differ.
-    """
+    """The optimizer steps of an epoch, as given or as the evaluator knows them; None if nobody does."""
     known: int | None = getattr(evaluator, "steps_per_epoch", None)
     if given is None:
         return known
-    check_count("steps_per_epoch", given)
-    if known is not None and known != given:
+    _check_count("steps_per_epoch", given)
+    if known not in (None, given):
         raise InputError(f"steps_per_epoch={given} contradicts the evaluator's own, which is {known}; leave it out")
     return given
 

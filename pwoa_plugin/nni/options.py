@@ -9,8 +9,6 @@ from torch import nn
 
 from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig
 
-__all__ = ["ListOptions", "LossOptions"]
-
 
 class LossOptions(TypedDict, total=False):
     """Keywords of `PwoALoss`; see there."""

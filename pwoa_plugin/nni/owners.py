@@ -9,9 +9,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
 from ..errors import InputError
-from .entries import Entry, Key
-
-__all__ = ["decide"]
+from .entries import Entry, Key, with_ratio
 
 _logger = logging.getLogger(__name__)
 
@@ -19,17 +17,11 @@ _logger = logging.getLogger(__name__)
 def decide(model: nn.Module, entries: list[Entry], wrappers: Mapping[str, ModuleWrapper]) -> None:
     """Give each parameter to the first entry that selects it: fills in ``decided`` of the entries.
 
-    A parameter that another compressor's wrapper prunes stays that one's.
-
-    Raises:
-        InputError: two entries name a layer in ``op_names`` with different settings, other entries or compressors leave
-            an entry without a parameter, or NNI's wrappers cannot prune a parameter correctly.
+    A parameter that another compressor's wrapper prunes stays that one's. Raises InputError if entries contradict each
+    other, or NNI's wrappers cannot prune a parameter correctly.
     """
     _exclude_aliases(model, entries)
     owners: dict[Key, Entry] = {}
-    names: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
     for entry in entries:
         taken: dict[Key, Entry | None] = {}
         for (name, target), setting in entry.asked.items():
@@ -40,24 +32,25 @@ def decide(model: nn.Module, entries: list[Entry], wrappers: Mapping[str, Module
             else:
                 owners[name, target] = entry
                 entry.decided[name, target] = setting
-        to_prune = {key for key, setting in entry.asked.items() if setting.get("sparse_ratio") is not None}
+        to_prune = with_ratio(entry.asked)
         aligned = any((setting.get("align") or {}).get("module_name") for setting in entry.asked.values())
         if not to_prune and not aligned:
             raise InputError(f"{entry.where} gives no weight a sparse_ratio; PwoA needs one")
         _check_overlap(entry, {key: other for key, other in taken.items() if key in to_prune})
         for name, target in entry.pruned:
-            _check_parameter(model, entry.where, name, target, names)
+            _check_parameter(model, entry.where, name, target)
 
 
 def _exclude_aliases(model: nn.Module, entries: list[Entry]) -> None:
     """Keep a module that has two names under its first; NNI would wrap it twice."""
     first = {module: name for name, module in model.named_modules()}
-    selected = {name for entry in entries for name in entry.modules}
+    selected = {name for entry in entries for name, _ in entry.asked}
+    originals = {name: first[model.get_submodule(name)] for name in selected}
     for entry in entries:
-        aliases = {name for name, module in entry.modules.items() if first[module] != name}
-        for name in sorted(aliases):
-            if (original := first[entry.modules[name]]) not in selected:
-                raise InputError(f"{entry.where}: {name!r} is the module {original!r} again; name that one")
+        aliases = sorted({name for name, _ in entry.asked if originals[name] != name})
+        for name in aliases:
+            if originals[name] not in selected:
+                raise InputError(f"{entry.where}: {name!r} is the module {originals[name]!r} again; name that one")
             entry.config.setdefault("exclude_op_names", []).append(name)
         entry.asked = {key: setting for key, setting in entry.asked.items() if key[0] not in aliases}
 
@@ -92,19 +85,19 @@ def _check_overlap(entry: Entry, taken: Mapping[Key, Entry | None]) -> None:
     _logger.warning("%s repeats an earlier entry", entry.where)
 
 
-def _check_parameter(model: nn.Module, where: str, name: str, target: str, names: dict[int, list[str]]) -> None:
+def _check_parameter(model: nn.Module, where: str, name: str, target: str) -> None:
     """Refuse what NNI's wrappers would silently get wrong."""
-    module = model.get_submodule(name)
-    parameter = module._parameters.get(target)
-    if not isinstance(parameter, nn.Parameter):
+    parameter = model.get_submodule(name)._parameters.get(target)
+    if parameter is None:
         raise InputError(
             f"{where}: {target} of {name} is computed from others (a parametrization, weight_norm); remove that first, "
             "or exclude the layer"
         )
     if not parameter.requires_grad:
         raise InputError(f"{where}: {target} of {name} has requires_grad=False; set it to True, or exclude the layer")
-    shared = names[id(parameter)]
-    if len({id(model.get_submodule(n.rpartition(".")[0])) for n in shared}) > 1:
+    names = [n for n, value in model.named_parameters(remove_duplicate=False) if value is parameter]
+    owners = {id(model.get_submodule(n.rpartition(".")[0])) for n in names}
+    if len(owners) > 1:
         raise InputError(
-            f"{where}: {' and '.join(shared)} are one parameter, which NNI's wrappers would make two; exclude the layer"
+            f"{where}: {' and '.join(names)} are one parameter, which NNI's wrappers would make two; exclude the layer"
         )

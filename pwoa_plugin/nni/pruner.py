@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Unpack
 
-from nni.compression.base.compressor import Compressor, Pruner
+from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
-from torch import Tensor, nn
+from torch import nn
 
 from ..config import PwoAConfig
 from ..errors import InputError
@@ -18,18 +17,16 @@ from ..masks import Masks, bake, check_masks
 from ..method.allocation import LayerAllocation, allocation_table
 from ..method.callback import Callback
 from ..method.phases import Phase
-from .batch import TakeBatch, take_batch_of
+from .batch import TakeBatch
 from .by_config import ByConfig
 from .by_evaluator import ByEvaluator
 from .compressor import PwoACompressor
-from .fusion import Train, at_next_training, check_weight, loss_is_patched, own_loss_spared, weighing
-from .lengths import check_length, in_steps, steps_per_epoch
+from .fusion import loss_is_patched, weighing
+from .lengths import in_steps, steps_per_epoch
 from .options import ListOptions
 from .target import SpaceTarget
 from .training import Training
 from .wrappers import bake_masks, is_on, read_parameters, sync_buffers
-
-__all__ = ["PwoAPruner"]
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +42,8 @@ class PwoAPruner(PwoACompressor, Pruner):
       evaluator trains, the model stays wrapped until `unwrap_model`.
 
     The frozen teacher is the network as it is when the pruner is made, unless ``teacher_model`` is given; a second
-    ``compress()`` continues from the pruned weights, with the same teacher.
+    ``compress()`` continues from the pruned weights, with the same teacher. With ``from_compressor`` it is the
+    network with the masks that the other compressor has made.
 
     Fused with NNI's other compressors (``from_compressor``, in either order), its loss is added to theirs. A pruner
     that has pruned already keeps its masks then and only fine-tunes: this way one prunes, then quantizes. Inside
@@ -91,55 +89,31 @@ class PwoAPruner(PwoACompressor, Pruner):
                 "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
                 "unwrap_model()"
             )
-        given = [*options, *(["evaluator"] if evaluator is not None else [])]
+        of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}
+        given = [*options, *(name for name, value in of_list.items() if value is not None)]
         if given and isinstance(config_list, PwoAConfig):
-            raise InputError(f"{', '.join(given)}: for NNI's config_list only; with a PwoAConfig, set it there")
-        self.origin_loss_lambda = options.pop("origin_loss_lambda", 0.0)
+            raise InputError(
+                f"{', '.join(given)}: not with a PwoAConfig, whose run trains by itself; give it NNI's config_list, or "
+                "a plain model"
+            )
+        self._prepare(evaluator, take_batch, options.pop("origin_loss_lambda", 0.0))
         self.steps_per_epoch = options.pop("steps_per_epoch", None)
-        check_weight("origin_loss_lambda", self.origin_loss_lambda)
         if isinstance(config_list, PwoAConfig):
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
         else:
-            self._steps_per_epoch(evaluator)
+            steps_per_epoch(evaluator, self.steps_per_epoch)
             self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, options)
-        self.take_batch = take_batch_of(evaluator, take_batch)
         self.interval_steps, self.total_times = -1, 1
         self.history: list[dict[str, object]] = []
         self.radius: float | None = None
         self.residual: float | None = None
         self._anew = False  # whether the training to come prunes again what is pruned already
-        self._hooks = []
         self._may_wrap = isinstance(self._strategy, ByEvaluator)
         super().__init__(model, self._strategy.entries, evaluator, existed_wrappers)
         self._may_wrap = True
         self._target = SpaceTarget(
             model, self._strategy.parameters, self._target_spaces, reference=self._strategy.loss.teacher
         )
-
-    @classmethod
-    def from_compressor(
-        cls,
-        compressor: Compressor,
-        new_config_list: PwoAConfig | list[dict[str, Any]],
-        *args: Any,
-        evaluator: Evaluator | None = None,
-        **kwargs: Any,
-    ) -> PwoAPruner:
-        """A pruner on another NNI compressor's wrappers and evaluator (see NNI's ``Compressor``).
-
-        The teacher is the network with the masks that the other has made, unless ``teacher_model`` is given.
-
-        Raises:
-            InputError: a `PwoAConfig` is given, which trains by itself and fuses with nothing; or the other compressor
-                also trains with PwoA, or would never make a mask in a fusion.
-        """
-        if isinstance(new_config_list, PwoAConfig):
-            raise InputError(
-                "new_config_list is a PwoAConfig, whose run trains by itself; call the other compressor's "
-                "unwrap_model() and PwoAPruner(model, config), or fuse by NNI's config_list"
-            )
-        made: PwoAPruner = super().from_compressor(compressor, new_config_list, *args, evaluator=evaluator, **kwargs)
-        return made
 
     @property
     def teacher(self) -> nn.Module:
@@ -168,57 +142,43 @@ class PwoAPruner(PwoACompressor, Pruner):
             InputError: arguments, data or model cannot be used.
             TrainingError: the loss is not finite. Whatever is raised, the weights are as they were.
         """
-        self._refuse_taken_over()
         if isinstance(self._strategy, ByConfig):
             if max_steps is not None or max_epochs is not None:
                 raise InputError(
                     "compress: a PwoAConfig says how long to train (epochs); call compress() without arguments"
                 )
-            self._compress_by_config(self._strategy)
+            self._refuse_taken_over()
+            self.unwrap_model()  # NNI's wrappers empty the GPU's cache at every forward
+            self._strategy.run(self._target)
+            trainer = self._strategy.trainer
+            self.history, self.radius, self.residual = trainer.history, trainer.radius, trainer.residual
         else:
-            check_length(max_steps, max_epochs)
-            self._compress_by_evaluator(max_steps, max_epochs)
+            self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
+            self._anew = True
+            try:
+                self._compress_by_evaluator(max_steps, max_epochs)
+            finally:
+                self._anew = False
         return self.bound_model, self.get_masks()
-
-    def _compress_by_config(self, strategy: ByConfig) -> None:
-        self.unwrap_model()  # NNI's wrappers empty the GPU's cache at every forward
-        strategy.run(self._target)
-        trainer = strategy.trainer
-        self.history, self.radius, self.residual = trainer.history, trainer.radius, trainer.residual
-
-    def _compress_by_evaluator(self, max_steps: int | None, max_epochs: int | None) -> None:
-        """NNI binds the evaluator and calls `_fuse_preprocess`, the evaluator's ``train``, and `_fuse_postprocess`."""
-        self.wrap_model()
-        self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
-        self._anew = True
-        try:
-            with own_loss_spared(self, self.origin_loss_lambda):
-                super().compress(max_steps, max_epochs)
-        finally:
-            self._anew = False
 
     # -- NNI's life cycle of a training ----------------------------------------------------------
 
     def _fuse_preprocess(self, evaluator: Evaluator) -> None:
-        """Weigh the user's own loss now, and add ours when training starts."""
         if not loss_is_patched(evaluator):
             evaluator.patch_loss(weighing(self.origin_loss_lambda))
-        at_next_training(evaluator, partial(self._train, evaluator))
+        super()._fuse_preprocess(evaluator)
 
-    def _train(self, evaluator: Evaluator, train: Train, max_steps: int | None, max_epochs: int | None) -> None:
-        try:
-            super()._train(evaluator, train, max_steps, max_epochs)
-        except BaseException:
-            self._target.undo()
-            self._end()
-            raise
+    def _undo(self, evaluator: Evaluator) -> None:
+        super()._undo(evaluator)
+        self._target.undo()
+        self._end()
 
     def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
         target, strategy = self._target, self._strategy
         training = Training(self.bound_model, strategy.loss, self.take_batch)
         phases: list[Phase] = []
         if self._anew or not target.done:
-            per_epoch = self._steps_per_epoch(evaluator)
+            per_epoch = steps_per_epoch(evaluator, self.steps_per_epoch)
             steps = in_steps(max_steps, max_epochs, per_epoch)
             scheduler = (self.interval_steps, self.total_times) if self.interval_steps > 0 else None
             phases = strategy.phases(target, steps, per_epoch, scheduler=scheduler, check=training.check)
@@ -228,14 +188,10 @@ class PwoAPruner(PwoACompressor, Pruner):
         training.follow(target, phases)
         return training
 
-    def _steps_per_epoch(self, evaluator: Evaluator | None) -> int | None:
-        return steps_per_epoch(evaluator, self.steps_per_epoch)
-
     def _fuse_postprocess(self, evaluator: Evaluator) -> None:
         assert self._training is not None
         assert self._training.schedule is not None
         self._target.hold()
-        self._target.discard_undo()
         sync_buffers(self._module_wrappers.values())
         self._log_unmasked()
         self.radius = self._strategy.loss.radius
@@ -246,7 +202,7 @@ class PwoAPruner(PwoACompressor, Pruner):
     def _end(self) -> None:
         self._training = None
         self.interval_steps, self.total_times = -1, 1  # a scheduler sets these again each time it begins
-        self._target.end_scheduler()
+        self._target.end()
 
     # -- NNI's life cycle of masks ---------------------------------------------------------------
 
@@ -288,11 +244,6 @@ class PwoAPruner(PwoACompressor, Pruner):
         sync_buffers(wrappers.values())
         self._target.count_as_pruned()
 
-    def _collect_data(self) -> dict[str, dict[str, Tensor]]:
-        return self._target.values()
-
-    def _calculate_metrics(self, data: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        return data  # the projection computes the norms of groups itself
-
-    def _generate_sparsity(self, metrics: dict[str, dict[str, Tensor]]) -> Masks:
-        return self._target.make_masks(metrics)
+    def generate_masks(self) -> Masks:
+        """Masks by the current weights, which are not applied; the projection needs no metrics of NNI's."""
+        return self._target.make_masks()

@@ -16,17 +16,9 @@ from ..method.schedule import Schedule
 from .batch import BatchAdapter, TakeBatch
 from .target import SpaceTarget
 
-__all__ = ["Training"]
-
 
 class Training:
     """One training by an evaluator, which calls `loss` for each batch and `after_step` after each optimizer step.
-
-    Args:
-        model: the wrapped network that is trained.
-        loss: PwoA's own, with the frozen teacher.
-        take_batch: see `take_images_and_labels`.
-        student: what answers for the model; the model itself unless given.
 
     Attributes:
         step: optimizer steps done.

@@ -18,17 +18,6 @@ from torch.utils.hooks import RemovableHandle
 from ..masks import bake
 from ..method.distillation import frozen_copy
 
-__all__ = [
-    "bake_masks",
-    "hook",
-    "is_on",
-    "live_parameter",
-    "masked_copy",
-    "read_parameters",
-    "release",
-    "sync_buffers",
-]
-
 _NOT_ZEROS = ("add", "bypass")  # apply methods under which a mask of 0 does not make a zero
 
 
@@ -42,15 +31,15 @@ def live_parameter(model: nn.Module, name: str) -> nn.Parameter:
     owner, _, target = name.rpartition(".")
     module = model.get_submodule(owner)
     wrapper = getattr(module, "_nni_wrapper", None)
-    own: nn.Parameter | None = wrapper._parameters.get(target) if isinstance(wrapper, ModuleWrapper) else None
+    own: nn.Parameter | None = None if wrapper is None else wrapper._parameters.get(target)
     return module.get_parameter(target) if own is None else own
 
 
-def _masked(wrapper: ModuleWrapper) -> Iterator[tuple[str, PruningTargetSpace]]:
-    """Those of a wrapper's parameters that have a mask whose 0 makes a zero."""
+def _prunable(wrapper: ModuleWrapper) -> Iterator[tuple[str, PruningTargetSpace]]:
+    """Those of a wrapper's parameters in which a mask of 0 makes a zero."""
     for target, space in wrapper.pruning_target_spaces.items():
         makes_zeros = space.type is TargetType.PARAMETER and space.apply_method not in _NOT_ZEROS
-        if makes_zeros and space.target is not None and space.mask is not None:
+        if makes_zeros and space.target is not None:
             yield target, space
 
 
@@ -58,14 +47,16 @@ def _masked(wrapper: ModuleWrapper) -> Iterator[tuple[str, PruningTargetSpace]]:
 def bake_masks(wrappers: Iterable[ModuleWrapper]) -> None:
     """Set the wrappers' own parameters to 0 where their masks are 0."""
     for wrapper in wrappers:
-        for _, space in _masked(wrapper):
-            space.target.masked_fill_(space.mask == 0, 0)
+        for _, space in _prunable(wrapper):
+            if space.mask is not None:
+                space.target.masked_fill_(space.mask == 0, 0)
 
 
 def masked_copy(model: nn.Module, wrappers: Mapping[str, ModuleWrapper]) -> nn.Module:
     """A frozen copy of an unwrapped model with the masks of ``wrappers``: it answers as the wrapped model does."""
     frozen = frozen_copy(model)
-    bake(frozen, {w.name: {target: space.mask for target, space in _masked(w)} for w in wrappers.values()})
+    for wrapper in wrappers.values():
+        bake(frozen, {wrapper.name: {t: space.mask for t, space in _prunable(wrapper) if space.mask is not None}})
     return frozen
 
 
@@ -93,24 +84,18 @@ def sync_buffers(wrappers: Iterable[ModuleWrapper]) -> None:
     NNI leaves there what the last forward used: an optimizer step older, without masks made since. A quantized
     parameter stays as it was rounded.
     """
-    for wrapper in wrappers:
-        if not is_on(wrapper):
-            continue
+    for wrapper in filter(is_on, wrappers):
         release(wrapper.module)
-        for target, space in wrapper.pruning_target_spaces.items():
-            is_plain = space.type is TargetType.PARAMETER and space.apply_method not in _NOT_ZEROS
-            if is_plain and space.target is not None and target not in wrapper.quantization_target_spaces:
+        for target, space in _prunable(wrapper):
+            if target not in wrapper.quantization_target_spaces:
                 wrapper.module._buffers[target] = space.target.detach().clone()
 
 
 def hook(wrappers: Iterable[ModuleWrapper]) -> list[RemovableHandle]:
-    """Make two things work on wrapped modules that NNI breaks.
+    """Make two things work on wrapped modules that NNI breaks; remove the hooks when the wrappers go.
 
     ``load_state_dict`` of a plain checkpoint reaches the wrapped weights; NNI fills buffers, which nobody reads. And a
     wrapped model can be copied after a forward in eval mode.
-
-    Returns:
-        Handles, to remove when the wrappers go.
     """
     modules = [wrapper.module for wrapper in wrappers]
     loading = [module.register_load_state_dict_pre_hook(_into_wrapper) for module in modules]
@@ -124,7 +109,7 @@ def _release_in_eval(module: nn.Module, *_: Any) -> None:
 
 def _into_wrapper(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     wrapper = getattr(module, "_nni_wrapper", None)
-    if not isinstance(wrapper, ModuleWrapper):
+    if wrapper is None:
         return
     for target in wrapper._parameters:
         plain, wrapped = f"{prefix}{target}", f"{prefix}_nni_wrapper.{target}"

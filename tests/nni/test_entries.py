@@ -33,6 +33,7 @@ def test_patterns_and_names_that_match_nothing_are_logged(trained: nn.Module, ca
 
 def test_n_of_m_needs_no_ratio(trained: nn.Module) -> None:
     _, targets = read_config_list(trained, [{"op_names": ["fc1"], "granularity": "1:4"}])
-    assert targets["fc1"].ratio == 0.75
-    mask = targets["fc1"].mask(trained.fc1.weight.detach())
+    budget = targets["fc1"].budget
+    assert budget.sparsity == 0.75
+    mask = budget.masks({"fc1": trained.fc1.weight.detach()})["fc1"]
     assert mask.view(16, -1, 4).sum(-1).eq(1).all()

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin.errors import TrainingError
+from pwoa_plugin.nni.fusion import prepare_evaluator, with_weighed_loss
 from pwoa_plugin.nni.training import Training
 
 Pair = tuple[Tensor, Tensor]
@@ -333,7 +334,7 @@ def test_weights_that_the_optimizer_does_not_train_are_logged(
 ) -> None:
     optimizer = nni.trace(torch.optim.Adam)(trained.fc2.parameters(), lr=1e-3)
     pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images, optimizer=optimizer), eps=0.1)
-    assert "does not train conv.weight, fc1.weight; pruned" in caplog.text
+    assert "does not train conv.weight, fc1.weight; compressed" in caplog.text
     pruner.compress(8)
     pruner.unwrap_model()
     assert sparsity(trained) == pytest.approx(dict.fromkeys(LAYERS, 0.75), abs=0.02)
@@ -344,7 +345,7 @@ def test_an_optimizer_that_trains_no_weight_to_prune(
 ) -> None:
     optimizer = nni.trace(torch.optim.Adam)([trained.fc1.bias, *trained.fc2.parameters()], lr=1e-3)
     entry = {"op_names": ["conv", "fc1"], "sparse_ratio": 0.5, "target_names": ["weight"]}
-    with pytest.raises(ValueError, match=r"trains none of the weights to prune \(conv\.weight"):
+    with pytest.raises(ValueError, match=r"trains none of the weights conv\.weight, fc1\.weight"):
         PwoAPruner(trained, [entry], evaluator(trained, images, optimizer=optimizer))
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
@@ -356,7 +357,7 @@ def test_an_optimizer_that_would_train_nothing(
     owner = trained if how == "named_parameters" else copy.deepcopy(trained)
     parameters = owner.named_parameters() if how == "named_parameters" else owner.parameters()
     optimizer = nni.trace(torch.optim.Adam)(parameters, lr=1e-3)
-    with pytest.raises(ValueError, match="would train nothing"):
+    with pytest.raises(ValueError, match=r"trains none of the weights conv\.weight"):
         PwoAPruner(trained, ENTRIES, evaluator(trained, images, optimizer=optimizer))
     assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
 
@@ -369,3 +370,26 @@ def test_a_nan_loss_in_a_fusion(trained: nn.Module, images: Pair, evaluator: Mak
         PtqQuantizer.from_compressor(pruner, QUANTIZED).compress(30, None)
     after = trained.state_dict()
     assert all(torch.equal(after[key], value) for key, value in before.items() if "_nni_wrapper.weight" in key)
+
+
+def test_the_own_loss_is_weighed_before_all_others(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
+    given: list[Tensor] = []
+
+    def patch(loss: Tensor, batch: Any) -> Tensor:
+        given.append(loss.detach())
+        return loss + 1
+
+    losses: list[Tensor] = []
+    made = evaluator(trained, images, seen=lambda model, loss: losses.append(loss), step=lambda b, m: m(b[0]).sum())
+    prepare_evaluator(made, trained, [])
+    weighed = with_weighed_loss(made, 0.0)
+    for _ in range(2):  # each time it is bound
+        weighed.bind_model(trained, {name: name for name, _ in trained.named_parameters()})
+        weighed.patch_loss(patch)
+        weighed.patch_loss(patch)
+        weighed.train(1, None)
+        weighed.unbind_model()
+    assert [float(loss) for loss in given] == [0, 1, 0, 1]
+    assert [float(loss) for loss in losses] == [2, 2]
+    assert made._training_step is made._ori_training_step
+    assert made.model is None

@@ -110,6 +110,32 @@ def test_aligned_masks_follow_their_source(conv_net: nn.Module, images: Pair, ev
     pruner.unwrap_model()
 
 
+@pytest.mark.parametrize("entry", [{"sparse_ratio": 0.75}, {"granularity": "1:4"}])
+def test_a_scheduler_ramps_the_share_of_the_sparsity(
+    trained: nn.Module, images: Pair, evaluator: MakeEvaluator, entry: dict[str, Any]
+) -> None:
+    pruner = PwoAPruner(trained, [{"op_names": ["fc1"]} | entry], evaluator(trained, images))
+    target, weight = pruner._target, trained.fc1._nni_wrapper.weight.detach()
+    space, layer = pruner._target_spaces["fc1"]["weight"], pruner.allocation["fc1"]
+    target.scheduled = True
+    masks = []
+    for share in (0.0, 0.25, 0.5, 1.0):
+        space.sparse_ratio = 0.75 * share
+        masks.append(target.weights_and_projections()[1]["fc1"](weight))
+    gone = [int((~mask).sum()) for mask in masks]
+    all_of_it = int(0.75 * weight.numel())
+    if "granularity" in entry:  # n:m has no ramp
+        assert gone == [0, all_of_it, all_of_it, all_of_it]
+    else:
+        assert all_of_it == layer.groups - layer.keep
+        assert gone == [0, round(all_of_it / 4), round(all_of_it / 2), all_of_it]
+        assert not (masks[3] & ~masks[2]).any()  # nested, as magnitudes are
+    target.end()
+    assert space.sparse_ratio == 0.75
+    assert not target.scheduled
+    pruner.unwrap_model()
+
+
 def test_the_bias_of_a_transposed_convolution(images: Pair, evaluator: MakeEvaluator) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -119,7 +145,9 @@ def test_the_bias_of_a_transposed_convolution(images: Pair, evaluator: MakeEvalu
     weight = torch.zeros(8, 2, 3, 3)
     weight[:4, 0] = 1  # of the first group filter 0 lives, of the second filter 1
     weight[4:, 1] = 1
-    masks = pruner._generate_sparsity({"2": {"weight": weight}})
+    with torch.no_grad():
+        model[2]._nni_wrapper.weight.copy_(weight)
+    masks = pruner.generate_masks()
     pruner.unwrap_model()
     assert torch.equal(masks["2"]["weight"], weight)
     assert masks["2"]["bias"].tolist() == [1, 0, 0, 1]

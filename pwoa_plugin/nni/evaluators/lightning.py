@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import types
+from collections.abc import Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -20,12 +21,9 @@ except ModuleNotFoundError as error:
         name="pytorch_lightning",
     ) from error
 
-from nni.common import is_traceable
 from nni.compression import LightningEvaluator as NNILightningEvaluator
 
 from .optimizers import Task, check_optimizer, check_scheduler, patch_step
-
-__all__ = ["LightningEvaluator"]
 
 
 class LightningEvaluator(NNILightningEvaluator):
@@ -45,22 +43,14 @@ class LightningEvaluator(NNILightningEvaluator):
         dummy_input: NNI's.
 
     Raises:
-        InputError: trainer or data module are not traced, or the strategy cannot be used.
+        InputError: the strategy cannot be used.
         MissingPackageError: on import, without ``pytorch_lightning``.
     """
 
     def __init__(self, trainer: pl.Trainer, data_module: pl.LightningDataModule, dummy_input: Any = None) -> None:
-        kinds = {"trainer": (trainer, pl.Trainer), "data_module": (data_module, pl.LightningDataModule)}
-        for name, (given, kind) in kinds.items():
-            if not isinstance(given, kind) or not is_traceable(given, must_be_instance=True):
-                raise InputError(
-                    f"{name} is not a traced pytorch_lightning.{kind.__name__} (classes of the package `lightning` are "
-                    f"others); make it by nni.trace({kind.__name__})(...)"
-                )
-        launcher = getattr(trainer.strategy, "launcher", None)
-        if type(launcher).__name__ == "_MultiProcessingLauncher":
-            raise InputError("trainer: masks do not come back from spawned processes; use strategy='ddp'")
         super().__init__(trainer, data_module, dummy_input)
+        if type(trainer.strategy.launcher).__name__ == "_MultiProcessingLauncher":
+            raise InputError("trainer: masks do not come back from spawned processes; use strategy='ddp'")
 
     @property
     def steps_per_epoch(self) -> int | None:
@@ -88,9 +78,10 @@ class LightningEvaluator(NNILightningEvaluator):
         if not isinstance(pure_model, pl.LightningModule):
             raise InputError("model is not a pytorch_lightning.LightningModule (those of `lightning` are others)")
         configured = _as_nni_knows_it(pure_model.configure_optimizers())
-        for optimizer, scheduler in _pairs(configured):
-            if optimizer is not None:
-                check_optimizer(optimizer, pure_model)
+        optimizers, schedulers = _parts(configured)
+        for optimizer in optimizers:
+            check_optimizer(optimizer, pure_model)
+        for scheduler in schedulers:
             check_scheduler(scheduler)
         pure_model.configure_optimizers = lambda: configured
         try:
@@ -104,19 +95,17 @@ class LightningEvaluator(NNILightningEvaluator):
 
         def patched(_: Any) -> Any:
             configured = configure()
-            optimizer = next(optimizer for optimizer, _ in _pairs(configured) if optimizer is not None)
-            patch_step(optimizer, before_step_tasks, after_step_tasks)
+            patch_step(_parts(configured)[0][0], before_step_tasks, after_step_tasks)
             return configured
 
         model.configure_optimizers = types.MethodType(patched, model)
 
     def train(self, max_steps: int | None = None, max_epochs: int | None = None) -> None:
         trainer = self.trainer.trace_copy()
-        lengths = {"max_steps": -1 if max_steps is None else max_steps, "max_epochs": max_epochs}
-        if max_steps is None and max_epochs is None:  # finetune(): the length is the user's trainer's
-            lengths = {}
-        elif max_epochs is None:
-            lengths["max_epochs"] = -1
+        lengths = {}  # finetune(): those of the user's trainer
+        if max_steps is not None or max_epochs is not None:
+            lengths = {"max_steps": -1 if max_steps is None else max_steps}
+            lengths["max_epochs"] = -1 if max_epochs is None else max_epochs
         # No sanity steps of validation: forwards that no training step follows.
         trainer.trace_kwargs = {**trainer.trace_kwargs, **lengths, "num_sanity_val_steps": 0}
         trainer.get().fit(self.model, self.data_module)
@@ -137,19 +126,15 @@ def _as_nni_knows_it(configured: Any) -> Any:
     return configured
 
 
-def _pairs(configured: Any) -> list[tuple[Optimizer | None, Any]]:
-    """Optimizers and schedulers, whatever form ``configure_optimizers`` gives them."""
+def _parts(configured: Any) -> tuple[Sequence[Optimizer], Sequence[Any]]:
+    """Optimizers and schedulers of the forms that NNI reads; it refuses others."""
     if isinstance(configured, Optimizer):
-        return [(configured, None)]
+        return [configured], []
     if not isinstance(configured, (list, tuple)) or not configured:
-        return []  # NNI refuses it
+        return [], []
     if isinstance(configured[0], (list, tuple)):
-        optimizers, schedulers = configured
-        return [(optimizer, None) for optimizer in optimizers] + [(None, _scheduler(given)) for given in schedulers]
+        return configured[0], configured[1]
     if isinstance(configured[0], dict):
-        return [(entry["optimizer"], _scheduler(entry.get("lr_scheduler"))) for entry in configured]
-    return [(optimizer, None) for optimizer in configured]
-
-
-def _scheduler(given: Any) -> Any:
-    return given.get("scheduler") if isinstance(given, dict) else given
+        schedulers = [entry["lr_scheduler"].get("scheduler") for entry in configured if entry.get("lr_scheduler")]
+        return [entry["optimizer"] for entry in configured], schedulers
+    return configured, []

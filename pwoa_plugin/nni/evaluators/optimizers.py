@@ -13,17 +13,11 @@ from torch.optim.lr_scheduler import SequentialLR
 
 from ...errors import InputError
 
-__all__ = ["Task", "check_optimizer", "check_scheduler", "patch_step"]
-
 Task = Callable[[], object]
 
 
 def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
-    """Check that NNI can rebuild an optimizer, and that it then trains something.
-
-    Raises:
-        InputError: it is not traced, has other parameters than the model's, or was built from ``named_parameters()``.
-    """
+    """Check that NNI can rebuild an optimizer, and that it then trains something."""
     kind = type(optimizer).__name__.removeprefix("_")
     name = f"optimizer: this {kind}"
     if not is_traceable(optimizer, must_be_instance=True):
@@ -33,32 +27,28 @@ def check_optimizer(optimizer: Optimizer, model: nn.Module) -> None:
         )
     if any(group.get("param_names") for group in optimizer.param_groups):
         raise InputError(f"{name} was built from named_parameters(), which NNI loses; pass model.parameters()")
-    own = {id(parameter) for parameter in model.parameters()}
-    given = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    lost = sum(id(parameter) not in own for parameter in given)
-    if lost == len(given):
-        raise InputError(f"{name} has no parameter of the model; pass model.parameters()")
-    if lost:
+    given = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    lost = len(given - {*model.parameters()})
+    if lost or not given:
         raise InputError(
-            f"{name} has {lost} parameters that are not the model's (a compressor that wrapped it made new ones); make "
-            "optimizer and evaluator first, and give the evaluator to the first compressor"
+            f"{name} has {len(given)} parameters, {lost} of them not the model's (a compressor that wraps it makes new "
+            "ones); pass model.parameters(), and give the evaluator to the first compressor"
         )
 
 
 def check_scheduler(scheduler: Any) -> None:
-    """Check that NNI can rebuild a learning rate scheduler: an instance, a class, or None.
-
-    Raises:
-        InputError: it is ``SequentialLR``, or an instance that is not traced.
-    """
-    kind = scheduler if isinstance(scheduler, type) else type(scheduler)
-    if issubclass(kind, SequentialLR):
-        raise InputError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
-    if scheduler is not None and scheduler is not kind and not is_traceable(scheduler, must_be_instance=True):
+    """Check that NNI can rebuild a learning rate scheduler, if there is one."""
+    refuse_sequential(scheduler)
+    if scheduler is not None and not is_traceable(scheduler, must_be_instance=True):
         raise InputError(
-            f"lr_scheduler: this {kind.__name__} is not traced; make it by nni.trace(...)(optimizer, ...), optimizer "
-            "traced likewise"
+            f"lr_scheduler: this {type(scheduler).__name__} is not traced; make it by nni.trace(...)(optimizer, ...), "
+            "optimizer traced likewise"
         )
+
+
+def refuse_sequential(scheduler: Any) -> None:
+    if isinstance(scheduler, SequentialLR):
+        raise InputError("lr_scheduler: NNI cannot rebuild a SequentialLR; write the schedule as one LambdaLR")
 
 
 def patch_step(optimizer: Optimizer, before: Sequence[Task], after: Sequence[Task]) -> None:
@@ -77,9 +67,9 @@ def patch_step(optimizer: Optimizer, before: Sequence[Task], after: Sequence[Tas
 
         if closure is None:
             with_tasks()
-            output = step(**options)
         else:
-            output = step(closure=with_tasks, **options)
+            options["closure"] = with_tasks
+        output = step(**options)
         for task in after:
             task()
         return output

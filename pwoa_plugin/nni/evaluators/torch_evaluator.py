@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sized
+from itertools import islice
 from typing import Any, Literal
 
 import nni
@@ -22,9 +22,7 @@ from ..._modes import modes_kept, train_mode
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
 from ..lengths import in_steps
-from .optimizers import check_optimizer, check_scheduler
-
-__all__ = ["make_evaluator"]
+from .optimizers import check_optimizer, refuse_sequential
 
 #: From logits and labels to a scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -37,7 +35,7 @@ def make_evaluator(
     lr: float = 0.01,
     *,
     optimizer_options: Mapping[str, Any] | None = None,
-    lr_scheduler: type[LRScheduler] | Callable[[Optimizer], LRScheduler] | None = None,
+    lr_scheduler: type[LRScheduler] | Callable[..., LRScheduler] | None = None,
     lr_scheduler_options: Mapping[str, Any] | None = None,
     lr_scheduler_interval: Literal["step", "epoch"] = "step",
     loss: Loss = F.cross_entropy,
@@ -54,8 +52,8 @@ def make_evaluator(
         optimizer: a class of torch's, or an instance made by ``nni.trace``.
         lr: learning rate, if ``optimizer`` is a class.
         optimizer_options: its other arguments, ``{"momentum": 0.9}``.
-        lr_scheduler: a class, made with ``lr_scheduler_options``; or a function from the optimizer to a scheduler.
-        lr_scheduler_options: the class's arguments.
+        lr_scheduler: a class, or a function from the optimizer to a scheduler.
+        lr_scheduler_options: its other arguments.
         lr_scheduler_interval: when the scheduler steps.
         loss: of logits and labels; under NNI's compressors it trains alone. PwoA's compressors leave it out unless
             ``origin_loss_lambda`` is above 0, and skip its forward if they are the outermost compressor and the others
@@ -75,30 +73,25 @@ def make_evaluator(
     _check_loader(train_loader, take_batch)
     if lr_scheduler_interval not in ("step", "epoch"):
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
-    if isinstance(lr_scheduler, LRScheduler):
-        raise InputError("lr_scheduler is an instance; give its class and lr_scheduler_options=, or a function")
-    if isinstance(lr_scheduler, type):
-        check_scheduler(lr_scheduler)
-    if lr_scheduler_options and not isinstance(lr_scheduler, type):
-        raise InputError("lr_scheduler_options go with a class as lr_scheduler")
+    if lr_scheduler_options and lr_scheduler is None:
+        raise InputError("lr_scheduler_options go with lr_scheduler")
+    if optimizer_options and not isinstance(optimizer, type):
+        raise InputError("optimizer_options go with a class as optimizer")
     if device is not None:
         model.to(device)
     if isinstance(optimizer, type):
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         traced: Optimizer = nni.trace(optimizer)(parameters, **{"lr": lr, **(optimizer_options or {})})
-    elif optimizer_options:
-        raise InputError("optimizer_options go with a class as optimizer")
     else:
         traced = optimizer
     check_optimizer(traced, model)
 
     step = _OwnLoss(loss, take_batch)
-    made = _LoaderEvaluator(
-        _Training(train_loader, lr_scheduler_interval), traced, step, None, dummy_input, evaluating_func
-    )
-    made.own_loss = step
+    training = _Training(train_loader, lr_scheduler_interval)
+    made = _LoaderEvaluator(training, traced, step, None, dummy_input, evaluating_func)
+    made.own_loss, made.take_batch = step, take_batch
     if lr_scheduler is not None:
-        made.scheduler = _Scheduler(lr_scheduler, dict(lr_scheduler_options or {}))
+        made.scheduler = _Scheduler(lr_scheduler, lr_scheduler_options or {})
     # Now, by the names of the parameters. NNI's compressors do so by identity when the first of them gets the
     # evaluator: if one wrapped the model before, the weights are new, and would never be trained.
     made._init_optimizer_helpers(model)
@@ -118,8 +111,15 @@ def _check_loader(loader: Any, take_batch: TakeBatch) -> None:
         raise InputError("train_loader is empty; give at least one batch of images")
 
 
+def _length(loader: Iterable[Any]) -> int | None:
+    try:
+        return len(loader) if isinstance(loader, Sized) else None
+    except TypeError:  # a DataLoader over a stream has a __len__ that raises
+        return None
+
+
 class _OwnLoss:
-    """The training step: the evaluator's own loss, or 0 while ``counts`` is False."""
+    """The training step: the evaluator's own loss, or 0 without a forward while ``counts`` is False."""
 
     def __init__(self, loss: Loss, take_batch: TakeBatch) -> None:
         self.loss, self.take_batch, self.counts = loss, take_batch, True
@@ -135,14 +135,14 @@ class _OwnLoss:
 class _Scheduler:
     """Makes a scheduler for each optimizer that NNI rebuilds."""
 
-    def __init__(self, make: Callable[..., LRScheduler], options: dict[str, Any]) -> None:
+    def __init__(self, make: Callable[..., LRScheduler], options: Mapping[str, Any]) -> None:
         self.make, self.options = make, options
 
     def call(self, optimizer: Optimizer) -> LRScheduler:
         made = self.make(optimizer, **self.options)
         if not isinstance(made, LRScheduler):
             raise InputError(f"lr_scheduler gives a {type(made).__name__}; it must give a torch LRScheduler")
-        check_scheduler(type(made))
+        refuse_sequential(made)
         return made
 
 
@@ -151,26 +151,12 @@ class _LoaderEvaluator(TorchEvaluator):
 
     training_func: _Training
     own_loss: _OwnLoss
+    take_batch: TakeBatch
     scheduler: _Scheduler | None = None
 
     @property
-    def take_batch(self) -> TakeBatch:
-        """From a batch to images and labels."""
-        return self.own_loss.take_batch
-
-    @contextmanager
-    def without_own_loss(self) -> Iterator[None]:
-        """Make the own loss 0 meanwhile, without a forward, which BatchNorm would see as well."""
-        self.own_loss.counts = False
-        try:
-            yield
-        finally:
-            self.own_loss.counts = True
-
-    @property
     def steps_per_epoch(self) -> int | None:
-        """Optimizer steps of an epoch; None if the loader has no length."""
-        return self.training_func.steps_per_epoch
+        return _length(self.training_func.loader)
 
     def _init_optimizer_helpers(self, pure_model: nn.Module) -> None:
         super()._init_optimizer_helpers(pure_model)
@@ -186,10 +172,6 @@ class _Training:
     def __init__(self, loader: Iterable[Any], scheduler_interval: str) -> None:
         self.loader, self.scheduler_interval = loader, scheduler_interval
 
-    @property
-    def steps_per_epoch(self) -> int | None:
-        return _length(self.loader)
-
     def __call__(
         self,
         model: nn.Module,
@@ -201,18 +183,17 @@ class _Training:
     ) -> None:
         if max_steps is None and max_epochs is None:
             raise InputError("give max_steps or max_epochs: this evaluator does not know how long to train")
-        self._check_length(lr_scheduler, max_steps, max_epochs)
+        if isinstance(lr_scheduler, OneCycleLR):
+            self._check_length(lr_scheduler, in_steps(max_steps, max_epochs, _length(self.loader)))
         device = next(model.parameters()).device
         step = epoch = 0
         with warnings.catch_warnings(), modes_kept(model):
             train_mode(model)
             # NNI's hooks around optimizer.step() hide its calls from schedulers.
             warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
-            while (max_epochs is None or epoch < max_epochs) and (max_steps is None or step < max_steps):
+            while epoch != max_epochs and step != max_steps:
                 began = step
-                for batch in self.loader:
-                    if max_steps is not None and step >= max_steps:
-                        break
+                for batch in islice(self.loader, None if max_steps is None else max_steps - step):
                     self._step(model, optimizer, training_step, _moved(batch, device))
                     step += 1
                     if lr_scheduler is not None and self.scheduler_interval == "step":
@@ -234,26 +215,17 @@ class _Training:
         loss.backward()
         optimizer.step()
 
-    def _check_length(self, scheduler: LRScheduler | None, max_steps: int | None, max_epochs: int | None) -> None:
+    def _check_length(self, scheduler: OneCycleLR, steps: int | None) -> None:
         """Refuse a OneCycleLR that is too short: it alone raises then, at the very end of training."""
-        if not isinstance(scheduler, OneCycleLR):
+        per_update = 1 if self.scheduler_interval == "step" else _length(self.loader)
+        if steps is None or per_update is None:
             return
-        per_epoch = self.steps_per_epoch
-        wanted = steps = in_steps(max_steps, max_epochs, per_epoch)
-        if self.scheduler_interval == "epoch":
-            wanted = max_epochs if max_epochs is not None or not per_epoch else -(-(steps or 0) // per_epoch)
-        if wanted is not None and wanted > scheduler.total_steps:
+        wanted = -(-steps // per_update)
+        if wanted > scheduler.total_steps:
             raise InputError(
                 f"lr_scheduler: OneCycleLR(total_steps={scheduler.total_steps}) ends before this training of {wanted} "
                 f"steps; give total_steps={wanted} or more"
             )
-
-
-def _length(loader: Iterable[Any]) -> int | None:
-    try:
-        return len(loader) if isinstance(loader, Sized) else None
-    except TypeError:  # a DataLoader over a stream has a __len__ that raises
-        return None
 
 
 def _moved(batch: Any, device: torch.device) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import nni
 from torch import Tensor, nn
 
-from ...errors import InputError, MissingPackageError
+from ...errors import MissingPackageError
 
 try:
     from transformers import Trainer
@@ -19,12 +19,9 @@ except ModuleNotFoundError as error:
         name="transformers",
     ) from error
 
-from nni.common import is_traceable
 from nni.compression import TransformersEvaluator as NNITransformersEvaluator
 
 from .optimizers import Task, check_optimizer, check_scheduler, patch_step
-
-__all__ = ["TransformersEvaluator"]
 
 
 class TransformersEvaluator(NNITransformersEvaluator):
@@ -39,14 +36,8 @@ class TransformersEvaluator(NNITransformersEvaluator):
         dummy_input: NNI's.
 
     Raises:
-        InputError: the trainer is not traced.
         MissingPackageError: on import, without ``transformers``.
     """
-
-    def __init__(self, trainer: Trainer, dummy_input: Any = None) -> None:
-        if not is_traceable(trainer, must_be_instance=True):
-            raise InputError("trainer is not traced; make it by nni.trace(transformers.Trainer)(model=model, ...)")
-        super().__init__(trainer, dummy_input)
 
     @property
     def steps_per_epoch(self) -> int | None:

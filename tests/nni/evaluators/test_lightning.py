@@ -101,7 +101,6 @@ def test_steps_per_epoch_are_those_that_lightning_makes(
 
 def test_what_cannot_be_used_is_refused(trained_state: dict[str, Tensor]) -> None:
     options = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    traced = nni.trace(pl.Trainer)(**options)
 
     class Untraced(TinyModule):
         def configure_optimizers(self) -> Any:
@@ -111,15 +110,9 @@ def test_what_cannot_be_used_is_refused(trained_state: dict[str, Tensor]) -> Non
         def configure_optimizers(self) -> Any:
             return nni.trace(torch.optim.SGD)(self.named_parameters(), lr=0.1)
 
-    class Plain(pl.LightningDataModule):
-        pass
-
     spawned = nni.trace(pl.Trainer)(**options, strategy="ddp_spawn", devices=2)
     pruned = tiny_lightning.PRUNED
     refusals = {
-        "trainer is not a traced pytorch_lightning.Trainer": lambda: LightningEvaluator("trainer", Images()),  # type: ignore[arg-type]
-        "trainer is not a traced": lambda: LightningEvaluator(pl.Trainer(**options), Images()),
-        "data_module is not a traced": lambda: LightningEvaluator(traced, Plain()),
         "use strategy='ddp'": lambda: LightningEvaluator(spawned, Images()),
         "this SGD is not traced": lambda: PwoAPruner(Untraced(), pruned, evaluator()),
         r"built from named_parameters\(\)": lambda: PwoAPruner(Named(), pruned, evaluator()),

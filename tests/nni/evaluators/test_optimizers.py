@@ -41,11 +41,11 @@ def test_what_nni_can_rebuild() -> None:
     model = nn.Linear(2, 1)
     optimizer = nni.trace(torch.optim.Adam)(model.parameters(), lr=0.1)
     check_optimizer(optimizer, model)
-    for scheduler in (None, StepLR, nni.trace(LambdaLR)(optimizer, lr_lambda=lambda step: 1.0)):
+    for scheduler in (None, nni.trace(LambdaLR)(optimizer, lr_lambda=lambda step: 1.0)):
         check_scheduler(scheduler)
     with pytest.raises(ValueError, match=r"this Adam is not traced, .* nni\.trace\(torch\.optim\.Adam\)"):
         check_optimizer(torch.optim.Adam(model.parameters()), model)
     with pytest.raises(ValueError, match="this StepLR is not traced"):
         check_scheduler(StepLR(optimizer, 1))
     with pytest.raises(ValueError, match="cannot rebuild a SequentialLR"):
-        check_scheduler(SequentialLR)
+        check_scheduler(SequentialLR(optimizer, [StepLR(optimizer, 1), StepLR(optimizer, 1)], milestones=[3]))
