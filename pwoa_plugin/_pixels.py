@@ -7,8 +7,6 @@ from typing import Any
 from ._section import fraction
 from .errors import InputError
 
-__all__ = ["GREY_LEVEL", "check_radius", "positive_pixels", "refuse_radius_of_other_pixels"]
-
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 
 

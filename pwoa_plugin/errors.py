@@ -5,16 +5,6 @@ Whatever else is raised is a fault of ours or of another package: the command li
 
 from __future__ import annotations
 
-__all__ = [
-    "FileError",
-    "InputError",
-    "MissingFileError",
-    "MissingPackageError",
-    "PwoAError",
-    "RunError",
-    "TrainingError",
-]
-
 
 class PwoAError(Exception):
     """Base of the package's own errors."""

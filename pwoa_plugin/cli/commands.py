@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ..config import PwoAConfig
     from ..method.callback import Callback
 
-__all__ = ["COMMANDS", "Command"]
 
 Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and results")]
 JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]

@@ -17,8 +17,6 @@ from .. import __version__
 from .._text import did_you_mean
 from .commands import COMMANDS, Command
 
-__all__ = ["parse"]
-
 
 class _Command(TyperCommand):
     """A command whose repeatable options also take several values at once, where the metavar ends in dots."""
