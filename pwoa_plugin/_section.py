@@ -78,6 +78,8 @@ def as_section(kind: type[AnySection], given: AnySection | Mapping[str, Any] | N
             return kind(**given)
         except InputError as error:
             raise InputError(f"{name}.{error}") from None
+    if not isinstance(given, kind):
+        raise InputError(f"{name} is a {type(given).__name__}; give a {kind.__name__} or a dict")
     return given
 
 
