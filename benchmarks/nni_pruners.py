@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, evaluate, make_evaluator
 from pwoa_plugin._random import seeded
-from pwoa_plugin.method.layers import is_weighted
+from pwoa_plugin._weights import is_weighted
 from pwoa_plugin.models import robust_lenet
 
 from .subjects import SUBJECTS, mnist_images

@@ -30,7 +30,7 @@ from benchmarks.methods import METHODS, Task
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
-from pwoa_plugin.method.layers import is_weighted
+from pwoa_plugin._weights import is_weighted
 
 RESULTS = Path("benchmarks/results/robustness")
 
