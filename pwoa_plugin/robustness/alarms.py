@@ -35,8 +35,8 @@ def find_alarms(
     labels: Tensor,
     correct: Tensor,
     settings: AttackSettings,
-    attacks: Sequence[Attack] = (),
-    columns: Mapping[str, AttackReport] | None = None,
+    attacks: Sequence[Attack],
+    columns: Mapping[str, AttackReport],
 ) -> tuple[Alarm, ...]:
     """What looks wrong, by a few probes of at most 32 images, drawn by class, and by the columns of a report.
 
@@ -45,7 +45,8 @@ def find_alarms(
     Args:
         estimator: on the model, which is in eval mode.
         correct: bool ``(N,)``, which images are right when clean.
-        attacks, columns: that were run, and what they found, by name.
+        attacks: that were run.
+        columns: what they found, by name.
     """
     settings = replace(settings, journal=Journal(), step_size=None)
     view = estimator.model
@@ -62,7 +63,7 @@ def find_alarms(
                 collapsed = make_alarm("one-class", answer=int(answers), n=len(probed))
                 found = [collapsed if alarm.name == "survives-any-eps" else alarm for alarm in found]
     by_name: dict[str, Alarm] = {}
-    for alarm in [*found, *_of_columns(attacks, columns or {})]:
+    for alarm in [*found, *_of_columns(attacks, columns)]:
         by_name.setdefault(alarm.name, alarm)
     return tuple(by_name.values())
 
