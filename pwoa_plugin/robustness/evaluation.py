@@ -94,7 +94,8 @@ def judge_task(
         of_attacks = settings.model_dump(include={"eps", "norm", "pixel_range", "step_size", "batch_size", "seed"})
         attacked = AttackSettings(n_classes=logits.shape[1], **of_attacks)
         config = _config(task, attacked, view.device)
-        journal = Journal(state and Path(state) / _key(config, model, logits), lambda: view.n_forwards)
+        folder = None if state is None else Path(state) / _key(config, view, model, task, logits)
+        journal = Journal(folder, lambda: view.n_forwards)
         estimator = make_estimator(
             view,
             n_classes=logits.shape[1],
@@ -175,15 +176,33 @@ def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Confi
     )
 
 
-def _key(config: Config, model: nn.Module, logits: Tensor) -> str:
-    """A digest of everything that decides the verdicts, to the bit."""
+def _key(config: Config, view: nn.Module, model: nn.Module, task: Task, logits: Tensor) -> str:
+    """A digest of everything that decides the verdicts, to the bit.
+
+    Input gradients stand for the model's code: a gradient that was masked and is mended leaves weights and logits as
+    they were, and changes every verdict.
+    """
+    attacks = [f"{type(attack).__module__}.{type(attack).__qualname__}" for attack in task.settings.attacks]
     asked = {
         "config": config.model_dump(mode="json"),
+        "attacks": attacks,
         "weights": digest_of(model),
         "logits": digest_of_tensors(logits=logits),
+        "gradients": _gradients(view, task),
         "versions": installed_versions(),
     }
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _gradients(view: nn.Module, task: Task) -> str:
+    """A digest of some images' input gradients; empty if there are none."""
+    x = task.images.pixels[:_LOOKED_AT].to(next(view.parameters(), torch.zeros(0)).device).clone().requires_grad_()
+    try:
+        with seeded(task.settings.seed), torch.enable_grad():
+            (found,) = torch.autograd.grad(view(x).logsumexp(1).sum(), x)
+    except RuntimeError:
+        return ""
+    return digest_of_tensors(gradients=found)
 
 
 def _run_attacks(

@@ -69,14 +69,16 @@ class Journal:
     def _read(self, path: Path, notes: list[str] | None) -> Tensor | None:
         if not path.exists():
             return None
+        before = random_state()
         try:
             tensors, metadata = read_tensors(path, "finished batch")
             cost, said = json.loads(metadata["cost"]), [str(note) for note in json.loads(metadata["notes"])]
             seconds, forwards = float(cost["seconds"]), int(cost["forwards"])
             found = tensors.pop("found")
             set_random_state({key.removeprefix(_RANDOM): value for key, value in tensors.items()})
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RuntimeError) as error:
             logger.warning("%s is damaged (%s); computed again", path, one_line(error))
+            set_random_state(before)
             return None
         if notes is not None:
             notes += [note for note in said if note not in notes]

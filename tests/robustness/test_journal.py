@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pwoa_plugin._files import read_tensors, write_tensors
 from pwoa_plugin.robustness import Report, evaluate
 from pwoa_plugin.robustness.journal import Journal
 
@@ -147,3 +148,35 @@ def test_killed_again_and_again_it_ends_with_the_same_numbers(tmp_path: Path) ->
     for name, column in whole.attacks.items():
         assert torch.equal(column.robust, again.attacks[name].robust)
         assert column.forwards == again.attacks[name].forwards
+
+
+class Masked(nn.Module):
+    """A model whose gradients are blocked, or not: weights and answers are the same."""
+
+    def __init__(self, model: nn.Module, *, blocked: bool) -> None:
+        super().__init__()
+        self.model, self.blocked = model, blocked
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model(x.detach() + 0 * x if self.blocked else x)
+
+
+def test_a_mended_gradient_is_judged_anew(model: nn.Module, held_out: Pair, tmp_path: Path) -> None:
+    images = held_out[0][:20], held_out[1][:20]
+    how = {"attacks": ["PGD-5"], "eps": 0.3, "alarms": False, "progress": False, "state": tmp_path}
+    blocked = evaluate(Masked(model, blocked=True), images, **how)
+    mended = evaluate(Masked(model, blocked=False), images, **how)
+    assert torch.equal(blocked.clean_correct, mended.clean_correct)
+    assert mended.worst_case.accuracy < blocked.worst_case.accuracy
+
+
+def test_a_damaged_random_state_changes_nothing(tmp_path: Path) -> None:
+    Journal(tmp_path).step("a", lambda: torch.ones(2))
+    (file,) = tmp_path.iterdir()
+    tensors, metadata = read_tensors(file, "step")
+    write_tensors(file, tensors | {"random.torch": torch.zeros(3, dtype=torch.uint8)}, metadata)
+    torch.manual_seed(5)
+    Journal(tmp_path).step("a", lambda: torch.zeros(2))
+    drawn = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(drawn, torch.rand(1))
