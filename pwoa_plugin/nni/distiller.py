@@ -91,7 +91,7 @@ class PwoADistiller(PwoACompressor, Distiller):
         self.loss.check_student(model)
         wanted = [
             f"{name}.{target}"
-            for name, wrapper in (existed_wrappers or {}).items()
+            for name, wrapper in sorted((existed_wrappers or {}).items())
             for target, space in (wrapper.pruning_target_spaces | wrapper.quantization_target_spaces).items()
             if space.type is TargetType.PARAMETER and space.target is not None and space.target.requires_grad
         ]

@@ -84,17 +84,17 @@ class PwoAPruner(PwoACompressor, Pruner):
         **options: Unpack[ListOptions],
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
-        if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
-            raise InputError(
-                "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
-                "unwrap_model()"
-            )
         of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}
         given = [*options, *(name for name, value in of_list.items() if value is not None)]
         if given and isinstance(config_list, PwoAConfig):
             raise InputError(
                 f"{', '.join(given)}: not with a PwoAConfig, whose run trains by itself; give it NNI's config_list, or "
                 "a plain model"
+            )
+        if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
+            raise InputError(
+                "model is wrapped by another compressor; use PwoAPruner.from_compressor(it, ...), or call its "
+                "unwrap_model()"
             )
         self._prepare(evaluator, take_batch, options.pop("origin_loss_lambda", 0.0))
         self.steps_per_epoch = options.pop("steps_per_epoch", None)
