@@ -86,8 +86,9 @@ class TrainingConfig(Section):
     @classmethod
     def _known_device(cls, device: str | None) -> str | None:
         try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as error:
+            if torch.empty(0, device=device).device.type == "meta":
+                raise RuntimeError("it holds no numbers")
+        except (RuntimeError, AssertionError, NotImplementedError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out") from None
         return device
