@@ -20,6 +20,8 @@ def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
     """InputError unless ``x`` is a float tensor ``(N, C, H, W)``, finite and within ``pixel_range``."""
     if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
         raise InputError(f"{where}: images are {described(x)}; give float tensors (N, C, H, W), as ToTensor() does")
+    if len(x) == 0:
+        raise InputError(f"{where} gives an empty batch; give natural images")
     low, high = pixel_range
     least, most = (value.item() for value in x.aminmax())
     if not (low - 1e-4 <= least and most <= high + 1e-4):

@@ -177,3 +177,5 @@ class Silent(Stream):
 def test_a_loader_that_gives_nothing_is_refused() -> None:
     with pytest.raises(InputError, match="gave no batch of two images or more"):
         make(Silent([])).first(2)
+    with pytest.raises(InputError, match="gives an empty batch; give natural images"):
+        make([X[:4], X[:0]]).first(8)
