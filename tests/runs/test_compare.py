@@ -176,7 +176,10 @@ def test_a_killed_comparison_goes_on(pwoa: Run, weights: Path) -> None:
         (["compare", "dense.safetensors", "COMMON", "--mean", "0.5"], "std is missing"),
         (["compare", "dense.safetensors", "COMMON", "--out", "dense.safetensors"], "is a file; give a folder"),
         (["compare", "dense.safetensors", "COMMON", "--out", "."], "holds other files"),
-        (["evaluate", "robustbench:A", "COMMON"], "RobustBench has no data set 'mnist'; give robustbench:DATASET/"),
+        (
+            ["evaluate", "robustbench:A", "COMMON"],
+            "'robustbench:A' (data set mnist, threat model Linf): give robustbench:DATASET/",
+        ),
         (["compare", "dense.safetensors", "COMMON", "--seed", "-1"], "seed=-1 "),
         (["compare", "dense.safetensors", "COMMON", "--batch-size", "0"], "batch_size=0 "),
         (["evaluate", "dense.safetensors", "COMMON", "--dense"], "--dense goes with a run"),
