@@ -32,7 +32,10 @@ class Folder(ImageSet):
         classes = _class_names(config)
         self._channels, self._size, _ = self.describe(config)[1]
         self._root, self.workers = config.root, config.workers
-        found = ImageFolder(str(place))
+        try:
+            found = ImageFolder(str(place))
+        except OSError as error:  # a class without an image, say
+            raise DataError(f"data.root={config.root!r}: {place} cannot be used ({one_line(error)})") from error
         unknown = [name for name in found.classes if name not in classes]
         if unknown:
             raise DataError(

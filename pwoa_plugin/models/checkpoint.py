@@ -146,8 +146,11 @@ def _resolve(name: str) -> Path:
 
 
 def _load(file: Path, name: str) -> Any:
-    with file.open("rb") as stream:
-        head = stream.read(512)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(512)
+    except OSError as error:
+        raise CheckpointError(f"checkpoint {name!r} cannot be read ({error.strerror})") from error
     if head.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"checkpoint {name!r} is a web page; download the file itself")
     if head.startswith(b"version https://git-lfs"):

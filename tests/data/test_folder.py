@@ -81,3 +81,10 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, workers: int) 
     assert f"{broken} cannot be decoded" in refusal(made)
     Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(broken)
     assert "has pixels of more than 8 bits (mode I;16)" in refusal(made)
+
+
+def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    for image in (tmp_path / "train" / "owl").iterdir():
+        image.unlink()
+    assert "owl" in refusal(config(tmp_path))
