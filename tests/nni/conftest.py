@@ -13,7 +13,28 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
+from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin.masks import Masks
+
+Pair = tuple[Tensor, Tensor]
 MakeEvaluator = Callable[..., TorchEvaluator]
+ENTRIES = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
+
+
+def config(images: Pair, **fields: Any) -> PwoAConfig:
+    return PwoAConfig(**{"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False} | fields)
+
+
+def zeros(model: nn.Module, name: str) -> float:
+    return model.get_submodule(name).weight.eq(0).float().mean().item()
+
+
+def assert_masked(model: nn.Module, masks: Masks) -> None:
+    """A plain model's weights are 0 exactly where the masks are."""
+    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
+    assert set(masks) == {"conv", "fc1", "fc2"}
+    for name, targets in masks.items():
+        assert torch.equal(model.get_submodule(name).weight != 0, targets["weight"].bool()), name
 
 
 def torch_evaluator(
@@ -71,6 +92,15 @@ def _seeded() -> None:
 def evaluator() -> MakeEvaluator:
     """`torch_evaluator`: from a model and ``(x, y)`` to an evaluator that trains it."""
     return torch_evaluator
+
+
+@pytest.fixture
+def pruned(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> tuple[PwoAPruner, Masks]:
+    """A pruner of `trained`, still wrapped, and its masks."""
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1)
+    _, masks = pruner.compress(24)
+    assert masks["fc1"]["weight"].mean() == pytest.approx(0.25, abs=0.01)
+    return pruner, masks
 
 
 class ConvNet(nn.Module):

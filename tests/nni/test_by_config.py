@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,22 +10,13 @@ import torch
 import torchvision
 from nni.compression.base.compressor import Pruner
 from nni.compression.pruning import LevelPruner
-from torch import Tensor, nn
+from torch import nn
 
-from pwoa_plugin import PwoAConfig, PwoAPruner
+from pwoa_plugin import PwoAPruner
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.by_config import ByConfig
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-
-
-def config(images: Pair, **fields: Any) -> PwoAConfig:
-    return PwoAConfig(**{"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False} | fields)
-
-
-def zeros(model: nn.Module, name: str) -> float:
-    return model.get_submodule(name).weight.eq(0).float().mean().item()
+from .conftest import Pair, config, zeros
 
 
 def test_config_run_returns_the_users_model_with_real_zeros(trained: nn.Module, images: Pair) -> None:

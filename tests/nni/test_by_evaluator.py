@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,9 +13,7 @@ from torch import Tensor, nn
 from pwoa_plugin import PwoAPruner
 from pwoa_plugin.config import ADMMConfig
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-EVERY = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
+from .conftest import ENTRIES, MakeEvaluator, Pair
 
 
 def test_teacher_model_replaces_the_model_as_teacher(
@@ -24,7 +21,7 @@ def test_teacher_model_replaces_the_model_as_teacher(
 ) -> None:
     model = copy.deepcopy(trained)  # which has lost its last layer
     model.fc2.reset_parameters()
-    pruner = PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=trained, eps=0.1)
+    pruner = PwoAPruner(model, ENTRIES, evaluator(model, images), teacher_model=trained, eps=0.1)
     assert torch.equal(pruner.teacher(images[0][:4]), trained(images[0][:4]))
     before = (model(images[0]).argmax(1) == trained(images[0]).argmax(1)).float().mean()
     pruner.compress(60)
@@ -34,14 +31,14 @@ def test_teacher_model_replaces_the_model_as_teacher(
     assert all(torch.equal(value, trained_state[name]) for name, value in trained.state_dict().items())
     assert all(parameter.requires_grad for parameter in trained.parameters())
     with pytest.raises(ValueError, match="teacher_model is not of the model's architecture"):
-        PwoAPruner(model, EVERY, evaluator(model, images), teacher_model=nn.Linear(3, 3))
+        PwoAPruner(model, ENTRIES, evaluator(model, images), teacher_model=nn.Linear(3, 3))
 
 
 @pytest.mark.parametrize("admm", [None, {"epochs": 1}])
 def test_second_compress_with_a_config_list(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, admm: dict[str, Any] | None
 ) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), admm=admm, eps=0.1, steps_per_epoch=6)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), admm=admm, eps=0.1, steps_per_epoch=6)
     for epochs in (4, 5):
         _, masks = pruner.compress(None, epochs)
         kept = sum(int(m["weight"].sum()) for m in masks.values())
@@ -50,7 +47,7 @@ def test_second_compress_with_a_config_list(
 
 
 def test_the_length_must_be_given(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images))
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images))
     with pytest.raises(ValueError, match="give max_steps or max_epochs"):
         pruner.compress()
     with pytest.raises(ValueError, match="max_epochs needs steps_per_epoch"):
@@ -63,7 +60,7 @@ def test_the_evaluator_may_know_the_steps_of_an_epoch(
 ) -> None:
     made = evaluator(trained, images)
     made.steps_per_epoch = 6
-    pruner = PwoAPruner(trained, EVERY, made, admm=ADMMConfig(epochs=2, interval=1), eps=0.1)
+    pruner = PwoAPruner(trained, ENTRIES, made, admm=ADMMConfig(epochs=2, interval=1), eps=0.1)
     pruner.compress(max_epochs=4)
     assert pruner.residual is not None
     pruner.steps_per_epoch = 6
@@ -74,7 +71,7 @@ def test_the_evaluator_may_know_the_steps_of_an_epoch(
 def test_a_scheduler_leaves_no_room_for_epochs_of_admm(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator
 ) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), admm=ADMMConfig(epochs=1), steps_per_epoch=6)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), admm=ADMMConfig(epochs=1), steps_per_epoch=6)
     agp = AGPPruner(pruner, interval_steps=2, total_times=3)
     with pytest.raises(ValueError, match="admm: inside a scheduler"):
         agp.compress(12, None)
@@ -115,7 +112,7 @@ def test_lengths_and_intervals_of_phases(
     expected: list[tuple[str, int, int]],
 ) -> None:
     made = evaluator(trained, images)
-    pruner = PwoAPruner(trained, EVERY, made, admm=admm, gradual=gradual, steps_per_epoch=per_epoch)
+    pruner = PwoAPruner(trained, ENTRIES, made, admm=admm, gradual=gradual, steps_per_epoch=per_epoch)
     assert [(phase.name, phase.length, phase.interval) for phase in phases_of(pruner, steps)] == expected
 
 
@@ -132,7 +129,7 @@ def test_n_of_m_is_reached_by_admm(trained: nn.Module, images: Pair, evaluator: 
 def test_in_a_scheduler_the_weights_get_time_to_follow_the_last_update(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, steps: int | None, prune: int
 ) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images))
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images))
     (phase,) = phases_of(pruner, steps, scheduler=(10, 5))
     assert (phase.name, phase.interval, phase.last_action, phase.length) == ("admm", 10, 50, prune)
     assert steps is None or steps - prune >= prune - 50
@@ -150,7 +147,7 @@ def test_admm_and_gradual_pruning_one_after_the_other(
 
     made = evaluator(trained, images, seen=look)
     both: dict[str, Any] = {"admm": {"epochs": 1}, "gradual": {"epochs": 2, "interval": 3}}
-    pruner = PwoAPruner(trained, EVERY, made, eps=0.1, steps_per_epoch=6, **both)
+    pruner = PwoAPruner(trained, ENTRIES, made, eps=0.1, steps_per_epoch=6, **both)
     pruner.compress(max_epochs=4)
     cuts = [0.75 * (1 - (1 - n / 4) ** 3) for n in (1, 2, 3)]
     expected = [0.0] * 8 + [cut for cut in cuts for _ in range(3)] + [0.75] * 7

@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from nni.compression.distillation import DynamicLayerwiseDistiller
 from nni.compression.pruning import LevelPruner
-from torch import Tensor, nn
+from torch import nn
 
 from pwoa_plugin import PwoAPruner
 from pwoa_plugin.masks import Masks
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-ENTRIES = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
-
-
-def assert_masked(model: nn.Module, masks: Masks) -> None:
-    """A plain model's weights are 0 exactly where the masks are."""
-    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
-    assert set(masks) == {"conv", "fc1", "fc2"}
-    for name, targets in masks.items():
-        assert torch.equal(model.get_submodule(name).weight != 0, targets["weight"].bool()), name
-
-
-@pytest.fixture
-def pruned(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> tuple[PwoAPruner, Masks]:
-    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1)
-    _, masks = pruner.compress(24)
-    assert masks["fc1"]["weight"].mean() == pytest.approx(0.25, abs=0.01)
-    return pruner, masks
+from .conftest import MakeEvaluator, Pair, assert_masked
 
 
 def test_unwrap_and_wrap_again(trained: nn.Module, images: Pair, pruned: tuple[PwoAPruner, Masks]) -> None:

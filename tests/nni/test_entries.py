@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
-from torch import Tensor, nn
+from torch import nn
 
 from pwoa_plugin.nni.config_list import read_config_list
-
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
 
 
 def test_patterns_and_names_that_match_nothing_are_logged(trained: nn.Module, caplog: pytest.LogCaptureFixture) -> None:

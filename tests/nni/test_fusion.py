@@ -32,9 +32,8 @@ from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.fusion import prepare_evaluator, with_weighed_loss
 from pwoa_plugin.nni.training import Training
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-ENTRIES = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
+from .conftest import ENTRIES, MakeEvaluator, Pair
+
 LAYERS = ("conv", "fc1", "fc2")
 QUANTIZED = [
     {

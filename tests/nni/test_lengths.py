@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,9 +9,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
-
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
 
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])

@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 from nni.compression.pruning import LevelPruner
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from pwoa_plugin.nni.config_list import read_config_list
-
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-
 
 LINEAR = {"op_types": ["Linear"], "sparse_ratio": 0.75}
 

@@ -12,20 +12,9 @@ import torch
 from nni.compression.pruning import LevelPruner
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
+from pwoa_plugin import PwoALoss, PwoAPruner
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-EVERY = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
-
-
-def config(images: Pair, **fields: Any) -> PwoAConfig:
-    return PwoAConfig(**{"sparsity": 0.8, "train_loader": images, "epochs": 4, "eps": 0.1, "progress": False} | fields)
-
-
-def zeros(model: nn.Module, name: str) -> float:
-    return model.get_submodule(name).weight.eq(0).float().mean().item()
-
+from .conftest import ENTRIES, MakeEvaluator, Pair, config, zeros
 
 # -- a PwoAConfig --------------------------------------------------------------------------------
 
@@ -41,8 +30,8 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
         "outside pixel_range": lambda: PwoAPruner(trained, config((images[0] * 255, images[1]))).compress(),
         "no labels": lambda: PwoAPruner(trained, config(images[0])).compress(),
         "config_list: give a PwoAConfig, or": lambda: PwoAPruner(trained, {"sparse_ratio": 0.5}),  # type: ignore[arg-type]
-        "evaluator is missing": lambda: PwoAPruner(trained, EVERY),
-        "or not one of NNI's": lambda: PwoAPruner(trained, EVERY, torch.optim.SGD(trained.parameters(), lr=0.1)),
+        "evaluator is missing": lambda: PwoAPruner(trained, ENTRIES),
+        "or not one of NNI's": lambda: PwoAPruner(trained, ENTRIES, torch.optim.SGD(trained.parameters(), lr=0.1)),
         "with a PwoAConfig": lambda: PwoAPruner(trained, config(images), eps=0.3),
         "call compress": lambda: PwoAPruner(trained, config(images)).compress(10, None),
     }
@@ -72,15 +61,15 @@ def test_options_of_a_list_that_cannot_be_used(trained: nn.Module, images: Pair,
     }
     for said, options in refusals.items():
         with pytest.raises(ValueError, match=f"^{re.escape(said)}"):
-            PwoAPruner(trained, EVERY, knows, **options)
+            PwoAPruner(trained, ENTRIES, knows, **options)
         assert not any(hasattr(module, "_nni_wrapper") for module in trained.modules())
-    PwoAPruner(trained, EVERY, knows, admm={"epochs": 2}, steps_per_epoch=6).unwrap_model()
+    PwoAPruner(trained, ENTRIES, knows, admm={"epochs": 2}, steps_per_epoch=6).unwrap_model()
 
 
 def test_what_layers_keep_is_as_it_was_after_an_error(
     trained: nn.Module, images: Pair, evaluator: MakeEvaluator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), allocation="lamp", eps=0.1)
     before, calls = dict(pruner.allocation), []
     forward = PwoALoss.forward
 
@@ -99,7 +88,7 @@ def test_what_layers_keep_is_as_it_was_after_an_error(
 
 def test_input_gradients_are_distilled(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     settings = {"gradient_weight": 1, "gradient_share": 1}
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), eps=0.1, distillation=settings)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1, distillation=settings)
     pruner.compress(20)
     assert pruner._strategy.loss.terms["gradients"] > 0
 
@@ -139,13 +128,13 @@ def test_config_list_behaves_as_nnis_pruners_do(
 
 
 def test_allocation_spreads_an_entrys_total(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images), allocation="lamp", eps=0.1)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), allocation="lamp", eps=0.1)
     densities = [layer.density for layer in pruner.allocation.values()]
     assert max(densities) - min(densities) > 0.1
     kept = sum(layer.keep for layer in pruner.allocation.values())
     assert kept == pytest.approx(0.25 * sum(layer.weights for layer in pruner.allocation.values()), abs=1)
     pruner.unwrap_model()
-    even = PwoAPruner(trained, EVERY, evaluator(trained, images)).allocation
+    even = PwoAPruner(trained, ENTRIES, evaluator(trained, images)).allocation
     assert all(layer.density == pytest.approx(0.25, abs=1 / layer.weights) for layer in even.values())
 
 
@@ -155,7 +144,7 @@ def test_users_own_loss_has_weight_0_unless_asked_for(
     def nan_loss(batch: Any, model: nn.Module) -> Tensor:
         return model(batch[0]).sum() * torch.nan
 
-    pruner = PwoAPruner(trained, EVERY, evaluator(trained, images, step=nan_loss), eps=0.1)
+    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images, step=nan_loss), eps=0.1)
     pruner.compress(20, None)
     pruner.unwrap_model()
     assert trained.fc1.weight.isfinite().all()
@@ -194,7 +183,7 @@ def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
         def step(batch: Any, model: nn.Module) -> Tensor:
             return model(batch[0]).sum() * 0
 
-        pruner = PwoAPruner(model, EVERY, evaluator(model, data, step=step), eps=0.1)
+        pruner = PwoAPruner(model, ENTRIES, evaluator(model, data, step=step), eps=0.1)
         with pytest.raises(ValueError, match=said):
             pruner.compress(steps, None)
         pruner.unwrap_model()
@@ -236,5 +225,5 @@ def test_config_lists_that_cannot_be_used(
 def test_a_wrapped_model_is_another_compressors(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:
     level = LevelPruner(trained, [{"op_names": ["conv"], "sparse_ratio": 0.5}])
     with pytest.raises(ValueError, match=r"use PwoAPruner\.from_compressor"):
-        PwoAPruner(trained, EVERY, evaluator(trained, images))
+        PwoAPruner(trained, ENTRIES, evaluator(trained, images))
     level.unwrap_model()

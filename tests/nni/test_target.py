@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 
 from pwoa_plugin import PwoAPruner, speedup
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
+from .conftest import MakeEvaluator, Pair
 
 
 def test_bias_goes_with_a_dead_filter(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +13,7 @@ from torch import Tensor, nn
 from pwoa_plugin import PwoAPruner, load_masks, save_masks
 from pwoa_plugin.masks import Masks
 
-Pair = tuple[Tensor, Tensor]
-MakeEvaluator = Callable[..., Any]
-ENTRIES = [{"op_types": ["Conv2d", "Linear"], "sparse_ratio": 0.75}]
-
-
-def assert_masked(model: nn.Module, masks: Masks) -> None:
-    """A plain model's weights are 0 exactly where the masks are."""
-    assert not any(hasattr(module, "_nni_wrapper") for module in model.modules())
-    assert set(masks) == {"conv", "fc1", "fc2"}
-    for name, targets in masks.items():
-        assert torch.equal(model.get_submodule(name).weight != 0, targets["weight"].bool()), name
-
-
-@pytest.fixture
-def pruned(trained: nn.Module, images: Pair, evaluator: MakeEvaluator) -> tuple[PwoAPruner, Masks]:
-    pruner = PwoAPruner(trained, ENTRIES, evaluator(trained, images), eps=0.1)
-    _, masks = pruner.compress(24)
-    assert masks["fc1"]["weight"].mean() == pytest.approx(0.25, abs=0.01)
-    return pruner, masks
+from .conftest import ENTRIES, MakeEvaluator, Pair, assert_masked
 
 
 def test_state_dict_and_deepcopy_of_the_wrapped_model(
