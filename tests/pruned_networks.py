@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
+
+from pwoa_plugin.torch_pruning import PwoAGroupPruner
 
 
 def widths(model: nn.Module) -> dict[str, int]:
@@ -28,3 +31,12 @@ def assert_untouched(model: nn.Module, before: dict[str, Any]) -> None:
     assert after["tensors"].keys() == before["tensors"].keys()
     assert all(torch.equal(tensor, before["tensors"][name]) for name, tensor in after["tensors"].items())
     assert [after[key] for key in ("modes", "asked", "ids")] == [before[key] for key in ("modes", "asked", "ids")]
+
+
+def assert_refused(match: str, model: nn.Module, inputs: Any, **fields: Any) -> None:
+    """`PwoAGroupPruner` refuses it in one line, and leaves the model alone."""
+    before = state_of(model)
+    with pytest.raises(ValueError, match=match) as error:
+        PwoAGroupPruner(model, inputs, **fields)
+    assert "\n" not in str(error.value)
+    assert_untouched(model, before)

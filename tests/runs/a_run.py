@@ -4,47 +4,23 @@ from __future__ import annotations
 
 import copy
 import json
-from collections import OrderedDict
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from conftest import TinyNet, make_images
+from torch import nn
 
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.runs.size import size_report
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    layers = {
-        "conv": nn.Conv2d(1, 6, 3, padding=1),
-        "relu1": nn.ReLU(),
-        "pool": nn.MaxPool2d(2),
-        "flat": nn.Flatten(),
-        "fc1": nn.Linear(96, 16),
-        "relu2": nn.ReLU(),
-        "fc2": nn.Linear(16, 3),
-    }
-    return nn.Sequential(OrderedDict(layers))
-
-
-def images(n: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Three classes, told apart by where they are bright."""
-    random = torch.Generator().manual_seed(seed)
-    y = torch.randint(0, 3, (n,), generator=random)
-    x = torch.rand(n, 1, 8, 8, generator=random) * 0.4
-    for i, label in enumerate(y.tolist()):
-        x[i, 0, :, 2 * label : 2 * label + 3] += 0.5
-    return x.clamp(0, 1), y
-
-
 class Accuracy(Callback):
     """Clean accuracy by epoch."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.images, self.values = model, images(40, seed=9), list[float]()
+        self.model, self.images, self.values = model, make_images(40, seed=9), list[float]()
 
     @torch.no_grad()
     def on_epoch_end(self, status: Status) -> None:
@@ -54,8 +30,9 @@ class Accuracy(Callback):
 
 @cache
 def _made() -> str:
-    model = network()
-    for x, y in [images(256, seed=5)] * 12:  # enough to be right on some, attacked
+    torch.manual_seed(0)
+    model = TinyNet()
+    for x, y in [make_images(256, seed=5)] * 12:  # enough to be right on some, attacked
         nn.functional.cross_entropy(model(x), y).backward()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -64,7 +41,7 @@ def _made() -> str:
     dense = copy.deepcopy(model)
     config = PwoAConfig(
         sparsity=0.75,
-        train_loader=images(96, seed=1),
+        train_loader=make_images(96, seed=1),
         epochs=4,
         eps=0.15,
         admm={"epochs": 1},
@@ -89,7 +66,7 @@ def _made() -> str:
         {**epoch, "sparsity": 0.75 if epoch["phase"] == "fine-tune" else 0.0, "clean": clean, "agreement": clean / 2}
         for epoch, clean in zip(pruner.history, watch.values, strict=True)
     ]
-    judge = images(50, seed=3)
+    judge = make_images(50, seed=3)
     robustness = {
         name: evaluate(net, judge, eps=0.15, attacks=("FGSM", "PGD-3"), progress=False).to_dict()
         for name, net in (("pruned", model), ("dense", dense))

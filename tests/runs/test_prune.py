@@ -18,6 +18,7 @@ from typing import Any
 import processes
 import pytest
 import torch
+from interrupted import same_end
 from safetensors.torch import load_file
 
 from pwoa_plugin import PwoAConfig
@@ -28,20 +29,6 @@ from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.runs.callbacks import Stopped, read_metrics
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
-
-
-def same_end(a: Path, b: Path) -> None:
-    """Bit-equal masks and weights, and the same figures on the way there."""
-    for file in ("pruned.safetensors", "masks.safetensors"):
-        first, second = load_file(a / file), load_file(b / file)
-        assert first.keys() == second.keys()
-        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-
-    def figures(folder: Path) -> list[dict[str, Any]]:
-        clocks = {"seconds", "images_per_second"}
-        return [{k: v for k, v in line.items() if k not in clocks} for line in read_metrics(folder / "metrics.jsonl")]
-
-    assert figures(a) == figures(b)
 
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(config: PwoAConfig, tmp_path: Path) -> None:

@@ -3,35 +3,38 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from conftest import CONFIG
+from interrupted import InterruptAt, same_end
 
 from pwoa_plugin import PwoAConfig
-from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.models import LeNet
-from pwoa_plugin.runs.callbacks import read_metrics
 from pwoa_plugin.runs.files import read_report, write_report
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 from pwoa_plugin.torch_pruning import load_pruned
 
+STRUCTURED = {"granularity": "structured", "sparsity": 0.75, "allocation": "uniform"}
+
 
 @pytest.fixture
 def structured(config: PwoAConfig) -> PwoAConfig:
-    return PwoAConfig(**(dict(config) | {"granularity": "structured", "sparsity": 0.75, "allocation": "uniform"}))
+    return PwoAConfig(**(dict(config) | STRUCTURED))
 
 
-class Kill(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, status: Status) -> None:
-        if status.step == self.step:
-            raise KeyboardInterrupt
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, mnist_root: Path) -> Path:
+    """The folder of a run without an interruption; not to be changed."""
+    folder = tmp_path_factory.mktemp("structured")
+    (folder / "prune.yaml").write_text(CONFIG.replace("ROOT", str(mnist_root)))
+    config = PwoAConfig.from_yaml(folder / "prune.yaml")
+    prune(PwoAConfig(**(dict(config) | STRUCTURED)), folder / "run", save_every=0, callbacks=[])
+    return folder / "run"
 
 
 def test_from_the_command_line(config_file: Path, tmp_path: Path, pwoa: Any) -> None:
@@ -73,29 +76,15 @@ def test_from_the_command_line(config_file: Path, tmp_path: Path, pwoa: Any) -> 
 
 
 @pytest.mark.parametrize("step", [2, 3, 4, 8])
-def test_resumed_it_ends_with_the_same_bits(structured: PwoAConfig, tmp_path: Path, step: int) -> None:
-    prune(structured, tmp_path / "straight", save_every=0, callbacks=[])
+def test_resumed_it_ends_with_the_same_bits(structured: PwoAConfig, straight: Path, tmp_path: Path, step: int) -> None:
     with pytest.raises(KeyboardInterrupt):
-        prune(structured, tmp_path / "killed", save_every=0, callbacks=[Kill(step)])
+        prune(structured, tmp_path / "killed", save_every=0, callbacks=[InterruptAt(step)])
     prune(structured, tmp_path / "killed", resume=True, save_every=0, callbacks=[])
-
-    first, second = (load_file(tmp_path / out / "pruned.safetensors") for out in ("straight", "killed"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())
-    clocks = {"seconds", "images_per_second"}
-    lines = [
-        [
-            {key: value for key, value in line.items() if key not in clocks}
-            for line in read_metrics(tmp_path / out / "metrics.jsonl")
-        ]
-        for out in ("straight", "killed")
-    ]
-    assert lines[0] == lines[1]
+    same_end(straight, tmp_path / "killed", files=["pruned.safetensors"])
 
 
-def test_a_damaged_network_is_told_of(structured: PwoAConfig, tmp_path: Path, pwoa: Any) -> None:
-    out = tmp_path / "run"
-    prune(structured, out, callbacks=[])
+def test_a_damaged_network_is_told_of(straight: Path, tmp_path: Path, pwoa: Any) -> None:
+    out = shutil.copytree(straight, tmp_path / "run")
     content = (out / "pruned.safetensors").read_bytes()
     (out / "pruned.safetensors").write_bytes(content[:-100])
     status, _, said = pwoa("evaluate", out, "--attacks", "FGSM", "--images", 20, "--quiet")
@@ -103,9 +92,8 @@ def test_a_damaged_network_is_told_of(structured: PwoAConfig, tmp_path: Path, pw
     assert "no usable file of a pruned network" in said
 
 
-def test_a_report_without_a_latency(structured: PwoAConfig, tmp_path: Path, pwoa: Any) -> None:
-    out = tmp_path / "run"
-    prune(structured, out, callbacks=[])
+def test_a_report_without_a_latency(straight: Path, tmp_path: Path, pwoa: Any) -> None:
+    out = shutil.copytree(straight, tmp_path / "run")
     facts = json.loads((out / "run.json").read_text())
     for times in (
         facts["cost"]["dense"]["latency_ms"],

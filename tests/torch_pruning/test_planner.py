@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,8 +12,6 @@ from pruned_networks import widths
 from torch import Tensor, nn
 
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
-
-Zeroed = Callable[..., nn.Module]
 
 
 class TestRatios:

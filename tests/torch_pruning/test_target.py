@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_images
+from interrupted import InterruptAt
 from torch import Tensor, nn
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
@@ -41,15 +42,6 @@ class Keep(Callback):
         tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
         self.states[status.step] = Snapshot(tensors, copy.deepcopy(state.facts))
         self.widths.append(self.pruner.model.conv3.out_channels)
-
-
-class Stop(Callback):
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step(self, status: Status) -> None:
-        if status.step == self.step:
-            raise KeyboardInterrupt
 
 
 def compressed(model: nn.Module, **fields: Any) -> tuple[PwoAGroupPruner, Keep]:
@@ -149,7 +141,7 @@ def test_on_a_pruned_model_it_tells_all_removals_and_takes_its_own_back(
     PwoAGroupPruner(small, x, pruning_ratio=0.25).step()
     fields = {"epochs": 2, "admm": {"epochs": 1}}
     pruned = copy.deepcopy(small)
-    stopped = PwoAGroupPruner(pruned, config=config(**fields), callbacks=[Stop(5)])
+    stopped = PwoAGroupPruner(pruned, config=config(**fields), callbacks=[InterruptAt(5)])
     earlier = stopped.removals
     with pytest.raises(KeyboardInterrupt):
         stopped.compress()
@@ -191,7 +183,7 @@ def test_interrupted_it_is_as_it_was_and_can_be_run_again(small: nn.Module, x: T
     fresh = copy.deepcopy(small)
     before = {name: tensor.clone() for name, tensor in small.state_dict().items()}
     ids = [id(parameter) for parameter in small.parameters()]
-    pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 2}), callbacks=[Stop(step)])
+    pruner = PwoAGroupPruner(small, config=config(admm={"epochs": 2}), callbacks=[InterruptAt(step)])
     with pytest.raises(KeyboardInterrupt):
         pruner.compress()
     after = small.state_dict()
