@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, evaluate, make_evaluator
+from pwoa_plugin._files import write_text
 from pwoa_plugin._random import seeded
 from pwoa_plugin._weights import is_weighted
 from pwoa_plugin.models import robust_lenet
@@ -155,10 +155,7 @@ def main() -> None:
     for method in args.methods:
         path = args.out / f"nni-{args.name}-{method}-16x-seed{args.seed}.json"
         if not path.exists():
-            result = cell(args, method)
-            partial = path.with_suffix(".tmp")
-            partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, json.dumps(cell(args, method), indent=1) + "\n")
         result = json.loads(path.read_text(encoding="utf-8"))
         print(
             f"{method}: kept {result['kept']:.4f} clean {result['clean']:.3f} AutoAttack {result['AutoAttack']:.3f} "

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.subjects import SUBJECTS, mnist_images
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
+from pwoa_plugin._files import write_text
 from pwoa_plugin.masks import Masks
 from pwoa_plugin.models import robust_lenet
 
@@ -148,9 +148,7 @@ def main() -> None:
         print(kind, result[kind], f"{time.perf_counter() - started:.0f} s", flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     path = args.out / f"quantized-mnist-{args.compression:g}x-seed{args.seed}.json"
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.subjects import SUBJECTS, Pair
 from pwoa_plugin import PwoAConfig, evaluate
+from pwoa_plugin._files import write_text
 from pwoa_plugin._random import seeded
 from pwoa_plugin.method.loss import PwoALoss
 from pwoa_plugin.method.optimizers import lr_factor
@@ -276,9 +277,7 @@ def main() -> None:
             args.most -= 1
             given = {"ratio": ratio, "method": method, "seed": args.seed}
             given |= {} if args.what == "latency" else {"epochs": args.epochs, "images": args.images, "lr": args.lr}
-            partial_file = path.with_suffix(".tmp")
-            partial_file.write_text(json.dumps(given | run(args, ratio, method), indent=1) + "\n", encoding="utf-8")
-            os.replace(partial_file, path)
+            write_text(path, json.dumps(given | run(args, ratio, method), indent=1) + "\n")
         found = json.loads(path.read_text(encoding="utf-8"))
         shown = {
             key: found[key]

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import LightningEvaluator, PwoAPruner, evaluate
+from pwoa_plugin._files import write_text
 from pwoa_plugin.models import robust_lenet
 
 from .subjects import SUBJECTS, mnist_images
@@ -119,9 +120,7 @@ def main() -> None:
         "PGD-40": report.attacks["PGD-40"].accuracy,
     }
     args.out.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".tmp")
-    partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    write_text(path, json.dumps(result, indent=1) + "\n")
     print(json.dumps(result))
 
 
