@@ -6,7 +6,9 @@ epochs, batch size and seed as the others.
 
 from __future__ import annotations
 
+import copy
 import math
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -20,8 +22,9 @@ from pwoa_plugin._random import seeded
 from pwoa_plugin.data.augment import crop_and_flip, draw_crops_and_flips
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.oneshot import prune_once
-
-__all__ = ["METHODS", "Method", "Task"]
+from pwoa_plugin.method.phases import GradualConfig, GradualPhase
+from pwoa_plugin.method.schedule import Schedule
+from pwoa_plugin.method.targets import mask_target
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -65,6 +68,9 @@ class Task:
         epochs, batch_size, seed: of the training.
         lr: of Adam, for every method but the default and the published one, which have their own.
         fields: of `PwoAConfig`, over the method's own.
+        pgd_by_epoch: what single-step methods note after each epoch: accuracy by PGD-10 on training images. It shows
+            catastrophic overfitting, where it falls towards 0 within an epoch while the loss keeps falling.
+        watch_seconds: what those looks took; not part of the method's own time.
     """
 
     paper: Literal["mnist", "cifar10"]
@@ -77,6 +83,8 @@ class Task:
     lr: float = 1e-3
     seed: int = 0
     fields: dict[str, Any] = field(default_factory=dict)
+    pgd_by_epoch: list[float] = field(default_factory=list)
+    watch_seconds: list[float] = field(default_factory=list)
 
     def loader(self) -> Loader:
         return Loader(self.images, self.batch_size, self.augment)
@@ -109,23 +117,99 @@ def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss
     model.eval()
 
 
+def tune_gradually(model: nn.Module, task: Task, loss: Loss) -> None:
+    """Train while LAMP's cuts prune over the first half, as in our default; Adam, its rate falling to 0 as a cosine."""
+    loader = task.loader()
+    target = mask_target(model, task.sparsity, allocation="lamp")
+    target.begin()
+    cutting = task.epochs // 2 * len(loader)
+    schedule = Schedule(
+        target, [GradualPhase(target, GradualConfig(), cutting)], tuning=task.epochs * len(loader) - cutting
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
+    device = next(model.parameters()).device
+    with seeded(task.seed):
+        schedule.start()
+        for _ in range(task.epochs):
+            for x, y in loader:
+                model.train()
+                value = loss(model, x.to(device), y.to(device))
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                scheduler.step()
+                schedule.after_step()
+                while schedule.due:
+                    schedule.advance()
+            watch(model, task)
+        schedule.finish()
+    model.eval()
+
+
+def watch(model: nn.Module, task: Task) -> None:
+    """Note what PGD-10 leaves of 256 training images, and say so if it fell to less than half within an epoch."""
+    started = time.perf_counter()
+    device = next(model.parameters()).device
+    x, y = (part[:256].to(device) for part in task.images)
+    with seeded(task.seed):
+        attacked = pgd(model, x, y, task.eps, steps=10)
+    with torch.no_grad():
+        now = (model(attacked).argmax(1) == y).float().mean().item()
+    before = task.pgd_by_epoch[-1] if task.pgd_by_epoch else now
+    task.pgd_by_epoch.append(now)
+    if now < before / 2:
+        print(f"catastrophic overfitting: PGD-10 left {before:.1%} after the last epoch, {now:.1%} after this one")
+    task.watch_seconds.append(time.perf_counter() - started)
+
+
 def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(model(x), y)
 
 
+def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, *, steps: int) -> Tensor:
+    """PGD's examples in Linf (Madry et al., ICLR 2018), made in eval mode from a random start."""
+    model.eval()
+    low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    adversarial = torch.min(torch.max(x + eps * (2 * torch.rand_like(x) - 1), low), high)
+    for _ in range(steps):
+        adversarial.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(adversarial), y), adversarial)
+        adversarial = torch.min(torch.max(adversarial.detach() + 2.5 * eps / steps * gradient.sign(), low), high)
+    return adversarial
+
+
 def pgd7(eps: float) -> Loss:
-    """Cross-entropy on PGD-7 examples (Madry et al., ICLR 2018), made anew for every batch."""
+    """Cross-entropy on PGD-7 examples, made anew for every batch."""
 
     def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-        low, high = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-        adversarial = torch.min(torch.max(x + eps * (2 * torch.rand_like(x) - 1), low), high)
-        model.eval()
-        for _ in range(7):
-            adversarial.requires_grad_()
-            (gradient,) = torch.autograd.grad(F.cross_entropy(model(adversarial), y), adversarial)
-            adversarial = torch.min(torch.max(adversarial.detach() + 2.5 * eps / 7 * gradient.sign(), low), high)
+        adversarial = pgd(model, x, y, eps, steps=7)
         model.train()
         return F.cross_entropy(model(adversarial), y)
+
+    return loss
+
+
+def single_step(eps: float, *, noise: float, step: float, project: bool, teacher: nn.Module | None = None) -> Loss:
+    """Cross-entropy on examples of one signed gradient step from uniform noise, made in training mode as published.
+
+    Args:
+        eps: Linf radius, in pixel units.
+        noise, step: as multiples of ``eps``.
+        project: whether the examples are projected on the ball.
+        teacher: whose answers stand for labels.
+    """
+
+    def loss(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        if teacher is not None:
+            with torch.no_grad():
+                y = teacher(x).argmax(1)
+        start = (x + noise * eps * (2 * torch.rand_like(x) - 1)).requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(start), y), start)
+        adversarial = start.detach() + step * eps * gradient.sign()
+        if project:
+            adversarial = torch.min(torch.max(adversarial, x - eps), x + eps)
+        return F.cross_entropy(model(adversarial.clamp(0, 1)), y)
 
     return loss
 
@@ -180,6 +264,22 @@ def adversarial(model: nn.Module, task: Task) -> None:
     fine_tune(model, prune_once(model, task.sparsity, allocation="lamp"), task, pgd7(task.eps))
 
 
+def n_fgsm(model: nn.Module, task: Task) -> None:
+    """N-FGSM (de Jorge et al., NeurIPS 2022): noise of 2 eps, a step of eps, no projection."""
+    tune_gradually(model, task, single_step(task.eps, noise=2, step=1, project=False))
+
+
+def n_fgsm_unlabelled(model: nn.Module, task: Task) -> None:
+    """N-FGSM with the dense network's classes for labels."""
+    teacher = copy.deepcopy(model).eval()
+    tune_gradually(model, task, single_step(task.eps, noise=2, step=1, project=False, teacher=teacher))
+
+
+def fgsm_rs(model: nn.Module, task: Task) -> None:
+    """FGSM from a random start (Wong et al., ICLR 2020): noise of eps, a step of 1.25 eps, projected."""
+    tune_gradually(model, task, single_step(task.eps, noise=1, step=1.25, project=True))
+
+
 @dataclass(frozen=True)
 class Method:
     """A way to prune, and which parts of a `Task` it heeds.
@@ -203,4 +303,7 @@ METHODS = {
     "paper": Method(published, has_fields=True),
     "default": Method(default, has_fields=True),
     "adversarial": Method(adversarial, has_lr=True),
+    "n-fgsm": Method(n_fgsm, has_lr=True),
+    "n-fgsm-unlabelled": Method(n_fgsm_unlabelled, has_lr=True),
+    "fgsm-rs": Method(fgsm_rs, has_lr=True),
 }

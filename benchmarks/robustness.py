@@ -82,7 +82,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
     )
     started = time.perf_counter()
     METHODS[method].prune(model, task)
-    seconds = time.perf_counter() - started
+    seconds = time.perf_counter() - started - sum(task.watch_seconds)
     nonzero, weights = kept(model)
     split = subject.validation if args.validate else subject.test
     judge = Judge(subject.judge.pgd, args.images or subject.judge.images, args.deep or subject.judge.deep)
@@ -102,6 +102,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "nonzero": nonzero,
         "weights": weights,
         "prune_seconds": seconds,
+        **({"pgd_by_epoch": task.pgd_by_epoch} if task.pgd_by_epoch else {}),
         **figures,
         "eps": subject.eps,
         "device": args.device,

@@ -23,7 +23,8 @@ from pwoa_plugin.robustness.statistics import mcnemar_exact, wilson_interval
 Cell = Mapping[str, Any]
 Cells = dict[str, dict[float, list[Cell]]]  # method, compression, one a seed
 
-ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "default", "lr-0.001", "gradients-1", "adversarial"]
+ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "default", "lr-0.001", "gradients-1"]
+ORDER += ["n-fgsm", "n-fgsm-unlabelled", "fgsm-rs", "adversarial"]
 LABELS = {
     "one-shot": "magnitude, one-shot",
     "level-ce": "NNI Level + cross-entropy",
@@ -32,6 +33,9 @@ LABELS = {
     "default": "PwoA (default)",
     "lr-0.001": "PwoA, Adam 1e-3",
     "gradients-1": "PwoA, `gradient_weight` 1",
+    "n-fgsm": "adversarial fine-tuning (N-FGSM)",
+    "n-fgsm-unlabelled": "N-FGSM with the dense network's classes",
+    "fgsm-rs": "adversarial fine-tuning (FGSM-RS)",
     "adversarial": "adversarial fine-tuning (PGD-7)",
 }
 
