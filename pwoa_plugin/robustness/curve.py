@@ -29,7 +29,7 @@ class Curve(Written):
         n_images: that were judged.
         eps: radii in pixel units, rising; the first is 0, where the images are clean.
         n_robust: robust images at each.
-        alarms: where robust accuracy rises with eps.
+        alarms: where robust accuracy rises with eps, or the model's answers depend on the batch.
     """
 
     attack: str
@@ -89,7 +89,8 @@ def draw_curve(
     tasks = [Task(settings.at(radius, attack), images) for radius in radii]
     reports = [judge_task(model, task, state=state, progress=progress) for task in tasks]
     n_robust = (int(reports[0].clean_correct.sum()), *(report.attacks[attack.name].n_robust for report in reports))
-    alarms = []
+    found = {alarm.name: alarm for report in reports for alarm in report.alarms or ()}
+    alarms = [*found.values()]
     for (less, before), (more, after) in pairwise(zip((0.0, *radii), n_robust, strict=True)):
         if after - before > max(1, _RISE * n):
             figures = {"less": less, "more": more, "count": after - before, "n": n}
