@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from .._text import visible
 from ..errors import InputError
 from .comparison import Broken, Comparison
 from .curve import Curve, draw_curve
@@ -77,4 +78,4 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{visible(name)}: {error}") from error

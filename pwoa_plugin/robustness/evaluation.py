@@ -113,9 +113,9 @@ def judge_task(
             probed = find_alarms(estimator, *images[:2], clean.right, attacked, settings.attacks, columns)
             alarms = clean.looks.alarms() + probed
     for alarm in alarms or ():
-        logger.warning("%s: %s", alarm.name, alarm)
+        logger.warning("%s: %s", alarm.name, visible(str(alarm)))
     for note in found.notes:
-        logger.info("%s", note)
+        logger.info("%s", visible(note))
     return Report(
         config=config,
         clean_correct=clean.right,

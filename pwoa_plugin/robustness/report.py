@@ -23,15 +23,14 @@ from pydantic import (
 from torch import Tensor
 
 from .._checked import Record, checked
-from .._files import read_bytes, write_text
+from .._files import read_json, write_text
+from .._text import visible
 from .._versions import installed_versions
 from ..errors import InputError
 from ..pages.table import Table
 from ..pages.text import interval_text
 from .alarm import Alarm
 from .statistics import Paired, paired, wilson_interval
-
-_MOST_BYTES = 500_000_000
 
 
 class Written(Record):
@@ -72,9 +71,9 @@ class Written(Record):
         Raises:
             InputError: the file is missing, or holds something else.
         """
-        content = read_bytes(path, most=_MOST_BYTES)
+        content = read_json(path)
         try:
-            return cls.from_dict(json.loads(content))
+            return cls.from_dict(content)
         except ValueError as error:
             raise InputError(f"{os.fspath(path)}: {error}") from error
 
@@ -317,8 +316,9 @@ class Report(Written):
         """The accuracies as a Markdown table, with the setting above it, alarms and notes below."""
         lines = [str(self.config), "", *self.table().to_markdown()]
         said = [*(f"ALARM: {alarm}" for alarm in self.alarms or ()), *self.notes]
-        return "\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)]) + "\n"
+        return visible("\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)])) + "\n"
 
     def __str__(self) -> str:
         alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]
-        return "\n".join([str(self.config), self.table().to_text(), *alarms, *(f"note: {note}" for note in self.notes)])
+        notes = [f"note: {note}" for note in self.notes]
+        return visible("\n".join([str(self.config), self.table().to_text(), *alarms, *notes]))

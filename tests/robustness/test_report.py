@@ -177,7 +177,7 @@ def test_a_file_that_is_no_report_is_refused_by_name(report: Report, tmp_path: P
 
 def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match=r"bad\.json: Expecting"):
+    with pytest.raises(ValueError, match=r"bad\.json: is no usable JSON \(Expecting"):
         Report.from_json(tmp_path / "bad.json")
 
 
