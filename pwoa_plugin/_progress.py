@@ -42,6 +42,12 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
+def say(text: str) -> None:
+    """A line on stderr."""
+    sys.stderr.write(f"{visible(text)}\n")
+    sys.stderr.flush()
+
+
 class Rows:
     """Rows of progress on stderr, one after another.
 
@@ -68,14 +74,6 @@ class Rows:
     ) -> None:
         self._bar.stop()
 
-    def say(self, text: str) -> None:
-        """A line of its own."""
-        if self._text:
-            sys.stderr.write(f"{text}\n")
-            sys.stderr.flush()
-        else:
-            self._bar.print(Text(text))
-
     def begin(self, name: str) -> None:
         """Begin the next row."""
         self._name = visible(name)
@@ -88,10 +86,10 @@ class Rows:
         self._bar.update(self._row, completed=share, left=left, at=now)
         if self._text and now - self._last >= self._every:
             self._last = now
-            self.say(f"{self._name}: {share:.0%}" + ("" if left is None else f", {duration(left)} left"))
+            say(f"{self._name}: {share:.0%}" + ("" if left is None else f", {duration(left)} left"))
 
     def end(self) -> None:
         """The row is done."""
         self._bar.update(self._row, completed=1.0)
         if self._text:
-            self.say(f"{self._name}: done in {duration(time.monotonic() - self._began)}")
+            say(f"{self._name}: done in {duration(time.monotonic() - self._began)}")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from .._progress import Rows
+from .._progress import Rows, say
+from .._text import visible
 from ..pages.text import duration
 from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AutoAttack
 from .estimator import Logits
+
+logger = logging.getLogger(__name__)
 
 _BACKWARD = 3  # a forward and its backward take as long as so many forwards
 _LOOKS = 3  # at what an attack found, for each image
@@ -56,16 +60,28 @@ def costs_of(attacks: Iterable[Attack], n_images: int, n_classes: int, *, alarms
     return made
 
 
-def cost_text(costs: Mapping[str, Cost | None], n_images: int, pace: float) -> str:
-    """The cost in a sentence. ``pace``: seconds that one image took in a forward."""
-    known = [cost for cost in costs.values() if cost is not None]
+def total(costs: Iterable[Cost | None]) -> Cost:
+    """The sum of what is known."""
+    known = [cost for cost in costs if cost is not None]
+    return Cost(sum(cost.forwards for cost in known), sum(cost.passes for cost in known))
+
+
+def cost_text(subject: str, costs: Mapping[str, Cost | None], pace: float | None = None) -> str:
+    """The cost in a sentence. ``pace``: seconds that one image takes in a forward, if it is known."""
+    whole = total(costs.values())
     each = ", ".join(f"{name} {cost.forwards:,}" if cost else f"{name} unknown" for name, cost in costs.items())
-    beside = "" if len(known) == len(costs) else ", without the unknown"
-    forwards, passes = sum(cost.forwards for cost in known), sum(cost.passes for cost in known)
-    return (
-        f"judging {n_images:,} images: at most {forwards:,} images through the model ({each}), "
-        f"about {duration(passes * pace)} or less by the first batches{beside}"
-    )
+    said = f"{subject}: at most {whole.forwards:,} images through the model ({each})"
+    if pace is None:
+        return said
+    return f"{said}, about {duration(pace * whole.passes)} or less as fast as the first batches"
+
+
+def announce(text: str, *, shown: bool) -> None:
+    """Say it on stderr where progress is shown, else in the log."""
+    if shown:
+        say(text)
+    else:
+        logger.info("%s", visible(text))
 
 
 class Meter:

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .._progress import say
 from ..errors import InputError
 from .alarm import Alarm, make_alarm
 from .attacks import Attack
@@ -87,6 +88,9 @@ def draw_curve(
     radii = sorted(set(settings.curve))
     n, attack = len(images.labels), settings.curve_attack
     tasks = [Task(settings.at(radius, attack), images) for radius in radii]
+    if progress:
+        names = f"{progress}: " if isinstance(progress, str) else ""
+        say(f"{names}security curve of {len(radii)} radii, each of which is judged as follows")
     reports = [judge_task(model, task, state=state, progress=progress) for task in tasks]
     n_robust = (int(reports[0].clean_correct.sum()), *(report.attacks[attack.name].n_robust for report in reports))
     found = {alarm.name: alarm for report in reports for alarm in report.alarms or ()}

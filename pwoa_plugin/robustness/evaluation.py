@@ -27,7 +27,7 @@ from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
 from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AttackRun, AttackSettings, AutoAttack
 from .attacks.base import OnProgress
-from .cost import Meter, cost_text, costs_of
+from .cost import Meter, announce, cost_text, costs_of
 from .estimator import Logits, input_gradients, make_estimator, placed, predict, undisturbed
 from .images import Images
 from .journal import Journal
@@ -128,14 +128,15 @@ def judge_task(
     )
 
 
-def check_model(model: nn.Module, task: Task) -> None:
-    """Ask a model about a few images, as `judge_task` does before its attacks."""
+def check_model(model: nn.Module, task: Task) -> int:
+    """Ask a model about a few images, as `judge_task` does before its attacks; its number of classes."""
     settings, images = task
     with _view(model, settings) as view:
         few = Images(images.pixels[:_LOOKED_AT], images.labels[:_LOOKED_AT], images.width)
         clean = _first_look(view, Task(settings, few))
         images.check_classes(clean.logits.shape[1])
         _check_gradients(settings.attacks, clean)
+    return clean.logits.shape[1]
 
 
 @contextmanager
@@ -267,12 +268,9 @@ def _run_attacks(
     felled = ~clean.right
     costs = costs_of(attacks, n_right, attacked.n_classes, alarms=task.settings.alarms)
     prefix = f"{progress} " if isinstance(progress, str) else ""
-    said = visible(prefix + cost_text(costs, len(felled), clean.looks.pace))
+    subject = f"{progress}: judging" if isinstance(progress, str) else "judging"
+    announce(cost_text(f"{subject} {len(felled):,} images", costs, clean.looks.pace), shown=bool(progress))
     with Rows(shown=bool(progress)) as rows:
-        if progress:
-            rows.say(said)
-        else:
-            logger.info("%s", said)
         for number, attack in enumerate(attacks):
             own = replace(attacked, journal=attacked.journal.of(f"{number:02d}-{attack.name}"))
             rows.begin(prefix + attack.name)
