@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from .._notebook import fragment
 from .._text import visible
 from .._yaml import dump_yaml
 from ..pages import Cell, Drawing, Table, render, svg_plots
@@ -40,8 +41,8 @@ class Broken:
     index: int
     label: int
     answer: int
-    image: Tensor
-    adversarial: Tensor
+    image: Tensor = field(repr=False)
+    adversarial: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, name: str, report: Report, first: Report, images: Tensor) -> list[Self]:
@@ -255,6 +256,13 @@ class Comparison(Written):
             parameters=dump_yaml(first.config.attacks),
             versions=first.versions,
         )
+
+    def _repr_html_(self) -> str:
+        return fragment(self.setting(), self.table(), *self.verdicts(), self.remarks())
+
+    def __repr__(self) -> str:
+        worst = ", ".join(f"{visible(name)} {it.worst_case.accuracy:.2%}" for name, it in self.reports.items())
+        return f"Comparison({self.reports[self.first].config}; worst case {worst})"
 
     def __str__(self) -> str:
         return visible("\n".join([*(f"{name}: {report}" for name, report in self.reports.items()), *self.verdicts()]))

@@ -9,8 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from .._notebook import fragment
 from .._progress import say
 from ..errors import InputError
+from ..pages import Table
+from ..pages.text import interval_text
 from .alarm import Alarm, make_alarm
 from .attacks import Attack
 from .evaluation import judge_task
@@ -49,6 +52,12 @@ class Curve(Written):
     def intervals(self) -> tuple[tuple[float, float], ...]:
         """95 % Wilson intervals of `accuracy`."""
         return tuple(wilson_interval(n, self.n_images) for n in self.n_robust)
+
+    def _repr_html_(self) -> str:
+        points = zip(self.eps, self.accuracy, self.intervals, strict=True)
+        rows = [(f"{eps:.6g}", f"{accuracy:.2%}", interval_text(*interval)) for eps, accuracy, interval in points]
+        table = Table("Security curve", (f"eps ({self.norm})", "accuracy", "95 % interval"), rows)
+        return fragment(f"{self.attack}, {self.n_images:,} images.", table, [str(alarm) for alarm in self.alarms])
 
 
 def security_curve(

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .._checked import Record, checked
 from .._files import read_json, write_text
+from .._notebook import fragment
 from .._text import visible
 from .._versions import installed_versions
 from ..errors import InputError
@@ -43,6 +44,9 @@ class Written(Record):
 
     formats: ClassVar[tuple[int, ...]] = ()
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
+
+    def __str__(self) -> str:
+        return repr(self)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -317,6 +321,16 @@ class Report(Written):
         lines = [str(self.config), "", *self.table().to_markdown()]
         said = [*(f"ALARM: {alarm}" for alarm in self.alarms or ()), *self.notes]
         return visible("\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)])) + "\n"
+
+    def _repr_html_(self) -> str:
+        alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]
+        return fragment(f"{self.config}.", self.table(), [*alarms, *self.notes])
+
+    def __repr__(self) -> str:
+        worst, n_alarms = self.worst_case, len(self.alarms or ())
+        alarms = "" if self.alarms is None else f", {n_alarms} alarm{'s' * (n_alarms != 1)}"
+        found = f"clean {self.clean:.2%}, worst case {worst.accuracy:.2%} ({interval_text(*worst.interval)}){alarms}"
+        return visible(f"Report({self.config}; {', '.join(self.attacks)}; {found})")
 
     def __str__(self) -> str:
         alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]

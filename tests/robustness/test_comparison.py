@@ -109,6 +109,17 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
             Comparison.from_dict(content | broken)
 
 
+def test_in_a_notebook_a_comparison_is_a_table_and_its_repr_is_short(compared: Comparison) -> None:
+    shown = compared._repr_html_()
+    assert all(text in shown for text in ("<table>", "&lt;b&gt;tenth", "beyond chance", "AutoAttack is not among"))
+    assert "<b>" not in shown
+    curve = compared.curves["dense"]
+    assert all(text in curve._repr_html_() for text in ("<table>", "PGD-3", "120 images", "0.05"))
+    for short in (repr(compared), repr(compared.broken[0]), repr(curve), str(curve)):
+        assert len(short) < 800
+        assert "tensor" not in short
+
+
 NAMES = ("=1+1", "\t@SUM(A1)", "+a", "-a", "\x1b[2J\u202ename", "[red]x[/]", "plain")
 
 
