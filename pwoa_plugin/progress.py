@@ -59,8 +59,9 @@ class ProgressBar(Callback):
 
     def on_report(self, status: Status) -> None:
         epoch = f"{min(status.epoch + 1, status.epochs)}/{status.epochs}"
-        left = {"left": _seconds_left(status), "at": time.monotonic()}
-        self._bar.update(self._task, completed=status.step, description=f"{status.phase} {epoch}", **left)
+        said = f"{status.phase} {epoch}"
+        left, now = _seconds_left(status), time.monotonic()
+        self._bar.update(self._task, completed=status.step, description=said, left=left, at=now)
         self._figures.plain = _figures(status)
 
     def on_end(self, status: Status | None) -> None:

@@ -153,8 +153,7 @@ class Comparison(Written):
         for name, report in self.reports.items():
             weights = self.weights[name]
             cells: list[Cell] = [name, (percent(weights.sparsity), f"{weights.nonzero:,} weights left")]
-            cells.append((percent(report.clean), interval_text(*report.clean_interval)))
-            cells += [(percent(column.accuracy), interval_text(*column.interval)) for column in report.columns.values()]
+            cells += [(percent(accuracy), interval_text(*interval)) for accuracy, interval in report.figures.values()]
             against: Cell = ""
             if name != self.first:
                 pair = self.pair(name)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import time
@@ -17,7 +15,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from .._digest import digest_of, digest_of_tensors
+from .._digest import digest_of, digest_of_json, digest_of_tensors
 from .._progress import Rows
 from .._random import seeded
 from .._text import one_line, visible
@@ -246,7 +244,7 @@ def _key(config: Config, model: nn.Module, task: Task, clean: Clean) -> str:
         "gradients": "" if clean.gradients is None else digest_of_tensors(gradients=clean.gradients),
         "versions": installed_versions(),
     }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of_json(asked)[:16]
 
 
 @dataclass

@@ -300,6 +300,12 @@ class Report(Written):
     def columns(self) -> dict[str, AttackReport]:
         return {**self.attacks, "worst case": self.worst_case}
 
+    @property
+    def figures(self) -> dict[str, tuple[float, tuple[float, float]]]:
+        """``clean`` and every column by name: accuracy and its 95 % interval."""
+        columns = {name: (column.accuracy, column.interval) for name, column in self.columns.items()}
+        return {"clean": (self.clean, self.clean_interval), **columns}
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values. Image by image, verdicts are a string of 1 (right) and 0."""
         content = self.model_dump(mode="json")
