@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -12,6 +13,11 @@ if TYPE_CHECKING:
 def digest_of(model: nn.Module) -> str:
     """SHA-256 of a network's state: names, dtypes, shapes and values."""
     return digest_of_tensors(**model.state_dict())
+
+
+def digest_of_json(content: Any) -> str:
+    """SHA-256 of JSON-ready values, in hexadecimal; the order of keys is of no account."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_tensors(**tensors: Tensor) -> str:

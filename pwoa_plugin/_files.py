@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ._text import one_line
 from .errors import FileError, InputError, MissingFileError
@@ -58,6 +59,29 @@ def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
     if content is None:
         raise FileError(f"{file}: has {size:,} bytes, more than {most:,}; give another file")
     return content
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON of a file or of a part of one.
+
+    Raises:
+        InputError: it is none, or nested too deep; one line says so.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise InputError("is no usable JSON (nested too deep)") from None
+    except ValueError as error:
+        raise InputError(f"is no usable JSON ({one_line(error)})") from None
+
+
+def read_json(path: str | os.PathLike[str], *, most: int = 500_000_000) -> Any:
+    """The JSON in a file of at most ``most`` bytes; a FileError names a file that holds none."""
+    content = read_bytes(path, most=most)
+    try:
+        return parse_json(content)
+    except InputError as error:
+        raise FileError(f"{os.fspath(path)}: {error}") from None
 
 
 def _sync(path: Path) -> None:

@@ -12,7 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 @contextmanager
 def modes_kept(model: nn.Module) -> Iterator[None]:
     """Restore every submodule's mode (``training``) on leaving, also after an error."""
-    modes = {module: module.training for module in model.modules()}
+    # A frozen TorchScript module has no mode.
+    modes = {module: module.training for module in model.modules() if hasattr(module, "training")}
     try:
         yield
     finally:

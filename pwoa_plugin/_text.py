@@ -4,15 +4,36 @@ from __future__ import annotations
 
 import difflib
 import reprlib
+import unicodedata
 from collections.abc import Iterable
+
+_DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
 
 
 def one_line(text: object) -> str:
-    """The text of an error or another object, on one line."""
-    return " ".join(str(text).split())
+    """The text of an error or another object, on one line; its control characters are spelled out."""
+    return visible(" ".join(str(text).split()))
+
+
+def visible(text: str) -> str:
+    """The text with its control characters spelled out, as ``\\x1b``, lest they steer a terminal or turn a line round.
+
+    Line ends and tabs stay.
+    """
+    return text if text.isprintable() else "".join(_spelled(char) if _steers(char) else char for char in text)
+
+
+def _steers(char: str) -> bool:
+    if unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp"):  # also lone surrogates, and separators of lines
+        return char not in "\n\t"
+    return unicodedata.bidirectional(char) in _DIRECTIONS
+
+
+def _spelled(char: str) -> str:
+    return char.encode("unicode_escape").decode("ascii")
 
 
 def named(error: BaseException, most: int = 300) -> str:

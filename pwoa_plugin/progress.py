@@ -10,19 +10,20 @@ from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
+from ._progress import TimeLeft, can_draw
 from .method.callback import Callback, Status
 
 
 def default_progress(console: Console | None = None) -> Callback:
-    """A bar if stderr is a terminal or a notebook, plain lines if it is a file or a pipe.
+    """A bar if stderr is a terminal or a notebook with widgets, plain lines if it is a file, a pipe, another notebook.
 
     Share the console with everything that writes to the terminal, so that the bar stays below.
     """
     console = console or Console(stderr=True)
-    return ProgressBar(console) if console.is_terminal or console.is_jupyter else PlainProgress()
+    return ProgressBar(console) if can_draw(console) else PlainProgress()
 
 
 def _figures(status: Status) -> str:
@@ -45,7 +46,7 @@ class ProgressBar(Callback):
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("steps"),
-            TimeRemainingColumn(),
+            TimeLeft(),
             console=console,
         )
         self._figures = Text()
@@ -58,7 +59,9 @@ class ProgressBar(Callback):
 
     def on_report(self, status: Status) -> None:
         epoch = f"{min(status.epoch + 1, status.epochs)}/{status.epochs}"
-        self._bar.update(self._task, completed=status.step, description=f"{status.phase} {epoch}")
+        said = f"{status.phase} {epoch}"
+        left, now = _seconds_left(status), time.monotonic()
+        self._bar.update(self._task, completed=status.step, description=said, left=left, at=now)
         self._figures.plain = _figures(status)
 
     def on_end(self, status: Status | None) -> None:

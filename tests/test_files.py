@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pwoa_plugin._files import read_tensors, replaced_whole, write_tensors, write_text
-from pwoa_plugin.errors import InputError, MissingFileError
+from pwoa_plugin._files import read_json, read_tensors, replaced_whole, write_tensors, write_text
+from pwoa_plugin.errors import FileError, InputError, MissingFileError
 
 
 def test_a_body_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
@@ -55,3 +55,18 @@ def test_tensors_come_back_and_a_damaged_file_is_named(tmp_path: Path) -> None:
         read_tensors(tmp_path, "file of weights")
     with pytest.raises(MissingFileError, match=r"b\.safetensors: no such file of weights"):
         read_tensors(tmp_path / "b.safetensors", "file of weights")
+
+
+@pytest.mark.parametrize(
+    "content", [b"[" * 100_000, b'{"a":' * 100_000, b"{", b"", b"\xff\xfe\x00", b"1" * 10_000, b"nothing"], ids=range(7)
+)
+def test_what_is_no_json_is_named_in_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(FileError, match=r"a\.json: is no usable JSON \(") as refused:
+        read_json(path)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(FileError, match=r"a\.json: has .* bytes, more than"):
+        read_json(path, most=len(content) - 1)
+    with pytest.raises(MissingFileError):
+        read_json(tmp_path / "b.json")

@@ -7,7 +7,11 @@ import os
 import re
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
+from pwoa_plugin import _progress
+from pwoa_plugin._progress import Rows, TimeLeft, can_draw, clock
 from pwoa_plugin.method.callback import Status
 from pwoa_plugin.progress import JSONProgress, PlainProgress, ProgressBar, default_progress
 
@@ -91,3 +95,50 @@ def test_the_bar_shows_phase_terms_and_residual(
     progress.on_end(STATUS)
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", capsys.readouterr().err)
     assert all(text in shown for text in ("admm 2/3", "10/30", "distillation 0.5", "|W-Z|/|W| 0.250", "images/s"))
+
+
+def test_a_notebook_without_widgets_gets_text(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_progress, "Console", lambda **_: Console(force_jupyter=True))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert isinstance(default_progress(Console(force_jupyter=True)), PlainProgress)
+    with Rows(shown=True, every=0) as rows:
+        rows.begin("PGD-20")
+        rows.update(0.25, 90.0)
+        rows.update(0.5, None)
+        rows.end()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == ["PGD-20: 25%, 2 min left", "PGD-20: 50%"]
+    assert re.fullmatch(r"PGD-20: done in 0\.\d s", lines[2])
+
+
+def test_a_notebook_with_widgets_has_bars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert can_draw(Console(force_jupyter=True))
+    assert not can_draw(Console(file=io.StringIO()))
+
+
+def test_lines_wait_for_their_time_and_nothing_is_shown_unasked(capsys: pytest.CaptureFixture[str]) -> None:
+    for shown in (True, False):
+        with Rows(shown=shown, every=1000) as rows:
+            rows.begin("a\x1b")
+            rows.update(0.5, 1.0)
+            rows.end()
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == shown
+        assert all(line.startswith(r"a\x1b: done in") for line in lines)
+
+
+def test_the_time_left_counts_down_between_two_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(_progress.time, "monotonic", lambda: now[0])
+    bar = Progress(TimeLeft(), disable=True)
+    row = bar.add_task("a", total=1.0, left=90.0, at=now[0])
+    seen = []
+    for now[0] in (100.0, 130.0, 190.0, 500.0):
+        seen.append(TimeLeft().render(bar.tasks[row]).plain)
+    assert seen == ["0:01:30 left", "0:01:00 left", "0:00:00 left", "0:00:00 left"]
+    bar.update(row, left=None)
+    assert TimeLeft().render(bar.tasks[row]).plain == "-:--:--"
+    assert clock(3723.2) == "1:02:04"

@@ -1,11 +1,30 @@
 from __future__ import annotations
 
-from pwoa_plugin._text import did_you_mean, named, one_line, short
+import pytest
+
+from pwoa_plugin._text import did_you_mean, named, one_line, short, visible
 
 
 def test_one_line() -> None:
     assert one_line(ValueError("a\n  b\tc")) == "a b c"
     assert one_line("") == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x07", r"\x1b[31mred\x07"),
+        ("a\rb\x85\x9b", r"a\rb\x85\x9b"),
+        ("\u202eevil\u2066", r"\u202eevil\u2066"),
+        ("\udc80\u2028", r"\udc80\u2028"),
+        ("plain\n\tÄ 中 👩‍🔬 e\u0301", "plain\n\tÄ 中 👩‍🔬 e\u0301"),
+    ],
+)
+def test_control_characters_are_spelled_out(text: str, shown: str) -> None:
+    assert visible(text) == shown
+    assert visible(shown) == shown
+    assert one_line(text) == " ".join(one_line(text).split())
+    assert "\x1b" not in one_line(text)
 
 
 def test_named() -> None:

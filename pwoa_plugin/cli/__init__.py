@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typer.exceptions import TyperException
 
 from .. import __version__
+from .._text import one_line
 from ..errors import PwoAError, RunError, TrainingError
 from .parser import parse
 
@@ -72,5 +73,5 @@ def _cannot_go_on(error: Exception) -> bool:
 
 
 def _fail(program: str, message: str, status: int) -> int:
-    sys.stderr.write(f"{program}: error: {' '.join(message.split())}\n")
+    sys.stderr.write(f"{program}: error: {one_line(message)}\n")
     return status

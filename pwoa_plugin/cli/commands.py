@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
-from .._text import did_you_mean
+from .._text import did_you_mean, visible
 from ..errors import FileError, InputError
 
 if TYPE_CHECKING:
@@ -339,6 +339,12 @@ def _set_up_logging(quiet: bool, as_json: bool) -> Console:
         handler = RichHandler(
             console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
         )
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], format="%(message)s")
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return visible(super().format(record))
+
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pwoa_plugin").setLevel(logging.ERROR if quiet else logging.INFO)
     return console

@@ -11,10 +11,11 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 
+from .._notebook import Allocations, History
 from ..config import PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, bake, check_masks
-from ..method.allocation import LayerAllocation, allocation_table
+from ..method.allocation import allocation_table
 from ..method.callback import Callback
 from ..method.phases import Phase
 from .batch import TakeBatch
@@ -104,7 +105,7 @@ class PwoAPruner(PwoACompressor, Pruner):
             steps_per_epoch(evaluator, self.steps_per_epoch)
             self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, options)
         self.interval_steps, self.total_times = -1, 1
-        self.history: list[dict[str, object]] = []
+        self.history = History()
         self.radius: float | None = None
         self.residual: float | None = None
         self._anew = False  # whether the training to come prunes again what is pruned already
@@ -121,9 +122,9 @@ class PwoAPruner(PwoACompressor, Pruner):
         return self._strategy.loss.teacher
 
     @property
-    def allocation(self) -> dict[str, LayerAllocation]:
+    def allocation(self) -> Allocations:
         """``{layer: LayerAllocation}``: what each layer keeps; gradual pruning decides it at the hard prune."""
-        return self._target.allocation
+        return Allocations(self._target.allocation)
 
     # -- compress --------------------------------------------------------------------------------
 
@@ -151,7 +152,8 @@ class PwoAPruner(PwoACompressor, Pruner):
             self.unwrap_model()  # NNI's wrappers empty the GPU's cache at every forward
             self._strategy.run(self._target)
             trainer = self._strategy.trainer
-            self.history, self.radius, self.residual = trainer.history, trainer.radius, trainer.residual
+            self.history, self.radius = History(trainer.history), trainer.radius
+            self.residual = trainer.residual
         else:
             self.interval_steps, self.total_times = -1, 1  # no scheduler has called this
             self._anew = True

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from .._text import visible
 from .text import duration, percent, size_text
+
+
+def _finalize(value: Any) -> Any:
+    return visible(value) if type(value) is str else value  # Markup is our own, and done
 
 
 def render(package: str, name: str, **values: Any) -> str:
@@ -15,6 +20,7 @@ def render(package: str, name: str, **values: Any) -> str:
         loader=jinja2.ChoiceLoader([jinja2.PackageLoader(place, "") for place in (package, __package__)]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
         trim_blocks=True,
         lstrip_blocks=True,
     )

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from .._text import visible
 from .table import Table
 from .text import markdown_block, markdown_plain
 
@@ -93,4 +94,4 @@ def say(text: str, console: Console, style: str = "") -> None:
     """Print a line. Long lines are broken only for a terminal."""
     from rich.text import Text
 
-    console.print(Text(text, style=style), highlight=False, soft_wrap=not console.is_terminal)
+    console.print(Text(visible(text), style=style), highlight=False, soft_wrap=not console.is_terminal)

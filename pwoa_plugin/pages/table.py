@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+from .._text import visible
 from .text import markdown_code, markdown_plain
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ class Table:
     def to_html(self) -> str:
         """A ``<table>`` in a box that scrolls; the title is the box's label."""
         lines = [
-            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(self.title)}">',
+            f'<div class="scroll" role="region" tabindex="0" aria-label="{escape(visible(self.title))}">',
             "<table>",
             f"<thead>{self._html_row(self.header, 'col')}</thead>",
             "<tbody>",
@@ -86,7 +87,11 @@ class Table:
 
         lines, sides = self._lines(), self._sides()
         made = RichTable(
-            title=Text(self.title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+            title=Text(visible(self.title)),
+            title_justify="left",
+            title_style="bold",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
         for i, column in enumerate(zip(*lines, strict=True)):
             longest = max(map(cell_len, column))
@@ -135,4 +140,5 @@ class Table:
 
 
 def _parts(cell: Cell) -> tuple[str, str]:
-    return cell if isinstance(cell, tuple) else (cell, "")
+    text, small = cell if isinstance(cell, tuple) else (cell, "")
+    return visible(text), visible(small)

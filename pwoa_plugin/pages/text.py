@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
+from .._text import one_line
+
 
 def percent(share: float | None) -> str:
     """A share as a percentage with two decimals, or two digits where that would be 0.00."""
@@ -50,11 +52,12 @@ def markdown_block(text: str, language: str = "") -> list[str]:
 
 
 def markdown_code(text: str) -> str:
-    return f"`{' '.join(text.replace('`', chr(39)).split())}`" if text.strip() else ""
+    return f"`{one_line(text.replace('`', chr(39)))}`" if text.strip() else ""
 
 
 def markdown_plain(text: str) -> str:
     """Text with Markdown and HTML escaped, on one line."""
+    text = one_line(text)
     for mark in "\\`*_[]<>#":
         text = text.replace(mark, f"\\{mark}")
-    return " ".join(text.split())
+    return text

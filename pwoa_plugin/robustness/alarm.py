@@ -15,6 +15,16 @@ _KINDS = MappingProxyType(
             "Switch dropout and noise off in eval mode, or attack the average over draws: one draw at a time hides "
             "weakness",
         ),
+        "batch-dependent": (
+            "Asked again in other batches, in another order or one by one, the model gives other answers to {count} of "
+            "{n} images, clean or attacked",
+            "Take out of its forward what looks at the batch (BatchNorm in training mode), at order or number "
+            "of calls, or draws at random; an image counts as right only if it is right in every look",
+        ),
+        "not-finite": (
+            "For {count} of {n} images, clean or attacked, a logit is infinite or NaN, which counts as no answer",
+            "Mend the overflow; in place of -inf for a class that cannot be, return a large negative number",
+        ),
         "probabilities": (
             "The outputs are probabilities, not logits: losses on them have next to no gradient",
             "Take the softmax off the model, or return its logarithm",

@@ -15,7 +15,7 @@ from .._random import seeded
 from ..data.split import stratified_order
 from .alarm import Alarm, make_alarm
 from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
-from .estimator import Logits, predict
+from .estimator import Logits, input_gradients, is_right, predict
 from .journal import Journal
 from .report import AttackReport
 from .statistics import paired
@@ -50,9 +50,8 @@ def find_alarms(
     """
     settings = replace(settings, journal=Journal(), step_size=None)
     view = estimator.model
-    with seeded(settings.seed), torch.inference_mode(False):
+    with seeded(settings.seed):
         order = stratified_order(labels, settings.seed)
-        # Indexing copies, and tensors made in inference mode are of no use to autograd.
         probed, classes = images[order[:_PROBED]], labels[order[:_PROBED]]
         found = _of_output(view, probed, classes, settings)
         chosen = order[correct[order]][:_PROBED]
@@ -113,10 +112,8 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
 
 def _gradient(view: Logits, images: Tensor, labels: Tensor) -> Tensor | None:
     """Of the cross-entropy with respect to the images; None where the logits carry none."""
-    x = images.clone().requires_grad_()
-    with torch.enable_grad():
-        loss = F.cross_entropy(view(x), labels.to(view.device), reduction="sum")
-        return torch.autograd.grad(loss, x, allow_unused=True)[0] if loss.requires_grad else None
+    classes = labels.to(view.device)
+    return input_gradients(view, images, lambda logits: F.cross_entropy(logits, classes, reduction="sum"))
 
 
 def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, settings: AttackSettings) -> list[Alarm]:
@@ -127,9 +124,7 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
     def holds(attack: Attack, **changed: object) -> Tensor:
         """Which images the model still has right."""
         found = attack.run(estimator, images, labels, replace(settings, **changed)).images  # type: ignore[arg-type]
-        logits = predict(estimator.model, found, settings.batch_size)
-        held: Tensor = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
-        return held
+        return is_right(predict(estimator.model, found, settings.batch_size), labels)
 
     found = []
     few_steps, many_steps = f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}"

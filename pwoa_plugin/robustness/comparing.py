@@ -9,8 +9,10 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from .._text import visible
 from ..errors import InputError
 from .comparison import Broken, Comparison
+from .cost import Cost, announce, cost_text, costs_of, total
 from .curve import Curve, draw_curve
 from .evaluation import check_model, judge_task
 from .report import Report
@@ -52,9 +54,16 @@ def compare_task(
     progress: bool = True,
 ) -> Comparison:
     """See `compare`."""
+    settings, n_images = task.settings, len(task.images.labels)
+    costs: dict[str, Cost | None] = {}
     for name, model in models.items():  # all of them, before hours go into the first
         with _named(name):
-            check_model(model, task)
+            n_classes = check_model(model, task)
+        of_attacks = costs_of(settings.attacks, n_images, n_classes, alarms=settings.alarms)
+        of_radius = costs_of([settings.curve_attack], n_images, n_classes, alarms=False)
+        costs[name] = total([*of_attacks.values(), *[*of_radius.values()] * len(settings.curve)])
+    if len(models) > 1:
+        announce(cost_text(f"comparing {len(models)} models on {n_images:,} images", costs), shown=progress)
     reports: dict[str, Report] = {}
     curves: dict[str, Curve] = {}
     broken: list[Broken] = []
@@ -77,4 +86,4 @@ def _named(name: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        raise InputError(f"{visible(name)}: {error}") from error

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import io
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from .._notebook import fragment
+from .._text import visible
 from .._yaml import dump_yaml
 from ..pages import Cell, Drawing, Table, render, svg_plots
 from ..pages.text import interval_text, markdown_plain, percent
@@ -39,8 +41,8 @@ class Broken:
     index: int
     label: int
     answer: int
-    image: Tensor
-    adversarial: Tensor
+    image: Tensor = field(repr=False)
+    adversarial: Tensor = field(repr=False)
 
     @classmethod
     def of(cls, name: str, report: Report, first: Report, images: Tensor) -> list[Self]:
@@ -151,8 +153,7 @@ class Comparison(Written):
         for name, report in self.reports.items():
             weights = self.weights[name]
             cells: list[Cell] = [name, (percent(weights.sparsity), f"{weights.nonzero:,} weights left")]
-            cells.append((percent(report.clean), interval_text(*report.clean_interval)))
-            cells += [(percent(column.accuracy), interval_text(*column.interval)) for column in report.columns.values()]
+            cells += [(percent(accuracy), interval_text(*interval)) for accuracy, interval in report.figures.values()]
             against: Cell = ""
             if name != self.first:
                 pair = self.pair(name)
@@ -216,17 +217,18 @@ class Comparison(Written):
         return rows
 
     def to_csv(self) -> str:
-        """`benchmark_rows` and every column, as CSV; figures in percent."""
+        """`benchmark_rows` and every column, as CSV; figures in percent. A name that begins as a formula does
+        (``=``, ``+``, ``-``, ``@``) has an apostrophe before it."""
         stream = io.StringIO()
         extra = ("norm", "eps", "images", *(f"{name} %" for name in self.columns), "low %", "high %")
         rows = self.benchmark_rows()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow([*rows[0], *extra])
+        writer.writerow(map(_csv_cell, [*rows[0], *extra]))
         for row, report in zip(rows, self.reports.values(), strict=True):
             worst, config = report.worst_case, report.config
             figures = [*(report.columns[name].accuracy for name in self.columns), worst.low, worst.high]
             setting = [config.norm, f"{config.eps:.6g}", config.n_images]
-            writer.writerow([*row.values(), *setting, *(f"{100 * figure:.2f}" for figure in figures)])
+            writer.writerow([*map(_csv_cell, row.values()), *setting, *(f"{100 * figure:.2f}" for figure in figures)])
         return stream.getvalue()
 
     def to_markdown(self) -> str:
@@ -254,8 +256,15 @@ class Comparison(Written):
             versions=first.versions,
         )
 
+    def _repr_html_(self) -> str:
+        return fragment(self.setting(), self.table(), *self.verdicts(), self.remarks())
+
+    def __repr__(self) -> str:
+        worst = ", ".join(f"{visible(name)} {it.worst_case.accuracy:.2%}" for name, it in self.reports.items())
+        return f"Comparison({self.reports[self.first].config}; worst case {worst})"
+
     def __str__(self) -> str:
-        return "\n".join([*(f"{name}: {report}" for name, report in self.reports.items()), *self.verdicts()])
+        return visible("\n".join([*(f"{name}: {report}" for name, report in self.reports.items()), *self.verdicts()]))
 
 
 def verdict_text(name: str, first: str, pair: Paired, adjusted_p: float | None = None) -> str:
@@ -277,6 +286,13 @@ def verdict_text(name: str, first: str, pair: Paired, adjusted_p: float | None =
 def _pair_to_dict(pair: Paired) -> dict[str, Any]:
     low, high = pair.interval
     return {**asdict(pair), "difference": pair.difference, "low": low, "high": high, "p_value": pair.p_value}
+
+
+def _csv_cell(value: object) -> object:
+    """A cell that no spreadsheet takes for a formula."""
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.lstrip()[:1] in ("=", "+", "-", "@") else visible(value)
 
 
 def _points(low: float, high: float) -> str:

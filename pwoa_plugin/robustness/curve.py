@@ -9,7 +9,11 @@ from typing import Any
 
 from torch import nn
 
+from .._notebook import fragment
+from .._progress import say
 from ..errors import InputError
+from ..pages import Table
+from ..pages.text import interval_text
 from .alarm import Alarm, make_alarm
 from .attacks import Attack
 from .evaluation import judge_task
@@ -29,7 +33,7 @@ class Curve(Written):
         n_images: that were judged.
         eps: radii in pixel units, rising; the first is 0, where the images are clean.
         n_robust: robust images at each.
-        alarms: where robust accuracy rises with eps.
+        alarms: where robust accuracy rises with eps, or the model's answers depend on the batch.
     """
 
     attack: str
@@ -48,6 +52,12 @@ class Curve(Written):
     def intervals(self) -> tuple[tuple[float, float], ...]:
         """95 % Wilson intervals of `accuracy`."""
         return tuple(wilson_interval(n, self.n_images) for n in self.n_robust)
+
+    def _repr_html_(self) -> str:
+        points = zip(self.eps, self.accuracy, self.intervals, strict=True)
+        rows = [(f"{eps:.6g}", f"{accuracy:.2%}", interval_text(*interval)) for eps, accuracy, interval in points]
+        table = Table("Security curve", (f"eps ({self.norm})", "accuracy", "95 % interval"), rows)
+        return fragment(f"{self.attack}, {self.n_images:,} images.", table, [str(alarm) for alarm in self.alarms])
 
 
 def security_curve(
@@ -87,9 +97,13 @@ def draw_curve(
     radii = sorted(set(settings.curve))
     n, attack = len(images.labels), settings.curve_attack
     tasks = [Task(settings.at(radius, attack), images) for radius in radii]
+    if progress:
+        names = f"{progress}: " if isinstance(progress, str) else ""
+        say(f"{names}security curve of {len(radii)} radii, each of which is judged as follows")
     reports = [judge_task(model, task, state=state, progress=progress) for task in tasks]
     n_robust = (int(reports[0].clean_correct.sum()), *(report.attacks[attack.name].n_robust for report in reports))
-    alarms = []
+    found = {alarm.name: alarm for report in reports for alarm in report.alarms or ()}
+    alarms = [*found.values()]
     for (less, before), (more, after) in pairwise(zip((0.0, *radii), n_robust, strict=True)):
         if after - before > max(1, _RISE * n):
             figures = {"less": less, "more": more, "count": after - before, "n": n}

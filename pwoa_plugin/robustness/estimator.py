@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any, Self
@@ -63,7 +63,10 @@ class Logits(nn.Module):
 
     Attributes:
         n_forwards: how many images have gone through the model.
+        on_forward: called after each forward, unless it is None.
     """
+
+    on_forward: Callable[[], None] | None = None
 
     def __init__(self, model: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
         super().__init__()
@@ -79,16 +82,42 @@ class Logits(nn.Module):
         x = images.to(self.device)
         if self._normalise is not None:
             (x,) = self._normalise(self.model, (x,))
-        return check_logits(self.model(x.to(self.dtype)), len(images)).float()
+        logits = check_logits(self.model(x.to(self.dtype)), len(images)).float()
+        if self.on_forward is not None:
+            self.on_forward()
+        return logits
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         return self
 
 
-def predict(view: nn.Module, images: Tensor, batch_size: int) -> Tensor:
-    """Logits ``(N, classes)`` of a `Logits`, float32, on the CPU."""
-    with torch.inference_mode(False), torch.no_grad():
-        return torch.cat([view(batch).cpu() for batch in torch.split(images, batch_size)])
+def predict(view: nn.Module, images: Tensor, batch_size: int, *, gradients: bool = False) -> Tensor:
+    """Logits ``(N, classes)`` of a `Logits`, float32, on the CPU.
+
+    ``gradients``: whether the model is asked as attacks ask it, on images that need a gradient.
+    """
+    batches = (batch.clone().requires_grad_() if gradients else batch for batch in images.split(batch_size))
+    with torch.set_grad_enabled(gradients):
+        return torch.cat([view(batch).detach().cpu() for batch in batches])
+
+
+def is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Bool ``(N,)``: where the largest logit is the label's. Logits of which one is infinite or NaN are no answer."""
+    right: Tensor = (logits.argmax(1) == labels) & logits.isfinite().all(1)
+    return right
+
+
+def input_gradients(view: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """Gradient of a loss of the logits with respect to the images; None where none reaches them."""
+    x = images.clone().requires_grad_()
+    try:
+        with torch.enable_grad():
+            value = loss(view(x))
+            return torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:  # numpy in the forward, or an operation without a derivative
+        return None
 
 
 @contextmanager

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Unpack
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from art.estimators.classification import PyTorchClassifier
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from torch import Tensor, nn
 
-from .._digest import digest_of, digest_of_tensors
+from .._digest import digest_of, digest_of_json, digest_of_tensors
+from .._progress import Rows
 from .._random import seeded
-from .._text import one_line
+from .._text import one_line, visible
 from .._versions import installed_versions
-from ..errors import InputError
+from ..errors import InputError, PwoAError
 from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
-from .attacks import Attack, AttackRun, AttackSettings
+from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AttackRun, AttackSettings, AutoAttack
 from .attacks.base import OnProgress
-from .estimator import Logits, make_estimator, placed, predict, undisturbed
+from .cost import Meter, announce, cost_text, costs_of
+from .estimator import Logits, input_gradients, make_estimator, placed, predict, undisturbed
 from .images import Images
 from .journal import Journal
+from .looks import Looks
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
 from .settings import JudgeOptions, JudgeSettings, Task, takes
@@ -39,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ATTACKS = tuple(attack.name for attack in load_protocol("paper").attacks)
 
+_BY_GRADIENT = FGSM, PGD, AutoAttack, ARTAutoAttack  # all of them, but for those that say black_box
 _LOOKED_AT = 8  # images, before models are compared
 _SLACK = 1e-5  # of the pixel range: far above float32 rounding, far below a grey level
 
@@ -90,47 +90,51 @@ def judge_task(
     """See `evaluate`."""
     settings, images = task
     with _view(model, settings) as view:
-        logits = _clean_logits(view, images, settings.batch_size)
+        clean = _first_look(view, task)
+        n_classes = clean.logits.shape[1]
         of_attacks = settings.model_dump(include={"eps", "norm", "pixel_range", "step_size", "batch_size", "seed"})
-        attacked = AttackSettings(n_classes=logits.shape[1], **of_attacks)
+        attacked = AttackSettings(n_classes=n_classes, **of_attacks)
         config = _config(task, attacked, view.device)
-        folder = None if state is None else Path(state) / _key(config, view, model, task, logits)
+        _check_gradients(settings.attacks, clean)
+        folder = None if state is None else Path(state) / _key(config, model, task, clean)
         journal = Journal(folder, lambda: view.n_forwards)
         estimator = make_estimator(
             view,
-            n_classes=logits.shape[1],
+            n_classes=n_classes,
             input_shape=tuple(images.pixels.shape[1:]),
             pixel_range=settings.pixel_range,
         )
-        correct = logits.argmax(1) == images.labels
         attacked = replace(attacked, journal=journal)
-        columns, adversarial, notes = _run_attacks(estimator, task, correct, attacked, progress)
-        answers = predict(view, adversarial, settings.batch_size).argmax(1)
-        alarms = None
+        columns, found = _run_attacks(estimator, task, clean, attacked, progress)
+        alarms = clean.looks.alarms() or None  # raised even where no probe is asked for
         if settings.alarms:
-            alarms = find_alarms(estimator, *images[:2], correct, attacked, settings.attacks, columns)
+            probed = find_alarms(estimator, *images[:2], clean.right, attacked, settings.attacks, columns)
+            alarms = clean.looks.alarms() + probed
     for alarm in alarms or ():
-        logger.warning("%s: %s", alarm.name, alarm)
-    for note in notes:
-        logger.info("%s", note)
+        logger.warning("%s: %s", alarm.name, visible(str(alarm)))
+    for note in found.notes:
+        logger.info("%s", visible(note))
     return Report(
         config=config,
-        clean_correct=correct,
+        clean_correct=clean.right,
         attacks=columns,
         alarms=alarms,
         labels=images.labels,
-        notes=notes,
-        adversarial=adversarial,
-        answers=answers,
+        notes=tuple(found.notes),
+        adversarial=found.images,
+        answers=found.answers,
     )
 
 
-def check_model(model: nn.Module, task: Task) -> None:
-    """Ask a model for the logits of a few images, as `judge_task` does before its attacks."""
+def check_model(model: nn.Module, task: Task) -> int:
+    """Ask a model about a few images, as `judge_task` does before its attacks; its number of classes."""
     settings, images = task
     with _view(model, settings) as view:
-        few = Images(images.pixels[:_LOOKED_AT], images.labels, images.width)
-        _clean_logits(view, few, min(settings.batch_size, _LOOKED_AT))
+        few = Images(images.pixels[:_LOOKED_AT], images.labels[:_LOOKED_AT], images.width)
+        clean = _first_look(view, Task(settings, few))
+        images.check_classes(clean.logits.shape[1])
+        _check_gradients(settings.attacks, clean)
+    return clean.logits.shape[1]
 
 
 @contextmanager
@@ -141,8 +145,57 @@ def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
         normalisation = settings.mean, settings.std
         if normalisation_of(model) is not None:
             raise InputError("mean and std are given, and the model normalises already; give them in one place")
-    with seeded(settings.seed), undisturbed(model), placed(model, settings.device), _reproducible():
+    with (
+        seeded(settings.seed),
+        undisturbed(model),
+        placed(model, settings.device),
+        _reproducible(),
+        torch.inference_mode(False),  # of the caller: tensors made in it are of no use to autograd
+    ):
         yield Logits(model, normalisation)
+
+
+class Clean(NamedTuple):
+    """What the model makes of the clean images.
+
+    Attributes:
+        logits: ``(N, classes)``, of the first look.
+        right: bool ``(N,)``: right in every look.
+        gradients: of a few images; None where no gradient reaches them.
+        looks: at the same images again.
+    """
+
+    logits: Tensor
+    right: Tensor
+    gradients: Tensor | None
+    looks: Looks
+
+
+def _first_look(view: Logits, task: Task) -> Clean:
+    """Look at the clean images; checks that the model takes them, in batches of any size."""
+    settings, images = task
+    logits = _clean_logits(view, images, settings.batch_size)
+    gradients = input_gradients(view, images.pixels[:_LOOKED_AT], _sum)
+    looks = Looks(view, images, logits, settings, gradients=gradients is not None)
+    return Clean(logits, looks.clean(), gradients, looks)
+
+
+def _sum(logits: Tensor) -> Tensor:
+    """A loss that has a gradient also where the cross-entropy is saturated."""
+    return logits.logsumexp(1).sum()
+
+
+def _check_gradients(attacks: Iterable[Attack], clean: Clean) -> None:
+    for attack in attacks:
+        if clean.gradients is None and isinstance(attack, _BY_GRADIENT) and not attack.black_box:
+            raise InputError(_no_gradients(attack))
+
+
+def _no_gradients(attack: Attack) -> str:
+    return (
+        f"attacks: {attack.name} needs gradients, and the model's logits carry none; "
+        "take no_grad, detach, numpy or quantisation out of its forward, or use Square"
+    )
 
 
 def _clean_logits(view: Logits, images: Images, batch_size: int) -> Tensor:
@@ -176,7 +229,7 @@ def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Confi
     )
 
 
-def _key(config: Config, view: nn.Module, model: nn.Module, task: Task, logits: Tensor) -> str:
+def _key(config: Config, model: nn.Module, task: Task, clean: Clean) -> str:
     """A digest of everything that decides the verdicts, to the bit.
 
     Input gradients stand for the model's code: a gradient that was masked and is mended leaves weights and logits as
@@ -187,92 +240,87 @@ def _key(config: Config, view: nn.Module, model: nn.Module, task: Task, logits: 
         "config": config.model_dump(mode="json"),
         "attacks": attacks,
         "weights": digest_of(model),
-        "logits": digest_of_tensors(logits=logits),
-        "gradients": _gradients(view, task),
+        "logits": digest_of_tensors(logits=clean.logits),
+        "gradients": "" if clean.gradients is None else digest_of_tensors(gradients=clean.gradients),
         "versions": installed_versions(),
     }
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+    return digest_of_json(asked)[:16]
 
 
-def _gradients(view: nn.Module, task: Task) -> str:
-    """A digest of some images' input gradients; empty if there are none."""
-    x = task.images.pixels[:_LOOKED_AT].to(next(view.parameters(), torch.zeros(0)).device).clone().requires_grad_()
-    try:
-        with seeded(task.settings.seed), torch.enable_grad():
-            (found,) = torch.autograd.grad(view(x).logsumexp(1).sum(), x)
-    except RuntimeError:
-        return ""
-    return digest_of_tensors(gradients=found)
+@dataclass
+class _Found:
+    """What first fooled the model on each image, or the clean image; the model's answers; notes."""
+
+    images: Tensor
+    answers: Tensor
+    notes: list[str] = field(default_factory=list)
 
 
 def _run_attacks(
-    estimator: PyTorchClassifier, task: Task, correct: Tensor, attacked: AttackSettings, progress: bool | str
-) -> tuple[dict[str, AttackReport], Tensor, tuple[str, ...]]:
-    """Run each attack on all correct images.
-
-    Returns:
-        The columns; what first fooled the model on each image, or the clean image; notes.
-    """
+    estimator: PyTorchClassifier, task: Task, clean: Clean, attacked: AttackSettings, progress: bool | str
+) -> tuple[dict[str, AttackReport], _Found]:
+    """Run each attack on all images that are right when clean; a column for each."""
+    view, attacks, n_right = estimator.model, task.settings.attacks, int(clean.right.sum())
     columns: dict[str, AttackReport] = {}
-    notes: list[str] = []
-    adversarial, felled = task.images.pixels.clone(), ~correct
-    n_correct = int(correct.sum())
-    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("images")
-    with Progress(*parts, TimeElapsedColumn(), console=Console(stderr=True), disable=not progress) as bar:
-        for number, attack in enumerate(task.settings.attacks):
-            name = f"{progress} {attack.name}" if isinstance(progress, str) else attack.name
-            row = bar.add_task(name, total=n_correct)
+    found = _Found(task.images.pixels.clone(), clean.logits.argmax(1))
+    felled = ~clean.right
+    costs = costs_of(attacks, n_right, attacked.n_classes, alarms=task.settings.alarms)
+    prefix = f"{progress} " if isinstance(progress, str) else ""
+    subject = f"{progress}: judging" if isinstance(progress, str) else "judging"
+    announce(cost_text(f"{subject} {len(felled):,} images", costs, clean.looks.pace), shown=bool(progress))
+    with Rows(shown=bool(progress)) as rows:
+        for number, attack in enumerate(attacks):
             own = replace(attacked, journal=attacked.journal.of(f"{number:02d}-{attack.name}"))
-
-            def show(done: float, row: TaskID = row) -> None:
-                bar.update(row, completed=round(done))
-
-            column, run = _attacked(attack, estimator, task.images, correct, own, show)
-            show(n_correct)
+            rows.begin(prefix + attack.name)
+            cost = costs[attack.name]
+            meter = Meter(rows, view, n_right, cost and cost.forwards)
+            view.on_forward = meter.moved
+            column, run, answers = _attacked(attack, estimator, task.images, clean, own, meter.reported)
+            view.on_forward = None
+            rows.end()
             columns[attack.name] = column
             first = ~column.robust & ~felled
-            adversarial[first] = run.images[first[correct]]
+            found.images[first] = run.images[first[clean.right]]
+            found.answers[first] = answers[first[clean.right]]
             felled |= first
-            notes += [note for note in run.notes if note not in notes]
-            logger.info("%s: %d of %d robust", attack.name, column.n_robust, len(correct))
-    return columns, adversarial, tuple(notes)
+            found.notes += [note for note in run.notes if note not in found.notes]
+            logger.info("%s: %d of %d robust", visible(attack.name), column.n_robust, len(felled))
+    return columns, found
 
 
 def _attacked(
     attack: Attack,
     estimator: PyTorchClassifier,
     images: Images,
-    correct: Tensor,
+    clean: Clean,
     settings: AttackSettings,
     on_progress: OnProgress,
-) -> tuple[AttackReport, AttackRun]:
-    """The column of an attack, and its adversarial versions of the correct images."""
-    view, journal = estimator.model, settings.journal
+) -> tuple[AttackReport, AttackRun, Tensor]:
+    """The column of an attack, its versions of the images that are right when clean, and the answers to these."""
+    view, journal, right = estimator.model, settings.journal, clean.right
     started, forwards = time.perf_counter(), view.n_forwards
-    robust = correct.clone()
-    x, y = images.pixels[correct], images.labels[correct]
-    run = AttackRun(x)
+    robust = right.clone()
+    x, y = images.pixels[right], images.labels[right]
+    run, answers = AttackRun(x), y
     if len(x):
         try:
             run = attack.run(estimator, x, y, settings, on_progress)
-        except RuntimeError as error:
-            if "does not require grad" not in str(error):
+        except Exception as error:
+            given = x[: settings.batch_size]  # in such batches a gradient may be missing that few images have
+            if isinstance(error, PwoAError) or attack.black_box or input_gradients(view, given, _sum) is not None:
                 raise
-            raise InputError(
-                f"attacks: {attack.name} needs gradients, and the model's logits carry none; "
-                "take no_grad, detach or numpy out of its forward, or use Square"
-            ) from error
+            raise InputError(_no_gradients(attack)) from error
         _audit(attack.name, x, run.images, settings)
         logits = predict(view, run.images, settings.batch_size)
-        # A model that an attack drives to NaN has no answer left, whatever argmax makes of it.
-        robust[correct] = (logits.argmax(1) == y) & ~logits.isnan().any(1)
+        robust &= clean.looks.attacked(run.images, logits, right.nonzero().squeeze(1))
+        answers = logits.argmax(1)
     column = AttackReport(
         robust=robust,
         seconds=time.perf_counter() - started + journal.seconds,
         forwards=view.n_forwards - forwards + journal.forwards,
         felled=dict(run.felled),
     )
-    return column, run
+    return column, run, answers
 
 
 def _audit(name: str, images: Tensor, adversarial: Tensor, settings: AttackSettings) -> None:

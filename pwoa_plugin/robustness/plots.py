@@ -45,8 +45,7 @@ def accuracy_bars(reports: Mapping[str, Report], palette: Palette) -> Drawn:
     said = []
     colours = _colours(len(reports), palette)
     for i, (model, report) in enumerate(reports.items()):
-        columns = {"clean": (report.clean, *report.clean_interval)}
-        columns |= {name: (column.accuracy, *column.interval) for name, column in report.columns.items()}
+        columns = {name: (accuracy, *interval) for name, (accuracy, interval) in report.figures.items()}
         worst = report.worst_case
         places = [at for at, name in enumerate(names) if name in columns]
         values = [columns[names[at]] for at in places]

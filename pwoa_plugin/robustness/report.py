@@ -23,15 +23,15 @@ from pydantic import (
 from torch import Tensor
 
 from .._checked import Record, checked
-from .._files import read_bytes, write_text
+from .._files import read_json, write_text
+from .._notebook import fragment
+from .._text import visible
 from .._versions import installed_versions
 from ..errors import InputError
 from ..pages.table import Table
 from ..pages.text import interval_text
 from .alarm import Alarm
 from .statistics import Paired, paired, wilson_interval
-
-_MOST_BYTES = 500_000_000
 
 
 class Written(Record):
@@ -44,6 +44,9 @@ class Written(Record):
 
     formats: ClassVar[tuple[int, ...]] = ()
     model_config = ConfigDict(extra="ignore", arbitrary_types_allowed=True, ser_json_inf_nan="constants")
+
+    def __str__(self) -> str:
+        return repr(self)
 
     __eq__ = object.__eq__
     __hash__ = object.__hash__
@@ -72,9 +75,9 @@ class Written(Record):
         Raises:
             InputError: the file is missing, or holds something else.
         """
-        content = read_bytes(path, most=_MOST_BYTES)
+        content = read_json(path)
         try:
-            return cls.from_dict(json.loads(content))
+            return cls.from_dict(content)
         except ValueError as error:
             raise InputError(f"{os.fspath(path)}: {error}") from error
 
@@ -297,6 +300,12 @@ class Report(Written):
     def columns(self) -> dict[str, AttackReport]:
         return {**self.attacks, "worst case": self.worst_case}
 
+    @property
+    def figures(self) -> dict[str, tuple[float, tuple[float, float]]]:
+        """``clean`` and every column by name: accuracy and its 95 % interval."""
+        columns = {name: (column.accuracy, column.interval) for name, column in self.columns.items()}
+        return {"clean": (self.clean, self.clean_interval), **columns}
+
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values. Image by image, verdicts are a string of 1 (right) and 0."""
         content = self.model_dump(mode="json")
@@ -317,8 +326,19 @@ class Report(Written):
         """The accuracies as a Markdown table, with the setting above it, alarms and notes below."""
         lines = [str(self.config), "", *self.table().to_markdown()]
         said = [*(f"ALARM: {alarm}" for alarm in self.alarms or ()), *self.notes]
-        return "\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)]) + "\n"
+        return visible("\n".join([*lines, *([""] if said else []), *(f"- {line}" for line in said)])) + "\n"
+
+    def _repr_html_(self) -> str:
+        alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]
+        return fragment(f"{self.config}.", self.table(), [*alarms, *self.notes])
+
+    def __repr__(self) -> str:
+        worst, n_alarms = self.worst_case, len(self.alarms or ())
+        alarms = "" if self.alarms is None else f", {n_alarms} alarm{'s' * (n_alarms != 1)}"
+        found = f"clean {self.clean:.2%}, worst case {worst.accuracy:.2%} ({interval_text(*worst.interval)}){alarms}"
+        return visible(f"Report({self.config}; {', '.join(self.attacks)}; {found})")
 
     def __str__(self) -> str:
         alarms = [f"ALARM: {alarm}" for alarm in self.alarms or ()]
-        return "\n".join([str(self.config), self.table().to_text(), *alarms, *(f"note: {note}" for note in self.notes)])
+        notes = [f"note: {note}" for note in self.notes]
+        return visible("\n".join([str(self.config), self.table().to_text(), *alarms, *notes]))

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._files import write_tensors, write_text
+from .._files import parse_json, write_tensors, write_text
 from .._logits import logits_of
 from .._modes import modes_kept
 from .._random import seeded
+from ..errors import InputError
 from ..method.batches import Batches
 from ..method.callback import Callback, Status
 from ..method.perturbation import RADIUS_IMAGES, PerturbationConfig, largest_agreeing_radius
@@ -180,12 +181,13 @@ class Metrics(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without those that a killed process cut short."""
+    """The lines of a ``metrics.jsonl``, without what a killed process cut short."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                lines.append(json.loads(text))
+            with contextlib.suppress(InputError):
+                if isinstance(line := parse_json(text), dict) and {"event", "step"} <= line.keys():
+                    lines.append(line)
     return lines
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from typing import Unpack
 
 from torch import nn
 
-from .._digest import digest_of
+from .._digest import digest_of, digest_of_json
 from ..backends import backend_of
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import load_test
@@ -122,7 +120,7 @@ def _architecture(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn
 
 def _keep(folder: RunFolder, name: str, report: Report) -> None:
     config = report.config
-    settings = hashlib.sha256(json.dumps(config.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+    settings = digest_of_json(config.model_dump(mode="json"))
     file = f"{name}-eps{config.eps:.6g}-{config.n_images}-images-seed{config.seed}-{settings[:8]}.json"
     report.to_json(folder.robustness / file)
     folder.write_facts(robustness={**folder.read_facts().robustness, name: file})

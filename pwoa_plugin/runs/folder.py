@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checked import checked
-from .._files import write_text
-from .._text import one_line
+from .._files import read_json, write_text
 from ..config import ConfigError
 from ..errors import FileError, InputError, RunError
 from .report import RunFacts
@@ -29,11 +28,15 @@ class Folder:
         return str(self.path)
 
     @staticmethod
-    def read_json(path: Path) -> Any:
+    def read_json(path: Path) -> dict[str, Any]:
+        """The JSON object in a file of the folder."""
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError, OSError) as error:
-            raise FileError(f"{path}: is damaged ({one_line(error)})") from None
+            content = read_json(path)
+        except FileError as error:
+            raise FileError(f"{path}: is damaged ({str(error).removeprefix(f'{path}: ')})") from None
+        if not isinstance(content, dict):
+            raise FileError(f"{path}: is damaged (holds a {type(content).__name__}, no object)")
+        return content
 
     def check_empty(self, but: Path) -> None:
         """Refuse to write where something else is than ``but``, the file that a killed process may have left alone."""

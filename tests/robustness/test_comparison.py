@@ -109,6 +109,51 @@ def test_json_csv_and_markdown(compared: Comparison, tmp_path: Path) -> None:
             Comparison.from_dict(content | broken)
 
 
+def test_in_a_notebook_a_comparison_is_a_table_and_its_repr_is_short(compared: Comparison) -> None:
+    shown = compared._repr_html_()
+    assert all(text in shown for text in ("<table>", "&lt;b&gt;tenth", "beyond chance", "AutoAttack is not among"))
+    assert "<b>" not in shown
+    curve = compared.curves["dense"]
+    assert all(text in curve._repr_html_() for text in ("<table>", "PGD-3", "120 images", "0.05"))
+    for short in (repr(compared), repr(compared.broken[0]), repr(curve), str(curve)):
+        assert len(short) < 800
+        assert "tensor" not in short
+
+
+NAMES = ("=1+1", "\t@SUM(A1)", "+a", "-a", "\x1b[2J\u202ename", "[red]x[/]", "plain")
+
+
+def test_a_name_steers_no_terminal_no_page_and_no_spreadsheet(compared: Comparison) -> None:
+    evil = Comparison(
+        reports=dict.fromkeys(NAMES, compared.reports["dense"]),
+        weights=dict.fromkeys(NAMES, compared.weights["dense"]),
+        curves=dict.fromkeys(NAMES, compared.curves["dense"]),
+    )
+    rows = list(csv.reader(io.StringIO(evil.to_csv())))
+    assert [row[0] for row in rows[1:]] == [
+        "'=1+1", "'\t@SUM(A1)", "'+a", "'-a", r"\x1b[2J\u202ename", "[red]x[/]", "plain",
+    ]  # fmt: skip
+    for text in (str(evil), evil.to_markdown(), evil.to_html(), evil.to_csv(), evil.table().to_text()):
+        assert not set(text) & {"\x1b", "\u202e"}
+        assert "202e" in text
+
+
+def test_a_name_steers_no_progress(
+    model: nn.Module, held_out: Pair, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    for progress in (True, False):
+        how = {"attacks": "FGSM", "eps": 0.1, "sample": 8, "alarms": False, "progress": progress}
+        compare(dict.fromkeys(NAMES, model), held_out, **how)
+    shown = capsys.readouterr()
+    assert r"\x1b[2J\u202ename" in shown.err
+    assert "[red]x[/]" in shown.err
+    assert not set(shown.err + shown.out + caplog.text) & {"\x1b", "\u202e"}
+    with pytest.raises(ValueError, match=r"^\\x1b") as refused:
+        compare({"\x1b": nn.Identity()}, held_out, attacks="FGSM", eps=0.1, progress=False)
+    assert "\x1b" not in str(refused.value)
+
+
 def test_a_stored_comparison_of_format_1_is_read() -> None:
     path = Path(__file__).parent / "formats" / "comparison-1.json"
     old = json.loads(path.read_text())

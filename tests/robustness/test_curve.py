@@ -25,9 +25,9 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
         """Has no gradient once an image is far from where it was."""
 
         def forward(self, x: Tensor) -> Tensor:
-            far = (x - images[: len(x)]).abs().flatten(1).amax(1) > 0.15 if len(x) == len(images) else None
-            logits: Tensor = model(x)
-            return logits if far is None else torch.where(far[:, None], model(images), logits)
+            before = images[torch.cdist(x.detach().flatten(1), images.flatten(1)).argmin(1)]
+            far = (x - before).abs().flatten(1).amax(1) > 0.15
+            return torch.where(far[:, None], model(before), model(x))
 
     images, labels = held_out
     keep = (model.eval()(images).argmax(1) == labels).nonzero().squeeze(1)[:60]

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import random
 import runpy
 import signal
 import textwrap
 import time
+from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import numpy as np
 import processes
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pwoa_plugin._files import read_tensors, write_tensors
+from pwoa_plugin._files import write_tensors
+from pwoa_plugin._random import random_state
+from pwoa_plugin._sealed import write_sealed
 from pwoa_plugin.robustness import Report, evaluate
-from pwoa_plugin.robustness.journal import Journal
+from pwoa_plugin.robustness.journal import Ball, Journal
 
 Pair = tuple[Tensor, Tensor]
 
@@ -170,13 +175,56 @@ def test_a_mended_gradient_is_judged_anew(model: nn.Module, held_out: Pair, tmp_
     assert mended.worst_case.accuracy < blocked.worst_case.accuracy
 
 
-def test_a_damaged_random_state_changes_nothing(tmp_path: Path) -> None:
-    Journal(tmp_path).step("a", lambda: torch.ones(2))
-    (file,) = tmp_path.iterdir()
-    tensors, metadata = read_tensors(file, "step")
-    write_tensors(file, tensors | {"random.torch": torch.zeros(3, dtype=torch.uint8)}, metadata)
-    torch.manual_seed(5)
-    Journal(tmp_path).step("a", lambda: torch.zeros(2))
-    drawn = torch.rand(1)
-    torch.manual_seed(5)
-    assert torch.equal(drawn, torch.rand(1))
+BALL = Ball(torch.zeros(2, 1, 2, 2), 0.1, "Linf")
+
+
+def _write(path: Path, found: Tensor, **changed: object) -> None:
+    facts = {"step": f"{path.parent.name}/{path.stem}", "seconds": 1.0, "forwards": 2, "notes": [], "inside": True}
+    state = {f"random.{name}": value for name, value in random_state().items()}
+    tensors = {"found": found, **state, **{name: value for name, value in changed.items() if name.startswith("random")}}
+    write_sealed(path, tensors, facts | {k: v for k, v in changed.items() if k in facts}, "pwoa-step-1")
+
+
+DAMAGED: dict[str, Callable[[Path], None]] = {
+    "the random state": lambda path: _write(path, BALL.centres, **{"random.torch": torch.zeros(3, dtype=torch.uint8)}),
+    "numpy's": lambda path: _write(path, BALL.centres, **{"random.numpy": torch.full((626,), -(2**40))}),
+    "python's": lambda path: _write(path, BALL.centres, **{"random.python": torch.full((626,), 2**62)}),
+    "the shape": lambda path: _write(path, BALL.centres[:1]),
+    "the dtype": lambda path: _write(path, BALL.centres.double()),
+    "the ball": lambda path: _write(path, BALL.centres + 0.2),
+    "NaN": lambda path: _write(path, BALL.centres * torch.nan),
+    "another step": lambda path: _write(path, BALL.centres, step="elsewhere/b"),
+    "a fact": lambda path: _write(path, BALL.centres, notes=None),
+    "no checksum": lambda path: write_tensors(path, {"found": BALL.centres, **random_state()}, {"cost": "{}"}),
+    "no file of tensors": lambda path: path.write_text("[" * 100_000),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGED)
+def test_a_step_that_is_not_what_was_written_is_computed_again(
+    what: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.safetensors"
+    _write(path, BALL.centres)
+    assert Journal(tmp_path).step("a", lambda: BALL.centres + 0.05, ball=BALL).sum() == 0
+    DAMAGED[what](path)
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    assert Journal(tmp_path).step("a", lambda: BALL.centres + 0.05, ball=BALL).amax() == 0.05
+    assert "is damaged" in caplog.text
+    drawn = torch.rand(1).item(), np.random.rand(), random.random()
+    torch.manual_seed(5), np.random.seed(5), random.seed(5)
+    assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
+    assert Journal(tmp_path).step("a", lambda: BALL.centres, ball=BALL).amax() == 0.05
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_flipped_byte_changes_no_verdict(model: nn.Module, held_out: Pair, tmp_path: Path, seed: int) -> None:
+    how = {"attacks": ["PGD-3"], "eps": 0.3, "alarms": False, "progress": False, "batch_size": 4}
+    data = held_out[0][:8], held_out[1][:8]
+    whole = evaluate(model, data, **how, state=tmp_path)
+    draw = random.Random(seed)
+    file = draw.choice(sorted(tmp_path.rglob("*.safetensors")))
+    content = bytearray(file.read_bytes())
+    content[draw.randrange(len(content))] ^= draw.randrange(1, 256)
+    file.write_bytes(content)
+    assert same(whole, evaluate(model, data, **how, state=tmp_path))

@@ -177,7 +177,7 @@ def test_a_file_that_is_no_report_is_refused_by_name(report: Report, tmp_path: P
 
 def test_a_file_that_is_no_json_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match=r"bad\.json: Expecting"):
+    with pytest.raises(ValueError, match=r"bad\.json: is no usable JSON \(Expecting"):
         Report.from_json(tmp_path / "bad.json")
 
 
@@ -213,3 +213,14 @@ def test_eps_is_stated_in_its_units(report: Report, eps: float, pixel_range: tup
     content = report.to_dict()
     content["config"].update(eps=eps, pixel_range=list(pixel_range))
     assert text in str(Report.from_dict(content))
+
+
+def test_in_a_notebook_a_report_is_a_table_and_its_repr_is_one_line(report: Report) -> None:
+    shown = report._repr_html_()
+    assert all(text in shown for text in ("<table>", "87.50%", "a|b", "worst case"))
+    assert all(str(alarm.do).split("<")[0] in shown for alarm in report.alarms or ())
+    for short in (repr(report), repr(report.worst_case), str(report.worst_case), str(report.config)):
+        assert len(short) < 400
+        assert "tensor" not in short
+        assert "\n" not in short
+    assert "worst case 37.50%" in repr(report)

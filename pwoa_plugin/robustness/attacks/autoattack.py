@@ -24,7 +24,7 @@ from ..._pixels import positive_pixels
 from ..._random import seeded
 from ...errors import InputError
 from ..estimator import undisturbed
-from ..journal import Journal
+from ..journal import Ball, Journal
 from .base import Attack, AttackSettings, OnProgress, positive_int, project
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -249,14 +249,18 @@ def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal
         How many images each attack was given; it grows while they run.
     """
     attacks = dict(zip(STANDARD, (runner.apgd, runner.apgd_targeted, runner.fab, runner.square), strict=True))
-    n_stages = len(runner.attacks_to_run)
+    targets = runner.fab.n_target_classes
+    by_name = {"apgd-ce": 1, "apgd-t": targets, "fab-t": 2 * targets, "square": runner.square.n_queries / 300}
+    lengths = [by_name[name] for name in runner.attacks_to_run]  # how long a stage takes for one image, about
     given: dict[str, int] = {}
 
     def watched(stage: int, name: str, perturb: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
         seen = given.setdefault(name, 0)
-        found = journal.step(f"{stage}-{name}-{seen:08d}", partial(perturb, x, y), notes).to(x.device)
+        ball = Ball(x, runner.epsilon, runner.norm)
+        found = journal.step(f"{stage}-{name}-{seen:08d}", partial(perturb, x, y), notes, ball).to(x.device)
         given[name] += len(x)
-        on_progress((stage * n_images + given[name]) / n_stages)
+        before = sum(lengths[:stage]) * n_images
+        on_progress((before + lengths[stage] * given[name]) / sum(lengths))
         return found
 
     for stage, name in enumerate(runner.attacks_to_run):

@@ -20,7 +20,7 @@ from torch import Tensor
 from ..._random import seeded
 from ...errors import InputError, MissingPackageError
 from ..estimator import undisturbed
-from ..journal import Journal
+from ..journal import Ball, Journal
 
 NORMS = {"Linf": np.inf, "L2": 2}
 """Norms of the ball by name, with ART's value for each."""
@@ -158,7 +158,8 @@ class Attack(ABC):
         for start in range(0, len(images), settings.batch_size):
             stop = min(start + settings.batch_size, len(images))
             x, y = images[start:stop], labels[start:stop]
-            found = settings.journal.step(f"{start:08d}", partial(self._batch, attack, x, y))
+            ball = Ball(torch.from_numpy(x), settings.eps, settings.norm)
+            found = settings.journal.step(f"{start:08d}", partial(self._batch, attack, x, y), ball=ball)
             adversarial[start:stop] = found.numpy()
             on_progress(stop)
         return adversarial
