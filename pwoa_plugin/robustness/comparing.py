@@ -9,7 +9,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from ..errors import InputError
+from ..errors import FileError, InputError
 from .comparison import Broken, Comparison
 from .curve import Curve, draw_curve
 from .evaluation import check_model, judge_task
@@ -76,5 +76,7 @@ def _named(name: str) -> Iterator[None]:
     """Put a model's name before an error about it."""
     try:
         yield
+    except FileError:  # of the journal, not of the model
+        raise
     except InputError as error:
         raise InputError(f"{name}: {error}") from error

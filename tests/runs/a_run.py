@@ -72,7 +72,7 @@ def _made() -> str:
         for name, net in (("pruned", model), ("dense", dense))
     }
     content = {
-        "format": 2,
+        "format": 3,
         "name": "a run",
         "status": "finished",
         "started": "2026-01-02T03:04:05+00:00",
@@ -102,6 +102,9 @@ def _made() -> str:
         "validation": {"images": 40, "dense_clean": 0.35},
         "best": {"epoch": 3, "agreement": epochs[2]["agreement"], "clean": epochs[2]["clean"]},
         "robustness": robustness,
+        "other_evaluations": [],
+        "folder": "runs/a run",
+        "file_bytes": 7_000,
     }
     return json.dumps(content)
 

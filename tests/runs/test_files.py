@@ -22,7 +22,8 @@ def folder(finished: Path, tmp_path: Path) -> RunFolder:
 
 def test_the_report_is_that_of_the_files(folder: RunFolder) -> None:
     report = read_report(folder.path)
-    assert report == RunReport.from_dict(json.loads(folder.report.read_text()))
+    written = RunReport.from_dict(json.loads(folder.report.read_text()))
+    assert report == written.model_copy(update={"folder": str(folder)})  # the run was copied
     assert (report.name, report.status, report.granularity) == ("run", "finished", "unstructured")
     kept, weights = sum(layer.kept for layer in report.layers), sum(layer.weights for layer in report.layers)
     assert report.sparsity == pytest.approx(1 - kept / weights)
@@ -45,9 +46,15 @@ def test_what_is_damaged_is_named(folder: RunFolder) -> None:
     lines = folder.metrics.read_text().splitlines()
     broken = [re.sub(r'"sparsity": [0-9.e-]+', '"sparsity": 2', line) for line in lines]
     folder.metrics.write_text("\n".join(broken))
-    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(report\.epochs\.0\.sparsity: 2"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is damaged \(report\.epochs\.0\.sparsity: 2"):
         read_report(folder.path)
     folder.metrics.write_text("\n".join(lines))
-    folder.write_facts(robustness={"pruned": "missing.json"})
-    with pytest.raises(InputError, match=r"missing\.json: is damaged"):
-        read_report(folder.path)
+    folder.robustness.mkdir()
+    for text, said in (
+        ("", "Expecting value"),
+        ("{}", "report has format=None"),
+        ("[1]", r"evaluation\.report: \[1\]"),
+    ):
+        (folder.robustness / "pruned-eps0.3.json").write_text(text)
+        with pytest.raises(InputError, match=rf"pruned-eps0\.3\.json: is damaged \({said}"):
+            read_report(folder.path)

@@ -68,9 +68,11 @@ def test_states_are_newest_first_and_scratch_files_go(tmp_path: Path) -> None:
     folder.states_folder.mkdir()
     for step in (9, 100, 20):
         folder.state_at(step).touch()
-    (folder.states_folder / ".a.tmp").touch()
+    (folder.states_folder / ".a.0123abcd.tmp").touch()
+    (folder.states_folder / ".a.0123abcd-17-0123abcd.tmp").touch()
     assert folder.states() == [folder.state_at(step) for step in (100, 20, 9)]
-    folder.clear_scratch()
+    with folder.locked():
+        pass
     assert len(list(folder.states_folder.iterdir())) == 3
 
 

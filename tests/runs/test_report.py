@@ -19,7 +19,7 @@ from .a_run import content, unfinished
 def test_round_trip() -> None:
     for made in (content(), unfinished()):
         report = RunReport.from_dict(made)
-        assert report.to_dict() == made | {"verdict": report.verdict, "remarks": report.remarks}
+        assert report.to_dict() == made | {name: getattr(report, name) for name in RunReport.derived}
         assert RunReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
@@ -27,8 +27,9 @@ def test_format_1_is_still_read() -> None:
     old = json.loads((Path(__file__).parent / "report-format-1.json").read_text())
     assert old["format"] == 1
     report = RunReport.from_dict(old)
-    written = report.to_dict()
-    assert {key: value for key, value in written.items() if key not in ("verdict", "remarks")} == old | {"format": 2}
+    added = {"format": 3, "other_evaluations": [], "folder": "", "file_bytes": None}
+    written = {key: value for key, value in report.to_dict().items() if key not in RunReport.derived}
+    assert written == old | added
     assert report.epochs[0].terms.keys() == {"distillation", "features", "hsic_x", "hsic_y"}
     assert f"{old['residual']:.4g}" in to_markdown(report)
 
@@ -49,9 +50,9 @@ def test_robustness_comes_back_as_reports() -> None:
         ({}, "the prefix module. was taken off"),
         ({"status": "failed"}, "The run is failed"),
         ({"validation": None, "best": None}, "No epoch was validated"),
-        ({"robustness": {}}, "Not judged yet: pwoa evaluate FOLDER --eps 0.15"),
+        ({"robustness": {}}, "Not judged yet: pwoa evaluate 'runs/a run' --eps 0.15"),
         ({"config": {"eps": 0.05}}, "Pruned for eps = 0.05, judged at eps = 0.15"),
-        ({"config": {}, "robustness": {}}, "pwoa evaluate FOLDER --eps EPS"),
+        ({"config": {}, "robustness": {}}, "pwoa evaluate 'runs/a run' --eps EPS"),
     ],
 )
 def test_a_reader_is_warned(change: dict[str, Any], said: str) -> None:
@@ -98,7 +99,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("format",), 3, "report.format"),
+        (("format",), 4, "report.format"),
         (("status",), "done", "report.status"),
         (("seconds",), "5", "report.seconds"),
         (("seconds",), float("nan"), "report"),
