@@ -40,11 +40,7 @@ def read_report(path: str | os.PathLike[str], status: Status | None = None) -> R
     ]
     weights = sum(layer.weights for layer in facts.layers)
     content = {
-        **{
-            key: value
-            for key, value in facts.to_dict().items()
-            if key in RunReport.model_fields and key != "robustness"
-        },
+        **facts.model_dump(mode="json", include=RunReport.model_fields.keys() - {"robustness"}),
         "name": folder.path.resolve().name,
         "folder": str(folder),
         "status": status or facts.status,

@@ -110,7 +110,7 @@ def test_the_folder_of_a_run(finished: Path, config: PwoAConfig) -> None:
     )
     for file in ("report.json", "report.md", "report.html", "best.safetensors", "plots/loss.png"):
         assert (finished / file).stat().st_size > 0
-    assert len(list((finished / "states").iterdir())) == 1
+    assert [path.stem for path in RunFolder(finished).states()] == ["step-000000009", "step-000000003"]
     assert not list(finished.rglob("*.tmp"))
 
 
