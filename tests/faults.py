@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import os
 import random
@@ -31,6 +33,36 @@ def killed_at_write(number: int, done: bool, target: Callable[..., Any], *args: 
 
     os.replace = killing
     return target(*args, **kwargs)
+
+
+def killed_when_writing(name: str, target: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call ``target`` in a process that is killed when the file ``name`` is about to take its place."""
+    replace = os.replace
+
+    def killing(source: Any, to: Any) -> None:
+        if Path(to).name == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(source, to)
+
+    os.replace = killing
+    return target(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def full_disk(ending: str) -> Iterator[None]:
+    """No file whose name ends so can be written any more."""
+    replace = os.replace
+
+    def failing(source: Any, to: Any) -> None:
+        if str(to).endswith(ending):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        replace(source, to)
+
+    os.replace = failing
+    try:
+        yield
+    finally:
+        os.replace = replace
 
 
 def damaged(content: bytes, draws: random.Random) -> bytes:

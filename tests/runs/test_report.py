@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages.parsed import Page
 
-from pwoa_plugin.runs.rendering import to_markdown
-from pwoa_plugin.runs.report import RunReport
+from pwoa_plugin.runs.plots import drawings
+from pwoa_plugin.runs.rendering import to_html, to_markdown
+from pwoa_plugin.runs.report import RunReport, headline
 
 from .a_run import content, unfinished
 
@@ -189,3 +191,52 @@ def test_alarms_are_among_the_remarks() -> None:
     made = content()
     made["robustness"]["pruned"]["alarms"] = [{"name": "zero-gradients", "saw": "On 9 of 9 images", "do": "Look"}]
     assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "converged"),
+    [
+        ({"residual": 0.1}, True),
+        ({"residual": 0.5}, False),
+        ({"residual": 0.1, "granularity": "structured", "config": {"admm": {"rho_max": 1e9}}}, False),
+        ({"residual": 0.1, "granularity": "structured", "config": {"admm": {"rho_max": 1e-9}}}, True),
+        ({"residual": None}, None),
+    ],
+)
+def test_whether_admm_has_converged_is_said(change: dict[str, Any], converged: bool | None) -> None:
+    report = RunReport.from_dict(content() | change)
+    assert report.admm_converged is report.to_dict()["admm_converged"] is converged
+    assert any("ADMM had not converged" in said for said in report.warnings) == (converged is False)
+    text = to_markdown(report)
+    assert ("it had converged" in text, "it had not converged" in text) == (converged is True, converged is False)
+
+
+def test_a_chart_without_admm_does_not_name_it() -> None:
+    made = content()
+    assert drawings(RunReport.from_dict(made))["admm"][0] == "ADMM residual and sparsity"
+    for epoch in made["epochs"]:
+        epoch["residual"] = None
+    assert drawings(RunReport.from_dict(made))["admm"][0] == "Sparsity"
+
+
+def test_the_bytes_of_the_file_and_those_of_a_sparse_format_are_told_apart() -> None:
+    made = content() | {"file_bytes": 829_992}
+    report = RunReport.from_dict(made)
+    said = (
+        f"Its file holds the zeros and has 829,992 bytes; a sparse format would have {made['size']['sparse_bytes']:,} "
+    )
+    for text in (headline(report)[0], to_markdown(report).replace("\\", "")):
+        assert said.split("; ")[0] in text
+        assert "a sparse format would have" in text
+    assert "become" not in headline(report)[0]
+
+
+def test_information_is_no_warning() -> None:
+    made = content()
+    made["layers"][2]["dense_because"] = "columns are no multiple of 4"
+    report = RunReport.from_dict(made)
+    assert report.remarks == report.warnings + report.information
+    assert report.information == ["Left dense: fc2 (columns are no multiple of 4).", made["model"]["notes"][0]]
+    page = Page(to_html(report))
+    sections = [attrs.get("class") for tag, attrs in page.tags if tag == "section"]
+    assert sections.index("remarks") + 1 == sections.index("information")
