@@ -207,7 +207,8 @@ class _Judging(Command):
 
     def _until_stopped(self, line: list[str], judge: Callable[[], int]) -> int:
         """The status of ``judge``; after Ctrl-C, how to go on is said."""
-        from ..runs.stopping import Stopped, stopping_at_once
+        from ..runs.callbacks import Stopped
+        from ..runs.stopping import stopping_at_once
 
         try:
             with stopping_at_once():

@@ -314,7 +314,7 @@ def test_without_a_signal_the_first_epoch_is_lost_at_most(
 
 
 def test_what_is_refused_before_the_first_step_leaves_no_folder(trained: Any, tmp_path: Path) -> None:
-    settings = PwoAConfig(sparsity=0.7, train_loader=(torch.rand(64, 1, 9, 9), torch.zeros(64).long()), eps=0.1)
+    settings = PwoAConfig(sparsity=0.7, train_loader=(torch.rand(64, 1, 12, 12), torch.zeros(64).long()), eps=0.1)
     with pytest.raises(ValueError, match="does not"):
         prune(settings, tmp_path / "a" / "b", model=trained, callbacks=[])
     assert not list(tmp_path.iterdir())

@@ -222,12 +222,8 @@ def test_a_chart_without_admm_does_not_name_it() -> None:
 def test_the_bytes_of_the_file_and_those_of_a_sparse_format_are_told_apart() -> None:
     made = content() | {"file_bytes": 829_992}
     report = RunReport.from_dict(made)
-    said = (
-        f"Its file holds the zeros and has 829,992 bytes; a sparse format would have {made['size']['sparse_bytes']:,} "
-    )
-    for text in (headline(report)[0], to_markdown(report).replace("\\", "")):
-        assert said.split("; ")[0] in text
-        assert "a sparse format would have" in text
+    for text in (headline(report)[0], to_markdown(report)):
+        assert "Its file holds the zeros and has 829,992 bytes; a sparse format would have " in text
     assert "become" not in headline(report)[0]
 
 
