@@ -90,8 +90,8 @@ class Folder:
 
     def _unmake(self) -> None:
         """Remove the folders that `_make` made, if they are empty."""
-        with contextlib.suppress(OSError):
-            for folder in self._made:
+        for folder in self._made:
+            with contextlib.suppress(OSError):
                 folder.rmdir()
         self._made = [folder for folder in self._made if folder.exists()]
 
@@ -130,8 +130,6 @@ class Folder:
         """Remove these files and the lock, and the folders that were made for them if they are empty then."""
         for file in (*files, self.lock):
             file.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            self.path.rmdir()
         self._unmake()
 
 

@@ -141,11 +141,11 @@ def test_damaged_states(config: PwoAConfig, finished: Path, tmp_path: Path) -> N
     draws, counts = random.Random(0), {"resumed": 0, "told": 0}
     before, out = tmp_path / "before", tmp_path / "run"
     assert kill(prune, config, before, at=(11, True), callbacks=[], save_every=0.0)
-    assert len(RunFolder(before).states()) == 2
+    assert len(RunFolder(before).states()) > 1
     for i in range(20):
         shutil.rmtree(out, ignore_errors=True)
         shutil.copytree(before, out)
-        for path in RunFolder(out).states()[: 1 + i % 4 // 3]:
+        for path in RunFolder(out).states()[: 1 if i % 4 else None]:
             path.write_bytes(faults.damaged(path.read_bytes(), draws))
         said = ""
         try:
@@ -171,7 +171,7 @@ def is_told_or_done(result: tuple[int, str, str]) -> bool:
     return status != 0
 
 
-def test_damaged_files_of_a_run(finished: Path, pwoa: Run, tmp_path: Path) -> None:
+def test_damaged_files_of_a_run(finished: Path, config_file: Path, pwoa: Run, tmp_path: Path) -> None:
     judged, run = tmp_path / "judged", tmp_path / "run"
     shutil.copytree(finished, judged)
     how = ["--attacks", "FGSM", "--images", 5, "--quiet"]
@@ -189,6 +189,8 @@ def test_damaged_files_of_a_run(finished: Path, pwoa: Run, tmp_path: Path) -> No
         refused = is_told_or_done(pwoa("show", run))
         if i % 4 == 0:
             refused |= is_told_or_done(pwoa("evaluate", run, *how))
+        if i % 6 == 1:
+            refused |= is_told_or_done(pwoa("prune", config_file, "--out", run, "--resume", "--quiet"))
         told += refused
     assert told > 100
     say(300, f"damaged files of a run ({told} told in one line)")
