@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,15 @@ from torch import nn
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.runs.size import size_report
+
+
+def with_real_images(finished: Path, to: Path) -> Path:
+    """A copy of a finished run that is judged on images that its dense network classifies well."""
+    shutil.copytree(finished, to)
+    config = to / "config.yaml"
+    config.write_text(config.read_text().replace("name: mnist,", "name: mnist-sample,"))
+    assert "mnist-sample" in config.read_text()
+    return to
 
 
 class Accuracy(Callback):

@@ -30,6 +30,8 @@ from pwoa_plugin.runs.files import read_report
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 
+from .a_run import with_real_images
+
 pytestmark = pytest.mark.slow
 
 Run = Callable[..., tuple[int, str, str]]
@@ -80,17 +82,18 @@ def verdicts(run: Path) -> dict[str, list[torch.Tensor]]:
 
 def test_evaluate_killed_at_every_write_and_at_random(finished: Path, tmp_path: Path) -> None:
     how = ["--attacks", "PGD-5", "PGD-6", "--dense", "--images", "12", "--batch-size", "4", "--quiet"]
-    shutil.copytree(finished, tmp_path / "whole")
+    judged = with_real_images(finished, tmp_path / "judged")
+    shutil.copytree(judged, tmp_path / "whole")
     started = time.perf_counter()
     assert processes_end(main, ["evaluate", str(tmp_path / "whole"), *how]) == 0
     length = time.perf_counter() - started
     expected = verdicts(tmp_path / "whole")
     draws, kills = random.Random(0), 0
-    moments: list[float | tuple[int, bool]] = [(number, number % 2 == 0) for number in range(1, 23)]
-    for at in moments + [draws.uniform(0, length) for _ in range(10)]:
+    moments: list[float | tuple[int, bool]] = [(number, number % 4 == 1) for number in range(1, 24, 2)]
+    for at in moments + [draws.uniform(0, length) for _ in range(6)]:
         run = tmp_path / "run"
         shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(finished, run)
+        shutil.copytree(judged, run)
         kills += kill(main, ["evaluate", str(run), *how], at=at)
         assert main(["evaluate", str(run), *how]) == 0
         again = verdicts(run)
@@ -99,7 +102,7 @@ def test_evaluate_killed_at_every_write_and_at_random(finished: Path, tmp_path: 
         assert read_report(run).judged.keys() == {"pruned", "dense"}
         assert not faults.scratch_files(run)
         assert not (run / "robustness" / "state").exists()
-    assert kills > 25
+    assert kills > 12
     say(kills, "kills of evaluate")
 
 
@@ -109,13 +112,11 @@ def processes_end(target: Callable[..., Any], *args: Any) -> int | None:
     return process.exitcode
 
 
-def test_compare_killed_at_every_write_and_at_random(
-    tmp_path: Path, mnist_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_compare_killed_at_every_write_and_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save_file(robust_lenet().state_dict(), "dense.safetensors")
-    command = ["compare", "dense.safetensors", "other=shipped:robust_lenet_mnist", "--arch", "lenet", "--data", "mnist"]
-    command += ["--data-root", str(mnist_root), "--eps", "0.3", "--attacks", "PGD-5", "--sample", "8", "--quiet"]
+    command = ["compare", "dense.safetensors", "other=shipped:robust_lenet_mnist", "--arch", "lenet", "--data"]
+    command += ["mnist-sample", "--eps", "0.3", "--attacks", "PGD-5", "--sample", "8", "--quiet"]
     command += ["--batch-size", "4", "--out"]
     started = time.perf_counter()
     assert processes_end(main, [*command, "whole"]) == 0
@@ -123,7 +124,7 @@ def test_compare_killed_at_every_write_and_at_random(
     whole = Comparison.from_json("whole/comparison.json")
     draws, kills = random.Random(0), 0
     moments: list[float | tuple[int, bool]] = [(number, number % 2 == 0) for number in range(1, 16)]
-    for at in moments + [draws.uniform(0, length) for _ in range(10)]:
+    for at in moments + [draws.uniform(0, length) for _ in range(6)]:
         shutil.rmtree("out", ignore_errors=True)
         kills += kill(main, [*command, "out"], at=at)
         assert main([*command, "out"]) == 0

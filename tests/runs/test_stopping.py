@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +16,17 @@ import pytest
 from pwoa_plugin.runs.callbacks import Stopped
 from pwoa_plugin.runs.stopping import stopping_at_once
 
+from .a_run import with_real_images
+
 Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def commands(finished: Path, tmp_path: Path, mnist_root: Path) -> dict[str, list[str]]:
+def commands(finished: Path, tmp_path: Path) -> dict[str, list[str]]:
     """Ways to judge a run, in its own folder and in another one."""
-    shutil.copytree(finished, tmp_path / "run")
-    compare = ["compare", str(tmp_path / "run"), "dense=shipped:robust_lenet_mnist", "--arch", "lenet"]
-    compare += ["--data-root", str(mnist_root), "--out", str(tmp_path / "out")]
-    return {"evaluate": ["evaluate", str(tmp_path / "run")], "compare": compare}
+    run = str(with_real_images(finished, tmp_path / "run"))
+    compare = ["compare", run, "dense=shipped:robust_lenet_mnist", "--arch", "lenet", "--out", str(tmp_path / "out")]
+    return {"evaluate": ["evaluate", run, "--dense"], "compare": compare}
 
 
 @pytest.mark.parametrize("name", ["evaluate", "compare"])
@@ -77,7 +77,7 @@ def test_the_second_signal_ends_the_process(number: signal.Signals) -> None:
 def test_a_full_disk_is_status_1_and_the_same_command_goes_on(
     commands: dict[str, list[str]], name: str, file: str, pwoa: Run
 ) -> None:
-    command = [*commands[name], "--attacks", "FGSM", "--sample", "5", "--quiet"]
+    command = [*commands[name], "--attacks", "PGD-2", "--sample", "5", "--quiet"]
     with faults.full_disk(file):
         status, out, err = pwoa(*command)
     assert (status, out) == (1, "")
