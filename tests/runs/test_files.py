@@ -58,3 +58,17 @@ def test_what_is_damaged_is_named(folder: RunFolder) -> None:
         (folder.robustness / "pruned-eps0.3.json").write_text(text)
         with pytest.raises(InputError, match=rf"pruned-eps0\.3\.json: is damaged \({said}"):
             read_report(folder.path)
+
+
+def test_the_hint_to_judge_names_the_folder_and_the_network_of_ones_own(folder: RunFolder) -> None:
+    assert read_report(folder.path).not_judged == f"Not judged yet: pwoa evaluate {folder} --eps 0.3"
+    facts = json.loads(folder.facts.read_text())
+    folder.write_facts(model=facts["model"] | {"arch": "mynet:Tiny"})
+    assert f"pwoa evaluate {folder} --arch mynet:Tiny --eps 0.3" in read_report(folder.path).not_judged
+
+
+def test_lines_of_the_metrics_that_are_damaged_are_left_out(folder: RunFolder) -> None:
+    whole = read_report(folder.path)
+    with folder.metrics.open("a") as file:
+        file.write('null\n[1]\n3\n{}\n{"event": "epoch"}\n{"event": "epoch", "step": true, "epoch": 1}\n{"event": "st')
+    assert read_report(folder.path) == whole
