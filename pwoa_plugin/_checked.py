@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import (
     BaseModel,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     TypeAdapter,
     ValidationError,
@@ -20,6 +21,10 @@ from ._text import one_line, short
 from .errors import InputError
 
 T = TypeVar("T")
+
+# Bounded, so that what a file says can be summed, divided and drawn.
+Amount = Annotated[int, Field(ge=0, le=2**53)]
+Measure = Annotated[float, Field(ge=0, le=1e100)]
 
 
 class Record(BaseModel):

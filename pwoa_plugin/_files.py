@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
+import platform
+import re
 import secrets
+import stat
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._text import one_line
-from .errors import FileError, InputError, MissingFileError
+from .errors import DiskFullError, FileError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# The name of a scratch file: the target's, the machine and the process that write it, and a random part.
+_SCRATCH = re.compile(r"\.(?P<target>.+)\.(?:(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-)?[0-9a-f]{8}\.tmp")
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "the file would be larger than is allowed",
+}
 
 
 @contextmanager
@@ -23,12 +37,15 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A scratch file beside ``path`` to write to; on leaving it takes the place of ``path`` in one move.
 
     Where the body raises, ``path`` is as it was. What was written is on the disk before the move, so that a crash
-    leaves the old file or the new one. Missing folders are made. An OSError becomes a FileError.
+    leaves the old file or the new one. Scratch files of ``path`` that a killed process left are removed. Missing
+    folders are made. An OSError becomes a FileError; a `DiskFullError` where space is what is missing.
     """
     target = Path(path)
-    scratch = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    owner = f"{_machine()}-{os.getpid()}"
+    scratch = target.with_name(f".{target.name}.{owner}-{secrets.token_hex(4)}.tmp")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        clear_scratch(target.parent, target.name)
         scratch.touch(exist_ok=False)
         mode = scratch.stat().st_mode  # what the umask gives; some writers make files for their owner alone
         yield scratch
@@ -40,18 +57,68 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     except FileError:
         raise
     except OSError as error:
-        raise FileError(f"{target}: cannot be written ({error.strerror or one_line(error)})") from error
+        raise unwritable(target, error) from error
     finally:
         with contextlib.suppress(OSError):
             scratch.unlink(missing_ok=True)
+
+
+def unwritable(path: str | os.PathLike[str], error: Exception) -> FileError:
+    """What to raise where ``path`` cannot be written, because of an OSError or of what a library made of one."""
+    number = getattr(error, "errno", None)
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors' texts
+        number = int(found[1])
+    if number in _FULL:
+        return DiskFullError(
+            f"{os.fspath(path)}: cannot be written ({_FULL[number]}); free some space, and run the same again"
+        )
+    reason = os.strerror(number) if number else one_line(error)
+    return FileError(f"{os.fspath(path)}: cannot be written ({reason}); give a place that can be written to")
+
+
+def is_scratch(path: Path) -> bool:
+    """Whether a file's name is that of a scratch file of `replaced_whole`."""
+    return _SCRATCH.fullmatch(path.name) is not None
+
+
+def clear_scratch(folder: Path, name: str) -> None:
+    """Remove the scratch files of the file ``name`` whose process has ended; others may still be written."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            found = _SCRATCH.fullmatch(entry.name) if entry.name.endswith(".tmp") else None
+            if found and found["target"] == name and found["machine"] == _machine() and _ended(int(found["process"])):
+                with contextlib.suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
+
+
+def _ended(process: int) -> bool:
+    """Whether a process of this machine has ended; False where that cannot be known."""
+    if os.name != "posix" or process > 2**31 - 1:
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
     """The content of a file that the user named, of at most ``most`` bytes."""
     file = Path(path)
     try:
-        size = file.stat().st_size
+        status = file.stat()
+        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero never ends
+            raise FileError(f"{file}: is a device; give a file")
+        size = status.st_size
         content = file.read_bytes() if size <= most else None
+    except FileError:
+        raise
     except FileNotFoundError:
         raise MissingFileError(f"{file}: no such file") from None
     except OSError as error:
@@ -110,7 +177,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], m
         with replaced_whole(path) as scratch:
             save_file(whole, scratch, metadata=dict(metadata))
     except SafetensorError as error:  # what safetensors makes of the disk's errors
-        raise FileError(one_line(error)) from error
+        raise unwritable(path, error) from error
 
 
 def read_tensors(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Tensor], dict[str, str]]:

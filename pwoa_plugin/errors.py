@@ -32,3 +32,7 @@ class TrainingError(PwoAError, RuntimeError):
 
 class RunError(PwoAError, RuntimeError):
     """A run cannot go on where it is (the disk is full, the folder is in use)."""
+
+
+class DiskFullError(RunError, FileError):
+    """A file cannot be written, because the disk or the quota is full. A run cannot go on, and nothing is lost."""

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from pwoa_plugin._files import read_json, read_tensors, replaced_whole, write_tensors, write_text
-from pwoa_plugin.errors import FileError, InputError, MissingFileError
+from pwoa_plugin._files import (
+    is_scratch,
+    read_json,
+    read_tensors,
+    replaced_whole,
+    unwritable,
+    write_tensors,
+    write_text,
+)
+from pwoa_plugin.errors import DiskFullError, FileError, InputError, MissingFileError, RunError
 
 
 def test_a_body_that_raises_leaves_the_old_file(tmp_path: Path) -> None:
@@ -70,3 +81,51 @@ def test_what_is_no_json_is_named_in_one_line(content: bytes, tmp_path: Path) ->
         read_json(path, most=len(content) - 1)
     with pytest.raises(MissingFileError):
         read_json(tmp_path / "b.json")
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "said"),
+    [
+        (errno.ENOSPC, DiskFullError, r"a\.txt: cannot be written \(the disk is full\); free some space"),
+        (errno.EDQUOT, DiskFullError, r"a\.txt: cannot be written \(the quota is used up\); free some space"),
+        (errno.EACCES, FileError, r"a\.txt: cannot be written \(Permission denied\); give a place"),
+        (errno.EROFS, FileError, r"a\.txt: cannot be written \(Read-only file system\); give a place"),
+    ],
+)
+def test_a_failed_write_names_the_file_and_the_cure(
+    number: int, kind: type[Exception], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    for write in (lambda path: write_text(path, "text"), lambda path: write_tensors(path, {}, {})):
+        with pytest.raises(kind, match=said) as refused:
+            write(tmp_path / "a.txt")
+        assert isinstance(refused.value, RunError) == (kind is DiskFullError)
+        assert "tmp" not in str(refused.value).replace(str(tmp_path), "")
+    assert os.listdir(tmp_path) == []
+
+
+def test_what_safetensors_makes_of_a_full_disk_is_known() -> None:
+    error = unwritable("a", ValueError("I/O error: No space left on device (os error 28)"))
+    assert str(error) == "a: cannot be written (the disk is full); free some space, and run the same again"
+    assert str(unwritable("a", ValueError("odd"))).startswith("a: cannot be written (odd);")
+
+
+def test_scratch_files_of_ended_processes_go_and_others_stay(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    ended = subprocess.Popen([sys.executable, "-c", "pass"])
+    ended.wait()
+    with replaced_whole(path) as mine:
+        left = mine.with_name(mine.name.replace(f"-{os.getpid()}-", f"-{ended.pid}-"))
+        others = [left.with_name(left.name.replace("a.html", "b.html")), tmp_path / ".a.html.tmp", tmp_path / "a.tmp"]
+        elsewhere = left.with_name(f".a.html.00000000-{ended.pid}-00000000.tmp")  # another machine's
+        for file in (left, elsewhere, *others):
+            file.touch()
+        write_text(path, "first")
+        assert mine.exists()
+        assert not left.exists()
+    assert sorted(tmp_path.iterdir()) == sorted([path, elsewhere, *others])
+    assert is_scratch(left)
+    assert not is_scratch(tmp_path / ".a.html.tmp")

@@ -6,6 +6,7 @@ import json
 import shlex
 import sys
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -204,6 +205,18 @@ class _Judging(Command):
         """Those of these options that were given, as keywords of `judge` and `judge_networks`."""
         return {name: value for name in names if (value := getattr(self, name)) is not None}
 
+    def _until_stopped(self, line: list[str], judge: Callable[[], int]) -> int:
+        """The status of ``judge``; after Ctrl-C, how to go on is said."""
+        from ..runs.callbacks import Stopped
+        from ..runs.stopping import stopping_at_once
+
+        try:
+            with stopping_at_once():
+                return judge()
+        except Stopped as stopped:
+            sys.stderr.write(f"stopped; finished batches are kept; go on with: {shlex.join(line)}\n")
+            return 128 + stopped.signal
+
     def _judge_together(self, networks: list[str], protocol: str | None) -> int:
         if self.curve_attack and not self.curve:
             raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
@@ -242,16 +255,18 @@ class Evaluate(_Judging):
         if not in_its_folder and self.dense:
             raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         if not in_its_folder:
-            return self._judge_together([self.network], self.protocol or (None if self.attacks else "paper"))
+            protocol = self.protocol or (None if self.attacks else "paper")
+            return self._until_stopped(line, lambda: self._judge_together([self.network], protocol))
         for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} does not go with a run in its own folder; give --out as well")
         _set_up_logging(self.quiet, self.json)
-        return self._judge_run()
+        return self._until_stopped(line, self._judge_run)
 
     def _judge_run(self) -> int:
         from ..runs.evaluate import judge
+        from ..runs.folder import RunFolder
 
         if self.arch and len(self.arch) > 1:
             raise InputError(f"--arch {' '.join(self.arch)}: a run has one network; give one")
@@ -268,6 +283,8 @@ class Evaluate(_Judging):
                 _write_json("judged", network=name, **report.to_dict())
             else:
                 sys.stdout.write(f"{name}: {report}\n")
+        if not self.quiet and not self.json:
+            sys.stderr.write(f"Its report is {RunFolder(self.network).page}\n")
         return 0
 
 
@@ -284,7 +301,7 @@ class Compare(_Judging):
     ]
 
     def run(self, line: list[str]) -> int:
-        return self._judge_together(self.networks, self.protocol)
+        return self._until_stopped(line, lambda: self._judge_together(self.networks, self.protocol))
 
 
 @dataclass(kw_only=True)

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from .snapshot import Snapshot, copy_into
 
+#: ADMM has converged where its primal residual ``|W - Z| / |W|`` is no larger.
+LARGEST_RESIDUAL = 0.3
+
 #: For each name, a function from a tensor of its weight's shape to the boolean mask of its projection; or one function
 #: from all tensors by name to all masks, where weights are projected together.
 Projections = Mapping[str, Callable[[Tensor], Tensor]] | Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]

@@ -73,7 +73,7 @@ def _markdown(part: Part) -> list[str]:
         case Plots():
             return [line for inner in part.beside for line in _markdown(inner)]
         case Folded():
-            return _markdown(part.part)
+            return [f"{markdown_plain(part.summary)}:", "", *_markdown(part.part)]
 
 
 def show_sections(sections: Iterable[Section], console: Console) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .._text import visible
-from ..errors import InputError
+from ..errors import FileError, InputError
 from .comparison import Broken, Comparison
 from .cost import Cost, announce, cost_text, costs_of, total
 from .curve import Curve, draw_curve
@@ -85,5 +85,7 @@ def _named(name: str) -> Iterator[None]:
     """Put a model's name before an error about it."""
     try:
         yield
+    except FileError:  # of the journal, not of the model
+        raise
     except InputError as error:
         raise InputError(f"{visible(name)}: {error}") from error

@@ -78,7 +78,7 @@ class Written(Record):
         content = read_json(path)
         try:
             return cls.from_dict(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{os.fspath(path)}: {error}") from error
 
 
@@ -192,9 +192,9 @@ class Config(Record):
 
     @property
     def eps_text(self) -> str:
-        """eps, as a number of 8-bit grey levels where it is a whole number of them in (0, 1)."""
+        """eps, as a number of 8-bit grey levels in (0, 1) where it is a whole one and no short decimal, as 0.2."""
         levels = round(255 * self.eps, 6)
-        if self.pixel_range == (0.0, 1.0) and levels == int(levels) and 0 < levels < 255:
+        if self.pixel_range == (0.0, 1.0) and levels == int(levels) and 0 < levels < 255 and levels % 51:
             return f"{int(levels)}/255"
         return f"{self.eps:.6g}" + ("" if self.pixel_range == (0.0, 1.0) else f" in {list(self.pixel_range)}")
 

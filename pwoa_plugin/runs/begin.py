@@ -24,7 +24,9 @@ _FREE = {"progress", "device", "data.root", "data.download", "data.workers", "mo
 def is_begun(folder: RunFolder, resume: bool) -> bool:
     """Whether a run in this folder is to be resumed; refuses a folder of other files, or a run without ``resume``."""
     if not folder.exists():
-        folder.check_empty(but=folder.config)
+        folder.check_out(but=folder.config)
+        if resume:
+            _logger.info("%s holds no run yet; starting one", folder)
         return False
     computed = bool(folder.states()) or folder.read_facts().status == "finished"
     if computed and not resume:
@@ -88,4 +90,5 @@ def last_good_state(folder: RunFolder) -> Snapshot | None:
         return state
     if reasons:
         raise RunError(f"no state can be read ({reasons[0]}); start again with another --out")
+    _logger.warning("%s: no state was saved yet; starting over", folder)
     return None

@@ -148,15 +148,14 @@ class Metrics(Callback):
             if line["step"] <= resumed_at and (line["event"] == "step" or line["epoch"] <= epochs_done)
         ]
         self._last_step = max((line["step"] for line in kept if line["event"] == "step"), default=0)
-        write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+        with folder.writing():
+            write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_start(self, status: Status) -> None:
         judged = self.validation
-        self.folder.write_facts(
-            radius=self.run.radius,
-            hidden_layers=self.run.hidden_layers,
-            validation={"images": judged.images, "dense_clean": judged.dense_clean} if judged else None,
-        )
+        validation = {"images": judged.images, "dense_clean": judged.dense_clean} if judged else None
+        with self.folder.writing():
+            self.folder.write_facts(radius=self.run.radius, hidden_layers=self.run.hidden_layers, validation=validation)
 
     def _write(self, line: dict[str, Any]) -> None:
         with self.folder.writing(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
@@ -181,20 +180,27 @@ class Metrics(Callback):
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without what a killed process cut short."""
+    """The lines of a ``metrics.jsonl``, without those that are damaged, as a killed process leaves them."""
     lines: list[dict[str, Any]] = []
     if path.exists():
         for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(InputError):
-                if isinstance(line := parse_json(text), dict) and {"event", "step"} <= line.keys():
+                line = parse_json(text)
+                if isinstance(line, dict) and _is_whole(line):
                     lines.append(line)
     return lines
+
+
+def _is_whole(line: dict[str, Any]) -> bool:
+    counts = [line.get(name) for name in ("step", "epoch")]
+    return line.get("event") in ("step", "epoch") and all(type(count) is int for count in counts)
 
 
 class SaveStates(Callback):
     """Saves the state every ``every`` seconds (0: after every step), at the end, and on a signal to stop.
 
-    Where saving is slow, states are further apart, so that it takes at most a twentieth of the time.
+    The first epoch's end has one saved, too, if there is none yet. Where saving is slow, states are further apart, so
+    that it takes at most a twentieth of the time.
     """
 
     def __init__(self, run: Trainer, folder: RunFolder, *, every: float) -> None:
@@ -202,6 +208,7 @@ class SaveStates(Callback):
         self.stop_signal: int | None = None
         self._last = time.perf_counter()
         self._took = 0.0
+        self._saved = bool(folder.states())
 
     def on_step(self, status: Status) -> None:
         stop = self.stop_signal
@@ -212,8 +219,10 @@ class SaveStates(Callback):
             raise Stopped(stop)
 
     def on_epoch_end(self, status: Status) -> None:
-        if status.epoch == status.epochs:
+        if status.epoch == status.epochs or not self._saved:
             self.save(status)
+            if self.stop_signal is not None and status.epoch < status.epochs:
+                raise Stopped(self.stop_signal)
         elif self.stop_signal is not None or not self.every:
             self.on_step(status)
 
@@ -225,6 +234,7 @@ class SaveStates(Callback):
             write_state(path, self.run.state())
         for old in self.folder.states()[_STATES_KEPT:]:
             old.unlink(missing_ok=True)
+        self._saved = True
         self._last = time.perf_counter()
         self._took = self._last - started
         _logger.debug("state of step %d saved in %.2f s", status.step, self._took)

@@ -19,7 +19,7 @@ from .._files import write_text
 from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
-from ..errors import InputError
+from ..errors import FileError, InputError
 from ..models.robustbench import PREFIX
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
@@ -50,13 +50,19 @@ class ComparisonFolder(Folder):
         if not self.asked.exists():
             return None
         before = self.read_json(self.asked)
+        if not isinstance(before, dict):
+            raise FileError(f"{self.asked}: is damaged (it holds no object); give another --out")
         free = set() if self.json.exists() else {"curve"}  # drawn last: it may change before a comparison is finished
         names = [key for key in before | asked if key not in free and before.get(key) != asked.get(key)]
         if names:
             raise ConfigError(
                 f"out={self}: holds another comparison, with other {', '.join(names[:3])}; give another --out"
             )
-        return Comparison.from_json(self.json) if self.json.exists() else None
+        if not self.json.exists():
+            return None
+        comparison = Comparison.from_json(self.json)
+        shutil.rmtree(self.state, ignore_errors=True)  # a process killed meanwhile has left it
+        return comparison
 
     def write(self, comparison: Comparison) -> None:
         write_text(self.csv, comparison.to_csv())
@@ -69,10 +75,7 @@ class ComparisonFolder(Folder):
     def clear(self) -> None:
         """Undo the beginning of a comparison that has judged nothing; remove the folder if it is empty then."""
         if not self.state.exists():
-            self.asked.unlink()
-            self.lock.unlink(missing_ok=True)
-            if not any(self.path.iterdir()):
-                self.path.rmdir()
+            self.remove(self.asked)
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,9 @@ def judge_networks(
     """
     folder = ComparisonFolder(out)
     if not folder.asked.exists():
-        folder.check_empty(but=folder.asked)
+        folder.check_out(but=folder.asked)
+    elif not folder.json.exists():
+        folder.check_writable()
     named = _named(sources, arch)
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]

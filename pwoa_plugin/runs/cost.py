@@ -8,11 +8,10 @@ import statistics
 import time
 
 import torch
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from .._checked import Record
+from .._checked import Amount, Measure, Record
 from .._text import one_line
 
 _logger = logging.getLogger(__name__)
@@ -24,10 +23,10 @@ _LEAST_PAIRS, _MOST_PAIRS, _SECONDS = 3, 51, 1.0  # for each size of batch
 class NetworkCost(Record):
     """One network; latencies are medians by batch size, None where the batch could not be run."""
 
-    parameters: NonNegativeInt
-    macs: NonNegativeInt  # of one image, as Torch-Pruning counts them
-    file_bytes: NonNegativeInt  # as safetensors
-    latency_ms: dict[str, NonNegativeFloat | None]
+    parameters: Amount
+    macs: Amount  # of one image, as Torch-Pruning counts them
+    file_bytes: Amount  # as safetensors
+    latency_ms: dict[str, Measure | None]
 
 
 class CostReport(Record):
@@ -35,9 +34,9 @@ class CostReport(Record):
 
     dense: NetworkCost
     pruned: NetworkCost
-    speedup: dict[str, NonNegativeFloat | None]
+    speedup: dict[str, Measure | None]
     device: str
-    threads: PositiveInt
+    threads: Amount
 
 
 def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostReport:

@@ -16,7 +16,7 @@ from ..models.robustbench import PREFIX
 from ..robustness import JudgeSettings, Report
 from ..robustness.evaluation import judge_task
 from ..robustness.settings import JudgeOptions, Task
-from .files import write_report
+from .files import read_report, write_report
 from .folder import RunFolder
 from .network import laid_out, load_weights, network_of
 
@@ -48,6 +48,8 @@ def judge(
     """
     folder = RunFolder(path)
     config = _config_of_finished(folder)
+    read_report(folder.path)  # a damaged file is told now, not after the attacks
+    folder.check_writable()
     if config.data is None:
         raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
     sample = options.pop("sample", None)
@@ -66,8 +68,8 @@ def judge(
             laid_out(model, task.images.pixels, str(settings.device or "cpu"))
             reports[name] = judge_task(model, task, state=state, progress=name if progress else False)
             _keep(folder, name, reports[name])
-        shutil.rmtree(state, ignore_errors=True)
         write_report(folder)
+        shutil.rmtree(state, ignore_errors=True)
     return reports
 
 

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from .._checked import checked
-from .._files import read_json, write_text
+from .._files import is_scratch, read_json, unwritable, write_text
+from .._text import one_line
 from ..config import ConfigError
-from ..errors import FileError, InputError, RunError
+from ..errors import DiskFullError, FileError, InputError, RunError
 from .report import RunFacts
+
+_TRIED_BYTES = 65_536
 
 
 class Folder:
@@ -23,6 +26,7 @@ class Folder:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         self.lock = self.path / ".lock"
+        self._made: list[Path] = []  # folders that were not there before, the innermost first
 
     def __str__(self) -> str:
         return str(self.path)
@@ -33,28 +37,77 @@ class Folder:
         try:
             content = read_json(path)
         except FileError as error:
-            raise FileError(f"{path}: is damaged ({str(error).removeprefix(f'{path}: ')})") from None
+            said = str(error).removeprefix(f"{path}: ")
+            raise FileError(f"{path}: is damaged ({said}); restore it, or give another folder") from None
         if not isinstance(content, dict):
-            raise FileError(f"{path}: is damaged (holds a {type(content).__name__}, no object)")
+            raise FileError(f"{path}: is damaged (holds a {type(content).__name__}, no object); restore it")
         return content
 
-    def check_empty(self, but: Path) -> None:
-        """Refuse to write where something else is than ``but``, the file that a killed process may have left alone."""
-        if self.path.exists() and not self.path.is_dir():
-            raise ConfigError(f"out={self}: is a file; give a folder")
-        entries = self.path.iterdir() if self.path.exists() else ()
-        others = [entry.name for entry in entries if entry not in (self.lock, but) and entry.suffix != ".tmp"]
+    def check_out(self, but: Path) -> None:
+        """Refuse to begin in a folder that holds something else than ``but``, or that cannot be written to.
+
+        ``but`` is the file that a killed process may have left alone. Nothing is left behind.
+        """
+        try:
+            if self.path.exists() and not self.path.is_dir():
+                raise ConfigError(f"out={self}: is a file; give a folder")
+            entries = self.path.iterdir() if self.path.exists() else ()
+            others = [entry.name for entry in entries if entry not in (self.lock, but) and not is_scratch(entry)]
+        except OSError as error:
+            raise self._refused(error) from None
         if others:
             raise ConfigError(f"out={self}: holds other files ({others[0]}); give an empty or a new folder")
+        self.check_writable()
+
+    def check_writable(self) -> None:
+        """Write a little into the folder, and leave nothing behind.
+
+        Raises:
+            FileError: the folder cannot be written to; a `DiskFullError` if the disk is full.
+        """
+        try:
+            self._make()
+            with tempfile.TemporaryFile(dir=self.path) as file:
+                file.write(bytes(_TRIED_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise self._refused(error) from None
+        finally:
+            self._unmake()
+
+    def _refused(self, error: OSError) -> FileError:
+        said = unwritable(self.path, error)
+        return (
+            said
+            if isinstance(said, DiskFullError)
+            else FileError(f"{self}: cannot be written to ({error.strerror or one_line(error)}); give another --out")
+        )
+
+    def _make(self) -> None:
+        missing = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._made += missing
+
+    def _unmake(self) -> None:
+        """Remove the folders that `_make` made, if they are empty."""
+        for folder in self._made:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        self._made = [folder for folder in self._made if folder.exists()]
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes out. The system releases the lock when this process ends, however it ends."""
+        """Keep other processes out, and remove the scratch files that a killed one left.
+
+        The system releases the lock when this process ends, however it ends.
+        """
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self._make()
             opened = self.lock.open("w")
         except OSError as error:
-            raise FileError(f"{self}: cannot be written to ({error.strerror}); give another --out") from None
+            self._unmake()
+            raise self._refused(error) from None
         with opened as file:
             try:
                 import fcntl
@@ -65,7 +118,20 @@ class Folder:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise RunError(f"{self}: another process is running here; wait for it or use another --out") from None
+            self._clear_scratch()
             yield
+
+    def _clear_scratch(self) -> None:
+        for file in self.path.rglob(".*.tmp"):
+            if is_scratch(file):
+                with contextlib.suppress(OSError):
+                    file.unlink()
+
+    def remove(self, *files: Path) -> None:
+        """Remove these files and the lock, and the folders that were made for them if they are empty then."""
+        for file in (*files, self.lock):
+            file.unlink(missing_ok=True)
+        self._unmake()
 
 
 class RunFolder(Folder):
@@ -95,7 +161,10 @@ class RunFolder(Folder):
 
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self.facts.exists()
+        try:
+            return self.facts.exists()
+        except OSError as error:
+            raise FileError(f"{self.facts}: cannot be read ({error.strerror}); give another folder") from None
 
     def read_facts(self) -> RunFacts:
         """The content of ``run.json``."""
@@ -112,6 +181,10 @@ class RunFolder(Folder):
         facts = self.read_json(self.facts) if self.exists() else {}
         write_text(self.facts, json.dumps(facts | changed, indent=1, allow_nan=False) + "\n")
 
+    def has_report(self) -> bool:
+        """Whether the report is there, in all its forms."""
+        return all(file.exists() for file in (self.report, self.markdown, self.page))
+
     @contextlib.contextmanager
     def writing(self, path: Path | None = None) -> Iterator[None]:
         """Turn an OSError of the body into a RunError that says which state is still good and how to resume."""
@@ -120,13 +193,7 @@ class RunFolder(Folder):
         except OSError as error:
             states = self.states()
             good = f"the last good state is {states[0].name}" if states else "no state is saved yet"
-            full = error.errno == errno.ENOSPC or "No space left" in str(error)
-            reason = "the disk is full" if full else str(error)
-            raise RunError(
-                f"{path or self}: cannot be written ({reason}); {good}: free some space and go on with --resume"
-            ) from error
-
-    def clear_scratch(self) -> None:
-        """Remove the half-written files that a killed process left."""
-        for scratch in self.path.rglob(".*.tmp"):
-            scratch.unlink(missing_ok=True)
+            known = error if isinstance(error, FileError) else unwritable(path or self.path, error)
+            said = str(known).partition("; ")[0]
+            cure = "free some space" if isinstance(known, DiskFullError) else "mend that"
+            raise RunError(f"{said}; {good}: {cure} and go on with --resume") from error

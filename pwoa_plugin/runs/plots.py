@@ -20,7 +20,7 @@ def drawings(report: RunReport) -> dict[str, Drawing]:
         "robustness": ("Accuracy by attack", partial(_robustness, report)),
         "density": ("Weights kept by layer", partial(_density, report)),
         "loss": ("Terms of the loss", partial(_loss, report)),
-        "admm": ("ADMM residual and sparsity", partial(_admm, report)),
+        "admm": ("ADMM residual and sparsity" if _residuals(report) else "Sparsity", partial(_admm, report)),
         "validation": ("Validation", partial(_validation, report)),
     }
 
@@ -76,10 +76,15 @@ def _loss(report: RunReport, palette: Palette) -> Drawn:
     return figure, f"Terms of the loss by epoch, on a logarithmic scale: {'; '.join(said)}."
 
 
+def _residuals(report: RunReport) -> list[tuple[int, float]]:
+    """ADMM's residual by epoch; empty without ADMM."""
+    return [(epoch.epoch, epoch.residual) for epoch in report.epochs if epoch.residual is not None]
+
+
 def _admm(report: RunReport, palette: Palette) -> Drawn:
     if not report.epochs:
         return None, _NO_EPOCH
-    residuals = [(epoch.epoch, epoch.residual) for epoch in report.epochs if epoch.residual is not None]
+    residuals = _residuals(report)
     figure, rows = axes(palette, height=3.2, rows=2 if residuals else 1, sharex=True, squeeze=False)
     below = rows[-1, 0]
     said = ""

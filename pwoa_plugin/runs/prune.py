@@ -28,7 +28,7 @@ from ..method.snapshot import Snapshot
 from ..method.trainer import Trainer
 from ..progress import default_progress
 from .begin import check_config, check_network, is_begun, last_good_state
-from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch
+from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, read_metrics
 from .files import write_report
 from .folder import RunFolder
 from .network import load_weights, network_name, network_of
@@ -80,22 +80,27 @@ def prune(
         check_config(folder, config)
         if folder.read_facts().status == "finished" and backend_of(config).is_saved(folder):
             _logger.info("%s is finished already", folder)
+            if not folder.has_report():
+                with folder.locked():
+                    write_report(folder)
             return folder
+    if folder.exists():
+        folder.check_writable()
     given = _load(config, model, validation, arch)
     trainer = backend_of(config).build(given.model, given.config)
     digest = digest_of(given.model)
     if begun:
         check_network(folder, given.arch, digest)
     with folder.locked():
-        folder.clear_scratch()
         state = last_good_state(folder) if begun else None
         with _status_noted(folder):
             with folder.writing():
-                if not begun:
+                if begun:
+                    folder.write_facts(status="running")
+                else:
                     config.to_yaml(folder.config)
                     folder.facts.unlink(missing_ok=True)
-                    folder.write_facts(**_facts(trainer, given, digest, command))
-                folder.write_facts(status="running")
+                    folder.write_facts(**_facts(trainer, given, digest, command), status="running")
             _train(trainer, folder, state, given.validation, save_every, callbacks)
             with folder.writing():
                 _finish(trainer, config, folder)
@@ -134,13 +139,16 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
 
 @contextlib.contextmanager
 def _status_noted(folder: RunFolder) -> Iterator[None]:
-    """Note in ``run.json`` that the run stopped or failed."""
+    """Note in ``run.json`` that the run stopped or failed; what is refused before the first step leaves nothing."""
     try:
         yield
     except BaseException as error:
         stopped = isinstance(error, (Stopped, KeyboardInterrupt))
         with contextlib.suppress(OSError, RunError):  # a full disk is an error already
-            folder.write_facts(status="interrupted" if stopped else "failed")
+            if isinstance(error, InputError) and not folder.states() and not read_metrics(folder.metrics):
+                folder.remove(folder.config, folder.facts, folder.metrics)
+            elif folder.exists():
+                folder.write_facts(status="interrupted" if stopped else "failed")
         if isinstance(error, TrainingError) and folder.states():
             raise TrainingError(f"{error}; the last good state is kept in {folder.states()[0]}") from error
         raise
@@ -213,14 +221,14 @@ def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
             best = trainer.history[-1]
     saved = backend_of(config).save(trainer, folder)
     folder.write_facts(
-        status="finished",
         layers=_layers(trainer, saved.kept),
         cost=saved.cost,
         size=size_report(trainer.model).to_dict(),
         residual=trainer.residual,
         best={key: best.get(key) for key in ("epoch", "agreement", "clean")} if best else None,
     )
-    write_report(folder)
+    write_report(folder, status="finished")
+    folder.write_facts(status="finished")  # the last: where it is said, all files are there
 
 
 def _layers(trainer: Trainer, kept: Mapping[str, int]) -> list[dict[str, Any]]:

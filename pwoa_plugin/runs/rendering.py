@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 def to_markdown(report: RunReport) -> str:
     """The report as Markdown (GitHub's), without plots."""
     lines = [f"# {markdown_plain(report.name)}", "", *map(markdown_plain, headline(report)), ""]
-    lines += [f"- {markdown_plain(remark)}" for remark in report.remarks]
-    return "\n".join([*lines, "", *markdown_lines(sections(report))]).rstrip() + "\n"
+    for title, said in (("Before you rely on it:", report.warnings), ("Also:", report.information)):
+        lines += [title, "", *(f"- {markdown_plain(remark)}" for remark in said), ""] if said else []
+    return "\n".join([*lines, *markdown_lines(sections(report))]).rstrip() + "\n"
 
 
 def to_html(report: RunReport) -> str:
@@ -45,7 +46,9 @@ def show(report: RunReport, console: Console) -> None:
     say(f"{report.name}: {how}", console, "bold")
     for line in headline(report):
         say(line, console)
-    for remark in report.remarks:
-        say(f"note: {remark}", console, "yellow")
+    for warning in report.warnings:
+        say(f"warning: {warning}", console, "yellow")
+    for remark in report.information:
+        say(f"note: {remark}", console)
     console.print()
     show_sections(sections(report), console)

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import ConfigDict, Field, JsonValue, model_validator
 
-from .._checked import Record, checked
+from .._checked import Amount, Measure, Record, checked
 from ..errors import InputError
+from ..method.admm import LARGEST_RESIDUAL
 from ..pages.text import interval_text, percent, size_text
 from .cost import CostReport
+from .evaluations import Evaluation, Network, for_headline, parsed, setting_of, strength
 from .size import SizeReport
 
 if TYPE_CHECKING:
     from ..robustness import Report
 
-_FORMAT = 2  # of report.json; raise it when a reader of the old one would misread or refuse the new one
-_READ = (1, 2)  # 2 added `verdict` and `remarks`, which are derived
+_FORMAT = 3  # of report.json; raise it when a reader of the old one would misread or refuse the new one
+# 2 added `verdict` and `remarks`, which are derived; 3 `other_evaluations`, `folder`, `file_bytes`, and more derived.
+_READ = (1, 2, 3)
 _WIDE_INTERVAL = 0.05  # a wider 95 % interval deserves a remark
 
-Network = Literal["pruned", "dense"]
+_MOST = {"classes": 100_000, "channels": 1_000}  # of a run's images
+
+_Summand = Annotated[float, Field(ge=-1e100, le=1e100)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Status = Literal["running", "finished", "interrupted", "failed"]
 
@@ -33,7 +39,7 @@ class ModelReport(Record):
     arch: str
     checkpoint: str
     sha256: str  # of its parameters' and buffers' names and values
-    parameters: NonNegativeInt
+    parameters: Amount
     notes: tuple[str, ...] = ()
 
 
@@ -41,11 +47,17 @@ class LayerReport(Record):
     """One layer that was to be pruned, and how many weights its mask keeps."""
 
     name: str
-    shape: tuple[NonNegativeInt, ...]
-    weights: NonNegativeInt
-    kept: NonNegativeInt
+    shape: tuple[Amount, ...]
+    weights: Amount
+    kept: Amount
     density: Share
     dense_because: str | None = None
+
+    @model_validator(mode="after")
+    def _check_kept(self) -> LayerReport:
+        if self.kept > self.weights:
+            raise ValueError(f"kept: {self.kept} are more than the {self.weights} weights")
+        return self
 
 
 class EpochReport(Record):
@@ -63,18 +75,18 @@ class EpochReport(Record):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, float] = Field(init=False)
+    __pydantic_extra__: dict[str, _Summand] = Field(init=False)
 
     phase: str
-    epoch: PositiveInt
-    loss: float
-    lr: NonNegativeFloat
-    rho: NonNegativeFloat | None = None
-    residual: NonNegativeFloat | None = None
+    epoch: Annotated[Amount, Field(gt=0)]
+    loss: _Summand
+    lr: Measure
+    rho: Measure | None = None
+    residual: Measure | None = None
     sparsity: Share
     clean: Share | None = None
     agreement: Share | None = None
-    seconds: NonNegativeFloat
+    seconds: Measure
 
     @property
     def terms(self) -> dict[str, float]:
@@ -85,14 +97,14 @@ class EpochReport(Record):
 class ValidationReport(Record):
     """The images that epochs are compared on, and the clean accuracy of the network before pruning."""
 
-    images: PositiveInt
+    images: Annotated[Amount, Field(gt=0)]
     dense_clean: Share
 
 
 class BestEpoch(Record):
     """The epoch whose weights were kept; no attack was used to choose it. See `EpochReport`."""
 
-    epoch: PositiveInt
+    epoch: Annotated[Amount, Field(gt=0)]
     agreement: Share | None = None
     clean: Share | None = None
 
@@ -101,7 +113,7 @@ class _Run(Record):
     """What ``run.json`` and ``report.json`` share; see `RunReport`."""
 
     started: str
-    seed: NonNegativeInt
+    seed: Annotated[int, Field(ge=0, lt=2**64)]
     config: dict[str, JsonValue]
     versions: dict[str, str]
     command: tuple[str, ...]
@@ -110,7 +122,7 @@ class _Run(Record):
     layers: tuple[LayerReport, ...]
     size: SizeReport | None = None
     cost: CostReport | None = None
-    residual: NonNegativeFloat | None = None
+    residual: Measure | None = None
     hidden_layers: tuple[str, ...] = ()
     validation: ValidationReport | None = None
     best: BestEpoch | None = None
@@ -122,15 +134,24 @@ class RunFacts(_Run):
     Attributes:
         images: ``classes`` and ``channels`` of the data; empty where the network was given in Python.
         radius: of the perturbation; None before the first step.
-        robustness: names of the files of the latest verdicts, by network.
+        robustness: names of the files of the latest verdicts, by network; the folder may hold more.
     """
 
     format: Literal[1] = 1
     status: Status = "running"
-    threads: int | None = None
-    images: dict[Literal["classes", "channels"], PositiveInt] = Field(default_factory=dict)
-    radius: NonNegativeFloat | None = None
+    threads: Amount | None = None
+    images: dict[Literal["classes", "channels"], Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
+    radius: Measure | None = None
     robustness: dict[Network, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_images(self) -> RunFacts:
+        for name in _MOST if self.images else ():
+            if name not in self.images:
+                raise ValueError(f"images.{name} is missing")
+            if self.images[name] > _MOST[name]:
+                raise ValueError(f"images.{name}: {self.images[name]} is more than {_MOST[name]:,}")
+        return self
 
 
 class RunReport(_Run):
@@ -140,66 +161,104 @@ class RunReport(_Run):
         config: the `PwoAConfig`, as ``model_dump(mode="json")`` gives it.
         sparsity: share of the prunable weights that are pruned.
         size: None before the hard prune.
+        file_bytes: of the file of the pruned network; None where there is none.
+        folder: of the run, as it was named.
         cost: before and after, where channels were removed; None otherwise.
         radius: of the perturbation, in pixel units.
         residual: of ADMM at the hard prune; None without ADMM, or before.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation compare.
         validation: None without a validation split.
         best: None where no epoch has ended.
-        robustness: what `Report.to_dict` gave, for the ``pruned`` network and the ``dense`` one; either may be missing.
+        robustness: what `Report.to_dict` gave, for the ``pruned`` network and the ``dense`` one, judged alike; either
+            may be missing. Of several evaluations the strongest pair, see `strength`.
+        other_evaluations: the others, the strongest first.
     """
 
-    derived = ("verdict", "remarks")
+    derived = ("verdict", "remarks", "warnings", "admm_converged")
 
     name: str
     status: Status
-    seconds: NonNegativeFloat
+    seconds: Measure
     allocation: str
     granularity: str
     sparsity: Share
-    radius: NonNegativeFloat
+    radius: Measure
+    file_bytes: Amount | None = None
+    folder: str = ""
     epochs: tuple[EpochReport, ...] = ()
     robustness: dict[Network, dict[str, JsonValue]] = Field(default_factory=dict)
+    other_evaluations: tuple[Evaluation, ...] = ()
 
     @model_validator(mode="after")
     def _check(self) -> RunReport:
         _ = self.judged
+        for i, evaluation in enumerate(self.other_evaluations):
+            parsed(evaluation, f"other_evaluations.{i}")
         return self
 
     @cached_property
     def judged(self) -> dict[Network, Report]:
         """`robustness` as reports, the pruned network first."""
-        if not self.robustness:
-            return {}
-        from ..robustness import Report  # not at the top: brings ART
+        return {
+            name: parsed(Evaluation(network=name, report=self.robustness[name]), f"robustness.{name}")
+            for name in sorted(self.robustness, reverse=True)
+        }
 
-        reports: dict[Network, Report] = {}
-        for name in sorted(self.robustness, reverse=True):
-            try:
-                reports[name] = Report.from_dict(self.robustness[name])
-            except ValueError as error:
-                raise InputError(f"robustness.{name}: {error}") from None
-        return reports
+    @property
+    def evaluations(self) -> list[Evaluation]:
+        """All evaluations; those of the headline come first."""
+        mine = [Evaluation(network=name, report=self.robustness[name]) for name in self.judged]
+        return mine + list(self.other_evaluations)
 
     @property
     def dense_alike(self) -> Report | None:
         """Of the dense network, if it was judged like the pruned one: same images, same attacks, same settings."""
         pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
-        return dense if pruned and dense and _setting(pruned) == _setting(dense) else None
+        return dense if pruned and dense and setting_of(pruned) == setting_of(dense) else None
+
+    @property
+    def admm_converged(self) -> bool | None:
+        """Whether ADMM had drawn the weights to their zeros at the hard prune; None without ADMM, or before.
+
+        Its residual is small then, and where channels are removed, rho has reached its largest value, too.
+        """
+        if self.residual is None:
+            return None
+        section = self.config.get("admm")
+        most = section.get("rho_max") if isinstance(section, dict) else None
+        rho = next((epoch.rho for epoch in reversed(self.epochs) if epoch.rho is not None), None)
+        grown = (
+            self.granularity != "structured"
+            or not isinstance(most, (int, float))
+            or rho is None
+            or (rho >= most * (1 - 1e-6))
+        )
+        return self.residual <= LARGEST_RESIDUAL and grown
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": _FORMAT, **super().to_dict()}
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> RunReport:
-        """The report that `to_dict` made ``content`` of, in this format or format 1."""
+        """The report that `to_dict` made ``content`` of, in this format or an older one."""
         found = content.get("format") if isinstance(content, Mapping) else None
         if found not in _READ:
             raise InputError(
                 f"report.format: is {found!r}, this version reads up to {_FORMAT}; update pwoa_plugin, or give a report"
             )
         given = {key: value for key, value in content.items() if key not in ("format", *cls.derived)}
-        return checked(cls, given, "report")
+        return checked(cls, given, "report").arranged()
+
+    def arranged(self) -> RunReport:
+        """The same report with the strongest pair of all evaluations in ``robustness``."""
+        chosen, rest = for_headline(self.evaluations, self.config.get("eps"))
+        robustness = {evaluation.network: evaluation.report for evaluation in chosen}
+        if robustness == self.robustness and tuple(rest) == self.other_evaluations:
+            return self
+        return type(self)(
+            **{name: getattr(self, name) for name in type(self).model_fields}
+            | {"robustness": robustness, "other_evaluations": tuple(rest)}
+        )
 
     @property
     def verdict(self) -> str:
@@ -214,22 +273,42 @@ class RunReport(_Run):
     @property
     def not_judged(self) -> str:
         """How to have the run judged."""
-        eps = self.config.get("eps")
-        return f"Not judged yet: pwoa evaluate FOLDER --eps {eps if isinstance(eps, (int, float)) else 'EPS'}"
+        eps, arch = self.config.get("eps"), self.model.arch
+        own = f" --arch {shlex.quote(arch)}" if ":" in arch and not arch.startswith("robustbench:") else ""
+        radius = eps if isinstance(eps, (int, float)) else "EPS"
+        return (
+            f"Not judged yet: pwoa evaluate {shlex.quote(self.folder) if self.folder else 'FOLDER'}{own} --eps {radius}"
+        )
 
     @property
     def remarks(self) -> list[str]:
+        """`warnings` and `information`."""
+        return self.warnings + self.information
+
+    @property
+    def warnings(self) -> list[str]:
         """What a reader should know before relying on the numbers, a sentence or two each."""
         said: list[str] = []
         if self.status != "finished":
             said.append(f"The run is {self.status}: these are not the numbers of a finished run.")
-        said += self._remarks_on_robustness()
+        said += self._warnings_of_robustness()
+        if self.admm_converged is False:
+            said.append(
+                f"ADMM had not converged at the hard prune (residual {self.residual:.2g}): weights that were not "
+                "near 0 were removed. Train for more epochs with a larger admm.epochs, or raise admm.rho."
+            )
         if self.epochs:
             unseen = sum(epoch.agreement is None for epoch in self.epochs)
             if self.validation is None or unseen == len(self.epochs):
                 said.append("No epoch was validated: nothing was compared to choose the weights that were kept.")
             elif unseen:
                 said.append(f"{unseen} of {len(self.epochs)} epochs have no validation, so the best may be among them.")
+        return said
+
+    @property
+    def information(self) -> list[str]:
+        """What else is worth knowing, a sentence or two each."""
+        said = [] if "pruned" in self.judged else [self.not_judged]
         dense = [layer for layer in self.layers if layer.dense_because]
         if dense:
             named = "; ".join(f"{layer.name} ({layer.dense_because})" for layer in dense[:3])
@@ -237,10 +316,11 @@ class RunReport(_Run):
             said.append(f"Left dense: {named}{more}.")
         return said + list(self.model.notes)
 
-    def _remarks_on_robustness(self) -> list[str]:
-        pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
+    def _warnings_of_robustness(self) -> list[str]:
+        pruned = self.judged.get("pruned")
         if pruned is None:
-            return [self.not_judged]
+            return []
+        eps = self.config.get("eps")
         said: list[str] = []
         worst = pruned.worst_case
         if worst.high - worst.low > _WIDE_INTERVAL:
@@ -250,11 +330,21 @@ class RunReport(_Run):
             )
         if pruned.autoattack is None:
             said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
-        if dense is None:
-            said.append("The dense network was not judged: what pruning cost in robustness is not known.")
-        elif self.dense_alike is None:
-            said.append("Pruned and dense were not judged alike (images, eps, attacks or seed): do not compare them.")
-        eps = self.config.get("eps")
+        if self.dense_alike is None:
+            if any(evaluation.network == "dense" for evaluation in self.evaluations):
+                said.append(
+                    "Pruned and dense were not judged alike (images, eps, attacks or seed): do not compare them."
+                )
+            else:
+                said.append("The dense network was not judged: what pruning cost in robustness is not known.")
+        stronger = [it.judged for it in self.other_evaluations if it.network == "pruned"]
+        stronger = [it for it in stronger if strength(it, eps) > strength(pruned, eps)]
+        if stronger:
+            it = max(stronger, key=lambda it: strength(it, eps))
+            said.append(
+                f"A stronger evaluation, of the pruned network alone, found {percent(it.worst_case.accuracy)} in the "
+                f"worst case ({it.config}): judge the dense network like it (--dense)."
+            )
         if isinstance(eps, (int, float)) and not math.isclose(eps, pruned.config.eps):
             said.append(f"Pruned for eps = {eps:g}, judged at eps = {pruned.config.eps:g}.")
         for name, judged in self.judged.items():
@@ -271,12 +361,13 @@ def headline(report: RunReport) -> list[str]:
         said.append(
             f"{before.parameters / max(1, after.parameters):.1f}x smaller: {after.parameters:,} of "
             f"{before.parameters:,} parameters are left, {before.macs / max(1, after.macs):.1f}x fewer "
-            f"MACs, {size_text(before.file_bytes)} become {size_text(after.file_bytes)}."
+            f"MACs. The dense network's file has {size_text(before.file_bytes)}, "
+            f"this one's {size_text(after.file_bytes if report.file_bytes is None else report.file_bytes)}."
         )
     elif size is not None and size.compression is not None:
         said.append(
-            f"{size.compression:.1f}x smaller: {size.nonzero:,} of {size.weights:,} convolution and linear weights "
-            f"are left, {size_text(size.dense_bytes)} become {size_text(size.sparse_bytes)}."
+            f"{size.compression:.1f}x fewer weights: {size.nonzero:,} of {size.weights:,} convolution and linear "
+            f"weights are left. {bytes_text(report)}"
         )
     pruned, dense = report.judged.get("pruned"), report.dense_alike
     if pruned is not None:
@@ -284,12 +375,16 @@ def headline(report: RunReport) -> list[str]:
         against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense else ""
         said.append(
             f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "
-            f"{pruned.config.n_images:,} images in the worst case at eps = {pruned.config.eps:.6g}{against}."
+            f"{pruned.config.n_images:,} images in the worst case at {pruned.config.norm} eps = "
+            f"{pruned.config.eps_text}{against}."
         )
     return said
 
 
-def _setting(report: Report) -> tuple[object, ...]:
-    config = report.config
-    images = config.n_images, config.images_sha256
-    return *images, config.eps, config.norm, config.pixel_range, config.seed, config.attacks, list(report.attacks)
+def bytes_text(report: RunReport) -> str:
+    """The bytes of the file that was written, with its zeros, and those that a sparse format would take."""
+    assert report.size is not None
+    stored = f"Stored with its zeros the network has {size_text(report.size.dense_bytes)}"
+    if report.file_bytes is not None:
+        stored = f"Its file holds the zeros and has {report.file_bytes:,} bytes"
+    return f"{stored}; a sparse format would have {size_text(report.size.sparse_bytes)} (none is written)."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from .._text import one_line
@@ -12,17 +12,20 @@ from ..pages.sections import Block, Folded, Part, Plots, Section
 from ..pages.table import Cell, Table
 from ..pages.text import duration, interval_text, number, percent, shape_text, size_text
 from .cost import CostReport
-from .report import Network, RunReport
-from .size import SizeReport
+from .evaluations import Evaluation, Network, alike
+from .report import RunReport, bytes_text
 
 if TYPE_CHECKING:
     from ..robustness import Report
 
 
+_NETWORKS: tuple[Network, ...] = ("pruned", "dense")
+
+
 def sections(report: RunReport) -> list[Section]:
     """All sections, in order."""
     costs = [_before_and_after(report, report.cost)] if report.cost else []
-    return [_robustness(report), _layers(report), _training(report), *costs, _size(report.size), _how_made(report)]
+    return [_robustness(report), _layers(report), _training(report), *costs, _size(report), _how_made(report)]
 
 
 def _robustness(report: RunReport) -> Section:
@@ -36,23 +39,47 @@ def _robustness(report: RunReport) -> Section:
     attacks = Block(dump_yaml({name: it.config.attacks for name, it in judged.items()}).rstrip())
     table = _accuracy_table("Robustness by attack", judged)
     parts: list[Part] = [*said, Plots(["robustness"], beside=[table, Folded("Parameters of the attacks", attacks)])]
-    return Section(
-        "Robustness",
-        parts,
-        brief=[*(_accuracy_table(f"Robustness, {name}", {name: it}) for name, it in judged.items()), *said],
-    )
+    brief: list[Part] = [*(_accuracy_table(f"Robustness, {name}", {name: it}) for name, it in judged.items()), *said]
+    if report.other_evaluations:
+        groups = alike(report.evaluations)
+        everything = _all_evaluations(groups)
+        parts += ["All evaluations of this run; only those on one line were judged alike.", everything]
+        for group in groups[1:]:
+            others = {name: it.judged for name, it in group.items()}
+            config = next(iter(others.values())).config
+            parts.append(Folded(f"{config}, by attack", _accuracy_table(f"{config}", others)))
+        brief.append(everything)
+    return Section("Robustness", parts, brief)
+
+
+def _all_evaluations(groups: Sequence[Mapping[Network, Evaluation]]) -> Table:
+    """A row for each setting: the pruned and the dense network, if they were judged in it."""
+    rows: list[list[Cell]] = []
+    for group in groups:
+        reports = {name: it.judged for name, it in group.items()}
+        some = next(iter(reports.values()))
+        config = some.config
+        cells: list[Cell] = []
+        for name in _NETWORKS:
+            it = reports.get(name)
+            worst = "-" if it is None else (percent(it.worst_case.accuracy), interval_text(*it.worst_case.interval))
+            cells += ["-" if it is None else percent(it.clean), worst]
+        setting = [f"{config.norm} eps = {config.eps_text}", ", ".join(some.attacks), f"{config.n_images:,}"]
+        rows.append([*setting, str(config.seed), *cells])
+    of_networks = [f"{name}, {what}" for name in _NETWORKS for what in ("clean", "worst case")]
+    return Table("All evaluations", ["judged at", "attacks", "images", "seed", *of_networks], rows, left=(0, 1))
 
 
 def _accuracy_table(title: str, judged: Mapping[Network, Report]) -> Table:
-    """Clean accuracy, each attack and the worst case, by network."""
-    names = list(dict.fromkeys(name for it in judged.values() for name in it.attacks))
+    """Clean accuracy, each attack and the worst case, of networks that were judged alike."""
+    names = next(iter(judged.values())).attacks
     rows: list[list[Cell]] = [
         ["clean", *((percent(it.clean), interval_text(*it.clean_interval)) for it in judged.values()), ""]
     ]
     for name in (*names, "worst case"):
-        columns = [it.columns.get(name) for it in judged.values()]
-        cells = [(percent(it.accuracy), interval_text(*it.interval)) if it else ("-", "-") for it in columns]
-        rows.append([name, *cells, " + ".join(f"{it.seconds:.1f}" for it in columns if it)])
+        columns = [it.columns[name] for it in judged.values()]
+        cells = [(percent(it.accuracy), interval_text(*it.interval)) for it in columns]
+        rows.append([name, *cells, " + ".join(f"{it.seconds:.1f}" for it in columns)])
     header: list[Cell] = ["attack", *((name, "95 % interval") for name in judged), "seconds"]
     return Table(title, header, rows, foot=True)
 
@@ -93,7 +120,9 @@ def _training(report: RunReport) -> Section:
         brief = [Table("Loss, last epoch of a phase", ["term", *phases], losses)]
         parts = [Plots(["loss", "validation", "admm"]), Folded("All epochs", _epoch_table(report, terms))]
     if report.residual is not None:
-        brief.append(f"ADMM residual |W - Z| / |W| at the hard prune: {number(report.residual)}")
+        said = f"ADMM residual |W - Z| / |W| at the hard prune: {number(report.residual)}"
+        said += "; it had converged." if report.admm_converged else "; it had not converged."
+        brief.append(said)
     if report.validation:
         brief.append(f"Validation: {_validation_text(report)}.")
     if best:
@@ -103,6 +132,8 @@ def _training(report: RunReport) -> Section:
             kept = f"{kept[:-1]}: {agreement}, {percent(best.clean)} clean."
         parts = [kept, *parts]
         brief.append(kept)
+    if report.residual is not None:
+        parts = [said, *parts]
     return Section("Training", parts, brief)
 
 
@@ -134,7 +165,7 @@ def _before_and_after(report: RunReport, cost: CostReport) -> Section:
     for name, before, after, text in (
         ("parameters", dense.parameters, pruned.parameters, "{:,}".format),
         ("MACs, one image", dense.macs, pruned.macs, "{:,}".format),
-        ("file", dense.file_bytes, pruned.file_bytes, size_text),
+        ("file", dense.file_bytes, report.file_bytes or pruned.file_bytes, size_text),
     ):
         rows.append([name, text(before), text(after), f"{before / after:.2f}x" if after else "-"])
     for batch, ms_before in dense.latency_ms.items():
@@ -148,15 +179,15 @@ def _before_and_after(report: RunReport, cost: CostReport) -> Section:
     return Section("Before and after", [Table("Before and after", ["", "dense", "pruned", "ratio"], rows), note])
 
 
-def _size(size: SizeReport | None) -> Section:
-    if size is None:
+def _size(report: RunReport) -> Section:
+    if (size := report.size) is None:
         return Section("Size", ["Not known before the hard prune."], brief=())
     note = (
         f"Sparse: each layer in the smallest of bitmap, CSR and dense. All as bitmaps: {size.bitmap_bytes:,} bytes; "
         f"all as CSR: {size.csr_bytes:,} bytes. Compression over all {size.parameters:,} parameters "
         f"({size.nonzero_parameters:,} nonzero): {number(size.parameter_compression)}x."
     )
-    return Section("Size", [size.table(), note])
+    return Section("Size", [bytes_text(report), size.table(), note])
 
 
 def _how_made(report: RunReport) -> Section:
@@ -173,6 +204,7 @@ def _how_made(report: RunReport) -> Section:
         ("sparsity", percent(report.sparsity)),
         ("perturbation radius", number(report.radius)),
         ("ADMM residual at the hard prune", number(report.residual)),
+        ("ADMM had converged", {None: "-", True: "yes", False: "no"}[report.admm_converged]),
         ("hidden layers", ", ".join(report.hidden_layers) or "none"),
     ]
     if report.validation:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .._checked import Record
+from .._checked import Amount, Measure, Record
 from .._weights import is_weighted, same_memory
 from ..errors import InputError
 from ..pages import Table
@@ -25,15 +24,15 @@ class LayerSize(Record):
     """
 
     name: str
-    shape: tuple[NonNegativeInt, ...]
-    weights: NonNegativeInt
-    nonzero: NonNegativeInt
-    dense_bytes: NonNegativeInt
-    bitmap_bytes: NonNegativeInt
-    csr_bytes: NonNegativeInt
+    shape: tuple[Amount, ...]
+    weights: Amount
+    nonzero: Amount
+    dense_bytes: Amount
+    bitmap_bytes: Amount
+    csr_bytes: Amount
     tied_to: str | None = None
     format: str
-    sparse_bytes: NonNegativeInt
+    sparse_bytes: Amount
 
 
 class SizeReport(Record):
@@ -51,16 +50,16 @@ class SizeReport(Record):
     """
 
     layers: tuple[LayerSize, ...]
-    dense_bytes: NonNegativeInt
-    parameters: NonNegativeInt
-    nonzero_parameters: NonNegativeInt
-    weights: NonNegativeInt
-    nonzero: NonNegativeInt
-    compression: NonNegativeFloat | None
-    parameter_compression: NonNegativeFloat | None
-    sparse_bytes: NonNegativeInt
-    bitmap_bytes: NonNegativeInt
-    csr_bytes: NonNegativeInt
+    dense_bytes: Amount
+    parameters: Amount
+    nonzero_parameters: Amount
+    weights: Amount
+    nonzero: Amount
+    compression: Measure | None
+    parameter_compression: Measure | None
+    sparse_bytes: Amount
+    bitmap_bytes: Amount
+    csr_bytes: Amount
 
     def table(self) -> Table:
         """Sizes by layer, and the totals."""

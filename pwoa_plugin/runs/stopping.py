@@ -16,6 +16,31 @@ _logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
+def stopping_at_once() -> Iterator[None]:
+    """SIGINT and SIGTERM raise `Stopped`, where what is finished is kept; the second signal ends the process."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: object) -> None:
+        for each in before:
+            signal.signal(each, signal.SIG_DFL)
+        if os.getpid() == here:
+            raise Stopped(number)
+        os.kill(os.getpid(), number)  # a worker, which inherits this
+
+    here = os.getpid()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
 def stopping(saver: SaveStates) -> Iterator[None]:
     """SIGINT and SIGTERM save after the step and raise `Stopped`; the second signal raises KeyboardInterrupt."""
     if threading.current_thread() is not threading.main_thread():  # only the main thread gets signals

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from .._weights import is_weighted
 from ..errors import InputError
-from ..method.admm import Projections
+from ..method.admm import LARGEST_RESIDUAL, Projections
 from ..method.allocation import LayerAllocation
 from ..method.snapshot import Snapshot, StateError
 from ..method.targets import Target
@@ -26,8 +26,6 @@ from .removals import Removal, group_of, make_structure_undo, removals_from_json
 from .trial import try_out
 
 _logger = logging.getLogger(__name__)
-
-_LARGEST_RESIDUAL = 0.3  # at removal, without a warning
 
 
 class ChannelTarget(Target):
@@ -190,7 +188,7 @@ class ChannelTarget(Target):
             removed += int(gone.sum())
             undrawn += int((channel_scores(coupling.parts, coupling.channels, z)[gone] > 0).sum())
         residual = admm.residual()
-        if undrawn or residual > _LARGEST_RESIDUAL or admm.rho < admm.rho_max * (1 - 1e-6):
+        if undrawn or residual > LARGEST_RESIDUAL or admm.rho < admm.rho_max * (1 - 1e-6):
             _logger.warning(
                 "ADMM has not converged (residual %.2f, rho %.3g of %.3g, %d of %d removed channels not drawn to 0): "
                 "train for more epochs and set admm.epochs to their number, or raise admm.rho",

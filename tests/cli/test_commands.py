@@ -106,7 +106,7 @@ def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, m
     lines = err.splitlines()
     # Plain lines: no terminal here.
     assert [line.split()[0] for line in lines if "s left" in line] == ["gradual"] * 2 + ["fine-tune"] * 2
-    assert "16.0x smaller" in err
+    assert "16.0x fewer weights" in err
     assert "pwoa evaluate runs/a" in lines[-1]
 
     status, out, err = pwoa("show", "runs/a")
@@ -117,7 +117,7 @@ def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, m
     judged = ["--attacks", "FGSM", "PGD-10", "--images", 20, "--quiet"]
     status, out, err = pwoa("evaluate", "runs/a", "--eps", "51/255", "--dense", *judged)
     assert (status, err) == (0, "")
-    assert "pruned: 20 images, Linf eps = 51/255" in out
+    assert "pruned: 20 images, Linf eps = 0.2" in out
     assert "dense: 20 images" in out
     for text in (
         pwoa("show", "runs/a")[1],
@@ -136,7 +136,9 @@ def test_init_prune_evaluate_show(pwoa: Run, mnist_root: Path, tmp_path: Path, m
     assert len(list(Path("runs/a/robustness").glob("*.json"))) == 4  # other attacks are another judgement
     out = pwoa("evaluate", "runs/a", "--attacks", "FGSM", "--quiet")[1]
     assert "pruned: 30 images" in out  # all there are, being fewer than 1,000
-    assert json.loads(pwoa("show", "runs/a", "--json")[1])["robustness"]["pruned"]["config"]["eps"] == 0.3
+    report = json.loads(pwoa("show", "runs/a", "--json")[1])
+    assert {name: it["config"]["eps"] for name, it in report["robustness"].items()} == {"pruned": 0.2, "dense": 0.2}
+    assert [it["report"]["config"]["eps"] for it in report["other_evaluations"]] == [0.3] * 3
 
 
 def test_json_and_quiet(pwoa: Run, config_file: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ def test_markdown_has_every_part_but_plots() -> None:
     assert markdown_lines(SECTIONS) == [
         *("## A \\*title\\*", "", "Some\\_text", ""),
         *("| name | n |", "| --- | ---: |", "| a\\_b | 1 |", ""),
-        *("```yaml", "a: 1", "```", ""),
+        *("Config:", "", "```yaml", "a: 1", "```", ""),
         *("## Elsewhere", "", "On pages.", ""),
         *("## Pages only", "", "Not here.", ""),
     ]

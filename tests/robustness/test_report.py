@@ -191,6 +191,13 @@ def test_markdown_has_a_row_for_each_column_and_the_notes(report: Report) -> Non
     assert "- one attack was left out" in text
 
 
+@pytest.mark.parametrize(
+    ("eps", "text"), [(0.2, "0.2"), (51 / 255, "0.2"), (0.4, "0.4"), (8 / 255, "8/255"), (0.3, "0.3")]
+)
+def test_eps_is_written_as_it_was_typed(report: Report, eps: float, text: str) -> None:
+    assert report.config.model_copy(update={"eps": eps}).eps_text == text
+
+
 def test_text_lines_up_and_has_the_notes(report: Report) -> None:
     _, header, *rows, alarm, note = str(report).splitlines()
     assert alarm == "ALARM: On 3 of 8 images. Look."

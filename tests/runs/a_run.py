@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +16,15 @@ from torch import nn
 from pwoa_plugin import PwoAConfig, PwoAPruner, evaluate
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.runs.size import size_report
+
+
+def with_real_images(finished: Path, to: Path) -> Path:
+    """A copy of a finished run that is judged on images that its dense network classifies well."""
+    shutil.copytree(finished, to)
+    config = to / "config.yaml"
+    config.write_text(config.read_text().replace("name: mnist,", "name: mnist-sample,"))
+    assert "mnist-sample" in config.read_text()
+    return to
 
 
 class Accuracy(Callback):
@@ -72,7 +83,7 @@ def _made() -> str:
         for name, net in (("pruned", model), ("dense", dense))
     }
     content = {
-        "format": 2,
+        "format": 3,
         "name": "a run",
         "status": "finished",
         "started": "2026-01-02T03:04:05+00:00",
@@ -102,6 +113,9 @@ def _made() -> str:
         "validation": {"images": 40, "dense_clean": 0.35},
         "best": {"epoch": 3, "agreement": epochs[2]["agreement"], "clean": epochs[2]["clean"]},
         "robustness": robustness,
+        "other_evaluations": [],
+        "folder": "runs/a run",
+        "file_bytes": 7_000,
     }
     return json.dumps(content)
 

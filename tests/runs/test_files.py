@@ -22,7 +22,8 @@ def folder(finished: Path, tmp_path: Path) -> RunFolder:
 
 def test_the_report_is_that_of_the_files(folder: RunFolder) -> None:
     report = read_report(folder.path)
-    assert report == RunReport.from_dict(json.loads(folder.report.read_text()))
+    written = RunReport.from_dict(json.loads(folder.report.read_text()))
+    assert report == written.model_copy(update={"folder": str(folder)})  # the run was copied
     assert (report.name, report.status, report.granularity) == ("run", "finished", "unstructured")
     kept, weights = sum(layer.kept for layer in report.layers), sum(layer.weights for layer in report.layers)
     assert report.sparsity == pytest.approx(1 - kept / weights)
@@ -45,9 +46,29 @@ def test_what_is_damaged_is_named(folder: RunFolder) -> None:
     lines = folder.metrics.read_text().splitlines()
     broken = [re.sub(r'"sparsity": [0-9.e-]+', '"sparsity": 2', line) for line in lines]
     folder.metrics.write_text("\n".join(broken))
-    with pytest.raises(InputError, match=r"metrics\.jsonl is damaged \(report\.epochs\.0\.sparsity: 2"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl: is damaged \(report\.epochs\.0\.sparsity: 2"):
         read_report(folder.path)
     folder.metrics.write_text("\n".join(lines))
-    folder.write_facts(robustness={"pruned": "missing.json"})
-    with pytest.raises(InputError, match=r"missing\.json: is damaged"):
-        read_report(folder.path)
+    folder.robustness.mkdir()
+    for text, said in (
+        ("", "Expecting value"),
+        ("{}", "report has format=None"),
+        ("[1]", r"evaluation\.report: \[1\]"),
+    ):
+        (folder.robustness / "pruned-eps0.3.json").write_text(text)
+        with pytest.raises(InputError, match=rf"pruned-eps0\.3\.json: is damaged \({said}"):
+            read_report(folder.path)
+
+
+def test_the_hint_to_judge_names_the_folder_and_the_network_of_ones_own(folder: RunFolder) -> None:
+    assert read_report(folder.path).not_judged == f"Not judged yet: pwoa evaluate {folder} --eps 0.3"
+    facts = json.loads(folder.facts.read_text())
+    folder.write_facts(model=facts["model"] | {"arch": "mynet:Tiny"})
+    assert f"pwoa evaluate {folder} --arch mynet:Tiny --eps 0.3" in read_report(folder.path).not_judged
+
+
+def test_lines_of_the_metrics_that_are_damaged_are_left_out(folder: RunFolder) -> None:
+    whole = read_report(folder.path)
+    with folder.metrics.open("a") as file:
+        file.write('null\n[1]\n3\n{}\n{"event": "epoch"}\n{"event": "epoch", "step": true, "epoch": 1}\n{"event": "st')
+    assert read_report(folder.path) == whole

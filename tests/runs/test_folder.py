@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pwoa_plugin.errors import InputError, RunError
+from pwoa_plugin.errors import DiskFullError, FileError, InputError, RunError
 from pwoa_plugin.runs.folder import RunFolder
 
 FACTS: dict[str, Any] = {
@@ -43,6 +44,17 @@ def test_facts_grow_and_come_back_checked(tmp_path: Path) -> None:
         ({"model": {}}, r"is damaged \(run\.model\.arch: is missing"),
         ({"robustness": {"pruned": 3}}, r"is damaged \(run\.robustness\.pruned: 3: "),
         ({"epochs": []}, r"is damaged \(run\.epochs: "),
+        ({"images": {"classes": -1, "channels": 1}}, r"is damaged \(run\.images\.classes: -1: "),
+        ({"images": {"classes": True, "channels": 1}}, r"is damaged \(run\.images\.classes: True: "),
+        ({"images": {"classes": 10**12, "channels": 1}}, r"is damaged \(run: images\.classes: 1000000000000 is more"),
+        ({"images": {"classes": 10, "channels": -2}}, r"is damaged \(run\.images\.channels: -2: "),
+        ({"images": {"classes": 10, "channels": 10**400}}, r"is damaged \(run"),
+        ({"images": {"classes": 10}}, r"is damaged \(run: images\.channels is missing"),
+        ({"model": {"arch": "a", "checkpoint": "b", "parameters": 3}}, r"is damaged \(run\.model\.sha256: is missing"),
+        ({"model": {"arch": "a", "checkpoint": "b", "parameters": 1e308, "sha256": ""}}, r"is damaged \(run\.model\.p"),
+        ({"seed": 2**64}, r"is damaged \(run\.seed: "),
+        ({"residual": 1e200}, r"is damaged \(run\.residual: "),
+        ({"config": None}, r"is damaged \(run\.config: "),
     ],
 )
 def test_damaged_facts_are_named_in_one_line(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -68,9 +80,11 @@ def test_states_are_newest_first_and_scratch_files_go(tmp_path: Path) -> None:
     folder.states_folder.mkdir()
     for step in (9, 100, 20):
         folder.state_at(step).touch()
-    (folder.states_folder / ".a.tmp").touch()
+    (folder.states_folder / ".a.0123abcd.tmp").touch()
+    (folder.states_folder / ".a.0123abcd-17-0123abcd.tmp").touch()
     assert folder.states() == [folder.state_at(step) for step in (100, 20, 9)]
-    folder.clear_scratch()
+    with folder.locked():
+        pass
     assert len(list(folder.states_folder.iterdir())) == 3
 
 
@@ -91,3 +105,39 @@ def test_a_failed_write_says_how_to_go_on(tmp_path: Path) -> None:
     said = r"metrics\.jsonl: cannot be written \(the disk is full\); the last good state is step-000000007"
     with pytest.raises(RunError, match=said), folder.writing(folder.metrics):
         raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_an_output_folder_is_tried_and_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(tmp_path / "a" / "b")
+    folder.check_out(but=folder.config)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(FileError, match=r"file/c: cannot be written to \(.*\); give another --out"):
+        RunFolder(tmp_path / "file" / "c").check_out(but=folder.config)
+    for number, kind, said in (
+        (errno.EACCES, FileError, r"b: cannot be written to \(Permission denied\); give another --out"),
+        (errno.ENOSPC, DiskFullError, r"b: cannot be written \(the disk is full\); free some space"),
+    ):
+
+        def fail(_: int, number: int = number) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(kind, match=said):
+            folder.check_out(but=folder.config)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("name", ["run.json", "config.yaml", "notes.tmp", ".notes.tmp"])
+def test_files_of_others_are_kept_and_our_scratch_files_are_not_in_the_way(name: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    scratch = tmp_path / ".config.yaml.0123abcd.tmp"
+    scratch.touch()
+    folder.check_out(but=folder.config)
+    (tmp_path / name).touch()
+    if name != "config.yaml":
+        with pytest.raises(InputError, match=rf"holds other files \({name}\)"):
+            folder.check_out(but=folder.config)
+    with folder.locked():
+        assert not scratch.exists()
+    assert (tmp_path / name).exists()

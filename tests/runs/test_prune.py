@@ -7,6 +7,7 @@ import logging
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import faults
 import processes
 import pytest
 import torch
-from interrupted import same_end
+from interrupted import InterruptAt, same_end
 from safetensors.torch import load_file
 
 from pwoa_plugin import PwoAConfig
@@ -110,7 +112,7 @@ def test_the_folder_of_a_run(finished: Path, config: PwoAConfig) -> None:
     )
     for file in ("report.json", "report.md", "report.html", "best.safetensors", "plots/loss.png"):
         assert (finished / file).stat().st_size > 0
-    assert len(list((finished / "states").iterdir())) == 1
+    assert [path.stem for path in RunFolder(finished).states()] == ["step-000000009", "step-000000003"]
     assert not list(finished.rglob("*.tmp"))
 
 
@@ -257,3 +259,62 @@ def test_a_disk_that_is_full_is_told_and_the_run_goes_on_later(
     assert not list((tmp_path / "run").rglob("*.tmp"))
     prune(config, tmp_path / "run", resume=True)
     same_end(finished, tmp_path / "run")
+
+
+@pytest.mark.parametrize("file", ["report.json", "report.html", "density.png", "pruned.safetensors"])
+def test_a_kill_at_the_end_loses_nothing(config: PwoAConfig, finished: Path, tmp_path: Path, file: str) -> None:
+    out = tmp_path / "run"
+    process = processes.start(faults.killed_when_writing, file, prune, config, out, callbacks=[])
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    folder = RunFolder(out)
+    assert folder.read_facts().status == "running"
+    assert faults.scratch_files(out)
+    prune(config, out, resume=True, callbacks=[])
+    assert folder.read_facts().status == "finished"
+    assert json.loads(folder.report.read_text())["status"] == "finished"
+    assert folder.has_report()
+    assert not faults.scratch_files(out)
+    same_end(finished, out)
+
+
+@pytest.mark.parametrize("missing", ["report.json", "report.md", "report.html"])
+def test_a_finished_run_without_a_report_makes_it(
+    config: PwoAConfig, finished: Path, tmp_path: Path, missing: str
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / missing).unlink()
+    assert prune(config, tmp_path / "run", resume=True, callbacks=[]).has_report()
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "run.json", "metrics.jsonl"])
+def test_a_first_write_that_fails_can_be_resumed(config: PwoAConfig, finished: Path, tmp_path: Path, file: str) -> None:
+    out = tmp_path / "run"
+    said = rf"{file}: cannot be written \(the disk is full\); no state is saved yet: free some space and go on"
+    with faults.full_disk(file), pytest.raises(RunError, match=said):
+        prune(config, out, callbacks=[])
+    if file == "run.json":
+        assert not (out / file).exists()
+    prune(config, out, resume=True, callbacks=[])
+    same_end(finished, out)
+
+
+@pytest.mark.parametrize("step", [2, 5])
+def test_without_a_signal_the_first_epoch_is_lost_at_most(
+    config: PwoAConfig, finished: Path, tmp_path: Path, step: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        prune(config, out, callbacks=[InterruptAt(step)])
+    assert [path.stem for path in RunFolder(out).states()] == (["step-000000003"] if step > 3 else [])
+    with caplog.at_level(logging.INFO, "pwoa_plugin"):
+        prune(config, out, resume=True, callbacks=[])
+    assert ("no state was saved yet; starting over" in caplog.text) == (step < 3)
+    same_end(finished, out)
+
+
+def test_what_is_refused_before_the_first_step_leaves_no_folder(trained: Any, tmp_path: Path) -> None:
+    settings = PwoAConfig(sparsity=0.7, train_loader=(torch.rand(64, 1, 12, 12), torch.zeros(64).long()), eps=0.1)
+    with pytest.raises(ValueError, match="does not"):
+        prune(settings, tmp_path / "a" / "b", model=trained, callbacks=[])
+    assert not list(tmp_path.iterdir())

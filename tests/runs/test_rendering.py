@@ -171,7 +171,7 @@ def test_what_there_is_no_data_for_is_left_out_and_says_why(tmp_path: Path) -> N
     report = RunReport.from_dict(unfinished())
     page = Page(to_html(report))
     for said in (page.text(), to_markdown(report)):
-        assert "Not judged yet: pwoa evaluate FOLDER --eps 0.15" in said
+        assert "Not judged yet: pwoa evaluate 'runs/a run' --eps 0.15" in said
         assert "No epoch has ended yet." in said
         assert "Not known before the hard prune." in said
         assert "interrupted" in said
@@ -270,7 +270,7 @@ def test_a_table_fits_80_columns_and_long_names_are_folded() -> None:
 
 def test_lines_are_not_broken_where_they_are_read_by_programs() -> None:
     text = shown(content(), width=40)
-    assert re.search(r"^note: Only 50 images were judged: .* Judge more to narrow it\.$", text, re.MULTILINE)
+    assert re.search(r"^warning: Only 50 images were judged: .* Judge more to narrow it\.$", text, re.MULTILINE)
 
 
 def test_names_are_no_markup() -> None:
@@ -286,5 +286,5 @@ def test_an_unfinished_run_says_what_is_missing() -> None:
     text = shown(unfinished())
     assert "The run is interrupted" in text
     assert "No epoch has ended yet." in text
-    assert "Not judged yet: pwoa evaluate FOLDER --eps 0.15" in text
+    assert "Not judged yet: pwoa evaluate 'runs/a run' --eps 0.15" in text
     assert "Robustness" not in text

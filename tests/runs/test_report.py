@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages.parsed import Page
 
-from pwoa_plugin.runs.rendering import to_markdown
-from pwoa_plugin.runs.report import RunReport
+from pwoa_plugin.runs.plots import drawings
+from pwoa_plugin.runs.rendering import to_html, to_markdown
+from pwoa_plugin.runs.report import RunReport, headline
 
 from .a_run import content, unfinished
 
@@ -19,7 +21,7 @@ from .a_run import content, unfinished
 def test_round_trip() -> None:
     for made in (content(), unfinished()):
         report = RunReport.from_dict(made)
-        assert report.to_dict() == made | {"verdict": report.verdict, "remarks": report.remarks}
+        assert report.to_dict() == made | {name: getattr(report, name) for name in RunReport.derived}
         assert RunReport.from_dict(json.loads(json.dumps(report.to_dict()))) == report
 
 
@@ -27,8 +29,9 @@ def test_format_1_is_still_read() -> None:
     old = json.loads((Path(__file__).parent / "report-format-1.json").read_text())
     assert old["format"] == 1
     report = RunReport.from_dict(old)
-    written = report.to_dict()
-    assert {key: value for key, value in written.items() if key not in ("verdict", "remarks")} == old | {"format": 2}
+    added = {"format": 3, "other_evaluations": [], "folder": "", "file_bytes": None}
+    written = {key: value for key, value in report.to_dict().items() if key not in RunReport.derived}
+    assert written == old | added
     assert report.epochs[0].terms.keys() == {"distillation", "features", "hsic_x", "hsic_y"}
     assert f"{old['residual']:.4g}" in to_markdown(report)
 
@@ -49,9 +52,9 @@ def test_robustness_comes_back_as_reports() -> None:
         ({}, "the prefix module. was taken off"),
         ({"status": "failed"}, "The run is failed"),
         ({"validation": None, "best": None}, "No epoch was validated"),
-        ({"robustness": {}}, "Not judged yet: pwoa evaluate FOLDER --eps 0.15"),
+        ({"robustness": {}}, "Not judged yet: pwoa evaluate 'runs/a run' --eps 0.15"),
         ({"config": {"eps": 0.05}}, "Pruned for eps = 0.05, judged at eps = 0.15"),
-        ({"config": {}, "robustness": {}}, "pwoa evaluate FOLDER --eps EPS"),
+        ({"config": {}, "robustness": {}}, "pwoa evaluate 'runs/a run' --eps EPS"),
     ],
 )
 def test_a_reader_is_warned(change: dict[str, Any], said: str) -> None:
@@ -98,7 +101,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("format",), 3, "report.format"),
+        (("format",), 4, "report.format"),
         (("status",), "done", "report.status"),
         (("seconds",), "5", "report.seconds"),
         (("seconds",), float("nan"), "report"),
@@ -188,3 +191,48 @@ def test_alarms_are_among_the_remarks() -> None:
     made = content()
     made["robustness"]["pruned"]["alarms"] = [{"name": "zero-gradients", "saw": "On 9 of 9 images", "do": "Look"}]
     assert "Alarm, pruned network: On 9 of 9 images. Look." in RunReport.from_dict(made).remarks
+
+
+@pytest.mark.parametrize(
+    ("change", "converged"),
+    [
+        ({"residual": 0.1}, True),
+        ({"residual": 0.5}, False),
+        ({"residual": 0.1, "granularity": "structured", "config": {"admm": {"rho_max": 1e9}}}, False),
+        ({"residual": 0.1, "granularity": "structured", "config": {"admm": {"rho_max": 1e-9}}}, True),
+        ({"residual": None}, None),
+    ],
+)
+def test_whether_admm_has_converged_is_said(change: dict[str, Any], converged: bool | None) -> None:
+    report = RunReport.from_dict(content() | change)
+    assert report.admm_converged is report.to_dict()["admm_converged"] is converged
+    assert any("ADMM had not converged" in said for said in report.warnings) == (converged is False)
+    text = to_markdown(report)
+    assert ("it had converged" in text, "it had not converged" in text) == (converged is True, converged is False)
+
+
+def test_a_chart_without_admm_does_not_name_it() -> None:
+    made = content()
+    assert drawings(RunReport.from_dict(made))["admm"][0] == "ADMM residual and sparsity"
+    for epoch in made["epochs"]:
+        epoch["residual"] = None
+    assert drawings(RunReport.from_dict(made))["admm"][0] == "Sparsity"
+
+
+def test_the_bytes_of_the_file_and_those_of_a_sparse_format_are_told_apart() -> None:
+    made = content() | {"file_bytes": 829_992}
+    report = RunReport.from_dict(made)
+    for text in (headline(report)[0], to_markdown(report)):
+        assert "Its file holds the zeros and has 829,992 bytes; a sparse format would have " in text
+    assert "become" not in headline(report)[0]
+
+
+def test_information_is_no_warning() -> None:
+    made = content()
+    made["layers"][2]["dense_because"] = "columns are no multiple of 4"
+    report = RunReport.from_dict(made)
+    assert report.remarks == report.warnings + report.information
+    assert report.information == ["Left dense: fc2 (columns are no multiple of 4).", made["model"]["notes"][0]]
+    page = Page(to_html(report))
+    sections = [attrs.get("class") for tag, attrs in page.tags if tag == "section"]
+    assert sections.index("remarks") + 1 == sections.index("information")

@@ -49,11 +49,11 @@ def test_sections_come_in_order_and_cost_only_where_channels_were_removed() -> N
 
 
 def test_before_and_after_are_compared() -> None:
-    rows = table_of(content() | {"cost": COST}, "Before and after").rows
+    rows = table_of(content() | {"cost": COST, "file_bytes": 1030}, "Before and after").rows
     assert rows[:5] == [
         ["parameters", "1,000", "250", "4.00x"],
         ["MACs, one image", "5,000", "0", "-"],
-        ["file", "4.1 kB", "1.02 kB", "4.00x"],
+        ["file", "4.1 kB", "1.03 kB", "3.98x"],
         ["latency, batch 1", "2 ms", "1 ms", "1.90x"],
         ["latency, batch 128", "-", "-", "-"],
     ]
@@ -71,14 +71,17 @@ def test_why_layers_are_dense_is_a_column_only_where_one_is() -> None:
     assert [row[-1] for row in table.rows] == ["", "too small", ""]
 
 
-def test_an_attack_that_one_network_did_not_meet_has_no_figure() -> None:
+def test_networks_that_were_judged_unlike_are_never_side_by_side() -> None:
     made = content()
     judged = made["robustness"]["dense"]
     del judged["attacks"]["FGSM"], judged["config"]["attacks"]["FGSM"]
-    table = table_of(made, "Robustness")
-    (row,) = (row for row in table.rows if row[0] == "FGSM")
-    assert row[2] == ("-", "-")
-    assert table.rows[-1][0] == "worst case"
+    assert table_of(made, "Robustness").header == ["attack", ("pruned", "95 % interval"), "seconds"]
+    (section,) = (it for it in sections(RunReport.from_dict(made)) if it.title == "Robustness")
+    (everything,) = (part for part in section.parts if isinstance(part, Table))
+    assert [(row[1], row[6] == "-", row[4] == "-") for row in everything.rows] == [
+        ("FGSM, PGD-3", True, False),
+        ("PGD-3", False, True),
+    ]
 
 
 @pytest.mark.parametrize("made", [content, unfinished])
