@@ -27,7 +27,20 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and res
 JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
 
 #: How to judge: options that Python's functions know by the same names.
-_HOW = ("attacks", "norm", "eps", "sample", "seed", "batch_size", "device", "mean", "std", "curve", "curve_attack")
+_HOW = (
+    "attacks",
+    "norm",
+    "eps",
+    "sample",
+    "seed",
+    "batch_size",
+    "device",
+    "mean",
+    "std",
+    "output",
+    "curve",
+    "curve_attack",
+)
 
 _CONFIGS = files("pwoa_plugin") / "configs"
 
@@ -191,6 +204,9 @@ class _Judging(Command):
     seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
     mean: Annotated[list[float] | None, Option(metavar="VALUE...", help="the network wants (x - mean) / std")] = None
     std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
+    output: Annotated[
+        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
+    ] = None
     curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
     curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None

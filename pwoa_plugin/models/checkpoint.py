@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import read_tensors
+from .._wrapped import unwrapped
 from ..errors import InputError
 from .normalisation import normalisation_of
 
@@ -91,6 +92,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str
         at warning unless the network has a normalisation of its own (`normalise_inputs`).
     """
     name = os.fspath(path)
+    model = unwrapped(model)
     wanted = model.state_dict()
     found, first_notes = read_checkpoint(path)
     notes = list(first_notes)

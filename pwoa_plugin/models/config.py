@@ -19,14 +19,14 @@ class ModelConfig(Section):
             package.module:function``): a file never runs code.
         checkpoint: of the robust network: ``.safetensors``, ``.pt`` or ``.pth``; or ``shipped:robust_lenet_mnist``; or
             ``robustbench:NAME``, network and weights (``pip install "pwoa-plugin[robustbench]"``).
-        num_classes: logits; None: as many as the data has classes.
+        num_classes: logits; None: as many as the data has classes. 1: one logit for two classes.
         mean, std: by channel, where the network was trained on normalised images: ``(x - mean) / std`` then happens
             inside the network, and ``eps`` stays in pixel units.
     """
 
     arch: str | None = None
     checkpoint: str
-    num_classes: int | None = Field(default=None, ge=2)
+    num_classes: int | None = Field(default=None, ge=1)
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 

@@ -10,7 +10,9 @@ from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
+from .._wrapped import unwrapped
 from ..config import PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, bake, check_masks
@@ -84,6 +86,9 @@ class PwoAPruner(PwoACompressor, Pruner):
         **options: Unpack[ListOptions],
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
+        self._given = model
+        if not isinstance(config_list, PwoAConfig) and not isinstance(model, DistributedDataParallel):
+            model = unwrapped(model)
         of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}
         given = [*options, *(name for name, value in of_list.items() if value is not None)]
         if given and isinstance(config_list, PwoAConfig):
@@ -100,6 +105,7 @@ class PwoAPruner(PwoACompressor, Pruner):
         self.steps_per_epoch = options.pop("steps_per_epoch", None)
         if isinstance(config_list, PwoAConfig):
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
+            model = self._strategy.trainer.network
         else:
             steps_per_epoch(evaluator, self.steps_per_epoch)
             self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, options)
@@ -159,7 +165,7 @@ class PwoAPruner(PwoACompressor, Pruner):
                 self._compress_by_evaluator(max_steps, max_epochs)
             finally:
                 self._anew = False
-        return self.bound_model, self.get_masks()
+        return self._given, self.get_masks()
 
     # -- NNI's life cycle of a training ----------------------------------------------------------
 

@@ -107,7 +107,7 @@ def judge_networks(
         data: name of the data set. Default: a run's.
         data_root, download, image_size, channels: see `DataConfig`.
         progress: whether bars are shown.
-        options: how to judge; see `JudgeSettings`. ``eps`` defaults to a run's; ``sample`` 0 is all.
+        options: how to judge; see `JudgeSettings`. ``eps`` and ``output`` default to a run's; ``sample`` 0 is all.
     """
     folder = ComparisonFolder(out)
     if not folder.asked.exists():
@@ -117,7 +117,8 @@ def judge_networks(
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)
     eps = next((config.eps for config in configs if config.eps), None)
-    settings = JudgeSettings.of(options, protocol="standard", eps=eps)
+    output = next((config.output for config in configs if config.output is not None), None)
+    settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value})
     classes, shape = data_set(images).describe(images)
@@ -159,7 +160,7 @@ def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[st
         "normalisation": [list(settings.mean), list(settings.std)] if settings.mean and settings.std else None,
         "curve": [settings.curve_attack.name, *settings.curve] if settings.curve else [],
         "versions": installed_versions(),
-        **settings.model_dump(mode="json", include={"alarms", "pixel_range"}, exclude_unset=True),
+        **settings.model_dump(mode="json", include={"alarms", "pixel_range", "output"}, exclude_unset=True),
     }
 
 
