@@ -95,7 +95,9 @@ def _only_one(output: Any, images: int) -> Any:
     named = part_of(output)
     if isinstance(named, Tensor):
         return named
-    found = {name: part for name, part in _parts(output) if _as_matrix(part, images) is not None}
+    fitting = {name: part for name, part in _parts(output) if _as_matrix(part, images) is not None}
+    matrices = {name: part for name, part in fitting.items() if part.dim() == 2 and part.shape[1] > 1}
+    found = matrices or {name: part for name, part in fitting.items() if part.dim() > 1}
     if len(found) > 1:
         listed = ", ".join(f"{name} {tuple(part.shape)}" for name, part in found.items())
         raise InputError(f"the model returns several tensors that may be logits ({listed}); set output= to one of them")

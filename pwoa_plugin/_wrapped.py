@@ -37,6 +37,12 @@ def unwrapped(model: nn.Module, *, adapters: bool = True) -> nn.Module:
         model = inside
 
 
+def network_or_ddp(model: nn.Module) -> nn.Module:
+    """The network inside, or the ``DistributedDataParallel`` around it, whose forward averages gradients."""
+    outer = uncompiled(model)
+    return outer if isinstance(outer, DistributedDataParallel) else unwrapped(model)
+
+
 def name_inside(name: str, known: Any) -> str:
     """A module's name without the wrappers' prefixes, where the network has no module of the name as it is."""
     short = name

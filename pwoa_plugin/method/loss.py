@@ -178,8 +178,6 @@ class PwoALoss(nn.Module):
                 kept = 100 * self.perturbation.agreement
                 _logger.info("perturbation radius %.4g, at which the teacher keeps %g %% of its answers", radius, kept)
             self.set_radius(radius)
-        if student not in self._students:
-            try_training_mode(student, images, self.output)
         self._layers_of(student, images)
 
     def logits(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -199,6 +197,7 @@ class PwoALoss(nn.Module):
                 few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
                 if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
                     layers = find_hidden_layers(student, images[:2], self.hsic.layers)
+            try_training_mode(student, images, self.output)
             self._students[student] = layers, set()
         return self._students[student]
 

@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._modes import train_mode
 from .._section import Section
-from .._wrapped import uncompiled, unwrapped
+from .._wrapped import network_or_ddp, unwrapped
 from ..errors import InputError, PwoAError, TrainingError
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
@@ -66,11 +65,7 @@ class Trainer:
             name: value.model_copy(deep=True) if isinstance(value, Section) else value for name, value in config
         }
         config = type(config)(**fields)
-        # The network inside is what is pruned and saved; a wrapper that averages gradients is still called.
-        self.network, self.config = unwrapped(model), config
-        self.model = uncompiled(model) if isinstance(uncompiled(model), DistributedDataParallel) else self.network
-        if isinstance(model, DataParallel) and len(model.device_ids) > 1:
-            _logger.warning("the model is in DataParallel; its network trains on one device, the first")
+        self.model, self.network, self.config = network_or_ddp(model), unwrapped(model), config
         if target is None:
             named = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
             target = mask_target(self.network, config.sparsity, **named)
@@ -114,10 +109,6 @@ class Trainer:
     @property
     def teacher(self) -> nn.Module:
         return self.loss.teacher
-
-    @property
-    def layers(self) -> dict[str, nn.Module]:
-        return self.target.layers
 
     @property
     def allocation(self) -> dict[str, LayerAllocation]:

@@ -11,9 +11,8 @@ from nni.compression.base.target_space import TargetType
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .._wrapped import unwrapped
+from .._wrapped import network_or_ddp
 from ..errors import InputError
 from ..method.loss import PwoALoss
 from .batch import BatchAdapter, Predict, TakeBatch
@@ -84,8 +83,7 @@ class PwoADistiller(PwoACompressor, Distiller):
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
         self._prepare(evaluator, take_batch, origin_loss_lambda)
-        if not isinstance(model, DistributedDataParallel):
-            model = unwrapped(model)
+        model = network_or_ddp(model)
         layers = _selected(model, config_list)
         teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
         self.loss = PwoALoss(teacher, **options)

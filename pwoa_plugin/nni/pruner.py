@@ -10,9 +10,8 @@ from nni.compression.base.compressor import Pruner
 from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
-from .._wrapped import unwrapped
+from .._wrapped import network_or_ddp
 from ..config import PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, bake, check_masks
@@ -87,8 +86,7 @@ class PwoAPruner(PwoACompressor, Pruner):
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
         self._given = model
-        if not isinstance(config_list, PwoAConfig) and not isinstance(model, DistributedDataParallel):
-            model = unwrapped(model)
+        model = network_or_ddp(model)
         of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}
         given = [*options, *(name for name, value in of_list.items() if value is not None)]
         if given and isinstance(config_list, PwoAConfig):

@@ -161,7 +161,7 @@ class Metrics(Callback):
             file.write(json.dumps(line) + "\n")
 
     def _sparsity(self) -> float:
-        weights = [module.get_parameter("weight") for module in self.run.layers.values()]
+        weights = [module.get_parameter("weight") for module in self.run.target.layers.values()]
         dense = sum(layer.weights for layer in self.run.allocation.values())
         return 1 - sum(int(weight.count_nonzero()) for weight in weights) / dense
 

@@ -12,7 +12,6 @@ import torch
 from nni.compression import TorchEvaluator
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
@@ -20,7 +19,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..._logits import Output, logits_of, part_of
 from ..._modes import modes_kept, train_mode
-from ..._wrapped import unwrapped
+from ..._wrapped import network_or_ddp
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
 from ..lengths import in_steps
@@ -75,10 +74,8 @@ def make_evaluator(
     """
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
-    if not isinstance(model, DistributedDataParallel):
-        model = unwrapped(model)
-    if not isinstance(model, DistributedDataParallel):
-        model = unwrapped(model)
+    model = network_or_ddp(model)
+    model = network_or_ddp(model)
     _check_loader(train_loader, take_batch)
     if lr_scheduler_interval not in ("step", "epoch"):
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
