@@ -97,6 +97,7 @@ class Prune(Command):
     resume: Annotated[bool, Option("--resume", help="continue the run in --out, or begin it")] = False
     seed: Annotated[int | None, Option(help="replaces the config's seed")] = None
     checkpoint: Annotated[str | None, Option(help="replaces model.checkpoint")] = None
+    key: Annotated[str | None, Option(help="replaces model.key: of the state dict in a checkpoint with several")] = None
     arch: Annotated[str | None, Option(help="replaces model.arch; may be your package.module:function")] = None
     set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
@@ -153,7 +154,9 @@ class Prune(Command):
         if self.checkpoint is not None:
             changes["model.checkpoint"] = self.checkpoint
             if self.checkpoint.startswith("robustbench:"):  # network and weights in one
-                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "num_classes", "mean", "std"))
+                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "key", "num_classes", "mean", "std"))
+        if self.key is not None:
+            changes["model.key"] = self.key
         if self.arch is not None and ":" not in self.arch:
             changes["model.arch"] = self.arch
         return PwoAConfig.from_yaml(self.config, changes=changes)
@@ -174,6 +177,7 @@ class _Judging(Command):
         list[str] | None,
         Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; may be package.module:function"),
     ] = None
+    key: Annotated[str | None, Option(help="of the state dict in checkpoints with several, as state_dict_ema")] = None
     data: Annotated[
         str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
     ] = None
@@ -232,7 +236,7 @@ class _Judging(Command):
             protocol=protocol,
             download=not self.no_download,
             progress=not self.quiet and not self.json,
-            **self._given("arch", "data", "data_root", "image_size", "channels", *_HOW),
+            **self._given("arch", "key", "data", "data_root", "image_size", "channels", *_HOW),
         )
         if self.json:
             _write_json("compared", folder=str(folder), **comparison.to_dict())
@@ -259,7 +263,7 @@ class Evaluate(_Judging):
             raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         if not in_its_folder:
             return self._judge_together([self.network], self.protocol or (None if self.attacks else "paper"))
-        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
+        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels", "key"):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} does not go with a run in its own folder; give --out as well")

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -80,6 +80,7 @@ class _Source:
     name: str
     path: str
     arch: str | None
+    key: str | None = None
 
 
 def judge_networks(
@@ -87,6 +88,7 @@ def judge_networks(
     out: str | os.PathLike[str],
     *,
     arch: Sequence[str] = (),
+    key: str | None = None,
     data: str | None = None,
     data_root: str | None = None,
     download: bool = True,
@@ -104,6 +106,7 @@ def judge_networks(
             may have a name before it, ``NAME=PATH``. The others are compared with the first.
         out: folder of the comparison.
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
+        key: of the state dict in checkpoints with several.
         data: name of the data set. Default: a run's.
         data_root, download, image_size, channels: see `DataConfig`.
         progress: whether bars are shown.
@@ -112,7 +115,7 @@ def judge_networks(
     folder = ComparisonFolder(out)
     if not folder.asked.exists():
         folder.check_empty(but=folder.asked)
-    named = _named(sources, arch)
+    named = [replace(source, key=key) for source in _named(sources, arch)]
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)
@@ -217,5 +220,5 @@ def _network(source: _Source, data: str, norm: str, classes: int, channels: int)
     if name is None:
         raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
     model = make_network(name, classes=classes, channels=channels, data=data, norm=norm)
-    load_weights(model, source.path)
+    load_weights(model, source.path, source.key)
     return model

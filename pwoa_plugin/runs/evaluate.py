@@ -105,7 +105,7 @@ def _dense(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module
     model = _architecture(folder, config, arch)
     assert config.model is not None
     checkpoint = config.model.checkpoint
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, config.model.key)
     if digest_of(model) != folder.read_facts().model.sha256:
         raise ConfigError(f"model.checkpoint={checkpoint!r}: these are not the weights that {folder} was pruned from")
     return model
