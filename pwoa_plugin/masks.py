@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._files import read_tensors, write_tensors
 from ._text import did_you_mean
+from ._wrapped import name_inside, unwrapped
 from .errors import InputError
 
 #: ``{module: {target: 0/1 tensor of the target's shape}}``, NNI's form.
@@ -108,14 +109,17 @@ def _check_values(key: str, mask: object) -> None:
 def check_masks(model: nn.Module, masks: Any, *, parameters_only: bool = False) -> Masks:
     """The masks that are not None, checked against a model: each has the shape of its parameter, and zeros and ones.
 
+    The names are those inside the model's wrappers (`unwrapped`); a wrapper's prefix (``module.``) is taken off.
+
     With ``parameters_only``, masks of tensors that are computed from parameters are refused, and so are NNI's masks of
     inputs and outputs (``_input_0``...), which otherwise pass without a look at their shape.
     """
     if not isinstance(masks, Mapping) or not all(isinstance(targets, Mapping) for targets in masks.values()):
         raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
-    modules = dict(model.named_modules(remove_duplicate=False))
+    modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
     checked: Masks = {}
-    for name, targets in masks.items():
+    for given, targets in masks.items():
+        name = name_inside(given, modules)
         if name not in modules:
             hint = did_you_mean(name, modules, "are they another model's?", most=2)
             raise InputError(f"masks: the model has no module {name!r}{hint}")
@@ -145,7 +149,8 @@ def _check_target(key: str, module: nn.Module, target: str, mask: Tensor, parame
 @torch.no_grad()
 def bake(model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Set the parameters of ``model`` to 0 where ``masks`` are 0."""
+    network = unwrapped(model)
     for name, targets in masks.items():
         for target, mask in targets.items():
-            parameter = model.get_submodule(name).get_parameter(target)
+            parameter = network.get_submodule(name).get_parameter(target)
             parameter.masked_fill_((mask == 0).to(parameter.device), 0)

@@ -35,7 +35,7 @@ def test_what_is_saved_is_loaded(trained: TinyNet, images: Pair, tmp_path: Path,
     assert not backend.is_saved(folder)
     saved = backend.save(trainer, folder)
     assert backend.is_saved(folder)
-    assert saved.kept.keys() == trainer.layers.keys()
+    assert saved.kept.keys() == trainer.target.layers.keys()
     assert (saved.cost is None) == (granularity == "unstructured")
     loaded = backend.load(fresh, folder).eval()
     torch.testing.assert_close(loaded(images[0]), trained.eval()(images[0]))

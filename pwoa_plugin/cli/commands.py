@@ -28,7 +28,20 @@ Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and res
 JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
 
 #: How to judge: options that Python's functions know by the same names.
-_HOW = ("attacks", "norm", "eps", "sample", "seed", "batch_size", "device", "mean", "std", "curve", "curve_attack")
+_HOW = (
+    "attacks",
+    "norm",
+    "eps",
+    "sample",
+    "seed",
+    "batch_size",
+    "device",
+    "mean",
+    "std",
+    "output",
+    "curve",
+    "curve_attack",
+)
 
 _CONFIGS = files("pwoa_plugin") / "configs"
 
@@ -85,6 +98,7 @@ class Prune(Command):
     resume: Annotated[bool, Option("--resume", help="continue the run in --out, or begin it")] = False
     seed: Annotated[int | None, Option(help="replaces the config's seed")] = None
     checkpoint: Annotated[str | None, Option(help="replaces model.checkpoint")] = None
+    key: Annotated[str | None, Option(help="replaces model.key: of the state dict in a checkpoint with several")] = None
     arch: Annotated[str | None, Option(help="replaces model.arch; may be your package.module:function")] = None
     set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
@@ -141,7 +155,9 @@ class Prune(Command):
         if self.checkpoint is not None:
             changes["model.checkpoint"] = self.checkpoint
             if self.checkpoint.startswith("robustbench:"):  # network and weights in one
-                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "num_classes", "mean", "std"))
+                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "key", "num_classes", "mean", "std"))
+        if self.key is not None:
+            changes["model.key"] = self.key
         if self.arch is not None and ":" not in self.arch:
             changes["model.arch"] = self.arch
         return PwoAConfig.from_yaml(self.config, changes=changes)
@@ -162,6 +178,7 @@ class _Judging(Command):
         list[str] | None,
         Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; may be package.module:function"),
     ] = None
+    key: Annotated[str | None, Option(help="of the state dict in checkpoints with several, as state_dict_ema")] = None
     data: Annotated[
         str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
     ] = None
@@ -192,6 +209,9 @@ class _Judging(Command):
     seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
     mean: Annotated[list[float] | None, Option(metavar="VALUE...", help="the network wants (x - mean) / std")] = None
     std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
+    output: Annotated[
+        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
+    ] = None
     curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
     curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
@@ -229,7 +249,7 @@ class _Judging(Command):
             protocol=protocol,
             download=not self.no_download,
             progress=not self.quiet and not self.json,
-            **self._given("arch", "data", "data_root", "image_size", "channels", *_HOW),
+            **self._given("arch", "key", "data", "data_root", "image_size", "channels", *_HOW),
         )
         if self.json:
             _write_json("compared", folder=str(folder), **comparison.to_dict())
@@ -257,7 +277,7 @@ class Evaluate(_Judging):
         if not in_its_folder:
             protocol = self.protocol or (None if self.attacks else "paper")
             return self._until_stopped(line, lambda: self._judge_together([self.network], protocol))
-        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels"):
+        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels", "key"):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} does not go with a run in its own folder; give --out as well")

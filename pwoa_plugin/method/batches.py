@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
+from .._logits import described
 from .._pixels import GREY_LEVEL
 from .._random import random_state, set_random_state
 from ..errors import InputError
@@ -41,13 +42,6 @@ def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
             f"{where}: labels reach from {least} to {most}, and the model has {classes} classes; "
             f"give indices from 0 to {classes - 1}"
         )
-
-
-def described(value: Any) -> str:
-    """What a value is, in messages."""
-    return (
-        f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-    )
 
 
 class _TensorLoader:

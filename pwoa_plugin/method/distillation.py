@@ -9,9 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from .._section import Section
+from .._wrapped import unwrapped
 
 
 class DistillationConfig(Section):
@@ -38,10 +38,8 @@ class DistillationConfig(Section):
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """The teacher: a deep copy in eval mode, without gradients, of the network inside any (Distributed)DataParallel."""
-    while isinstance(model, (DataParallel, DistributedDataParallel)):
-        model = model.module
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    """The teacher: a deep copy in eval mode, without gradients, of the network inside its wrappers."""
+    teacher = copy.deepcopy(unwrapped(model, adapters=False)).eval().requires_grad_(False)
     for parameter in teacher.parameters():
         parameter.grad = None
     return teacher

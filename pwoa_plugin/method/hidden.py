@@ -7,27 +7,15 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parallel import DataParallel
 
 from .._modes import modes_kept
 from .._text import did_you_mean
 from .._weights import is_weighted
+from .._wrapped import unwrapped
 from ..errors import InputError
 
 _MOST = 8
-
-
-class NetworkWrapper(nn.Module):
-    """A wrapper around a network, its ``module``, as in ``DistributedDataParallel``; layer names are those inside."""
-
-    module: nn.Module
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The network inside ``DistributedDataParallel``, ``DataParallel`` and `NetworkWrapper`."""
-    while isinstance(model, (DataParallel, DistributedDataParallel, NetworkWrapper)):
-        model = model.module
-    return model
 
 
 def check_readable(model: nn.Module) -> None:
@@ -35,8 +23,8 @@ def check_readable(model: nn.Module) -> None:
     # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(
-            "the model is compiled, and its hidden layers cannot be read; give the module that went into torch.compile "
-            "(model._orig_mod)"
+            "a part of the model is compiled, and its hidden layers cannot be read; give the module that went into "
+            "torch.compile (its _orig_mod)"
         )
     if isinstance(model, DataParallel) and len(model.device_ids) > 1:
         raise InputError(

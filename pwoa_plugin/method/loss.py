@@ -6,25 +6,27 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .._logits import logits_of
+from .._logits import Output, logits_of
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
 from .._weights import is_weighted
+from .._wrapped import unwrapped
 from ..errors import InputError
 from .batches import check_images, check_labels
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
-from .hidden import check_names, check_readable, find_hidden_layers, read_hidden, unwrapped
+from .hidden import check_names, check_readable, find_hidden_layers, read_hidden
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
-from .probe import find_classes, try_input_gradients
+from .probe import find_classes, try_input_gradients, try_training_mode
 
 _logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ class PwoALoss(nn.Module):
 
     Args:
         teacher: the robust network, images ``(N, C, H, W)`` to logits ``(N, classes)``; a frozen copy is kept.
+        output: which part of what teacher and student return has the logits: an index, a key or an attribute. None: the
+            one named ``logits``, or the only one that may be.
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image.
@@ -76,6 +80,7 @@ class PwoALoss(nn.Module):
         eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
+        output: Output = None,
         student_channels: Mapping[str, tuple[int, Tensor]] | None = None,
         kept: Mapping[str, tuple[int, Tensor]] | None = None,
     ) -> None:
@@ -91,6 +96,7 @@ class PwoALoss(nn.Module):
         if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
             raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
+        self.output = output
         self.student_channels = {} if student_channels is None else student_channels
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
@@ -160,18 +166,23 @@ class PwoALoss(nn.Module):
             InputError: teacher, student or images cannot be used.
         """
         if self._perturb is None:
-            self.classes = find_classes(self.teacher, images)
+            self.classes = find_classes(self.teacher, images, self.output)
             if self.distillation.gradient_weight > 0:
-                try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight)
+                try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight, self.output)
             radius = self.perturbation.known_radius(self.eps, self.pixel_range)
             if radius is None:
+                answers = partial(self.logits, self.teacher)
                 radius = largest_agreeing_radius(
-                    self.teacher, images, self.perturbation, pixel_range=self.pixel_range, seed=self.seed
+                    answers, images, self.perturbation, pixel_range=self.pixel_range, seed=self.seed
                 )
                 kept = 100 * self.perturbation.agreement
                 _logger.info("perturbation radius %.4g, at which the teacher keeps %g %% of its answers", radius, kept)
             self.set_radius(radius)
         self._layers_of(student, images)
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The logits ``(N, classes)`` of a network for images ``(N, C, H, W)``."""
+        return logits_of(model(images), len(images), self.output)
 
     def set_radius(self, radius: float) -> None:
         """Perturb by this radius, in pixel units."""
@@ -186,6 +197,7 @@ class PwoALoss(nn.Module):
                 few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
                 if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
                     layers = find_hidden_layers(student, images[:2], self.hsic.layers)
+            try_training_mode(student, images, self.output)
             self._students[student] = layers, set()
         return self._students[student]
 
@@ -253,9 +265,9 @@ class PwoALoss(nn.Module):
             _precise(x, with_gradients),
             read_hidden(self.teacher, in_teacher) as teacher_hidden,
         ):
-            target = logits_of(self.teacher(x))
+            target = self.logits(self.teacher, x)
         with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
-            logits = logits_of(student(x))
+            logits = self.logits(student, x)
         if logits.shape != target.shape:
             raise InputError(
                 f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "

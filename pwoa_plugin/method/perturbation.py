@@ -9,15 +9,14 @@ A new kind is one class here and one line in ``PERTURBATIONS``.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Self
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from .._logits import logits_of
 from .._section import Pixels, Section, check_options, key_of
 from ..errors import InputError
 
@@ -209,7 +208,7 @@ class PerturbationConfig(Section):
 
 @torch.no_grad()
 def largest_agreeing_radius(
-    model: nn.Module,
+    model: Callable[[Tensor], Tensor],
     images: Tensor,
     config: PerturbationConfig,
     *,
@@ -222,20 +221,20 @@ def largest_agreeing_radius(
     changes too many predictions.
 
     Args:
-        model: a classifier in eval mode, on the images' device.
+        model: images to logits ``(N, classes)``: a classifier in eval mode, on the images' device.
         images: ``(N, C, H, W)`` in ``pixel_range``.
         config: kind and options of the perturbation, and the agreement.
         pixel_range: of a valid image; its width is the largest radius.
         seed: of the draws.
     """
     chunks = images.split(_CHUNK)
-    clean = torch.cat([logits_of(model(chunk)).argmax(1) for chunk in chunks])
+    clean = torch.cat([model(chunk).argmax(1) for chunk in chunks])
     width = pixel_range[1] - pixel_range[0]
 
     def agrees(step: int) -> bool:
         perturb = config.make(step * width / _RESOLUTION, pixel_range)
         generator = torch.Generator(images.device).manual_seed(seed)
-        answers = torch.cat([logits_of(model(perturb(chunk, generator))).argmax(1) for chunk in chunks])
+        answers = torch.cat([model(perturb(chunk, generator)).argmax(1) for chunk in chunks])
         return bool((answers == clean).float().mean() >= config.agreement)
 
     if agrees(_RESOLUTION):

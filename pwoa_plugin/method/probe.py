@@ -7,15 +7,15 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .._logits import logits_of
+from .._logits import Output, logits_of
+from .._modes import modes_kept, train_mode
 from .._random import seeded
 from .._text import one_line
 from ..errors import InputError
-from .batches import described
 from .distillation import gradient_loss
 
 
-def find_classes(model: nn.Module, images: Tensor) -> int:
+def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int:
     """The number of a network's classes, by a forward of two images ``(N, C, H, W)`` in eval mode.
 
     Raises:
@@ -26,13 +26,12 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
     version = given._version
     try:
         with torch.no_grad():
-            logits = logits_of(model(given))
+            answer = model(given)
     except (RuntimeError, IndexError) as error:
         raise InputError(
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
         ) from error
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
-        raise InputError(f"the model returns {described(logits)}; wrap it so that it returns logits (N, classes)")
+    logits = logits_of(answer, len(given), output)
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if given._version != version:
@@ -43,7 +42,33 @@ def find_classes(model: nn.Module, images: Tensor) -> int:
     return logits.shape[1]
 
 
-def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> None:
+def try_training_mode(student: nn.Module, images: Tensor, output: Output = None) -> None:
+    """InputError if a network has no logits in what it returns in training mode, such as those of auxiliary heads.
+
+    Buffers (BatchNorm's statistics) and the random state are restored.
+    """
+    # Others in their place, not copied back: autograd may hold them for a backward to come.
+    kept = [(module, dict(module._buffers)) for module in student.modules()]
+    try:
+        for module, buffers in kept:
+            module._buffers.update(
+                {name: buffer if buffer is None else buffer.clone() for name, buffer in buffers.items()}
+            )
+        with modes_kept(student), seeded(0), torch.no_grad():
+            train_mode(student)
+            answer = student(images[:2].clone())
+    except (RuntimeError, ValueError):  # such as BatchNorm's of few images: training says so where it matters
+        return
+    finally:
+        for module, buffers in kept:
+            module._buffers.update(buffers)
+    try:
+        logits_of(answer, len(images[:2]), output)
+    except InputError as error:
+        raise InputError(f"in training mode: {error}") from None
+
+
+def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float, output: Output = None) -> None:
     """InputError that names ``distillation.gradient_weight``, unless a copy of the network is twice differentiable."""
     student = copy.deepcopy(teacher)
     for parameter in student.parameters():
@@ -51,7 +76,8 @@ def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float) -> No
     try:
         with seeded(0), torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
             x = images.detach().clone(memory_format=torch.contiguous_format).requires_grad_()
-            gradient_loss(logits_of(student(x)), logits_of(teacher(x)), x).backward()
+            answers = (logits_of(network(x), len(x), output) for network in (student, teacher))
+            gradient_loss(next(answers), next(answers), x).backward()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError) as error:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 
+from .._logits import Output
 from .._pixels import check_radius
 from .._section import Names, Pixels, Section, key_of
 from ..errors import InputError
@@ -38,6 +39,8 @@ class TrainingConfig(Section):
         batch_size: if ``train_loader`` is a Dataset or tensors.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
+        output: which part of what the network returns has the logits: an index, a key or an attribute, dotted where
+            nested. None: the part named ``logits``, or the only one that may be logits.
         eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image. Normalisation by mean and std belongs in the model.
         seed: of everything random in a run.
@@ -61,6 +64,7 @@ class TrainingConfig(Section):
     hsic: HSICConfig = Field(default_factory=HSICConfig)
     admm: ADMMConfig = Field(default_factory=ADMMConfig)
     gradual: GradualConfig = Field(default_factory=GradualConfig)
+    output: Output = None
     eps: Pixels | None = Field(default=None, gt=0)
     pixel_range: tuple[float, float] = (0.0, 1.0)
     seed: int = Field(default=0, ge=0, lt=2**32)

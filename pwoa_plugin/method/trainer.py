@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._modes import train_mode
 from .._section import Section
+from .._wrapped import network_or_ddp, unwrapped
 from ..errors import InputError, PwoAError, TrainingError
 from .allocation import LayerAllocation, allocation_table
 from .batches import Batches
@@ -64,14 +65,14 @@ class Trainer:
             name: value.model_copy(deep=True) if isinstance(value, Section) else value for name, value in config
         }
         config = type(config)(**fields)
-        self.model, self.config = model, config
+        self.model, self.network, self.config = network_or_ddp(model), unwrapped(model), config
         if target is None:
             named = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
-            target = mask_target(model, config.sparsity, **named)
-            warn_of_uncounted(model)
+            target = mask_target(self.network, config.sparsity, **named)
+            warn_of_uncounted(self.network)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
-        check_readable(model)
+        check_readable(self.model)
         for name, parameter in model.named_parameters():
             if parameter.dtype == torch.float16:
                 raise InputError(
@@ -86,8 +87,9 @@ class Trainer:
             eps=config.eps,
             pixel_range=config.pixel_range,
             seed=config.seed,
+            output=config.output,
         ).to(self.device)
-        self.loss.check_student(model)
+        self.loss.check_student(self.model)
         for name, layer in self.allocation.items():
             if layer.dense_because:
                 _logger.warning("layer %s stays dense: %s", name, layer.dense_because)
@@ -107,10 +109,6 @@ class Trainer:
     @property
     def teacher(self) -> nn.Module:
         return self.loss.teacher
-
-    @property
-    def layers(self) -> dict[str, nn.Module]:
-        return self.target.layers
 
     @property
     def allocation(self) -> dict[str, LayerAllocation]:
@@ -247,7 +245,7 @@ class Trainer:
         known = config.perturbation.known_radius(config.eps, config.pixel_range)
         images = self.batches.first(RADIUS_IMAGES if known is None else 2)
         if self.device.type == "cpu":
-            lay_out_both(self.model, self.teacher, images[:2])
+            lay_out_both(self.network, self.teacher, images[:2])
         self.model.to(self.device)
         self.loss.prepare(self.model, images)
         self.batches.classes = self.loss.classes
@@ -346,7 +344,7 @@ class Trainer:
                 parameter.grad = None
             run.parameters, run.optimizer = parameters, None
             if self.device.type == "cpu":
-                lay_out_both(self.model, self.teacher, run.images)
+                lay_out_both(self.network, self.teacher, run.images)
 
     # -- state -----------------------------------------------------------------------------------
 
@@ -366,7 +364,7 @@ class Trainer:
         }
         return Snapshot.of(
             facts,
-            model=Snapshot(tensors_of(self.model)),
+            model=Snapshot(tensors_of(self.network)),
             target=self.target.state(),
             schedule=run.schedule.state(),
             epochs=run.epochs.state(),
@@ -384,7 +382,7 @@ class Trainer:
         vars(run.status).update(vars(status))  # in place: checks read it
         self.target.load_state(saved.part("target"))
         self._adopt_parameters(run)
-        copy_into(tensors_of(self.model), saved.part("model").tensors, "parameters or buffers")
+        copy_into(tensors_of(self.network), saved.part("model").tensors, "parameters or buffers")
         run.schedule.load_state(saved.part("schedule"))
         self._enter_phase(run)
         assert run.optimizer is not None

@@ -18,8 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from .._files import read_tensors
+from .._wrapped import unwrapped
 from ..errors import InputError
 from .normalisation import normalisation_of
+from .training_aids import CheckpointError as CheckpointError
+from .training_aids import without_training_aids
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,6 @@ _PLAIN_PICKLE = re.compile(rb"\x80[\x03-\x05]")  # torch writes protocol 2
 _NARROWED = "pwoa-pruned"  # in the header of files by `torch_pruning.save_pruned`
 
 
-class CheckpointError(InputError):
-    """A checkpoint cannot be loaded; one line says why and what to do."""
-
-
 class Checkpoint(NamedTuple):
     """The tensors of a file as it holds them, and sentences on where in the file they were found."""
 
@@ -67,34 +66,50 @@ class Checkpoint(NamedTuple):
     notes: tuple[str, ...]
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Checkpoint:
     """Read the tensors of a checkpoint, without running code in the file.
 
     Args:
         path: a ``.safetensors`` file; or any format of `torch.save`, with the state dict at the top or under a usual
             key (``state_dict``, ``model``...); or ``shipped:NAME`` with a name in `SHIPPED`. The file's content
             decides what it is, not its name.
+        key: of the state dict in the file, dotted where nested; None: the first usual one.
     """
     name = os.fspath(path)
-    return _find_state_dict(_load(_resolve(name), name), name)
+    loaded = _load(_resolve(name), name)
+    if key is None:
+        return _find_state_dict(loaded, name)
+    for step in key.split("."):
+        if not isinstance(loaded, Mapping) or step not in loaded:
+            there = _first([str(each) for each in loaded]) if isinstance(loaded, Mapping) else type(loaded).__name__
+            raise CheckpointError(f"checkpoint {name!r} has no {key!r}, but {there or 'nothing'}; give model.key so")
+        loaded = loaded[step]
+    found, notes = _find_state_dict(loaded, name)
+    return Checkpoint(found, (f"took the weights from {key!r}", *notes))
 
 
-def load_checkpoint(model: nn.Module, path: str | os.PathLike[str]) -> tuple[str, ...]:
+def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> tuple[str, ...]:
     """Load a checkpoint (see `read_checkpoint`) into a network. On an error the network is unchanged.
 
     A prefix (``module.``, ``model.``, ``_orig_mod.``, also stacked) is removed: the one under which most names and
     shapes fit. Entries outside it, copies of the network (``attacker.model.*``), a normaliser, auxiliary heads and
-    TRADES's ``sub_block1`` are left out; all other entries must fit. Missing ``num_batches_tracked`` become 0.
+    TRADES's ``sub_block1`` are left out; all other entries must fit. Missing ``num_batches_tracked`` become 0. The
+    counter of an ``AveragedModel`` is left out; masks of ``torch.nn.utils.prune`` are multiplied in.
+
+    Args:
+        key: of the state dict, in a file with several, such as ``state_dict_ema``.
 
     Returns:
         What was removed, left out or cast, a sentence each. Each is also logged at info, and an omitted normaliser
         at warning unless the network has a normalisation of its own (`normalise_inputs`).
     """
     name = os.fspath(path)
+    model = unwrapped(model)
     wanted = model.state_dict()
-    found, first_notes = read_checkpoint(path)
+    found, first_notes = read_checkpoint(path, key)
     notes = list(first_notes)
     found = _without_wrappers(found, wanted, notes)
+    found = without_training_aids(found, wanted, name, notes)
     prefix, copies = _prefixes(found, wanted)
     if prefix:
         notes.append(f"took off the prefix {prefix!r}")

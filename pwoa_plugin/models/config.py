@@ -19,21 +19,24 @@ class ModelConfig(Section):
             package.module:function``): a file never runs code.
         checkpoint: of the robust network: ``.safetensors``, ``.pt`` or ``.pth``; or ``shipped:robust_lenet_mnist``; or
             ``robustbench:NAME``, network and weights (``pip install "pwoa-plugin[robustbench]"``).
-        num_classes: logits; None: as many as the data has classes.
+        key: of the state dict in the checkpoint, where it has several, as ``state_dict_ema``; dotted where nested.
+            None: the first usual one; the log names the others.
+        num_classes: logits; None: as many as the data has classes. 1: one logit for two classes.
         mean, std: by channel, where the network was trained on normalised images: ``(x - mean) / std`` then happens
             inside the network, and ``eps`` stays in pixel units.
     """
 
     arch: str | None = None
     checkpoint: str
-    num_classes: int | None = Field(default=None, ge=2)
+    key: str | None = None
+    num_classes: int | None = Field(default=None, ge=1)
     mean: tuple[float, ...] | None = None
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
 
     @model_validator(mode="after")
     def _no_code(self) -> ModelConfig:
         if self.checkpoint.startswith("robustbench:"):
-            for name in ("arch", "num_classes", "mean"):
+            for name in ("arch", "key", "num_classes", "mean"):
                 if (value := getattr(self, name)) is not None:
                     raise InputError(
                         f"{name}={value!r} does not go with {self.checkpoint}, which has its own; leave it out"

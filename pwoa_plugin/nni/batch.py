@@ -9,8 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from .._wrapped import NetworkWrapper
 from ..errors import InputError
-from ..method.hidden import NetworkWrapper
 
 #: From an evaluator's batch to images and labels.
 TakeBatch = Callable[[Any], tuple[Tensor, Tensor | None]]

@@ -33,7 +33,7 @@ class ByConfig:
         self.loss = self.trainer.loss
         assert isinstance(self.trainer.target, MaskTarget)
         self._target = self.trainer.target
-        register_settings(model)
+        register_settings(self.trainer.network)
         allocation = self._target.allocation
         self.parameters = {
             name: PrunedParameter(name, "weight", layer, self._target.budgets[name])

@@ -12,6 +12,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
+from .._wrapped import network_or_ddp
 from ..errors import InputError
 from ..method.loss import PwoALoss
 from .batch import BatchAdapter, Predict, TakeBatch
@@ -53,7 +54,8 @@ class PwoADistiller(PwoACompressor, Distiller):
         origin_loss_lambda: weight of the evaluator's own training loss beside ours.
         take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
             may be None if ``hsic.lambda_y`` is 0.
-        **options: ``distillation``, ``perturbation``, ``hsic``, ``eps`` and ``pixel_range``, as `PwoALoss` takes them.
+        **options: ``distillation``, ``perturbation``, ``hsic``, ``eps``, ``pixel_range`` and ``output``, as `PwoALoss`
+            takes them.
 
     Attributes:
         loss: the `PwoALoss` that trains.
@@ -81,6 +83,7 @@ class PwoADistiller(PwoACompressor, Distiller):
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
         self._prepare(evaluator, take_batch, origin_loss_lambda)
+        model = network_or_ddp(model)
         layers = _selected(model, config_list)
         teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
         self.loss = PwoALoss(teacher, **options)

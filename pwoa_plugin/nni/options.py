@@ -18,6 +18,7 @@ class LossOptions(TypedDict, total=False):
     hsic: HSICConfig | Mapping[str, Any] | None
     eps: float | str | None
     pixel_range: tuple[float, float]
+    output: int | str | None
 
 
 class ListOptions(LossOptions, total=False):

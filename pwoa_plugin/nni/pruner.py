@@ -12,6 +12,7 @@ from nni.compression.utils import Evaluator
 from torch import nn
 
 from .._notebook import Allocations, History
+from .._wrapped import network_or_ddp
 from ..config import PwoAConfig
 from ..errors import InputError
 from ..masks import Masks, bake, check_masks
@@ -85,6 +86,8 @@ class PwoAPruner(PwoACompressor, Pruner):
         **options: Unpack[ListOptions],
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
+        self._given = model
+        model = network_or_ddp(model)
         of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}
         given = [*options, *(name for name, value in of_list.items() if value is not None)]
         if given and isinstance(config_list, PwoAConfig):
@@ -101,6 +104,7 @@ class PwoAPruner(PwoACompressor, Pruner):
         self.steps_per_epoch = options.pop("steps_per_epoch", None)
         if isinstance(config_list, PwoAConfig):
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
+            model = self._strategy.trainer.network
         else:
             steps_per_epoch(evaluator, self.steps_per_epoch)
             self._strategy = ByEvaluator(model, config_list, evaluator, existed_wrappers or {}, options)
@@ -161,7 +165,7 @@ class PwoAPruner(PwoACompressor, Pruner):
                 self._compress_by_evaluator(max_steps, max_epochs)
             finally:
                 self._anew = False
-        return self.bound_model, self.get_masks()
+        return self._given, self.get_masks()
 
     # -- NNI's life cycle of a training ----------------------------------------------------------
 

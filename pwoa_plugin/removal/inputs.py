@@ -17,13 +17,9 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def check_model(model: Any) -> None:
-    """Refuse wrapped models: their modules have other names, or cannot be traced."""
-    wrappers = (torch.jit.ScriptModule, nn.DataParallel, nn.parallel.DistributedDataParallel)
-    if isinstance(model, wrappers) or hasattr(model, "_orig_mod"):
-        raise InputError(
-            f"model is a ScriptModule, a DataParallel or a compiled module ({type(model).__name__}), which cannot be "
-            "traced; give the plain module inside (model.module, model._orig_mod)"
-        )
+    """Refuse models that cannot be traced."""
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InputError("model is a ScriptModule, which cannot be traced; give the module that it was made from")
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
             raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._text import named
+from .._wrapped import unwrapped
 from ..errors import InputError
 from ..masks import bake, check_masks
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
@@ -48,8 +49,9 @@ def speedup(
     origin. Channels of the model's output stay. The small model has new parameters: give it a new optimizer.
 
     Args:
-        model: the network, not wrapped by a compressor. It is not changed; the small one is a copy without gradients,
-            with the same modes, ``requires_grad``, dtype and device.
+        model: the network, not wrapped by a compressor; of ``DataParallel`` and the like the one inside. It is not
+            changed; the small one is a copy without gradients, with the same modes, ``requires_grad``, dtype and
+            device.
         masks: NNI's, ``{module name: {parameter name: 0/1 tensor shaped as the parameter}}``.
         example_inputs: a tensor, a tuple or list of arguments, or a dict of keyword arguments, on the model's device,
             batch first. The trace follows the path that the model takes for them.
@@ -70,6 +72,7 @@ def speedup_with_report(
     zero_constants: bool = False,
 ) -> tuple[nn.Module, SpeedupReport]:
     """`speedup`, and what it removed, what it kept, and why."""
+    model = unwrapped(model)
     check_model(model)
     checked = check_masks(model, masks, parameters_only=True)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

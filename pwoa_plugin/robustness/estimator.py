@@ -11,7 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from .._logits import logits_of
+from .._logits import Output, logits_of
 from .._modes import modes_kept
 from ..errors import InputError
 from ..models.normalisation import Normalisation
@@ -23,34 +23,6 @@ def model_device(model: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def check_logits(output: object, n_images: int) -> Tensor:
-    """The logits or log-probabilities in a model's output: a floating tensor ``(n_images, C)``, C >= 2. In a tuple it
-    is the first such matrix.
-
-    Raises:
-        InputError: there are none.
-    """
-    logits = logits_of(output)
-    if isinstance(logits, (tuple, list)):
-        matrices = (
-            part
-            for part in logits
-            if isinstance(part, Tensor) and part.dim() == 2 and len(part) == n_images and part.is_floating_point()
-        )
-        logits = next(matrices, logits)
-    if not isinstance(logits, Tensor):
-        found = f"a {type(output).__name__}"
-    elif logits.dim() != 2 or len(logits) != n_images:
-        found = f"a tensor {tuple(logits.shape)} for {n_images} images"
-    elif logits.shape[1] < 2:
-        found = "one logit per image"
-    elif not logits.is_floating_point():
-        found = f"{logits.dtype} values"
-    else:
-        return logits
-    raise InputError(f"model returns {found}; wrap it so that it returns logits, one tensor (N, C) with C >= 2")
-
-
 class Logits(nn.Module):
     """A view of ``model`` that takes float32 images and returns float32 logits.
 
@@ -58,8 +30,9 @@ class Logits(nn.Module):
     is: ``to`` and the like, which ART calls, do nothing here.
 
     Args:
-        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``, in any form that `check_logits` takes.
+        model: classifier; images ``(N, C, H, W)`` to logits ``(N, classes)``, in any form that `logits_of` takes.
         normalisation: ``(mean, std)`` by channel, where the model wants normalised images.
+        output: which part of what the model returns has the logits; see `logits_of`.
 
     Attributes:
         n_forwards: how many images have gone through the model.
@@ -68,9 +41,14 @@ class Logits(nn.Module):
 
     on_forward: Callable[[], None] | None = None
 
-    def __init__(self, model: nn.Module, normalisation: tuple[Sequence[float], Sequence[float]] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        normalisation: tuple[Sequence[float], Sequence[float]] | None = None,
+        output: Output = None,
+    ) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.output = model, output
         self.device = model_device(model)
         tensors = chain(model.parameters(), model.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
@@ -82,7 +60,7 @@ class Logits(nn.Module):
         x = images.to(self.device)
         if self._normalise is not None:
             (x,) = self._normalise(self.model, (x,))
-        logits = check_logits(self.model(x.to(self.dtype)), len(images)).float()
+        logits = logits_of(self.model(x.to(self.dtype)), len(images), self.output).float()
         if self.on_forward is not None:
             self.on_forward()
         return logits

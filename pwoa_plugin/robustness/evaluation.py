@@ -60,7 +60,8 @@ def evaluate(
 
     Args:
         model: classifier, in any floating dtype; images ``(N, C, H, W)`` to logits ``(N, classes)`` or log-softmax,
-            also in a tuple or a Hugging Face ``ModelOutput``.
+            also as a part of a tuple, mapping or object (see ``output``); one logit per image is the pair of two
+            classes.
         data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors:
             images ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
         state: folder for finished batches. After a kill, the same call resumes from them and ends with the same
@@ -152,7 +153,7 @@ def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
         _reproducible(),
         torch.inference_mode(False),  # of the caller: tensors made in it are of no use to autograd
     ):
-        yield Logits(model, normalisation)
+        yield Logits(model, normalisation, settings.output)
 
 
 class Clean(NamedTuple):
@@ -218,7 +219,7 @@ def _clean_logits(view: Logits, images: Images, batch_size: int) -> Tensor:
 def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Config:
     settings, images = task
     return Config(
-        **settings.model_dump(include={"eps", "norm", "pixel_range", "seed", "batch_size", "mean", "std"}),
+        **settings.model_dump(include={"eps", "norm", "pixel_range", "seed", "batch_size", "mean", "std", "output"}),
         attacks={attack.name: attack.parameters(attacked) for attack in settings.attacks},
         n_images=len(images.pixels),
         n_classes=attacked.n_classes,

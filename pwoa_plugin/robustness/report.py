@@ -168,6 +168,7 @@ class Config(Record):
         protocol: its name; ``custom`` where attacks were given one by one.
         protocol_version: of that protocol.
         mean, std: by channel, where normalisation was given apart from the model; else None.
+        output: which part of what the model returns had the logits, where that was given; else None.
         images_sha256: of images and labels, in order; two reports can be paired only if it is the same.
     """
 
@@ -184,6 +185,7 @@ class Config(Record):
     protocol_version: int = 1
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    output: int | str | None = None
     images_sha256: str = ""
 
     def __str__(self) -> str:

@@ -51,6 +51,7 @@ class JudgeOptions(TypedDict, total=False):
     pixel_range: tuple[float, float] | None
     mean: Sequence[float] | None
     std: Sequence[float] | None
+    output: int | str | None
     alarms: bool | None
 
 
@@ -79,6 +80,8 @@ class JudgeSettings(Section):
         device: where the model runs. Default: where it is.
         pixel_range: ``(low, high)`` of a valid image, in pixel units. Attacks stay inside.
         mean, std: by channel, in pixel units, where the model wants ``(x - mean) / std`` and does not compute it.
+        output: which part of what the model returns has the logits: an index, a key or an attribute, dotted where
+            nested. Default: the part named ``logits``, or the only one that may be logits.
         alarms: whether to probe the model for what blinds attacks, and to report it in ``Report.alarms``.
         curve: radii of a security curve in pixel units; `compare` draws it. Default: none.
         curve_attack: its attack, by name or as an `Attack`.
@@ -97,6 +100,7 @@ class JudgeSettings(Section):
     pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
     mean: Annotated[tuple[float, ...], _Listed] | None = None
     std: Annotated[tuple[float, ...], _Listed] | None = None
+    output: int | str | None = None
     alarms: bool = True
     curve: Annotated[tuple[Pixels, ...], _Listed] = ()
     curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from .._files import parse_json, write_tensors, write_text
-from .._logits import logits_of
 from .._modes import modes_kept
 from .._random import seeded
 from ..errors import InputError
@@ -74,9 +74,8 @@ class Validation(Callback):
         config = self.run.config
         with seeded(config.seed):
             images = self.batches.first(RADIUS_IMAGES)
-        return largest_agreeing_radius(
-            self.run.teacher, images, perturbation, pixel_range=config.pixel_range, seed=config.seed
-        )
+        answers = partial(self.run.loss.logits, self.run.teacher)
+        return largest_agreeing_radius(answers, images, perturbation, pixel_range=config.pixel_range, seed=config.seed)
 
     @torch.no_grad()
     def _answers(self, model: nn.Module) -> tuple[Tensor, float]:
@@ -90,8 +89,8 @@ class Validation(Callback):
             self.batches.set_random_state(self._random)  # the same order and draws every time
             for x, y in self.batches.epoch(check=self._teacher is None):
                 assert y is not None
-                correct += int((logits_of(model(x)).argmax(1) == y).sum())
-                answers.append(logits_of(model(self._perturbation(x))).softmax(1))
+                correct += int((self.run.loss.logits(model, x).argmax(1) == y).sum())
+                answers.append(self.run.loss.logits(model, self._perturbation(x)).softmax(1))
         found = torch.cat(answers)
         return found, correct / len(found)
 
@@ -162,7 +161,7 @@ class Metrics(Callback):
             file.write(json.dumps(line) + "\n")
 
     def _sparsity(self) -> float:
-        weights = [module.get_parameter("weight") for module in self.run.layers.values()]
+        weights = [module.get_parameter("weight") for module in self.run.target.layers.values()]
         dense = sum(layer.weights for layer in self.run.allocation.values())
         return 1 - sum(int(weight.count_nonzero()) for weight in weights) / dense
 

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -83,6 +83,7 @@ class _Source:
     name: str
     path: str
     arch: str | None
+    key: str | None = None
 
 
 def judge_networks(
@@ -90,6 +91,7 @@ def judge_networks(
     out: str | os.PathLike[str],
     *,
     arch: Sequence[str] = (),
+    key: str | None = None,
     data: str | None = None,
     data_root: str | None = None,
     download: bool = True,
@@ -107,22 +109,24 @@ def judge_networks(
             may have a name before it, ``NAME=PATH``. The others are compared with the first.
         out: folder of the comparison.
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
+        key: of the state dict in checkpoints with several.
         data: name of the data set. Default: a run's.
         data_root, download, image_size, channels: see `DataConfig`.
         progress: whether bars are shown.
-        options: how to judge; see `JudgeSettings`. ``eps`` defaults to a run's; ``sample`` 0 is all.
+        options: how to judge; see `JudgeSettings`. ``eps`` and ``output`` default to a run's; ``sample`` 0 is all.
     """
     folder = ComparisonFolder(out)
     if not folder.asked.exists():
         folder.check_out(but=folder.asked)
     elif not folder.json.exists():
         folder.check_writable()
-    named = _named(sources, arch)
+    named = [replace(source, key=key) for source in _named(sources, arch)]
     runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
     configs = [PwoAConfig.from_yaml(run.config) for run in runs]
     sample = options.pop("sample", None)
     eps = next((config.eps for config in configs if config.eps), None)
-    settings = JudgeSettings.of(options, protocol="standard", eps=eps)
+    output = next((config.output for config in configs if config.output is not None), None)
+    settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value})
     classes, shape = data_set(images).describe(images)
@@ -164,7 +168,7 @@ def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[st
         "normalisation": [list(settings.mean), list(settings.std)] if settings.mean and settings.std else None,
         "curve": [settings.curve_attack.name, *settings.curve] if settings.curve else [],
         "versions": installed_versions(),
-        **settings.model_dump(mode="json", include={"alarms", "pixel_range"}, exclude_unset=True),
+        **settings.model_dump(mode="json", include={"alarms", "pixel_range", "output"}, exclude_unset=True),
     }
 
 
@@ -221,5 +225,5 @@ def _network(source: _Source, data: str, norm: str, classes: int, channels: int)
     if name is None:
         raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
     model = make_network(name, classes=classes, channels=channels, data=data, norm=norm)
-    load_weights(model, source.path)
+    load_weights(model, source.path, source.key)
     return model

@@ -40,8 +40,8 @@ def judge(
         data_root: in place of the config's ``data.root``.
         download: whether missing images may be downloaded, where the config does not forbid it.
         progress: whether bars are shown.
-        options: how to judge; see `JudgeSettings`. ``eps``, ``device`` and ``pixel_range`` default to the config's;
-            ``sample`` to the protocol's number, else 1000, or all if there are fewer; 0 is all.
+        options: how to judge; see `JudgeSettings`. ``eps``, ``device``, ``pixel_range`` and ``output`` default to the
+            config's; ``sample`` to the protocol's number, else 1000, or all if there are fewer; 0 is all.
 
     Returns:
         ``{"pruned": Report}``, and ``"dense"``.
@@ -53,7 +53,8 @@ def judge(
     if config.data is None:
         raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
     sample = options.pop("sample", None)
-    settings = JudgeSettings.of(options, eps=config.eps, device=config.device, pixel_range=config.pixel_range)
+    of_run = {name: getattr(config, name) for name in ("eps", "device", "pixel_range", "output")}
+    settings = JudgeSettings.of(options, **of_run)
     if data_root is not None:
         config.data.root = data_root
     config.data.download = config.data.download and download
@@ -104,7 +105,7 @@ def _dense(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module
     model = _architecture(folder, config, arch)
     assert config.model is not None
     checkpoint = config.model.checkpoint
-    load_weights(model, checkpoint)
+    load_weights(model, checkpoint, config.model.key)
     if digest_of(model) != folder.read_facts().model.sha256:
         raise ConfigError(f"model.checkpoint={checkpoint!r}: these are not the weights that {folder} was pruned from")
     return model

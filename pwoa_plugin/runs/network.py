@@ -64,6 +64,6 @@ def make_network(
     return load_architecture(name, num_classes=classes, in_channels=channels).eval()
 
 
-def load_weights(model: nn.Module, checkpoint: str) -> tuple[str, ...]:
+def load_weights(model: nn.Module, checkpoint: str, key: str | None = None) -> tuple[str, ...]:
     """Load a checkpoint (RobustBench's networks have their weights already); what was changed or left out."""
-    return () if checkpoint.startswith(PREFIX) else load_checkpoint(model, checkpoint)
+    return () if checkpoint.startswith(PREFIX) else load_checkpoint(model, checkpoint, key)

@@ -133,7 +133,7 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
     made = {"classes": training.classes, "channels": training.shape[0]}
     model = network_of(config, arch, **made)
     assert config.model is not None
-    notes = load_weights(model, config.model.checkpoint)
+    notes = load_weights(model, config.model.checkpoint, config.model.key)
     return _Given(config, model, training.validation, network_name(config, arch), notes, made)
 
 

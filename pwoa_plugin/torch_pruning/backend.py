@@ -26,7 +26,7 @@ class ChannelBackend(Backend):
         assert isinstance(trainer.target, ChannelTarget)
         save_pruned(trainer.target.planner, folder.pruned)
         cost = cost_report(trainer.teacher, trainer.model, trainer.batches.first(1))
-        kept = {name: module.get_parameter("weight").numel() for name, module in trainer.layers.items()}
+        kept = {name: module.get_parameter("weight").numel() for name, module in trainer.target.layers.items()}
         return Saved(kept, cost.to_dict())
 
     def is_saved(self, folder: RunFolder) -> bool:

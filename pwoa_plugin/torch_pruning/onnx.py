@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._files import replaced_whole
 from .._text import named
+from .._wrapped import unwrapped
 from ..errors import InputError, MissingPackageError
 from ..removal.inputs import call_saying_where, check_model, largest_difference, map_tensors, tensors_of
 
@@ -49,7 +50,7 @@ def export_onnx(
         raise MissingPackageError(
             f"export_onnx needs {', '.join(missing)}; install them with: pip install 'pwoa-plugin[onnx]'"
         )
-    check_model(model)
+    check_model(model := unwrapped(model))
     twin = copy.deepcopy(model).eval()
     inputs = map_tensors(Tensor.detach, example_inputs)
     with torch.no_grad():

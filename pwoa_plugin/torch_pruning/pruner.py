@@ -9,10 +9,13 @@ from typing import Any
 import torch
 import torch_pruning as tp
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from .._modes import modes_kept
 from .._random import seeded
 from .._section import as_section
 from .._weights import is_weighted
+from .._wrapped import unwrapped
 from ..config import ADMMConfig, ConfigError, PwoAConfig
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS
@@ -20,6 +23,7 @@ from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.layers import prunable_layers
 from ..method.phases import ADMMPhase
+from ..method.probe import find_classes
 from ..method.sparsity import find_sparsity_set
 from ..method.trainer import Trainer
 from ..removal.inputs import check_model
@@ -114,7 +118,11 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         **options: Any,
     ) -> None:
         # Not BasePruner's own __init__: that of the planner traces the model.
-        check_model(model)
+        if isinstance(model, DistributedDataParallel):
+            raise InputError(
+                "model is a DistributedDataParallel, which would hold the old parameters; prune, then wrap"
+            )
+        check_model(model := unwrapped(model))
         options = {name: value for name, value in options.items() if value is not None}
         ratio = 0.5 if pruning_ratio is None else pruning_ratio
         allocation, fields = None, Fields()
@@ -131,6 +139,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             fields = Fields("sparsity", "exclude", "train_loader" if example_inputs is None else "example_inputs")
             if example_inputs is None:
                 example_inputs = _images_of(config, model)
+                with modes_kept(model):
+                    find_classes(model.eval(), example_inputs, config.output)
         self.planner = Planner(
             model,
             example_inputs,

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from .._files import read_tensors, write_tensors
 from .._modes import modes_kept
 from .._text import one_line
+from .._wrapped import unwrapped
 from ..errors import InputError
 from ..removal.inputs import call, call_saying_where, check_model
 from ..removal.trace import Tracing
@@ -82,7 +83,7 @@ def load_pruned(
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or of another architecture.
     """
-    check_model(model)
+    check_model(model := unwrapped(model))
     tensors, header = read_tensors(path, "file of a pruned network")
     path = os.fspath(path)
     removals, form = _read_header(header, path)

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
-from pwoa_plugin.method.hidden import NetworkWrapper, check_readable, find_hidden_layers, read_hidden, unwrapped
+from pwoa_plugin._wrapped import NetworkWrapper, unwrapped
+from pwoa_plugin.method.hidden import check_readable, find_hidden_layers, read_hidden
 from pwoa_plugin.models import LeNet
 
 
@@ -136,14 +137,14 @@ def test_names_inside_what_is_around_a_network(trained: nn.Module, images: tuple
 def test_what_hooks_do_not_see_is_refused(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
     check_readable(nn.DataParallel(trained))
     compiled = torch.compile(trained, backend="eager")
-    with pytest.raises(ValueError, match="the model is compiled"):
+    with pytest.raises(ValueError, match="a part of the model is compiled"):
         check_readable(nn.Sequential(compiled))
-    said = r"the model is compiled, .*; give the module that went into torch.compile \(model._orig_mod\)"
+    said = r"a part of the model is compiled, .*; give the module that went into torch.compile \(its _orig_mod\)"
     loss = PwoALoss(trained, eps=0.1)
     for call in (
         lambda: check_readable(compiled),
         lambda: loss(compiled, *images),
-        lambda: PwoAPruner(compiled, PwoAConfig(sparsity=0.5, train_loader=images)),
+        lambda: PwoAPruner(nn.Sequential(compiled), PwoAConfig(sparsity=0.5, train_loader=images)),
     ):
         with pytest.raises(ValueError, match=said):
             call()

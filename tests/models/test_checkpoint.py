@@ -341,3 +341,84 @@ def test_shipped_checkpoints_load_by_name() -> None:
     assert load_checkpoint(model, "shipped:robust_lenet_mnist") == ()
     assert same(model.state_dict(), robust_lenet().state_dict())
     assert "there is shipped:robust_lenet_mnist" in refused("shipped:robust_lenet", model)
+
+
+def test_an_averaged_models_counter_is_left_out(net: Net, source: State, tmp_path: Path) -> None:
+    averaged = torch.optim.swa_utils.AveragedModel(net)
+    averaged.module.load_state_dict(source)
+    torch.save({"model": averaged.state_dict()}, tmp_path / "ema.pt")
+    notes = load_checkpoint(net, tmp_path / "ema.pt")
+    assert all(torch.equal(value, source[key]) for key, value in net.state_dict().items())
+    assert any("n_averaged, the counter of an AveragedModel" in note for note in notes)
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_masks_of_torchs_pruning_are_multiplied_in(net: Net, source: State, tmp_path: Path, prefix: str) -> None:
+    pruned = Net()
+    pruned.load_state_dict(source)
+    torch.nn.utils.prune.l1_unstructured(pruned.conv1, "weight", 0.5)
+    torch.nn.utils.prune.random_unstructured(pruned.fc, "bias", 0.5)
+    save_file({prefix + key: value for key, value in pruned.state_dict().items()}, tmp_path / "pruned.safetensors")
+    notes = load_checkpoint(net, tmp_path / "pruned.safetensors")
+    assert torch.equal(net.conv1.weight, pruned.conv1.weight)
+    assert torch.equal(net.fc.bias, pruned.fc.bias)
+    assert any("multiplied 2 masks of torch.nn.utils.prune" in note for note in notes)
+
+
+def _popup(net: Net) -> State:
+    return net.state_dict() | {"conv1.popup_scores": torch.zeros_like(net.conv1.weight)}
+
+
+def _weight_norm(net: Net) -> State:
+    with pytest.warns(FutureWarning):
+        torch.nn.utils.weight_norm(net.conv1)
+    return net.state_dict()
+
+
+def _parametrized(net: Net) -> State:
+    torch.nn.utils.parametrizations.weight_norm(net.conv1)
+    return net.state_dict()
+
+
+def _spectral_norm(net: Net) -> State:
+    torch.nn.utils.spectral_norm(net.conv1)
+    return net.state_dict()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (_popup, "conv1.popup_scores: HYDRA prunes by these scores"),
+        (_weight_norm, r"conv1.weight is computed by torch.nn.utils.weight_norm .*; call remove_weight_norm"),
+        (_spectral_norm, r"conv1.weight is computed by torch.nn.utils.spectral_norm .*remove_spectral_norm"),
+        (_parametrized, r"conv1.parametrizations.*; call torch.nn.utils.parametrize.remove_parametrizations"),
+    ],
+)
+def test_weights_that_are_computed_are_refused_with_the_cure(net: Net, tmp_path: Path, make: Any, message: str) -> None:
+    before = copy.deepcopy(net.state_dict())
+    torch.save({f"module.{key}": value for key, value in make(Net()).items()}, tmp_path / "computed.pt")
+    with pytest.raises(CheckpointError, match=message) as raised:
+        load_checkpoint(net, tmp_path / "computed.pt")
+    assert "\n" not in str(raised.value)
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+def test_a_key_chooses_between_weights(net: Net, source: State, tmp_path: Path) -> None:
+    file, ema = tmp_path / "both.pt", Net().state_dict()
+    torch.save({"state_dict": source, "ema": {"shadow": ema}}, file)
+    assert any("not used: 'ema" in note for note in load_checkpoint(net, file))
+    assert torch.equal(net.fc.weight, source["fc.weight"])
+    load_checkpoint(net, file, key="ema.shadow")
+    assert torch.equal(net.fc.weight, ema["fc.weight"])
+    with pytest.raises(CheckpointError, match=r"has no 'swa', but state_dict, ema; give model.key"):
+        load_checkpoint(net, file, key="swa")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])
+def test_a_wrapped_network_is_loaded(source: State, tmp_path: Path, wrap: Any) -> None:
+    inside = Net()
+    save_file(source, tmp_path / "plain.safetensors")
+    around = wrap(inside)
+    load_checkpoint(around, tmp_path / "plain.safetensors")
+    loaded = around.module if hasattr(around, "n_averaged") else inside
+    assert torch.equal(loaded.fc.weight, source["fc.weight"])

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_plugin.robustness import CarliniWagnerMargin, make_estimator, undisturbed
-from pwoa_plugin.robustness.estimator import Logits, check_logits, with_loss
+from pwoa_plugin.robustness.estimator import Logits, with_loss
 
 
 def test_estimator_predicts_the_models_logits_within_the_pixel_range(
@@ -76,25 +76,6 @@ def test_undisturbed_gives_modes_and_gradients_back(model: nn.Module, fails: boo
     assert [p.requires_grad for p in parameters] == [False] + [True] * (len(parameters) - 1)
     assert all(p.grad is g for p, g in zip(parameters, grads, strict=True))
     assert torch.equal(parameters[1].grad, torch.full_like(parameters[1], 3.0))
-
-
-@pytest.mark.parametrize(
-    ("output", "message"),
-    [
-        ((torch.zeros(2, 2), torch.zeros(3)), "model returns a tuple; wrap it so that it returns logits"),
-        ({"scores": torch.zeros(3, 2)}, "model returns a dict; wrap it so that it returns logits"),
-        ({"logits": torch.zeros(3)}, r"model returns a tensor \(3,\) for 3 images"),
-        (torch.zeros(3), r"model returns a tensor \(3,\) for 3 images"),
-        (torch.zeros(2, 5), r"model returns a tensor \(2, 5\) for 3 images"),
-        (torch.zeros(3, 5, 1, 1), r"model returns a tensor \(3, 5, 1, 1\)"),
-        (torch.zeros(3, 1), "model returns one logit per image"),
-        (torch.zeros(3, 2, dtype=torch.int64), "model returns torch.int64 values"),
-    ],
-)
-def test_what_is_no_logits_is_named(output: object, message: str) -> None:
-    with pytest.raises(ValueError, match=message) as caught:
-        check_logits(output, 3)
-    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -231,6 +231,7 @@ def test_the_report_states_what_was_run(model: nn.Module, held_out: Pair) -> Non
     assert content == {
         "eps": 0.1,
         "norm": "Linf",
+        "output": None,
         "pixel_range": [0.0, 1.0],
         "attacks": {"PGD-10": {"steps": 10, "step_size": 0.03, "restarts": 1, "loss": "cross-entropy"}},
         "seed": 9,
@@ -276,8 +277,8 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"attacks": ["PGD-20", "PGD20"]}, "attacks: 'PGD20' is not a known attack; did you mean PGD-20"),
         ({"attacks": ["FGSM", "FGSM"]}, "attacks: 'FGSM' comes twice"),
         ({"attacks": [3]}, "attacks: 3 is not an attack"),
-        ({"model": Constant(lambda n: (torch.zeros(n), 3))}, "model returns a tuple; wrap it"),
-        ({"model": Constant(lambda n: {"scores": torch.zeros(n, 10)})}, "model returns a dict; wrap it"),
+        ({"model": Constant(lambda n: (torch.zeros(n), 3))}, r"the model returns a tuple \(0: a tensor"),
+        ({"model": Constant(lambda n: {"scores": torch.zeros(n)})}, "the model returns a dict .*set output="),
         ({"model": Constant(lambda n: torch.full((n, 10), torch.nan))}, "model returns NaN for 4 of 4"),
         ({"data": []}, "data holds no images"),
         ({"data": (GREY[:0], ONES[:0])}, "data holds no images"),

@@ -26,7 +26,7 @@ def test_what_is_built_and_saved_is_loaded(small: nn.Module, tmp_path: Path) -> 
     assert not backend.is_saved(folder)
     saved = backend.save(trainer, folder)
     assert backend.is_saved(folder)
-    assert saved.kept == {name: small.get_submodule(name).weight.numel() for name in trainer.layers}
+    assert saved.kept == {name: small.get_submodule(name).weight.numel() for name in trainer.target.layers}
     assert saved.cost is not None
     assert saved.cost["pruned"]["parameters"] == sum(parameter.numel() for parameter in small.parameters())
     x = torch.rand(2, 1, 8, 8)

@@ -17,8 +17,9 @@ from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
 from torch.utils.data import Dataset, IterableDataset
 
-from ..._logits import logits_of
+from ..._logits import Output, logits_of, part_of
 from ..._modes import modes_kept, train_mode
+from ..._wrapped import network_or_ddp
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
 from ..lengths import in_steps
@@ -41,6 +42,7 @@ def make_evaluator(
     loss: Loss = F.cross_entropy,
     device: torch.device | str | None = None,
     take_batch: TakeBatch = take_images_and_labels,
+    output: Output = None,
     evaluating_func: Callable[[nn.Module], float] | None = None,
     dummy_input: Any = None,
 ) -> TorchEvaluator:
@@ -60,6 +62,8 @@ def make_evaluator(
             look at weights alone.
         device: where to train; the model is moved there now. None: where it is.
         take_batch: a function from a batch to ``(x, y)``; ``y`` may be None if a distiller brings its own loss.
+        output: which part of what the model returns goes to ``loss``: an index, a key or an attribute. None: the part
+            named ``logits``, or all of it; for the default loss the logits, by the rule of `PwoALoss`.
         evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
 
     Returns:
@@ -70,6 +74,8 @@ def make_evaluator(
     """
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
+    model = network_or_ddp(model)
+    model = network_or_ddp(model)
     _check_loader(train_loader, take_batch)
     if lr_scheduler_interval not in ("step", "epoch"):
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")
@@ -86,7 +92,7 @@ def make_evaluator(
         traced = optimizer
     check_optimizer(traced, model)
 
-    step = _OwnLoss(loss, take_batch)
+    step = _OwnLoss(loss, take_batch, output)
     training = _Training(train_loader, lr_scheduler_interval)
     made = _LoaderEvaluator(training, traced, step, None, dummy_input, evaluating_func)
     made.own_loss, made.take_batch = step, take_batch
@@ -121,14 +127,16 @@ def _length(loader: Iterable[Any]) -> int | None:
 class _OwnLoss:
     """The training step: the evaluator's own loss, or 0 without a forward while ``counts`` is False."""
 
-    def __init__(self, loss: Loss, take_batch: TakeBatch) -> None:
-        self.loss, self.take_batch, self.counts = loss, take_batch, True
+    def __init__(self, loss: Loss, take_batch: TakeBatch, output: Output) -> None:
+        self.loss, self.take_batch, self.output, self.counts = loss, take_batch, output, True
 
     def __call__(self, batch: Any, model: nn.Module) -> Tensor:
         if self.counts:
             x, y = self.take_batch(batch)
             if y is not None:
-                return self.loss(logits_of(model(x)), y)
+                if self.loss is F.cross_entropy:
+                    return self.loss(logits_of(model(x), len(x), self.output), y)
+                return self.loss(part_of(model(x), self.output), y)  # may want one logit, or several outputs
         return torch.zeros((), device=next(model.parameters()).device)
 
 

@@ -1,0 +1,51 @@
+"""Wrappers around a network: layer and mask names are always those inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+
+
+class NetworkWrapper(nn.Module):
+    """A wrapper around a network, its ``module``, as in ``DistributedDataParallel``; layer names are those inside."""
+
+    module: nn.Module
+
+
+_HOLDERS = (DataParallel, DistributedDataParallel, AveragedModel)
+_PREFIXES = ("module.", "_orig_mod.")
+
+
+def uncompiled(model: nn.Module) -> nn.Module:
+    """The module that went into ``torch.compile``, which shares its parameters; another module as it is."""
+    inside: Any = model._modules.get("_orig_mod") if isinstance(getattr(model, "_modules", None), dict) else None
+    return model if inside is None else inside
+
+
+def unwrapped(model: nn.Module, *, adapters: bool = True) -> nn.Module:
+    """The network inside ``DataParallel``, ``DistributedDataParallel``, ``AveragedModel``, ``torch.compile``, and, with
+    ``adapters``, `NetworkWrapper`.
+    """
+    holders = (*_HOLDERS, NetworkWrapper) if adapters else _HOLDERS
+    while True:
+        inside = model.module if isinstance(model, holders) else uncompiled(model)
+        if inside is model:
+            return model
+        model = inside
+
+
+def network_or_ddp(model: nn.Module) -> nn.Module:
+    """The network inside, or the ``DistributedDataParallel`` around it, whose forward averages gradients."""
+    outer = uncompiled(model)
+    return outer if isinstance(outer, DistributedDataParallel) else unwrapped(model)
+
+
+def name_inside(name: str, known: Any) -> str:
+    """A module's name without the wrappers' prefixes, where the network has no module of the name as it is."""
+    short = name
+    while short not in known and short.startswith(_PREFIXES):
+        short = short.split(".", 1)[1]
+    return short if short in known else name
