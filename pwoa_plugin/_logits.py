@@ -67,7 +67,7 @@ def _as_matrix(value: Any, images: int) -> Tensor | None:
         return None
     if value.dim() == 2 and len(value) == images and value.shape[1] > 1:  # what nearly all networks return
         return value
-    if value.numel() == images == len(value):
+    if value.dim() and value.numel() == images == len(value):
         z = value.reshape(images, 1) / 2
         return torch.cat([-z, z], 1)
     if value.dim() > 2 and len(value) == images and value.numel() == images * value.shape[1]:
