@@ -164,8 +164,7 @@ class JudgeSettings(Section):
         """Collect the images, check the settings that depend on them, and draw the sample.
 
         Args:
-            data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors: images
-                ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
+            data: see `evaluate`.
         """
         with seeded(self.seed):  # a loader that shuffles draws from the global state
             images = collect(data, self.pixel_range)
