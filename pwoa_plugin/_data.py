@@ -84,14 +84,15 @@ def samples_of(data: Any) -> Any:
 
 def _is_sample(value: Any) -> bool:
     """Whether this is an image with its label, and not a batch of them."""
-    if _is_picture(value):
-        return True
+    value = _named_fields(value) or value
     if isinstance(value, Mapping):
-        found = [dims(value[key]) for key in IMAGE_KEYS if key in value]
-        return found == [3]
+        return [dims(value[key]) for key in IMAGE_KEYS if key in value] == [3]
     if not isinstance(value, (tuple, list)) or not value or dims(value[0]) != 3:
-        return False
-    return isinstance(value, tuple) if len(value) == 1 else value[1] is None or dims(value[1]) in (0, 1)
+        return _is_picture(value)
+    if len(value) == 1 or value[1] is None:
+        return isinstance(value, tuple)
+    one_hot = dims(value[1]) == 1 and len(value[1]) != len(value[0])  # else grey images and a label for each
+    return one_hot or dims(value[1]) == 0
 
 
 def raw_batches(data: Any, where: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
@@ -124,19 +125,26 @@ def collates_plainly(loader: DataLoader[Any]) -> bool:
 
 
 def split_batch(batch: Any, where: str) -> tuple[Any, Any]:
-    """``(images, labels or None)`` of a batch or a sample: a dict, a tuple or list, or images alone."""
-    batch = _named_fields(batch) or batch
-    if isinstance(batch, Mapping):
-        images = _by_key(batch, IMAGE_KEYS, "images", where)
+    """``(images, labels or None)`` of a batch: a dict, a tuple or list, images alone, or a list of samples."""
+    if isinstance(batch, (tuple, list)) and batch:
+        if all(map(_is_sample, batch[:2])):
+            return _gather(batch, where)
+        if len(batch) > 1 and dims(batch[0]) == dims(batch[1]) == 3:  # images without labels
+            return batch, None
+    return _split(batch, where)
+
+
+def _split(held: Any, where: str) -> tuple[Any, Any]:
+    """Images and labels of a batch, or image and label of a sample."""
+    held = _named_fields(held) or held
+    if isinstance(held, Mapping):
+        images = _by_key(held, IMAGE_KEYS, "images", where)
         if images is None:
-            raise InputError(f"{where} gives a dict with keys {list(batch)}; name the images 'image' or 'pixel_values'")
-        return images, _by_key(batch, LABEL_KEYS, "labels", where)
-    if not isinstance(batch, (tuple, list)) or not batch:
-        return batch, None
-    if _is_sample(batch[0]):
-        return _gather(batch, where)
-    several = len(batch) > 1 and dims(batch[0]) == dims(batch[1]) == 3  # images without labels
-    return (batch, None) if several else (batch[0], batch[1] if len(batch) > 1 else None)
+            raise InputError(f"{where} gives a dict with keys {list(held)}; name the images 'image' or 'pixel_values'")
+        return images, _by_key(held, LABEL_KEYS, "labels", where)
+    if isinstance(held, (tuple, list)) and held:
+        return held[0], held[1] if len(held) > 1 else None
+    return held, None
 
 
 def _named_fields(value: Any) -> dict[str, Any] | None:
@@ -153,7 +161,7 @@ def _by_key(batch: Mapping[str, Any], keys: Sequence[str], what: str, where: str
 
 
 def _gather(samples: Sequence[Any], where: str) -> tuple[Any, Any]:
-    pairs = [split_batch(sample, where) for sample in samples]
+    pairs = [_split(sample, where) for sample in samples]
     labels = [label for _, label in pairs]
     if all(label is None for label in labels):
         return tensor_of([image for image, _ in pairs], f"{where}: images"), None
@@ -189,9 +197,9 @@ def _collating_failed(said: str) -> str | None:
         return None
     kind = found[1] or found[2]
     if kind.startswith("PIL."):
-        return "its DataLoader cannot stack PIL images; add ToTensor() to the transform, or give the Dataset itself"
+        return "its DataLoader cannot stack PIL images; add ToTensor() to the transform, or set collate_fn=list"
     if kind == "NoneType":
-        return "a sample holds None, which its DataLoader cannot stack; leave it out, or give the Dataset itself"
+        return "a sample holds None, which its DataLoader cannot stack; leave it out, or set collate_fn=list"
     return f"a sample holds a {kind}, which its DataLoader cannot stack; leave it out, or convert it to a tensor"
 
 

@@ -123,7 +123,7 @@ def judge_task(
         attacks=columns,
         alarms=alarms,
         labels=images.labels,
-        notes=tuple(found.notes),
+        notes=notes,
         adversarial=found.images,
         answers=found.answers,
     )

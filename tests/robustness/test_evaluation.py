@@ -310,8 +310,8 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"sample": 0}, "sample=0 is not a count"),
         ({"mean": [0.5]}, "std is missing; mean and std go together"),
         ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit images of 1 channels"),
-        ({"mean": 0.5, "std": 1}, "mean=0.5: input should be a valid tuple"),
-        ({"mean": [0.5], "std": ["a"]}, "std.0='a': input should be a valid number"),
+        ({"mean": [[0.5] * 3] * 2, "std": 1}, r"mean has the shape \(2, 3\); give one number for each channel"),
+        ({"mean": [0.5], "std": ["a"]}, r"std=\['a'\] is not one number for each channel"),
         ({"mean": [0.5], "std": [0]}, r"std=\(0.0,\) is not positive"),
         ({"data": (GREY, ONES[:3])}, "data: 4 images and 3 labels; give as many of each"),
         (
