@@ -16,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from .._digest import digest_of, digest_of_json, digest_of_tensors
+from .._files import named_path
 from .._progress import Rows
 from .._random import seeded
 from .._text import one_line, visible
@@ -83,6 +84,8 @@ def evaluate(
     """
     if unknown := options.keys() & {"curve", "curve_attack"}:
         raise InputError(f"{min(unknown)}: only compare draws a curve; see security_curve for one model")
+    if state is not None:
+        named_path("state", state)
     return judge_task(model, JudgeSettings.of(options).bind(data), state=state, progress=progress)
 
 
