@@ -84,6 +84,7 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
         ({"batch_size": 0}, "batch_size=0 "),
         ({"device": "nonsense"}, "device='nonsense' "),
         ({"mean": [0.5]}, "std is missing"),
+        ({"state": ""}, "state='' names no file or folder"),
         ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit"),
     ],
 )

@@ -308,6 +308,7 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"norm": "L2", "eps": 9}, r"eps=9 is wider.*did you mean 9/255"),
         ({"sample": 5}, "sample=5: there are 4 images; give 1 to 4"),
         ({"sample": 0}, "sample=0 is not a count"),
+        ({"state": ""}, "state='' names no file or folder"),
         ({"mean": [0.5]}, "std is missing; mean and std go together"),
         ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit images of 1 channels"),
         ({"mean": [[0.5] * 3] * 2, "std": 1}, r"mean has the shape \(2, 3\); give one number for each channel"),
