@@ -44,6 +44,8 @@ def dims(value: Any) -> int | None:
         return 3
     if isinstance(value, (int, float, np.generic)):
         return 0
+    if isinstance(value, range) or hasattr(value, "__array__"):  # such as a column of pandas
+        return np.ndim(value)
     if isinstance(value, (tuple, list)) and value:
         inner = dims(value[0])
         return None if inner is None else inner + 1
@@ -341,6 +343,8 @@ def check_classes(labels: Labels, classes: int | None, where: str) -> None:
 def tensor_of(value: Any, what: str) -> Tensor:
     """A tensor of what holds numbers or images."""
     if isinstance(value, Tensor):
+        if value.is_meta or value.layout != torch.strided:
+            raise InputError(f"{what} are a tensor without numbers or a sparse one; give a dense tensor")
         return value
     if _is_picture(value):
         return _of_picture(value, what)
@@ -350,13 +354,13 @@ def tensor_of(value: Any, what: str) -> Tensor:
             if len(shapes := {tuple(part.shape) for part in parts}) > 1:
                 raise InputError(f"{what} have shapes {sorted(shapes)}; resize them to one")
             return torch.stack(parts)
-        if isinstance(value, (np.ndarray, np.generic, int, float, tuple, list)):
+        if isinstance(value, (int, float, tuple, list, range)) or hasattr(value, "__array__"):
             array = np.asarray(value)
             return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ["C", "W"]))
     except (TypeError, ValueError, RuntimeError) as error:  # texts, objects, ragged lists
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{what} are a {type(value).__name__} without numbers ({one_line(error)})") from error
+        raise InputError(f"{what} are {described(value)} of other things than numbers; give numbers") from error
     raise InputError(f"{what} are {described(value)}; give tensors or arrays of numbers")
 
 

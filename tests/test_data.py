@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from PIL import Image
@@ -88,6 +89,7 @@ WHOLE: dict[str, Any] = {
     "uint8 array": (BYTES.numpy(), Y),
     "uint8 array, channels last": (CHANNELS_LAST, Y),
     "PIL images": (PICTURES, Y.tolist()),
+    "labels in a column of pandas": (X, pandas.Series(Y.numpy())),
     "one-hot": (X, one_hot()),
     "one-hot floats": (X, one_hot().float().numpy()),
     "labels (N, 1)": (X, Y[:, None]),
@@ -240,6 +242,9 @@ REFUSED: dict[str, Any] = {
     "labels are .* not one-hot; give labels.argmax": (X, one_hot() * 0.5),
     "labels are one-hot over 5 classes, and the model has 4": (X, nn.functional.one_hot(Y, 5)),
     "labels reach from 1 to 4, and the model has 4 classes": [(X, (Y + 1).tolist())],
+    "labels are a ndarray of other things than numbers": (X, np.array(["cat"] * N)),
+    "images are a tensor without numbers or a sparse one": (X.to_sparse(), Y),
+    "labels are a tensor without numbers": (X, Y.to("meta")),
     "labels are a str; give": (X, ["cat"] * N),
     r"gives no labels": [X],
     "23 of 24 samples have no label|15 of 16 samples have no label": Samples(lambda i: (X[i], None if i else 1)),
