@@ -220,30 +220,32 @@ def as_images(x: Any, pixel_range: tuple[float, float], where: str, *, check: bo
     Raises:
         InputError: they are of another form or, with ``check``, not finite or outside the range.
     """
-    x = float_images(x, pixel_range, where)
+    images = float_images(x, pixel_range, where)
     if check:
-        _check_pixels(x, pixel_range, where)
-    return x.clamp(*pixel_range)
+        _check_pixels(images, pixel_range, where)
+    return images.clamp(*pixel_range)
 
 
 def float_images(x: Any, pixel_range: tuple[float, float], where: str) -> Tensor:
     """`as_images`, whatever the pixels are."""
-    x = tensor_of(x, f"{where}: images")
-    if x.dim() != 4:
+    images = tensor_of(x, f"{where}: images")
+    if images.dim() != 4:
         cure = "put single images into a DataLoader; add the channel of grey ones by unsqueeze(1)"
-        if x.dim() != 3:
+        if images.dim() != 3:
             cure = "reshape them"
-        raise InputError(f"{where}: images are {described(x)}; give (N, C, H, W): {cure}")
-    if _is_channels_last(x.shape):
-        if x.dtype != torch.uint8:
-            raise InputError(f"{where}: images are {described(x)}, channels last; give images.permute(0, 3, 1, 2)")
-        x = x.permute(0, 3, 1, 2)
-    if x.dtype == torch.uint8:
+        raise InputError(f"{where}: images are {described(images)}; give (N, C, H, W): {cure}")
+    if _is_channels_last(images.shape):
+        if images.dtype != torch.uint8:
+            raise InputError(f"{where}: images are {described(images)}, channels last; give images.permute(0, 3, 1, 2)")
+        images = images.permute(0, 3, 1, 2)
+    if images.dtype == torch.uint8:
         low, high = pixel_range
-        return x.contiguous().float().div_(255).mul_(high - low).add_(low)
-    if not x.is_floating_point():
-        raise InputError(f"{where}: images are {described(x)}; give floats within pixel_range, or uint8 from 0 to 255")
-    return x
+        return images.contiguous().float().div_(255).mul_(high - low).add_(low)
+    if not images.is_floating_point():
+        raise InputError(
+            f"{where}: images are {described(images)}; give floats within pixel_range, or uint8 from 0 to 255"
+        )
+    return images
 
 
 def scale_note(x: Any, pixel_range: tuple[float, float]) -> str | None:

@@ -94,7 +94,7 @@ class Batches:
         self._said: str | None = None
         if is_whole(source):
             x, y = whole_set(source, name)
-            source = _TensorLoader(x, y if labels_because else None, batch_size)
+            source = _TensorLoader(x, None if labels_because is None else y, batch_size)
         elif (samples := samples_of(source)) is not None:
             if (size := len(samples)) == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
