@@ -32,6 +32,13 @@ _FULL = {
 }
 
 
+def named_path(name: str, path: str | os.PathLike[str]) -> Path:
+    """A path that the user gave as ``name``; InputError if it is empty, which Python takes for the working folder."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).strip():
+        raise InputError(f"{name}={path!r} names no file or folder; give its path ('.' is the working folder)")
+    return Path(path)
+
+
 @contextmanager
 def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A scratch file beside ``path`` to write to; on leaving it takes the place of ``path`` in one move.
@@ -40,7 +47,7 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     leaves the old file or the new one. Scratch files of ``path`` that a killed process left are removed. Missing
     folders are made. An OSError becomes a FileError; a `DiskFullError` where space is what is missing.
     """
-    target = Path(path)
+    target = named_path("path", path)
     owner = f"{_machine()}-{os.getpid()}"
     scratch = target.with_name(f".{target.name}.{owner}-{secrets.token_hex(4)}.tmp")
     try:
@@ -110,7 +117,7 @@ def _ended(process: int) -> bool:
 
 def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
     """The content of a file that the user named, of at most ``most`` bytes."""
-    file = Path(path)
+    file = named_path("path", path)
     try:
         status = file.stat()
         if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero never ends
@@ -187,7 +194,7 @@ def read_tensors(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Ten
     """
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).exists():
+    if not named_path("path", path).exists():
         raise MissingFileError(f"{os.fspath(path)}: no such {what}")
     try:
         with safe_open(path, framework="pt") as file:

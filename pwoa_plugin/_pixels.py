@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import BeforeValidator, ValidationInfo
 
 from ._section import fraction
+from ._text import short
 from .errors import InputError
 
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
@@ -61,3 +65,37 @@ def refuse_radius_of_other_pixels(eps: float, pixel_range: tuple[float, float]) 
             f"eps={eps:g} is next to nothing in pixel_range={pixel_range}; give it in the units of the pixels "
             f"(did you mean {span * eps:g}?)"
         )
+
+
+def per_channel(name: str, value: Any) -> tuple[float, ...] | None:
+    """One number for each channel, as a tuple.
+
+    Args:
+        name: of the field, for the message.
+        value: a number, or a list, array or tensor ``(C,)``, ``(C, 1, 1)`` or ``(1, C, 1, 1)``; None stays.
+
+    Raises:
+        InputError: it has another shape, or holds anything but finite numbers.
+    """
+    if value is None:
+        return None
+    try:
+        numbers = np.asarray(value.detach().cpu() if hasattr(value, "detach") else value)
+        if numbers.dtype.kind == "f":
+            numbers = numbers.astype(str)  # a float32 0.485 is 0.485, and not 0.48500001
+        numbers = numbers.astype(np.float64) if numbers.dtype.kind in "iuU" else np.full((), np.nan)
+    except (TypeError, ValueError, RuntimeError):  # ragged lists, objects
+        numbers = np.full((), np.nan)
+    if not np.isfinite(numbers).all() or not numbers.size:
+        raise InputError(f"{name}={short(value)} is not one number for each channel; give such as [0.5, 0.5, 0.5]")
+    if max(numbers.shape, default=1) != numbers.size:
+        raise InputError(f"{name} has the shape {numbers.shape}; give one number for each channel")
+    return tuple(numbers.reshape(-1).tolist())
+
+
+def _check_field(value: Any, info: ValidationInfo) -> tuple[float, ...] | None:
+    return per_channel(str(info.field_name), value)
+
+
+#: A field of a section: one number for each channel, in any form that `per_channel` reads.
+PerChannel = Annotated[tuple[float, ...], BeforeValidator(_check_field)]

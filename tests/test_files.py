@@ -5,12 +5,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pwoa_plugin._files import (
     is_scratch,
+    named_path,
+    read_bytes,
     read_json,
     read_tensors,
     replaced_whole,
@@ -129,3 +132,16 @@ def test_scratch_files_of_ended_processes_go_and_others_stay(tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == sorted([path, elsewhere, *others])
     assert is_scratch(left)
     assert not is_scratch(tmp_path / ".a.html.tmp")
+
+
+@pytest.mark.parametrize("path", ["", " ", None, 3])
+def test_a_path_that_names_nothing_is_refused_in_one_line(path: Any) -> None:
+    for use in (
+        lambda: named_path("state", path),
+        lambda: write_text(path, "text"),
+        lambda: read_bytes(path, most=1),
+        lambda: read_tensors(path, "file of masks"),
+    ):
+        with pytest.raises(InputError, match=r"names no file or folder; give its path"):
+            use()
+    assert named_path("state", ".") == Path()

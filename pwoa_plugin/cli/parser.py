@@ -34,6 +34,8 @@ def _repeat_options(ctx: Any, options: dict[str, Any], args: list[str]) -> list[
         if argument == "--":
             return [*repeated, *args[place:]]
         last = options.get(repeated[-1]) if repeated else None
+        if not argument.strip() or (argument.endswith("=") and argument[:-1] in options):
+            ctx.fail(f"{repeated[-1] if last else argument or 'an argument'}: expected a value, got an empty one")
         if re.match(r"-(?!\.?\d)", argument):  # an option, no negative number
             name, equals, _ = argument.partition("=")
             if name not in options:

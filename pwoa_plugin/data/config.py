@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from .._files import named_path
 from .._section import Section, key_of
 from ..errors import InputError
 
@@ -51,6 +52,7 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _image_size(self) -> DataConfig:
+        named_path("root", self.root)
         if self.name == "folder" and self.image_size is None:
             raise InputError("image_size is missing; give the size to which a folder's images are resized, such as 224")
         if self.name != "folder" and self.image_size is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 from .._text import one_line
 from .config import DataConfig
 from .images import DataError, ImageSet
+
+_MOST_PIXELS = 178_956_970  # of a file: PIL's own limit
+_MOST_RESIZED = 2**25  # pixels of a resized image, before the middle is cut out
 
 
 class Folder(ImageSet):
@@ -50,24 +54,41 @@ class Folder(ImageSet):
         return torch.stack([self._decode(self._paths[i]) for i in index.tolist()])
 
     def _decode(self, path: str) -> Tensor:
+        try:
+            return self._pixels_of(path)
+        except DataError:
+            raise
+        except MemoryError as error:
+            raise self._refusal(path, "needs more memory than there is; resize it, or lower batch_size") from error
+        except Exception as error:  # a damaged file makes PIL raise errors of many types
+            raise self._refusal(path, f"cannot be decoded ({one_line(error)}); mend or delete it") from error
+
+    def _pixels_of(self, path: str) -> Tensor:
         from PIL import Image
         from torchvision.transforms import functional as transforms
 
-        try:
-            with Image.open(path) as found:
-                found.load()
-        except Exception as error:  # a damaged file makes PIL raise errors of many types
-            raise DataError(
-                f"data.root={self._root!r}: {path} cannot be decoded ({one_line(error)}); mend or delete it"
-            ) from error
+        if not stat.S_ISREG(os.stat(path).st_mode):  # reading a pipe would block
+            raise self._refusal(path, "is not a regular file; delete it")
+        with Image.open(path) as found:
+            self._check_size(path, found.width, found.height)
+            found.load()
         if found.mode.startswith(("I", "F")):
-            raise DataError(
-                f"data.root={self._root!r}: {path} has pixels of more than 8 bits (mode {found.mode}); "
-                "convert it to 8 bits"
-            )
+            raise self._refusal(path, f"has pixels of more than 8 bits (mode {found.mode}); convert it to 8 bits")
         image = transforms.resize(found.convert("L" if self._channels == 1 else "RGB"), self._size)
         pixels: Tensor = transforms.pil_to_tensor(transforms.center_crop(image, [self._size] * 2))
         return pixels
+
+    def _check_size(self, path: str, width: int, height: int) -> None:
+        """Refuse, by the header alone, what would fill the memory when decoded, or when its shorter side is resized."""
+        longer, shorter = max(width, height), min(width, height)
+        if width * height > _MOST_PIXELS:
+            raise self._refusal(path, f"has {width} x {height} pixels, more than {_MOST_PIXELS:,}; resize or delete it")
+        if longer / shorter * self._size**2 > max(_MOST_RESIZED, 4 * self._size**2):
+            said = f"has {width} x {height} pixels, too long for a shorter side of {self._size}; crop or delete it"
+            raise self._refusal(path, said)
+
+    def _refusal(self, path: str, what: str) -> DataError:
+        return DataError(f"data.root={self._root!r}: {path} {what}")
 
 
 def _find_folder(config: DataConfig, *names: str) -> Path:

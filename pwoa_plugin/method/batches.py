@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader
 
-from .._logits import described
-from .._pixels import GREY_LEVEL
+from .._data import (
+    as_images,
+    as_labels,
+    check_classes,
+    check_contrast,
+    collates_plainly,
+    is_whole,
+    loader_of,
+    refuse_no_batches,
+    retold,
+    samples_of,
+    scale_note,
+    split_batch,
+    whole_set,
+)
 from .._random import random_state, set_random_state
 from ..errors import InputError
 
-
-def check_images(x: Any, pixel_range: tuple[float, float], where: str) -> None:
-    """InputError unless ``x`` is a float tensor ``(N, C, H, W)``, finite and within ``pixel_range``."""
-    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
-        raise InputError(f"{where}: images are {described(x)}; give float tensors (N, C, H, W), as ToTensor() does")
-    if len(x) == 0:
-        raise InputError(f"{where} gives an empty batch; give natural images")
-    low, high = pixel_range
-    least, most = (value.item() for value in x.aminmax())
-    if not (low - 1e-4 <= least and most <= high + 1e-4):
-        raise InputError(
-            f"{where}: pixels reach from {least:.4g} to {most:.4g}, outside pixel_range={pixel_range}; "
-            "scale the images and leave normalisation to the model, or set pixel_range"
-        )
-
-
-def check_labels(y: Any, images: int, classes: int | None, where: str) -> None:
-    """InputError unless ``y`` is an integer tensor ``(images,)`` with values in ``[0, classes)``."""
-    if not isinstance(y, Tensor) or y.is_floating_point() or y.shape != (images,):
-        raise InputError(f"{where}: labels are {described(y)}; give int64 class indices of shape ({images},)")
-    least, most = (int(value) for value in y.aminmax())
-    if classes is not None and not (least >= 0 and most < classes):
-        raise InputError(
-            f"{where}: labels reach from {least} to {most}, and the model has {classes} classes; "
-            f"give indices from 0 to {classes - 1}"
-        )
+_logger = logging.getLogger(__name__)
 
 
 class _TensorLoader:
@@ -58,13 +47,6 @@ class _TensorLoader:
         )
 
 
-def _is_pair(source: Any) -> bool:
-    """Whether this is one pair of tensors, not a list of batches of images."""
-    if not isinstance(source, (tuple, list)) or not source or not all(isinstance(p, Tensor) for p in source[:2]):
-        return False
-    return isinstance(source, tuple) or (len(source) == 2 and source[1].dim() == 1)
-
-
 def _divided(images: int, size: int) -> tuple[int, int]:
     """The number of batches, and of those with one image."""
     whole, rest = divmod(images, size)
@@ -77,9 +59,9 @@ class Batches:
     A batch of one image is left out if there are others: BatchNorm cannot train on it, and HSIC is not defined.
 
     Args:
-        source: a DataLoader or another iterable that can be read again and gives ``(x, y)``, ``(x, ...)`` or ``x``;
-            a Dataset; or tensors ``(x, y)`` or ``x``.
-        batch_size: for a Dataset or tensors.
+        source: a DataLoader or another iterable of batches that can be read again; a Dataset; or ``(x, y)`` or ``x``
+            whole. A batch is ``(x, y)``, ``(x, y, ...)``, ``x`` or a dict; ``x`` and ``y`` as `_data` reads them.
+        batch_size: for a Dataset, and for images given whole.
         device: of the batches.
         dtype: of the images that come out, the model's.
         pixel_range: ``(low, high)`` of a valid image.
@@ -109,22 +91,16 @@ class Batches:
         self.pixel_range, self.labels_because = pixel_range, labels_because
         self.classes: int | None = None
         self.read = 0
-        if isinstance(source, Tensor):
-            source = (source,)
-        if _is_pair(source):
-            x, y = source[0], source[1] if len(source) > 1 else None
-            if y is not None and len(x) != len(y):
-                raise InputError(f"{name}: {len(x)} images and {len(y)} labels; give as many of each")
-            source = _TensorLoader(x, y, batch_size)
-        elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
-            size = len(source)  # type: ignore[arg-type]
-            if size == 0:
+        self._said: str | None = None
+        if is_whole(source):
+            x, y = whole_set(source, name)
+            source = _TensorLoader(x, None if labels_because is None else y, batch_size)
+        elif (samples := samples_of(source)) is not None:
+            if (size := len(samples)) == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
-            source = DataLoader(source, batch_size, shuffle=True, drop_last=size > 1 and size % batch_size == 1)
-        elif not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
-            what = "missing" if source is None else f"a {type(source).__name__}"
-            raise InputError(f"{name} is {what}; give a DataLoader, a Dataset or tensors of natural images")
-        elif isinstance(source, Iterator):
+            drop_last = size > 1 and size % batch_size == 1
+            source = loader_of(samples, batch_size, name, shuffle=True, drop_last=drop_last)
+        elif isinstance(refuse_no_batches(source, name), Iterator):
             raise InputError(f"{name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
 
@@ -152,13 +128,13 @@ class Batches:
             return _divided(len(source.x), source.batch_size)
         with contextlib.suppress(TypeError):  # no length after all
             # The user's own collate_fn may make anything of a batch.
-            if isinstance(source, DataLoader) and source.batch_size and source.collate_fn is default_collate:
+            if isinstance(source, DataLoader) and source.batch_size and collates_plainly(source):
                 counted = _divided(len(source.sampler), source.batch_size)  # type: ignore[arg-type]
                 if counted[0] == len(source):
                     return counted
             if not isinstance(source, (list, tuple)):
                 return len(source), 0
-        sizes = [len(x) if isinstance(x, Tensor) and x.dim() else 0 for x, _ in self._raw(0, {})]
+        sizes = [len(x) if hasattr(x, "__len__") else 0 for x, _ in self._raw(0, {})]
         return len(sizes), sizes.count(1)
 
     def _raw(self, start: int, random_state: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
@@ -170,16 +146,8 @@ class Batches:
                 next(batches, None)
         if start:
             self.set_random_state(random_state)
-        for batch in batches:
-            if isinstance(batch, Mapping):
-                raise InputError(
-                    f"{self.name} gives a dict with keys {list(batch)}; give (x, y) tuples "
-                    "(map the loader, or set its collate_fn)"
-                )
-            if isinstance(batch, (tuple, list)):
-                yield batch[0], batch[1] if len(batch) > 1 else None
-            else:
-                yield batch, None
+        for batch in retold(batches, self.name):
+            yield split_batch(batch, self.name)
 
     def random_state(self) -> dict[str, Tensor]:
         """The state of the global generators, and of those of a DataLoader and its samplers."""
@@ -212,19 +180,26 @@ class Batches:
         there, _ = self._counts
         self.read = start
         for x, y in self._raw(start, random_state or {}):
-            if check:
-                check_images(x, self.pixel_range, self.name)
-            if self.labels_because is None:
-                y = None
-            elif check and y is None:
-                raise InputError(f"{self.name} gives no labels, and {self.labels_because}")
-            elif check:
-                check_labels(y, len(x), self.classes, self.name)
+            self._log_scale(x)
+            x = as_images(x, self.pixel_range, self.name, check=check)
+            labels = None
+            if self.labels_because is not None:
+                if y is None:
+                    raise InputError(f"{self.name} gives no labels, and {self.labels_because}")
+                labels = as_labels(y, len(x), self.name, check=check)
+                if check:
+                    check_classes(labels, self.classes, self.name)
             self.read += 1
             if len(x) == 1 and there > 1:
                 continue
             x = x.to(self.device, self.dtype, non_blocking=True)
-            yield x, None if y is None else y.to(self.device, torch.int64, non_blocking=True)
+            yield x, None if labels is None else labels.classes.to(self.device, non_blocking=True)
+
+    def _log_scale(self, x: Any) -> None:
+        said = scale_note(x, self.pixel_range)
+        if said is not None and said != self._said:
+            _logger.info("%s: %s", self.name, said)
+        self._said = said
 
     def first(self, images: int) -> Tensor:
         """``images`` images, or all if there are fewer, from the start of an epoch: checked, on the device.
@@ -240,10 +215,6 @@ class Batches:
         if not found:
             raise InputError(f"{self.name} gave no batch of two images or more; give at least one")
         there = torch.cat(found)
-        (low, high), most = self.pixel_range, there.max().item()
-        if low < most <= low + GREY_LEVEL * (high - low):
-            raise InputError(
-                f"{self.name}: pixels reach {most:.4g} at most, a 255th of pixel_range={self.pixel_range} or less, as "
-                "if divided by 255 once too often; give them in that range, or set pixel_range"
-            )
+        if (most := there.max().item()) > self.pixel_range[0]:  # two black images may be right
+            check_contrast(most, self.pixel_range, self.name)
         return there[:images]

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .._data import as_images, as_labels, check_classes, scale_note
 from .._logits import Output, logits_of
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
@@ -20,7 +21,6 @@ from .._section import as_section
 from .._weights import is_weighted
 from .._wrapped import unwrapped
 from ..errors import InputError
-from .batches import check_images, check_labels
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
 from .hidden import check_names, check_readable, find_hidden_layers, read_hidden
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
@@ -208,8 +208,8 @@ class PwoALoss(nn.Module):
 
         Args:
             student: the network to train, on the teacher's device, with or without ``DistributedDataParallel``.
-            x: natural images ``(N, C, H, W)`` in ``pixel_range``, on any device.
-            y: labels ``(N,)`` int64; needed only if ``hsic.lambda_y`` is above 0.
+            x: natural images ``(N, C, H, W)``, on any device: floats in ``pixel_range``, or uint8, which are scaled.
+            y: labels, integers ``(N,)`` or one-hot; needed only if ``hsic.lambda_y`` is above 0.
 
         Returns:
             A scalar.
@@ -225,8 +225,10 @@ class PwoALoss(nn.Module):
             )
         if (other := _device(student, device)) != device:
             raise InputError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
-        if self._calls < _CHECKED_CALLS:
-            check_images(x, self.pixel_range, "x")
+        check = self._calls < _CHECKED_CALLS
+        if self._calls == 0 and (note := scale_note(x, self.pixel_range)):
+            _logger.info("x: %s", note)
+        x = as_images(x, self.pixel_range, "x", check=check)
         dtype = _dtype(student, x.dtype)
         of_teacher = _dtype(self.teacher, dtype)
         if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
@@ -236,9 +238,10 @@ class PwoALoss(nn.Module):
         if self.needs_labels and self.use_hsic and y is None:
             raise InputError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
         if y is not None and self.needs_labels:
-            if self._calls < _CHECKED_CALLS:
-                check_labels(y, len(x), self.classes, "y")
-            y = y.to(device)
+            labels = as_labels(y, len(x), "y", check=check)
+            if check:
+                check_classes(labels, self.classes, "y")
+            y = labels.classes.to(device)
         self._calls += 1
         return self.of_checked(student, x, y)
 

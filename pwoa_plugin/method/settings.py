@@ -25,9 +25,10 @@ class TrainingConfig(Section):
 
     Attributes:
         sparsity: share of the prunable weights to prune, in (0, 1): 0.9375 is 16x. None only for ``n:m``.
-        train_loader: natural images: a DataLoader or another iterable that can be read again and gives ``(x, y)``,
-            ``(x, ...)`` or ``x`` batches; a Dataset; or tensors ``(x, y)`` or ``x``. ``x`` is ``(N, C, H, W)`` float,
-            ``y`` ``(N,)`` int64, not needed if ``hsic.lambda_y`` is 0.
+        train_loader: natural images: a DataLoader or another iterable of batches that can be read again, a Dataset, or
+            ``(x, y)`` or ``x`` whole. ``x`` is ``(N, C, H, W)``: floats in ``pixel_range``, or uint8, which are scaled;
+            ``y`` integers ``(N,)`` or one-hot, not needed if ``hsic.lambda_y`` is 0. See "What data may be" in
+            docs/runs.md.
         granularity: ``unstructured``, ``filter``, ``channel``, ``column``, ``block`` (4x4), ``block:RxC``, or ``2:4``;
             or ``structured``: ``sparsity`` is then the share of channels to remove, by dependency group, with
             `PwoAGroupPruner` or ``pwoa prune``.

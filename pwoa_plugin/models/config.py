@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 from pydantic import Field, model_validator
 
+from .._pixels import PerChannel
 from .._section import Section
 from ..errors import InputError
 
@@ -30,8 +29,8 @@ class ModelConfig(Section):
     checkpoint: str
     key: str | None = None
     num_classes: int | None = Field(default=None, ge=1)
-    mean: tuple[float, ...] | None = None
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
 
     @model_validator(mode="after")
     def _no_code(self) -> ModelConfig:
@@ -47,4 +46,6 @@ class ModelConfig(Section):
             raise InputError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise InputError("mean and std go together, with a number for each channel; give both or neither")
+        if min(self.std or (1,)) <= 0:
+            raise InputError(f"std={self.std} is not positive; give the standard deviation of each channel")
         return self

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from .._pixels import per_channel
 from .._text import did_you_mean, named
 from ..errors import InputError
 from .lenet import LeNet, LeNet3
@@ -51,6 +52,7 @@ def make_model(
         model = _from_torchvision(arch, num_classes, in_channels)
     if mean is None and std is None:
         return model
+    mean, std = per_channel("model.mean", mean), per_channel("model.std", std)
     if not len(mean or ()) == len(std or ()) == in_channels:
         raise InputError(f"model.mean={mean}, model.std={std}: give one number for each channel ({in_channels})")
     return normalise_inputs(model, mean or (), std or ())

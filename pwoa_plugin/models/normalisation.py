@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._pixels import per_channel
 from ..errors import InputError
 
 
@@ -19,7 +20,8 @@ class Normalisation:
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        self.mean, self.std = tuple(mean), tuple(std)
+        self.mean = per_channel("model.mean", mean) or ()
+        self.std = per_channel("model.std", std) or ()
         self._tensors: dict[tuple[torch.device, torch.dtype], tuple[Tensor, Tensor]] = {}
 
     def __call__(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -44,10 +46,11 @@ def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[floa
     The network then takes images in [0, 1], and ``eps`` stays in pixel units. Only ``model(x)`` normalises;
     ``model.forward(x)`` does not.
     """
-    if not all(value > 0 for value in std):
-        raise InputError(f"model.std={tuple(std)} is not positive; give the standard deviation of each channel")
+    added = Normalisation(mean, std)
+    if not all(value > 0 for value in added.std):
+        raise InputError(f"model.std={added.std} is not positive; give the standard deviation of each channel")
     # Prepended, so that other hooks see the same input as the layers.
-    model.register_forward_pre_hook(Normalisation(mean, std), prepend=True)
+    model.register_forward_pre_hook(added, prepend=True)
     return model
 
 

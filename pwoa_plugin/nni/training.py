@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._data import as_images
 from ..method.finite import FiniteLosses, check_finite
 from ..method.loss import PwoALoss
 from ..method.phases import Phase
@@ -51,7 +52,8 @@ class Training:
         if device != self._loss.device:  # evaluators move the model, and not the teacher
             self._loss.to(device)
         if self._target is not None and self._target.images is None:
-            self._target.images = x[:2].detach().to(device, copy=True)
+            images = as_images(x, self._loss.pixel_range, "x", check=False)
+            self._target.images = images[:2].detach().to(device, copy=True)
         phase = self.schedule.phase if self.schedule is not None else None
         self._loss.use_hsic = phase is None or phase.uses_hsic
         with ExitStack() as asked:

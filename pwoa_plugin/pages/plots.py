@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .._files import replaced_whole
+from .._files import named_path, replaced_whole
 
 _LONGEST_NAME = 26
 
@@ -67,13 +67,14 @@ def svg_plots(drawings: Mapping[str, Drawing]) -> dict[str, SVGPlot]:
 def write_plots(drawings: Mapping[str, Drawing], folder: str | os.PathLike[str]) -> list[Path]:
     """Write a PNG file, ``NAME.png``, for each plot that has data; the files' paths."""
     paths = []
+    place = named_path("folder", folder)
     for name, (title, draw) in drawings.items():
         with _style(name):
             figure, _ = draw(_PNG)
             if figure is None:
                 continue
             figure.suptitle(title, fontsize=12)
-            path = Path(folder) / f"{name}.png"
+            path = place / f"{name}.png"
             with replaced_whole(path) as scratch:
                 figure.savefig(scratch, format="png", dpi=200, facecolor="white", metadata={"Software": None})
             paths.append(path)

@@ -9,6 +9,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
+from .._files import named_path
 from .._text import visible
 from ..errors import FileError, InputError
 from .comparison import Broken, Comparison
@@ -40,6 +41,8 @@ def compare(
     Raises:
         ValueError: there is no model, or an argument cannot be used; see `evaluate`.
     """
+    if state is not None:
+        named_path("state", state)
     if not models or not all(isinstance(name, str) and name.strip() for name in models):
         raise InputError("models: give at least one, each by its name, as {'dense': model}")
     task = JudgeSettings.of(options, protocol="standard").bind(data)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .._files import named_path
 from .._notebook import fragment
 from .._progress import say
 from ..errors import InputError
@@ -83,6 +84,8 @@ def security_curve(
     Raises:
         ValueError: ``eps`` is empty, or an argument cannot be used; see `evaluate`.
     """
+    if state is not None:
+        named_path("state", state)
     if not (radii := list(eps)):
         raise InputError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
     of_curve = {"attacks": attack, "eps": radii[0], "curve": radii, "curve_attack": attack}

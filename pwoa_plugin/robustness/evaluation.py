@@ -16,6 +16,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
 from .._digest import digest_of, digest_of_json, digest_of_tensors
+from .._files import named_path
 from .._progress import Rows
 from .._random import seeded
 from .._text import one_line, visible
@@ -62,8 +63,9 @@ def evaluate(
         model: classifier, in any floating dtype; images ``(N, C, H, W)`` to logits ``(N, classes)`` or log-softmax,
             also as a part of a tuple, mapping or object (see ``output``); one logit per image is the pair of two
             classes.
-        data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors:
-            images ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
+        data: a ``DataLoader`` or another iterable of batches, also one that can be read once only; a Dataset; or
+            (images, labels) whole. Images are ``(N, C, H, W)`` floats within ``pixel_range``, or uint8 from 0 to 255,
+            which are scaled to it; labels are integers ``(N,)`` or one-hot. See "What data may be" in docs/runs.md.
         state: folder for finished batches. After a kill, the same call resumes from them and ends with the same
             verdicts; another call leaves them alone. They stay until you delete them.
         progress: show a progress bar on stderr; a text is shown before the attacks' names.
@@ -82,6 +84,8 @@ def evaluate(
     """
     if unknown := options.keys() & {"curve", "curve_attack"}:
         raise InputError(f"{min(unknown)}: only compare draws a curve; see security_curve for one model")
+    if state is not None:
+        named_path("state", state)
     return judge_task(model, JudgeSettings.of(options).bind(data), state=state, progress=progress)
 
 
@@ -111,9 +115,10 @@ def judge_task(
         if settings.alarms:
             probed = find_alarms(estimator, *images[:2], clean.right, attacked, settings.attacks, columns)
             alarms = clean.looks.alarms() + probed
+    notes = (*images.notes, *found.notes)
     for alarm in alarms or ():
         logger.warning("%s: %s", alarm.name, visible(str(alarm)))
-    for note in found.notes:
+    for note in notes:
         logger.info("%s", visible(note))
     return Report(
         config=config,
@@ -121,7 +126,7 @@ def judge_task(
         attacks=columns,
         alarms=alarms,
         labels=images.labels,
-        notes=tuple(found.notes),
+        notes=notes,
         adversarial=found.images,
         answers=found.answers,
     )

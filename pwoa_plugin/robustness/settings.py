@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
 import torch
 from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
 
-from .._pixels import refuse_radius_of_other_pixels
+from .._pixels import PerChannel, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section
 from ..errors import InputError
@@ -49,8 +49,8 @@ class JudgeOptions(TypedDict, total=False):
     sample: int | None
     device: str | torch.device | None
     pixel_range: tuple[float, float] | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
+    mean: Any
+    std: Any
     output: int | str | None
     alarms: bool | None
 
@@ -79,7 +79,8 @@ class JudgeSettings(Section):
             are fewer; without such a number all.
         device: where the model runs. Default: where it is.
         pixel_range: ``(low, high)`` of a valid image, in pixel units. Attacks stay inside.
-        mean, std: by channel, in pixel units, where the model wants ``(x - mean) / std`` and does not compute it.
+        mean, std: by channel, in pixel units, where the model wants ``(x - mean) / std`` and does not compute it: a
+            list, array or tensor ``(C,)`` or ``(1, C, 1, 1)``, or a number for one channel.
         output: which part of what the model returns has the logits: an index, a key or an attribute, dotted where
             nested. Default: the part named ``logits``, or the only one that may be logits.
         alarms: whether to probe the model for what blinds attacks, and to report it in ``Report.alarms``.
@@ -98,8 +99,8 @@ class JudgeSettings(Section):
     sample: Count | None = None
     device: torch.device | None = None
     pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
-    mean: Annotated[tuple[float, ...], _Listed] | None = None
-    std: Annotated[tuple[float, ...], _Listed] | None = None
+    mean: PerChannel | None = None
+    std: PerChannel | None = None
     output: int | str | None = None
     alarms: bool = True
     curve: Annotated[tuple[Pixels, ...], _Listed] = ()
@@ -164,8 +165,7 @@ class JudgeSettings(Section):
         """Collect the images, check the settings that depend on them, and draw the sample.
 
         Args:
-            data: a ``DataLoader`` or another iterable of batches (images, labels), or one pair of tensors: images
-                ``(N, C, H, W)``, floating, within ``pixel_range``, and integer labels ``(N,)`` or one-hot.
+            data: see `evaluate`.
         """
         with seeded(self.seed):  # a loader that shuffles draws from the global state
             images = collect(data, self.pixel_range)

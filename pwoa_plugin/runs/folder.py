@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checked import checked
-from .._files import is_scratch, read_json, unwritable, write_text
+from .._files import is_scratch, named_path, read_json, unwritable, write_text
 from .._text import one_line
 from ..config import ConfigError
 from ..errors import DiskFullError, FileError, InputError, RunError
@@ -24,7 +24,7 @@ class Folder:
     """A folder that one process at a time works in; it is made when something is written."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
+        self.path = named_path("folder", path)
         self.lock = self.path / ".lock"
         self._made: list[Path] = []  # folders that were not there before, the innermost first
 

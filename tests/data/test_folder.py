@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import os
+import re
 import shutil
+import struct
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +86,55 @@ def test_an_image_that_cannot_be_decoded_is_named(tmp_path: Path, workers: int) 
     assert f"{broken} cannot be decoded" in refusal(made)
     Image.fromarray(np.full((20, 20), 40_000, dtype=np.uint16)).save(broken)
     assert "has pixels of more than 8 bits (mode I;16)" in refusal(made)
+
+
+def png(width: int, height: int, rows: int = 0) -> bytes:
+    """A grey PNG whose header promises ``height`` rows, whatever it holds."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(bytes((1 + width) * rows))) + chunk(b"IEND", b"")
+    )
+
+
+NO_IMAGE: dict[str, Callable[[Path], object]] = {
+    "has 1000000 x 1 pixels, too long for a shorter side of 28": lambda path: path.write_bytes(png(1_000_000, 1, 1)),
+    "has 1 x 1000000 pixels, too long for a shorter side of 28": lambda path: path.write_bytes(png(1, 1_000_000)),
+    "cannot be decoded .*exceeds limit": lambda path: path.write_bytes(png(100_000, 100_000)),
+    "is not a regular file; delete it": os.mkfifo,
+    "is not a regular file; delete": lambda path: path.symlink_to("/dev/zero"),
+    "cannot be decoded .*No such file": lambda path: path.symlink_to("nowhere"),
+    r"cannot be decoded \(cannot identify": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("said", NO_IMAGE)
+def test_what_no_image_can_be_read_from_is_named_before_it_fills_the_memory_or_blocks(
+    tmp_path: Path, said: str
+) -> None:
+    write_folder(tmp_path)
+    bad = tmp_path / "train" / "owl" / "bad.png"
+    NO_IMAGE[said](bad)
+    assert re.search(f"{re.escape(str(bad))} {said}", refusal(config(tmp_path, image_size=28, validation=0)))
+
+
+def test_limits_hold_where_pil_s_are_switched_off_and_memory_errors_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_folder(tmp_path)
+    bad = tmp_path / "train" / "owl" / "bad.png"
+    bad.write_bytes(png(100_000, 100_000))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    assert f"{bad} has 100000 x 100000 pixels, more than 178,956,970" in refusal(config(tmp_path, validation=0))
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", full)
+    assert ".png needs more memory than there is" in refusal(config(tmp_path))
 
 
 def test_a_class_without_an_image_is_named(tmp_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_bad_batches_of_an_evaluator_leave_the_weights_as_they_were(
     bad = {
         "pixels reach from": (x * 255, y),
         "labels reach from 0 to 7": (x, y.where(y < 2, 7)),
-        "pixels reach from nan": (x * torch.nan, y),
+        "images hold NaN": (x * torch.nan, y),
     }
     for said, data in bad.items():
         model = copy.deepcopy(trained)

@@ -38,7 +38,7 @@ class NoNumbers(nn.Module):
     ("make", "said"),
     [
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels span"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels reach from"),
         (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
         (nn.Identity, "later: model returns a tensor"),
     ],
@@ -84,6 +84,7 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
         ({"batch_size": 0}, "batch_size=0 "),
         ({"device": "nonsense"}, "device='nonsense' "),
         ({"mean": [0.5]}, "std is missing"),
+        ({"state": ""}, "state='' names no file or folder"),
         ({"mean": [0.5] * 3, "std": [1] * 3}, r"mean=\[0.5, 0.5, 0.5\] does not fit"),
     ],
 )

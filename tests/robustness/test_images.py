@@ -35,7 +35,7 @@ def test_a_draw_keeps_images_and_labels_together(held_out: Pair) -> None:
 
 def test_classes_are_checked_against_the_model(held_out: Pair) -> None:
     Images(*held_out).check_classes(10)
-    with pytest.raises(ValueError, match=r"labels span 0\.\.9, the model has classes 0\.\.8"):
+    with pytest.raises(ValueError, match="labels reach from 0 to 9, and the model has 9 classes"):
         Images(*held_out).check_classes(9)
     with pytest.raises(ValueError, match="one-hot over 11 classes, and the model has 10"):
         Images(*held_out, width=11).check_classes(10)

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
-from torch.utils.data import Dataset, IterableDataset
 
+from ..._data import dims, float_images, is_whole, refuse_no_batches, retold, samples_of, tensor_of
 from ..._logits import Output, logits_of, part_of
 from ..._modes import modes_kept, train_mode
 from ..._wrapped import network_or_ddp
@@ -61,7 +61,9 @@ def make_evaluator(
             ``origin_loss_lambda`` is above 0, and skip its forward if they are the outermost compressor and the others
             look at weights alone.
         device: where to train; the model is moved there now. None: where it is.
-        take_batch: a function from a batch to ``(x, y)``; ``y`` may be None if a distiller brings its own loss.
+        take_batch: a function from a batch to ``(x, y)``; ``y`` may be None if a distiller brings its own loss. By
+            default batches are read as "What data may be" in docs/runs.md says; the evaluator's own loss takes floats
+            of any range, and scales uint8 to [0, 1].
         output: which part of what the model returns goes to ``loss``: an index, a key or an attribute. None: the part
             named ``logits``, or all of it; for the default loss the logits, by the rule of `PwoALoss`.
         evaluating_func, dummy_input: NNI's; see `TorchEvaluator`.
@@ -106,15 +108,16 @@ def make_evaluator(
 
 def _check_loader(loader: Any, take_batch: TakeBatch) -> None:
     """Refuse an empty loader, and images that are not in batches: a convolution takes single ones, too."""
-    whole = isinstance(loader, tuple) and len(loader) == 2 and getattr(loader[1], "ndim", 0) == 1
-    is_dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
-    if whole or (is_dataset and take_batch(loader[0])[0].dim() < 4):
+    if _length(loader) == 0:
+        raise InputError("train_loader is empty; give at least one batch of images")
+    whole = is_whole(loader) and not (isinstance(loader, tuple) and len(loader) == 1)  # one batch of images
+    samples = samples_of(loader)
+    if whole or (samples is not None and (dims(take_batch(samples[0])[0]) or 0) < 4):
         raise InputError(
             f"train_loader is a {type(loader).__name__} of single images, or of all at once; put it into a DataLoader "
             "(with a TensorDataset if it is tensors)"
         )
-    if _length(loader) == 0:
-        raise InputError("train_loader is empty; give at least one batch of images")
+    refuse_no_batches(loader, "train_loader")
 
 
 def _length(loader: Iterable[Any]) -> int | None:
@@ -134,10 +137,23 @@ class _OwnLoss:
         if self.counts:
             x, y = self.take_batch(batch)
             if y is not None:
+                x, y = _pixels(x, model), _classes(y, model)
                 if self.loss is F.cross_entropy:
                     return self.loss(logits_of(model(x), len(x), self.output), y)
                 return self.loss(part_of(model(x), self.output), y)  # may want one logit, or several outputs
         return torch.zeros((), device=next(model.parameters()).device)
+
+
+def _pixels(x: Any, model: nn.Module) -> Tensor:
+    """Float images as they are, 8-bit ones scaled to [0, 1]; on the model's device."""
+    return float_images(x, (0.0, 1.0), "train_loader").to(next(model.parameters()).device)
+
+
+def _classes(y: Any, model: nn.Module) -> Tensor:
+    """Labels as losses want them: integers as int64; on the model's device."""
+    labels = tensor_of(y, "train_loader: labels")
+    kept = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    return labels.to(next(model.parameters()).device, labels.dtype if kept else torch.int64)
 
 
 class _Scheduler:
@@ -201,7 +217,8 @@ class _Training:
             warnings.filterwarnings("ignore", "Seems like `optimizer.step", UserWarning)
             while epoch != max_epochs and step != max_steps:
                 began = step
-                for batch in islice(self.loader, None if max_steps is None else max_steps - step):
+                batches = retold(iter(self.loader), "train_loader")
+                for batch in islice(batches, None if max_steps is None else max_steps - step):
                     self._step(model, optimizer, training_step, _moved(batch, device))
                     step += 1
                     if lr_scheduler is not None and self.scheduler_interval == "step":

@@ -241,7 +241,7 @@ def test_bad_batches_raise_our_messages(trained: nn.Module, images: Pair) -> Non
     x, y = images
     for data, said in (
         ((x, y + 5), "labels reach from 5 to 7, and the model has 3 classes"),
-        (((255 * x).byte(), y), "images are a tensor .* of torch.uint8; give float tensors"),
+        (((255 * x).int(), y), "images are a tensor .* of torch.int32; give floats"),
     ):
         evaluator = make_evaluator(trained, DataLoader(TensorDataset(*data), batch_size=32), lr=1e-3)
         pruner = PwoAPruner(trained, PRUNED, evaluator, eps=0.1)
