@@ -5,7 +5,7 @@
     python -m benchmarks.few_images --temperature 4 30
 
 A small network is trained by PGD-10 and pruned at sparsity .9; each seed has a network, a split and a run of its own.
-A line per run and one per setting: the share of the dense network's PGD-40 accuracy on the other 497 images that is left.
+Printed: the share of the dense network's PGD-40 accuracy on the other 497 images that is left.
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def find_hidden_layers(
     if left_out := {name: unlike[name] for name in found if name in unlike}:
         found = [name for name in found if name not in unlike]
         _logger.warning(
-            "hsic.layers='auto' leaves out %d of %d hidden layers, whose input is not floats with the batch first: %s%s",
+            "hsic.layers='auto' leaves out %d of %d hidden layers, whose inputs do not have the batch first: %s%s",
             len(left_out),
             len(left_out) + len(found),
             listed(left_out),

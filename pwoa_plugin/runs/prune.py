@@ -166,6 +166,7 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
+        "planned_epochs": trainer.epochs,
         "layers": _layers(trainer, kept),
         "images": dict(given.made or {}),
         "model": {
@@ -210,7 +211,7 @@ def _train(
 def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
     """Restore the best epoch's weights; write the pruned network and the report."""
     best = best_epoch(trainer.history)
-    if best is not None and best["epoch"] != trainer.config.epochs:
+    if best is not None and best["epoch"] != trainer.epochs:
         try:
             weights, facts = read_tensors(folder.best, "file of weights")
             if facts.get("epoch") != str(best["epoch"]):
