@@ -74,7 +74,6 @@ NETWORKS = (
     Network("shufflenet", "shufflenet_v2_x0_5", 32, "torchvision"),
     Network("squeezenet", "squeezenet1_1", 32, "torchvision"),
     Network("swin", "swin_t", 32, "torchvision"),
-    Network("vit", "vit_b_16", 32, "torchvision", {"image_size": 32}),
 )
 
 

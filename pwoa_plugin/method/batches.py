@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -79,7 +79,7 @@ class Batches:
     Args:
         source: a DataLoader or another iterable that can be read again and gives ``(x, y)``, ``(x, ...)`` or ``x``;
             a Dataset; or tensors ``(x, y)`` or ``x``.
-        batch_size: for a Dataset or tensors.
+        batch_size: for a Dataset or tensors; or a function of the number of images.
         device: of the batches.
         dtype: of the images that come out, the model's.
         pixel_range: ``(low, high)`` of a valid image.
@@ -98,7 +98,7 @@ class Batches:
         self,
         source: Any,
         *,
-        batch_size: int,
+        batch_size: int | Callable[[int], int],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         pixel_range: tuple[float, float] = (0.0, 1.0),
@@ -115,11 +115,12 @@ class Batches:
             x, y = source[0], source[1] if len(source) > 1 else None
             if y is not None and len(x) != len(y):
                 raise InputError(f"{name}: {len(x)} images and {len(y)} labels; give as many of each")
-            source = _TensorLoader(x, y, batch_size)
+            source = _TensorLoader(x, y, batch_size if isinstance(batch_size, int) else batch_size(len(x)))
         elif isinstance(source, Dataset) and not isinstance(source, IterableDataset):
             size = len(source)  # type: ignore[arg-type]
             if size == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
+            batch_size = batch_size if isinstance(batch_size, int) else batch_size(size)
             source = DataLoader(source, batch_size, shuffle=True, drop_last=size > 1 and size % batch_size == 1)
         elif not hasattr(source, "__iter__") and not hasattr(source, "__getitem__"):
             what = "missing" if source is None else f"a {type(source).__name__}"

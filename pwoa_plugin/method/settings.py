@@ -25,7 +25,7 @@ from .sparsity import find_sparsity_set
 
 _logger = logging.getLogger(__name__)
 
-_EPOCHS = 12
+_EPOCHS, _BATCH = 12, 128
 _LEAST_STEPS = 1500  # fewer cost robustness (docs/ablations.md, few images); 12 epochs of 20,000 images have 1,884
 
 
@@ -51,7 +51,8 @@ class TrainingConfig(Section):
         exclude: names or patterns of layers that stay dense and do not count in ``sparsity``.
         epochs: of the whole run: ADMM or gradual pruning, then fine-tuning. None: 12, or more if the images are few: as
             many as give 1,500 steps (at 128 images a batch, more than 12 below 16,000 images).
-        batch_size: if ``train_loader`` is a Dataset or tensors.
+        batch_size: if ``train_loader`` is a Dataset or tensors. None: 128; below 512 images a quarter of them, at least
+            16, unless ``epochs`` is set.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
         output: which part of what the network returns has the logits: an index, a key or an attribute, dotted where
@@ -71,7 +72,7 @@ class TrainingConfig(Section):
     include: Names | None = None
     exclude: Names = ()
     epochs: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=128, ge=2)
+    batch_size: int | None = Field(default=None, ge=2)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
@@ -133,6 +134,12 @@ class TrainingConfig(Section):
             given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)
             raise InputError(f"{given}: more than epochs={self.epochs}, which counts every phase; raise epochs")
         return self
+
+    def batch_size_for(self, images: int) -> int:
+        """Images in a batch, set or by default; a quarter of few images, so that an epoch has some steps."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return _BATCH if self.epochs is not None else min(_BATCH, max(16, images // 4))
 
     def with_length(self, batches: Batches) -> tuple[Self, int]:
         """This config with ``epochs``, and ``epochs``; InputError if ADMM and gradual pruning are set to be longer."""

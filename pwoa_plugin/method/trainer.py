@@ -96,7 +96,7 @@ class Trainer:
         because = f"hsic.lambda_y={config.hsic.lambda_y:g} needs them; give (x, y) batches or set it to 0"
         self.batches = Batches(
             config.train_loader,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size_for,
             device=self.device,
             dtype=next(model.parameters()).dtype,
             pixel_range=config.pixel_range,

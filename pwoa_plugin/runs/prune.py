@@ -126,7 +126,7 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
         return _Given(config, model, validation)
     if config.data is None:
         raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
-    training = load_training(config.data, batch_size=config.batch_size)
+    training = load_training(config.data, batch_size=config.batch_size_for)
     config = type(config)(**dict(config) | {"train_loader": training.train})
     if model is not None:
         return _Given(config, model, training.validation)
@@ -192,7 +192,7 @@ def _train(
     if validation is not None:
         batches = Batches(
             validation,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or 128,
             device=trainer.device,
             dtype=next(trainer.model.parameters()).dtype,
             pixel_range=config.pixel_range,

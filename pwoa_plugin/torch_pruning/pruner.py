@@ -302,7 +302,7 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
     with seeded(config.seed):
         batches = Batches(
             config.train_loader,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size_for,
             device=parameter.device,
             dtype=parameter.dtype,
             pixel_range=config.pixel_range,
