@@ -1,8 +1,8 @@
 """How many steps a pruning of few images needs: scikit-learn's digits, 1,300 images of 8 x 8.
 
     python -m benchmarks.few_images                       # the default, three seeds
-    python -m benchmarks.few_images --epochs 12 48 144    # other lengths
-    python -m benchmarks.few_images --temperature 4 30
+    python -m benchmarks.few_images --epochs 12 48 96 116 144 --temperature 30 4
+    python -m benchmarks.few_images --images 100 --batch 25 --epochs 375 --temperature 30
 
 A small network is trained by PGD-10 and pruned at sparsity .9; each seed has a network, a split and a run of its own.
 Printed: the share of the dense network's PGD-40 accuracy on the other 497 images that is left.
@@ -15,6 +15,7 @@ import copy
 import itertools
 import statistics
 import time
+from typing import Any
 
 import torch
 from sklearn.datasets import load_digits
@@ -73,7 +74,7 @@ def robustness(model: nn.Module, judge: Pair) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--epochs", type=int, nargs="+", default=[None], help="instead of the default")
-    parser.add_argument("--temperature", type=float, nargs="+", default=[30.0])
+    parser.add_argument("--temperature", type=float, nargs="+", default=[None], help="instead of the default")
     parser.add_argument("--images", type=int, default=TRAINING, help="the first so many to prune with")
     parser.add_argument("--batch", type=int, nargs="+", default=[100])
     parser.add_argument("--sparsity", type=float, default=0.9)
@@ -90,14 +91,15 @@ def main() -> None:
         kept = []
         for seed, (train, judge, dense, before) in enumerate(made):
             x, y = (part[: args.images] for part in train)
-            fields = {} if epochs is None else {"epochs": epochs}
+            fields: dict[str, Any] = {} if epochs is None else {"epochs": epochs}
+            if temperature is not None:
+                fields["distillation"] = {"temperature": temperature}
             config = PwoAConfig(
                 sparsity=args.sparsity,
                 train_loader=(x, y),
                 batch_size=batch,
                 eps=EPS,
                 seed=seed,
-                distillation={"temperature": temperature},
                 progress=False,
                 **fields,
             )
@@ -108,7 +110,7 @@ def main() -> None:
             kept.append(robustness(model, judge) / before)
             print(f"  seed {seed}: kept {kept[-1]:.3f} in {took:.0f} s", flush=True)
         print(
-            f"epochs {epochs or 'default'}, temperature {temperature:g}, batches of {batch}: "
+            f"epochs {epochs or 'default'}, temperature {temperature or 'default'}, batches of {batch}: "
             f"kept {statistics.mean(kept):.3f} ({min(kept):.3f} to {max(kept):.3f})",
             flush=True,
         )

@@ -286,7 +286,7 @@ class PwoALoss(nn.Module):
         if in_student:
             hidden = self._of_batch(hidden, known, len(x))
         wanted = target.detach()
-        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.temperature)}
+        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
         if with_gradients:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}

@@ -103,6 +103,7 @@ class Trainer:
             labels_because=because if self.loss.needs_labels else None,
         )
         self.config, self.epochs = config.with_length(self.batches)
+        self.loss.distillation = self.config.distillation  # whose temperature may depend on the number of images
         self.history: list[dict[str, object]] = []
         self.schedule: Schedule | None = None
         self._run: Run | None = None
@@ -351,8 +352,7 @@ class Trainer:
 
     def state(self) -> Snapshot:
         """For `fit` to resume from; call it in a callback. TrainingError if a weight is not finite."""
-        run = self._run
-        if run is None:
+        if (run := self._run) is None:
             raise RuntimeError("no run is in progress; call state() in a callback")
         check_finite(self.model, run.status.step)
         assert run.optimizer is not None

@@ -166,7 +166,7 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
-        "planned_epochs": trainer.epochs,
+        "chosen": _chosen(given.config, trainer),
         "layers": _layers(trainer, kept),
         "images": dict(given.made or {}),
         "model": {
@@ -177,6 +177,16 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         },
     }
+
+
+def _chosen(config: PwoAConfig, trainer: Trainer) -> dict[str, float]:
+    """What the number of images made of the fields that the config leaves open."""
+    if config.epochs is not None:
+        return {}
+    chosen: dict[str, float] = {"epochs": trainer.epochs}
+    if config.distillation.temperature is None:
+        chosen["distillation.temperature"] = trainer.config.distillation.tau
+    return chosen
 
 
 def _train(

@@ -124,7 +124,7 @@ class _Run(Record):
     cost: CostReport | None = None
     residual: Measure | None = None
     hidden_layers: tuple[str, ...] = ()
-    planned_epochs: PositiveInt | None = None
+    chosen: dict[str, float] = Field(default_factory=dict)
     validation: ValidationReport | None = None
     best: BestEpoch | None = None
 
@@ -168,7 +168,7 @@ class RunReport(_Run):
         radius: of the perturbation, in pixel units.
         residual: of ADMM at the hard prune; None without ADMM, or before.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation compare.
-        planned_epochs: of the whole run, set or by the number of images; None in runs of older versions.
+        chosen: fields that the config leaves open, and what the number of images made of them.
         validation: None without a validation split.
         best: None where no epoch has ended.
         robustness: what `Report.to_dict` gave, for the ``pruned`` network and the ``dense`` one, judged alike; either

@@ -79,6 +79,8 @@ def test_epochs_by_the_number_of_steps(
         trainer = Trainer(trained, config)
         assert (trainer.epochs, len(trainer.batches)) == (epochs, steps)
         assert trainer.config.gradual_epochs == epochs // 2
+        few = config.epochs is None and epochs > 12
+        assert trainer.loss.distillation.tau == trainer.config.distillation.tau == (4 if few else 30)
         assert config.epochs == fields.get("epochs")  # the user's own is not changed
 
 
