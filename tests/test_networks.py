@@ -22,8 +22,8 @@ def _benchmark() -> ModuleType:
 
 
 table = _benchmark()
-# Convolutions with depthwise ones and gates; attention on tokens; a parameter as input; patches in the batch.
-FAST = ("ghostnet_050", "vit_tiny_patch16_224", "xcit_nano_12_p16_224", "mobilevit_xxs")
+# Depthwise convolutions and gates; attention, and a parameter as input; patches in the batch; channels in two halves.
+FAST = ("ghostnet_050", "xcit_nano_12_p16_224", "mobilevit_xxs", "shufflenet_v2_x0_5")
 NETWORKS = {network.name: network for network in table.NETWORKS}
 
 
