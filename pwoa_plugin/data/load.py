@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -115,10 +115,11 @@ class TrainingData(NamedTuple):
     shape: tuple[int, int, int]  # (C, H, W) of an image
 
 
-def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
+def load_training(config: DataConfig, *, batch_size: int | Callable[[int], int]) -> TrainingData:
     """The training images, and those held out of them for validation.
 
     ``images`` are drawn by class first; the ``validation`` share is taken out of them, so ``images`` counts both.
+    ``batch_size`` may be a function of the number of images to train with.
     """
     source = data_set(config)(config, train=True)
     classes, shape = source.describe(config)
@@ -132,6 +133,8 @@ def load_training(config: DataConfig, *, batch_size: int) -> TrainingData:
             f"data.validation={config.validation:g} leaves {used - held_out} of {used} images to train on; "
             "lower it, or raise data.images"
         )
+    if not isinstance(batch_size, int):
+        batch_size = batch_size(used - held_out)
     order = stratified_order(source.labels, config.split_seed)[:used]
     augment = source.augmented if config.augment is None else config.augment
     train = Loader(source, order[held_out:], batch_size=batch_size, shuffle=True, augment=augment)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -61,7 +61,7 @@ class Batches:
     Args:
         source: a DataLoader or another iterable of batches that can be read again; a Dataset; or ``(x, y)`` or ``x``
             whole. A batch is ``(x, y)``, ``(x, y, ...)``, ``x`` or a dict; ``x`` and ``y`` as `_data` reads them.
-        batch_size: for a Dataset, and for images given whole.
+        batch_size: for a Dataset, and for images given whole; or a function of the number of images.
         device: of the batches.
         dtype: of the images that come out, the model's.
         pixel_range: ``(low, high)`` of a valid image.
@@ -80,7 +80,7 @@ class Batches:
         self,
         source: Any,
         *,
-        batch_size: int,
+        batch_size: int | Callable[[int], int],
         device: torch.device,
         dtype: torch.dtype = torch.float32,
         pixel_range: tuple[float, float] = (0.0, 1.0),
@@ -94,12 +94,13 @@ class Batches:
         self._said: str | None = None
         if is_whole(source):
             x, y = whole_set(source, name)
-            source = _TensorLoader(x, None if labels_because is None else y, batch_size)
+            size = batch_size if isinstance(batch_size, int) else batch_size(len(x))
+            source = _TensorLoader(x, None if labels_because is None else y, size)
         elif (samples := samples_of(source)) is not None:
-            if (size := len(samples)) == 0:
+            if (count := len(samples)) == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
-            drop_last = size > 1 and size % batch_size == 1
-            source = loader_of(samples, batch_size, name, shuffle=True, drop_last=drop_last)
+            size = batch_size if isinstance(batch_size, int) else batch_size(count)
+            source = loader_of(samples, size, name, shuffle=True, drop_last=count > 1 and count % size == 1)
         elif isinstance(refuse_no_batches(source, name), Iterator):
             raise InputError(f"{name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source

@@ -20,7 +20,7 @@ class DistillationConfig(Section):
     Attributes:
         alpha: weight on the authors' scale: KL averaged over batch and classes (alpha = 10 for 10 classes is 1 by
             ``batchmean``).
-        temperature: tau.
+        temperature: tau. None: 30; 4 in a run that leaves ``epochs`` out and has few images (see `TrainingConfig`).
         feature_weight: weight of the hidden layers' squared difference, relative to the teacher's; 0 is off (the
             paper).
         gradient_weight: weight of the input gradients' squared difference, relative to the teacher's (see
@@ -31,10 +31,15 @@ class DistillationConfig(Section):
     """
 
     alpha: float = Field(default=10.0, ge=0)
-    temperature: float = Field(default=30.0, gt=0)
+    temperature: float | None = Field(default=None, gt=0)
     feature_weight: float = Field(default=1.0, ge=0)
     gradient_weight: float = Field(default=0.0, ge=0)
     gradient_share: float = Field(default=0.5, gt=0, le=1)
+
+    @property
+    def tau(self) -> float:
+        """The temperature, set or by default."""
+        return 30.0 if self.temperature is None else self.temperature
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -22,7 +23,15 @@ from .._weights import is_weighted
 from .._wrapped import unwrapped
 from ..errors import InputError
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
-from .hidden import check_names, check_readable, find_hidden_layers, read_hidden
+from .hidden import (
+    check_names,
+    check_readable,
+    find_hidden_layers,
+    listed,
+    read_hidden,
+    unlike_batch,
+    unusable,
+)
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
@@ -65,6 +74,7 @@ class PwoALoss(nn.Module):
         radius: of the perturbation, in pixel units; None before the first call.
         hidden_layers: names of the last student's modules whose inputs are the T_j; empty before the first call.
         use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
+        layers_field: where the user named hidden layers, for messages.
 
     Raises:
         InputError: a section, ``eps`` or ``pixel_range`` cannot be used.
@@ -103,13 +113,13 @@ class PwoALoss(nn.Module):
         self._estimator = self.hsic.make_estimator()
         self._perturb: Perturbation | None = None
         self.use_hsic = True
+        self.layers_field = "hsic.layers"
         self.terms: dict[str, Tensor] = {}
         self.classes: int | None = None
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
         self._calls = 0
-        # By student: its hidden layers, and those logged as not comparable.
-        self._students: WeakKeyDictionary[nn.Module, tuple[list[str], set[str]]] = WeakKeyDictionary()
+        self._students: WeakKeyDictionary[nn.Module, _Student] = WeakKeyDictionary()
 
     @property
     def teacher(self) -> nn.Module:
@@ -118,7 +128,7 @@ class PwoALoss(nn.Module):
 
     def hidden_layers_of(self, student: nn.Module) -> list[str]:
         """The hidden layers of one student; empty before `prepare`."""
-        return self._students.get(student, ([], set()))[0]
+        return self._students[student].layers if student in self._students else []
 
     @property
     def needs_labels(self) -> bool:
@@ -189,16 +199,16 @@ class PwoALoss(nn.Module):
         self.radius = radius
         self._perturb = self.perturbation.make(radius, self.pixel_range)
 
-    def _layers_of(self, student: nn.Module, images: Tensor) -> tuple[list[str], set[str]]:
+    def _layers_of(self, student: nn.Module, images: Tensor) -> _Student:
         if student not in self._students:
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
                 few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
                 if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
-                    layers = find_hidden_layers(student, images[:2], self.hsic.layers)
+                    layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
             try_training_mode(student, images, self.output)
-            self._students[student] = layers, set()
+            self._students[student] = _Student(layers)
         return self._students[student]
 
     # -- a batch ---------------------------------------------------------------------------------
@@ -247,8 +257,8 @@ class PwoALoss(nn.Module):
 
     def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""
-        layers, not_alike = self._layers_of(student, x)
-        self.hidden_layers = layers
+        known = self._layers_of(student, x)
+        layers = self.hidden_layers = known.layers
         if self._perturb is not None:
             x = self._perturb(x)
         if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
@@ -276,22 +286,36 @@ class PwoALoss(nn.Module):
                 f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "
                 "of the same classes"
             )
+        if in_student:
+            hidden = self._of_batch(hidden, known, len(x))
         wanted = target.detach()
-        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.temperature)}
+        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
         if with_gradients:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif config.gradient_weight > 0:  # in every call, so that means are over all calls
             terms["gradients"] = torch.zeros((), device=x.device)
-        if with_features and (alike := self._alike(layers, hidden, teacher_hidden, not_alike)):
+        if with_features and (alike := self._alike(hidden, teacher_hidden, known)):
             terms["features"] = config.feature_weight * feature_loss(hidden, alike)
-        if with_hsic:
+        if with_hsic and hidden:
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
+    def _of_batch(self, hidden: dict[str, Tensor], known: _Student, images: int) -> dict[str, Tensor]:
+        """The hidden layers of this step that can be used: in training mode a network may run others than in eval."""
+        unlike = {name: "which did not run" for name in known.layers if name not in hidden}
+        there = {name: found for name, z in hidden.items() if (found := unlike_batch(z, images))}
+        if there and self.hsic.layers != "auto":
+            raise unusable(there, f"{self.layers_field}, in training mode")
+        unlike |= there
+        if new := {name: what for name, what in unlike.items() if name not in known.unlike}:
+            _logger.warning("hidden layers are left out of a step's loss, in training mode: %s", listed(new))
+            known.unlike.update(new)
+        return {name: z for name, z in hidden.items() if name not in there}
+
     def _alike(
-        self, layers: list[str], hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor], not_alike: set[str]
+        self, hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor], known: _Student
     ) -> dict[str, Tensor]:
         """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
         alike = {}
@@ -301,11 +325,11 @@ class PwoALoss(nn.Module):
                 target = target.index_select(dim, indices)
             if name in hidden and hidden[name].shape == target.shape:
                 alike[name] = target
-        if left_out := [name for name in layers if name not in alike and name not in not_alike]:
+        if left_out := [name for name in hidden if name not in alike and name not in known.not_alike]:
             _logger.warning(
                 "no feature distillation of %s: the teacher has no such layer of that width", ", ".join(left_out)
             )
-            not_alike.update(left_out)
+            known.not_alike.update(left_out)
         return alike
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
@@ -316,6 +340,15 @@ class PwoALoss(nn.Module):
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
         return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
+
+
+@dataclass(frozen=True)
+class _Student:
+    """One student's hidden layers, and those logged as not like the teacher's, or not usable in a step."""
+
+    layers: list[str]
+    not_alike: set[str] = field(default_factory=set)
+    unlike: set[str] = field(default_factory=set)
 
 
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:

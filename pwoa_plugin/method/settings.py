@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import logging
+import math
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, field_validator, model_validator
 
 from .._logits import Output
 from .._pixels import check_radius
+from .._random import seeded
 from .._section import Names, Pixels, Section, key_of
 from ..errors import InputError
 from .allocation import ALLOCATIONS
+from .batches import Batches
 from .distillation import DistillationConfig
 from .hsic import HSICConfig
 from .optimizers import OptimizerConfig, ScheduleConfig
 from .perturbation import PerturbationConfig
 from .phases import ADMMConfig, GradualConfig, phase_lengths
 from .sparsity import find_sparsity_set
+
+_logger = logging.getLogger(__name__)
+
+_EPOCHS, _BATCH = 12, 128
+_TEMPERATURE_OF_FEW = 4.0  # kept more than 30 for every seed that 30 served worst: docs/ablations.md, few images
+_LEAST_STEPS = 1500  # fewer cost robustness (docs/ablations.md, few images); 12 epochs of 20,000 images have 1,884
+
+
+def default_epochs(per_epoch: int) -> int:
+    """Epochs of a run that leaves ``epochs`` out: 12, or as many as give 1,500 steps of ``per_epoch`` a piece."""
+    return max(_EPOCHS, math.ceil(_LEAST_STEPS / per_epoch))
 
 
 class TrainingConfig(Section):
@@ -36,8 +51,10 @@ class TrainingConfig(Section):
             same share of channels in each group).
         include: names or patterns (``layer4.*``) of layers to prune; default: every convolution and linear layer.
         exclude: names or patterns of layers that stay dense and do not count in ``sparsity``.
-        epochs: of the whole run: ADMM or gradual pruning, then fine-tuning.
-        batch_size: if ``train_loader`` is a Dataset or tensors.
+        epochs: of the whole run: ADMM or gradual pruning, then fine-tuning. None: 12, or more if the images are few: as
+            many as give 1,500 steps (at 128 images a batch, more than 12 below 16,000 images).
+        batch_size: if ``train_loader`` is a Dataset or tensors. None: 128; below 512 images a quarter of them, at least
+            16, unless ``epochs`` is set.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
         output: which part of what the network returns has the logits: an index, a key or an attribute, dotted where
@@ -56,8 +73,8 @@ class TrainingConfig(Section):
     allocation: Annotated[str, key_of(ALLOCATIONS)] = "lamp"
     include: Names | None = None
     exclude: Names = ()
-    epochs: int = Field(default=12, ge=1)
-    batch_size: int = Field(default=128, ge=2)
+    epochs: int | None = Field(default=None, ge=1)
+    batch_size: int | None = Field(default=None, ge=2)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
@@ -115,21 +132,39 @@ class TrainingConfig(Section):
                 f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"
             )
         lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
-        if sum(lengths.values()) > self.epochs:
+        if self.epochs is not None and sum(lengths.values()) > self.epochs:
             given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)
             raise InputError(f"{given}: more than epochs={self.epochs}, which counts every phase; raise epochs")
         return self
 
+    def batch_size_for(self, images: int) -> int:
+        """Images in a batch, set or by default; a quarter of few images, so that an epoch has some steps."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return _BATCH if self.epochs is not None else min(_BATCH, max(16, images // 4))
+
+    def with_length(self, batches: Batches) -> tuple[Self, int]:
+        """This config with ``epochs``, and ``epochs``; InputError if ADMM and gradual pruning are set to be longer."""
+        if self.epochs is not None:
+            return self, self.epochs
+        with seeded(self.seed):  # a source that does not tell its length is read
+            per_epoch = len(batches)
+        epochs, distillation = default_epochs(per_epoch), self.distillation
+        if epochs > _EPOCHS and distillation.temperature is None:
+            distillation = distillation.model_copy(update={"temperature": _TEMPERATURE_OF_FEW})
+        _logger.info("epochs=%d of %d steps, distillation.temperature=%g", epochs, per_epoch, distillation.tau)
+        return type(self)(**dict(self) | {"epochs": epochs, "distillation": distillation}), epochs
+
     @property
     def admm_epochs(self) -> int:
-        """Epochs of the ADMM phase, set or by default."""
+        """Epochs of the ADMM phase, set or by default; of 12 while ``epochs`` is not known."""
         return self._lengths()[0]
 
     @property
     def gradual_epochs(self) -> int:
-        """Epochs of the gradual phase, set or by default."""
+        """Epochs of the gradual phase, set or by default; of 12 while ``epochs`` is not known."""
         return self._lengths()[1]
 
     def _lengths(self) -> tuple[int, int]:
         one_cut = find_sparsity_set(self.granularity).one_cut
-        return phase_lengths(self.epochs, self.admm, self.gradual, one_cut=one_cut)
+        return phase_lengths(self.epochs or _EPOCHS, self.admm, self.gradual, one_cut=one_cut)

@@ -51,7 +51,7 @@ class Trainer:
     Attributes:
         loss: holds the frozen copy of the network, the `teacher`.
         target: what is pruned.
-        batches: of the training images.
+        batches, epochs: of the training images; of the whole run, set or by the number of batches.
         history: a dict per epoch: phase, epoch, loss, its terms by name, lr, rho, residual, seconds.
         schedule: of the last run; None before.
 
@@ -96,12 +96,14 @@ class Trainer:
         because = f"hsic.lambda_y={config.hsic.lambda_y:g} needs them; give (x, y) batches or set it to 0"
         self.batches = Batches(
             config.train_loader,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size_for,
             device=self.device,
             dtype=next(model.parameters()).dtype,
             pixel_range=config.pixel_range,
             labels_because=because if self.loss.needs_labels else None,
         )
+        self.config, self.epochs = config.with_length(self.batches)
+        self.loss.distillation = self.config.distillation  # whose temperature may depend on the number of images
         self.history: list[dict[str, object]] = []
         self.schedule: Schedule | None = None
         self._run: Run | None = None
@@ -165,7 +167,7 @@ class Trainer:
             run = self._prepare(resume)
             for callback in callbacks:
                 callback.on_start(run.status)
-            while run.status.epoch < self.config.epochs:
+            while run.status.epoch < self.epochs:
                 self._enter_epoch(run)
                 self._epoch(run, callbacks)
             run.schedule.finish()
@@ -254,7 +256,7 @@ class Trainer:
         self.history = []
         train_mode(self.model)
         per_epoch = len(self.batches)
-        status = Status(phase="", epochs=config.epochs, steps=config.epochs * per_epoch)
+        status = Status(phase="", epochs=self.epochs, steps=self.epochs * per_epoch)
         dtype = _DTYPES[config.autocast]
         self._run = run = Run(
             schedule=self._make_schedule(per_epoch, status),
@@ -350,8 +352,7 @@ class Trainer:
 
     def state(self) -> Snapshot:
         """For `fit` to resume from; call it in a callback. TrainingError if a weight is not finite."""
-        run = self._run
-        if run is None:
+        if (run := self._run) is None:
             raise RuntimeError("no run is in progress; call state() in a callback")
         check_finite(self.model, run.status.step)
         assert run.optimizer is not None

@@ -91,6 +91,7 @@ class PwoADistiller(PwoACompressor, Distiller):
             if self.loss.hsic.layers != "auto":
                 raise InputError("hsic.layers and config_list both name hidden layers; leave one of them out")
             self.loss.hsic = self.loss.hsic.model_copy(update={"layers": tuple(layers)})
+            self.loss.layers_field = "config_list"
         self.loss.check_student(model)
         wanted = [
             f"{name}.{target}"

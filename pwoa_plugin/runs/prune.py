@@ -126,7 +126,7 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
         return _Given(config, model, validation)
     if config.data is None:
         raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
-    training = load_training(config.data, batch_size=config.batch_size)
+    training = load_training(config.data, batch_size=config.batch_size_for)
     config = type(config)(**dict(config) | {"train_loader": training.train})
     if model is not None:
         return _Given(config, model, training.validation)
@@ -166,6 +166,7 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
         "config": config.model_dump(mode="json"),
+        "chosen": _chosen(given.config, trainer),
         "layers": _layers(trainer, kept),
         "images": dict(given.made or {}),
         "model": {
@@ -176,6 +177,16 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
             "parameters": sum(parameter.numel() for parameter in trainer.model.parameters()),
         },
     }
+
+
+def _chosen(config: PwoAConfig, trainer: Trainer) -> dict[str, float]:
+    """What the number of images made of the fields that the config leaves open."""
+    if config.epochs is not None:
+        return {}
+    chosen: dict[str, float] = {"epochs": trainer.epochs}
+    if config.distillation.temperature is None:
+        chosen["distillation.temperature"] = trainer.config.distillation.tau
+    return chosen
 
 
 def _train(
@@ -191,7 +202,7 @@ def _train(
     if validation is not None:
         batches = Batches(
             validation,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or 128,
             device=trainer.device,
             dtype=next(trainer.model.parameters()).dtype,
             pixel_range=config.pixel_range,
@@ -210,7 +221,7 @@ def _train(
 def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:
     """Restore the best epoch's weights; write the pruned network and the report."""
     best = best_epoch(trainer.history)
-    if best is not None and best["epoch"] != trainer.config.epochs:
+    if best is not None and best["epoch"] != trainer.epochs:
         try:
             weights, facts = read_tensors(folder.best, "file of weights")
             if facts.get("epoch") != str(best["epoch"]):

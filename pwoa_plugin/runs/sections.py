@@ -202,6 +202,7 @@ def _how_made(report: RunReport) -> Section:
         ("checkpoint", model.checkpoint),
         ("SHA-256", model.sha256),
         ("sparsity", percent(report.sparsity)),
+        *((f"{name}, by the number of images", number(value)) for name, value in report.chosen.items()),
         ("perturbation radius", number(report.radius)),
         ("ADMM residual at the hard prune", number(report.residual)),
         ("ADMM had converged", {None: "-", True: "yes", False: "no"}[report.admm_converged]),

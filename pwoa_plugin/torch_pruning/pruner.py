@@ -131,7 +131,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         else:
             given = {"pruning_ratio": pruning_ratio, "ignored_layers": ignored_layers, "admm": admm, **options}
             _check_config(config, [name for name in _SET_BY_CONFIG if given.get(name) is not None])
-            self.admm_config = config.admm.model_copy(update={"epochs": config.admm_epochs})
+            self.admm_config = config.admm
             ratio = config.sparsity or 0.0
             chosen = prunable_layers(model, config.include, config.exclude)
             ignored_layers = [m for name, m in model.named_modules() if is_weighted(m) and name not in chosen]
@@ -157,6 +157,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self._phase: ADMMPhase | None = None
         self.callbacks = [*callbacks]
         self.run = None if config is None else Trainer(model, config, self.target)
+        if self.run is not None:
+            self.admm_config = self.admm_config.model_copy(update={"epochs": self.run.config.admm_epochs})
 
     def __getattr__(self, name: str) -> Any:
         """Torch-Pruning's attributes are the planner's."""
@@ -300,7 +302,7 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
     with seeded(config.seed):
         batches = Batches(
             config.train_loader,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size_for,
             device=parameter.device,
             dtype=parameter.dtype,
             pixel_range=config.pixel_range,

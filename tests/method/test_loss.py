@@ -42,7 +42,7 @@ def test_it_is_the_loss_of_a_run(trained: TinyNet, images: Pair) -> None:
     with torch.no_grad():
         student.fc1.weight.mul_(0.5)
     loss = PwoALoss(trained, eps=0.1)
-    of_a_run = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=images, eps=0.1)).loss
+    of_a_run = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=images, eps=0.1, epochs=12)).loss
     of_a_run.prepare(student, x)
     torch.manual_seed(3)
     value = loss(student, x, y)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
 
-from pwoa_plugin.config import PwoAConfig
+from pwoa_plugin.config import ConfigError, PwoAConfig
 from pwoa_plugin.method.settings import TrainingConfig
+from pwoa_plugin.method.trainer import Trainer
 
 
 @pytest.mark.parametrize(
@@ -48,3 +53,52 @@ def test_options_of_kinds_are_checked_before_training() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             TrainingConfig(sparsity=0.5, **fields)
+
+
+@pytest.mark.parametrize(
+    ("images", "fields", "epochs", "steps"),
+    [
+        (54_000, {}, 12, 422),
+        (20_000, {}, 12, 157),
+        (16_000, {}, 12, 125),
+        (15_000, {}, 13, 118),
+        (1_300, {"batch_size": 100}, 116, 13),
+        (1_300, {"epochs": 12}, 12, 11),
+        (100, {}, 375, 4),  # of 25 images
+        (100, {"epochs": 5}, 5, 1),
+        (20, {"batch_size": 32}, 1500, 1),
+        (9, {}, 1500, 1),
+    ],
+)
+def test_epochs_by_the_number_of_steps(
+    images: int, fields: dict[str, Any], epochs: int, steps: int, trained: nn.Module
+) -> None:
+    x = torch.zeros(images, 1, 1, 1).expand(-1, 1, 8, 8)
+    for source in (x, TensorDataset(x)):
+        config = PwoAConfig(sparsity=0.5, train_loader=source, hsic={"lambda_y": 0}, **fields)
+        trainer = Trainer(trained, config)
+        assert (trainer.epochs, len(trainer.batches)) == (epochs, steps)
+        assert trainer.config.gradual_epochs == epochs // 2
+        few = config.epochs is None and epochs > 12
+        assert trainer.loss.distillation.tau == trainer.config.distillation.tau == (4 if few else 30)
+        assert config.epochs == fields.get("epochs")  # the user's own is not changed
+
+
+def test_phases_longer_than_the_default_are_refused_before_training(trained: nn.Module) -> None:
+    x = torch.zeros(16_000, 1, 1, 1).expand(-1, 1, 8, 8)
+    config = PwoAConfig(sparsity=0.5, train_loader=x, hsic={"lambda_y": 0}, admm={"epochs": 13})
+    with pytest.raises(ConfigError, match=r"^admm.epochs=13: more than epochs=12, .*; raise epochs"):
+        Trainer(trained, config)
+    few = Trainer(trained, PwoAConfig(**dict(config) | {"train_loader": x[:1000]}))
+    assert (few.epochs, few.config.admm_epochs) == (188, 13)
+
+
+def test_a_source_that_does_not_tell_its_length_is_counted(trained: nn.Module) -> None:
+    class Source:
+        def __iter__(self) -> Iterator[Tensor]:
+            return (torch.rand(10, 1, 8, 8) for _ in range(40))
+
+    before = torch.get_rng_state()
+    trainer = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=Source(), hsic={"lambda_y": 0}))
+    assert trainer.epochs == 38
+    assert torch.equal(torch.get_rng_state(), before)

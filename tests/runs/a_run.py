@@ -109,6 +109,7 @@ def _made() -> str:
         "radius": pruner.radius,
         "residual": pruner.residual,
         "hidden_layers": ["fc1", "fc2"],
+        "chosen": {},
         "epochs": epochs,
         "validation": {"images": 40, "dense_clean": 0.35},
         "best": {"epoch": 3, "agreement": epochs[2]["agreement"], "clean": epochs[2]["clean"]},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
@@ -28,9 +29,12 @@ from pwoa_plugin.errors import RunError, TrainingError
 from pwoa_plugin.masks import load_masks
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.models import robust_lenet
+from pwoa_plugin.runs.begin import last_good_state
 from pwoa_plugin.runs.callbacks import Stopped, read_metrics
+from pwoa_plugin.runs.files import read_report
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
+from pwoa_plugin.runs.rendering import to_markdown
 
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(config: PwoAConfig, tmp_path: Path) -> None:
@@ -132,6 +136,23 @@ def test_a_model_and_a_loader_of_ones_own(images: Any, trained: Any, tmp_path: P
     with pytest.raises(ValueError, match="train_loader goes with a network"):
         prune(settings, tmp_path / "other")
     assert not (tmp_path / "other").exists()
+
+
+def test_what_few_images_make_of_the_length_is_noted_and_resumed(images: Any, trained: Any, tmp_path: Path) -> None:
+    few = (images[0][:100], images[1][:100])
+    settings = PwoAConfig(sparsity=0.7, train_loader=few, eps=0.1)
+    for step in (1, 5):
+        model, stop = copy.deepcopy(trained), StopAt(step, signal.SIGINT)
+        with pytest.raises(Stopped):
+            prune(settings, tmp_path / "run", model=model, resume=step > 1, callbacks=[stop])
+        folder = RunFolder(tmp_path / "run")
+        assert folder.read_facts().chosen == {"epochs": 375, "distillation.temperature": 4}
+        state = last_good_state(folder)
+        assert state is not None
+        assert (state.facts["status"]["epochs"], state.facts["status"]["steps"]) == (375, 1500)
+    shown = to_markdown(read_report(folder.path))
+    assert "epochs, by the number of images: 375" in shown
+    assert "distillation.temperature, by the number of images: 4" in shown
 
 
 def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path: Path) -> None:

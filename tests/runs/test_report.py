@@ -29,7 +29,7 @@ def test_format_1_is_still_read() -> None:
     old = json.loads((Path(__file__).parent / "report-format-1.json").read_text())
     assert old["format"] == 1
     report = RunReport.from_dict(old)
-    added = {"format": 3, "other_evaluations": [], "folder": "", "file_bytes": None}
+    added = {"format": 3, "other_evaluations": [], "folder": "", "file_bytes": None, "chosen": {}}
     written = {key: value for key, value in report.to_dict().items() if key not in RunReport.derived}
     assert written == old | added
     assert report.epochs[0].terms.keys() == {"distillation", "features", "hsic_x", "hsic_y"}
