@@ -11,6 +11,8 @@ import torch
 
 from pwoa_plugin._files import (
     is_scratch,
+    near_name,
+    read_bytes,
     read_json,
     read_tensors,
     replaced_whole,
@@ -129,3 +131,29 @@ def test_scratch_files_of_ended_processes_go_and_others_stay(tmp_path: Path) -> 
     assert sorted(tmp_path.iterdir()) == sorted([path, elsewhere, *others])
     assert is_scratch(left)
     assert not is_scratch(tmp_path / ".a.html.tmp")
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FileError, match=r"is no usable file \(it is a pipe or a device\)"):
+            read_bytes(path, most=10)
+        with pytest.raises(FileError, match=r"is no usable file of masks \(it is a pipe or a device\)"):
+            read_tensors(path, "file of masks")
+
+
+@pytest.mark.parametrize(
+    ("missing", "cure"),
+    [
+        ("mask.safetensors", "masks.safetensors"),
+        ("run/masks.safetensors", "runs"),
+        ("runs/x/y.pt", ""),
+        ("a" * 5000, ""),
+    ],
+)
+def test_the_near_name(tmp_path: Path, missing: str, cure: str) -> None:
+    (tmp_path / "masks.safetensors").touch()
+    (tmp_path / "runs").mkdir()
+    assert near_name(tmp_path / missing) == (f"; did you mean {cure}?" if cure else "")
+    with pytest.raises(MissingFileError, match="no such file of masks"):
+        read_tensors(tmp_path / missing, "file of masks")

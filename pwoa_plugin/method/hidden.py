@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from .._devices import check_on_device
 from .._modes import modes_kept
 from .._text import did_you_mean
 from .._weights import is_weighted
@@ -19,7 +20,8 @@ _MOST = 8
 
 
 def check_readable(model: nn.Module) -> None:
-    """InputError if hooks cannot read hidden layers: the model is compiled, or spread over several devices."""
+    """InputError if hooks cannot read hidden layers: the model is compiled, spread over devices, or has no numbers."""
+    check_on_device(model)
     # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(

@@ -13,6 +13,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from .._devices import check_on_device
 from .._logits import Output, logits_of
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
@@ -98,6 +99,7 @@ class PwoALoss(nn.Module):
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
         self.output = output
         self.student_channels = {} if student_channels is None else student_channels
+        check_on_device(teacher)
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()
