@@ -9,18 +9,20 @@ import os
 import platform
 import re
 import secrets
-import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._text import one_line
+from ._text import did_you_mean, one_line
 from .errors import DiskFullError, FileError, InputError, MissingFileError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+_MOST_NAMES = 10_000  # of a folder, to look for a near one
 
 
 # The name of a scratch file: the target's, the machine and the process that write it, and a random part.
@@ -48,6 +50,8 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
     folders are made. An OSError becomes a FileError; a `DiskFullError` where space is what is missing.
     """
     target = named_path("path", path)
+    if os.path.exists(target) and not os.path.isfile(target):  # the move would take a device's place, too
+        raise FileError(f"{target}: cannot be written (it is {_kind(target)})")
     owner = f"{_machine()}-{os.getpid()}"
     scratch = target.with_name(f".{target.name}.{owner}-{secrets.token_hex(4)}.tmp")
     try:
@@ -118,20 +122,14 @@ def _ended(process: int) -> bool:
 def read_bytes(path: str | os.PathLike[str], *, most: int) -> bytes:
     """The content of a file that the user named, of at most ``most`` bytes."""
     file = named_path("path", path)
+    check_file(file)
     try:
-        status = file.stat()
-        if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode):  # /dev/zero never ends
-            raise FileError(f"{file}: is a device; give a file")
-        size = status.st_size
-        content = file.read_bytes() if size <= most else None
-    except FileError:
-        raise
-    except FileNotFoundError:
-        raise MissingFileError(f"{file}: no such file") from None
+        with file.open("rb") as opened:
+            content = opened.read(most + 1)
     except OSError as error:
         raise FileError(f"{file}: cannot be read ({error.strerror})") from None
-    if content is None:
-        raise FileError(f"{file}: has {size:,} bytes, more than {most:,}; give another file")
+    if len(content) > most:
+        raise FileError(f"{file}: has {file.stat().st_size:,} bytes, more than {most:,}; give another file")
     return content
 
 
@@ -156,6 +154,38 @@ def read_json(path: str | os.PathLike[str], *, most: int = 500_000_000) -> Any:
         return parse_json(content)
     except InputError as error:
         raise FileError(f"{os.fspath(path)}: {error}") from None
+
+
+def check_file(path: str | os.PathLike[str], what: str = "file") -> None:
+    """Refuse what cannot be opened and read to an end: nothing there, a folder, a pipe or a device.
+
+    An error calls the file ``what``, as ``file of masks``, and names a file of nearly that name.
+    """
+    name = os.fspath(path)
+    if not os.path.exists(name):
+        raise MissingFileError(f"{name}: no such {what}{near_name(name)}")
+    if not os.path.isfile(name):  # opening a pipe would wait for ever
+        raise FileError(f"{name}: is no usable {what} (it is {_kind(name)})")
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    return "a folder" if os.path.isdir(path) else "a pipe or a device"
+
+
+def near_name(path: str | os.PathLike[str]) -> str:
+    """The end of a message about a path that is not there: ``; did you mean NAME?``, of what is in its folder.
+
+    Where folders of the path are missing, too, the first of them is looked for.
+    """
+    missing = Path(path)
+    while missing.parent != missing and not os.path.exists(missing.parent):
+        missing = missing.parent
+    try:
+        with os.scandir(missing.parent) as entries:
+            there = [entry.name for entry in islice(entries, _MOST_NAMES) if not entry.name.startswith(".")]
+    except (OSError, ValueError):
+        return ""
+    return did_you_mean(missing.name, there)
 
 
 def _sync(path: Path) -> None:
@@ -194,8 +224,7 @@ def read_tensors(path: str | os.PathLike[str], what: str) -> tuple[dict[str, Ten
     """
     from safetensors import SafetensorError, safe_open
 
-    if not named_path("path", path).exists():
-        raise MissingFileError(f"{os.fspath(path)}: no such {what}")
+    check_file(named_path("path", path), what)
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from ._text import did_you_mean, short
 from .errors import InputError
@@ -38,10 +46,54 @@ def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
     return ConfigError(*dict.fromkeys(lines))
 
 
+_LEAST, _MOST = 1e-30, 1e30  # float32 ends at 1e-38 and 3e38, and numbers are multiplied
+_MOST_INT = 2**53  # a float holds it
+
+
+def _is_number(annotation: Any) -> bool:
+    """Whether a field is a number, or numbers, and cannot be true or false."""
+    leaves = set(_leaves(annotation))
+    return bool(leaves & {int, float}) and bool not in leaves
+
+
+def _leaves(annotation: Any) -> Iterator[Any]:
+    parts = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        yield from map(type, parts)
+    elif get_origin(annotation) is Annotated:
+        yield from _leaves(parts[0])
+    elif parts:
+        for part in parts:
+            yield from _leaves(part)
+    else:
+        yield annotation
+
+
+def _each(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, (list, tuple)) else (value,)
+
+
 class Section(BaseModel):
     """Keyword-only; unknown keys are refused; a field is validated again when it is set."""
 
     model_config = ConfigDict(extra="forbid", validate_assignment=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _usable_numbers(cls, value: Any, handler: Callable[[Any], Any], info: ValidationInfo) -> Any:
+        """Refuse a truth value where a number is wanted, and numbers that overflow or vanish in float32."""
+        name = str(info.field_name)
+        if not _is_number(cls.model_fields[name].annotation):
+            return handler(value)
+        if any(isinstance(each, bool) for each in _each(value)):
+            raise InputError(f"{name}={short(value)}: give a number, not true or false")
+        made = handler(value)
+        for each in _each(made):
+            if isinstance(each, int) and abs(each) > _MOST_INT:
+                raise InputError(f"{name}={short(made)} is too large; give at most {_MOST_INT}")
+            if isinstance(each, float) and each and not _LEAST <= abs(each) <= _MOST:
+                raise InputError(f"{name}={short(made)}: give 0, or a number between {_LEAST:g} and {_MOST:g}")
+        return made
 
     if not TYPE_CHECKING:  # type checkers see the fields' own signature
 

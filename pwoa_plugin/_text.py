@@ -44,7 +44,10 @@ def named(error: BaseException, most: int = 300) -> str:
 
 def short(value: object, most: int = 100) -> str:
     """A value as Python writes it, shortened: one line of at most ``most`` characters."""
-    shown = one_line(_shorten.repr(value))  # its limits hold for each level of nesting
+    try:
+        shown = one_line(_shorten.repr(value))  # its limits hold for each level of nesting
+    except Exception:  # an integer of more than 4,300 digits, or a __repr__ of the user's that fails
+        shown = f"<{type(value).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."
 
 

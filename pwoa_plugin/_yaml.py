@@ -7,6 +7,7 @@ in both.
 
 from __future__ import annotations
 
+import codecs
 import io
 import re
 from typing import Any
@@ -18,14 +19,17 @@ from ruamel.yaml.error import MarkedYAMLError
 from ruamel.yaml.error import YAMLError as RuamelError
 from ruamel.yaml.events import AliasEvent
 from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.representer import SafeRepresenter
 from ruamel.yaml.resolver import BaseResolver, implicit_resolvers
+from ruamel.yaml.scanner import Scanner, ScannerError
 from ruamel.yaml.tag import Tag
 
-from ._text import one_line
+from ._text import one_line, short
 from .errors import InputError
 
 _MOST_LEVELS = 100
+_MOST_DIGITS = 100  # Python itself refuses to write more than 4,300
 
 _CORE = {
     "null": re.compile(r"~|null|Null|NULL|"),
@@ -33,6 +37,8 @@ _CORE = {
     "int": re.compile(r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+"),
     "float": re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
 }
+_TAG = "tag:yaml.org,2002:"
+_KINDS = {*_CORE, "str", "seq", "map"}
 _PLAIN = re.compile(r"[\w ./-]*")  # text that needs no quotes; with : or ? some readers want them
 
 
@@ -52,7 +58,7 @@ class _CoreSchema(BaseResolver):
         if kind is ScalarNode and implicit[0]:
             for name, pattern in _CORE.items():
                 if pattern.fullmatch(value):
-                    return Tag(suffix=f"tag:yaml.org,2002:{name}")
+                    return Tag(suffix=f"{_TAG}{name}")
         return super().resolve(kind, value, implicit)
 
 
@@ -75,7 +81,27 @@ class _Composer(Composer):
         return super().compose_node(parent, index)
 
 
+class _Scanner(Scanner):
+    def scan_flow_scalar_non_spaces(self, double: Any, start_mark: Any) -> Any:
+        try:
+            return super().scan_flow_scalar_non_spaces(double, start_mark)
+        except (ValueError, OverflowError):  # of chr()
+            raise ScannerError(None, None, "an escape (\\U...) stands for no character", start_mark) from None
+
+
 class _Constructor(SafeConstructor):
+    def construct_non_recursive_object(self, node: Any, tag: Any = None) -> Any:
+        """Explicit tags, as ``!!int x``, name a kind of the core schema, and its text is checked like plain text."""
+        kind = str(node.tag).removeprefix(_TAG)
+        if kind not in _KINDS:
+            tag = str(node.tag).replace(_TAG, "!!")
+            raise ConstructorError(None, None, f"tag {tag} is not read; write plain data", node.start_mark)
+        if isinstance(node, ScalarNode) and kind in _CORE and not _CORE[kind].fullmatch(node.value):
+            raise ConstructorError(None, None, f"{short(node.value)} is no {kind}; leave !!{kind} out", node.start_mark)
+        if kind == "int" and len(node.value) > _MOST_DIGITS:
+            raise ConstructorError(None, None, f"{short(node.value)} has too many digits", node.start_mark)
+        return super().construct_non_recursive_object(node, tag)
+
     def check_mapping_key(self, node: Any, key_node: Any, mapping: Any, key: Any, value: Any) -> bool:
         if not isinstance(key, str):
             raise ConstructorError(None, None, f"key {key!r} is not text; quote it", key_node.start_mark)
@@ -98,8 +124,10 @@ _Representer.add_representer(float, _Representer.represent_float)
 
 def parse_yaml(text: str | bytes) -> Any:
     """The value of one YAML document. Aliases, Python objects, keys that are not text or come twice are refused."""
+    text = _decoded(text) if isinstance(text, bytes) else text
     yaml = YAML(typ="safe", pure=True)
-    yaml.Resolver, yaml.Composer, yaml.Constructor = _CoreSchema, _Composer, _Constructor
+    yaml.Resolver, yaml.Scanner = _CoreSchema, _Scanner
+    yaml.Composer, yaml.Constructor = _Composer, _Constructor
     yaml.composer.warn_double_anchors = False
     yaml.max_depth = _MOST_LEVELS
     try:
@@ -110,8 +138,21 @@ def parse_yaml(text: str | bytes) -> Any:
         mark = error.problem_mark or error.context_mark
         where = f"line {mark.line + 1}: " if mark else ""
         raise YAMLError(one_line(f"{where}{error.problem or error.context}")) from None
-    except (RuamelError, ValueError) as error:
+    except ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise YAMLError(f"line {line}: character #x{error.character:04x}: {error.reason}; remove it") from None
+    except RuamelError as error:
         raise YAMLError(one_line(error)) from None
+
+
+def _decoded(content: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 with its mark."""
+    encoding = "utf-16" if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise YAMLError(f"line {line}: is not text ({error.reason}); save the file as UTF-8") from None
 
 
 def dump_yaml(value: Any) -> str:

@@ -5,6 +5,9 @@ Whatever else is raised is a fault of ours or of another package: the command li
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 
 class PwoAError(Exception):
     """Base of the package's own errors."""
@@ -36,3 +39,24 @@ class RunError(PwoAError, RuntimeError):
 
 class DiskFullError(RunError, FileError):
     """A file cannot be written, because the disk or the quota is full. A run cannot go on, and nothing is lost."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was asked for that is not there: by Python, numpy, or torch on the CPU or a GPU."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        sign in said for sign in ("allocate memory", "not enough memory", "out of memory", "Storage size calculation")
+    )
+
+
+@contextlib.contextmanager
+def memory_for(field: str) -> Iterator[None]:
+    """InputError that names the field, with its value, for which the body asks for more memory than there is."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise InputError(f"{field}: does not fit into memory; lower it") from error

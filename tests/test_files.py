@@ -13,6 +13,7 @@ import torch
 from pwoa_plugin._files import (
     is_scratch,
     named_path,
+    near_name,
     read_bytes,
     read_json,
     read_tensors,
@@ -145,3 +146,29 @@ def test_a_path_that_names_nothing_is_refused_in_one_line(path: Any) -> None:
         with pytest.raises(InputError, match=r"names no file or folder; give its path"):
             use()
     assert named_path("state", ".") == Path()
+
+
+def test_pipes_and_devices_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(FileError, match=r"is no usable file \(it is a pipe or a device\)"):
+            read_bytes(path, most=10)
+        with pytest.raises(FileError, match=r"is no usable file of masks \(it is a pipe or a device\)"):
+            read_tensors(path, "file of masks")
+
+
+@pytest.mark.parametrize(
+    ("missing", "cure"),
+    [
+        ("mask.safetensors", "masks.safetensors"),
+        ("run/masks.safetensors", "runs"),
+        ("runs/x/y.pt", ""),
+        ("a" * 5000, ""),
+    ],
+)
+def test_the_near_name(tmp_path: Path, missing: str, cure: str) -> None:
+    (tmp_path / "masks.safetensors").touch()
+    (tmp_path / "runs").mkdir()
+    assert near_name(tmp_path / missing) == (f"; did you mean {cure}?" if cure else "")
+    with pytest.raises(MissingFileError, match="no such file of masks"):
+        read_tensors(tmp_path / missing, "file of masks")

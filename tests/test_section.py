@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import pytest
+from pydantic import Field
 
 from pwoa_plugin._section import ConfigError, Names, Pixels, Section, as_section, check_options, fraction, key_of
 
@@ -70,3 +71,45 @@ def test_options_are_those_of_the_class() -> None:
 @pytest.mark.parametrize(("given", "expected"), [("8/255", 8 / 255), ("8 / 0", "8 / 0"), (0.3, 0.3), ("x", "x")])
 def test_fractions(given: object, expected: object) -> None:
     assert fraction(given) == expected
+
+
+class Numbers(Section):
+    count: int = 1
+    share: float | None = None
+    factors: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    eps: Pixels | None = None
+    channels: Literal[1, 3] = 3
+    either: bool = True
+    anything: Any = None
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"count": True}, "count=True: give a number, not true or false"),
+        ({"share": False}, "share=False: give a number"),
+        ({"factors": [1.0, True]}, r"factors=\[1.0, True\]: give a number"),
+        ({"channels": True}, "channels=True: give a number"),
+        ({"eps": True}, "eps=True: give a number"),
+        ({"count": 10**30}, "count=1000000000000000000000000000000 is too large"),
+        ({"count": -(2**60)}, "count=-1152921504606846976 is too large"),
+        ({"count": 10**5000}, "count"),
+        ({"share": 1e-300}, "share=1e-300: give 0, or a number between 1e-30 and 1e"),
+        ({"share": 5e-324}, "share=5e-324: give 0"),
+        ({"share": -1e300}, "share=-1e.300: give 0"),
+        ({"factors": [1e300]}, "factors=.1e.300.*: give 0"),
+        ({"eps": "1/1" + "0" * 300}, "eps=1e-300: give 0"),
+        ({"share": float("inf")}, "share=inf: input should be a finite number"),
+        ({"share": float("nan")}, "share=nan: input should be a finite number"),
+    ],
+)
+def test_numbers_that_no_field_can_mean(fields: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{said}"):
+        Numbers(**fields)
+
+
+def test_numbers_that_a_field_can_mean() -> None:
+    got = Numbers(
+        count=0, share=0, factors=[1e-12, 1e12], eps="8/255", channels=1, either=True, anything=[True, 1e-300]
+    )
+    assert got.factors == (1e-12, 1e12)

@@ -45,7 +45,25 @@ def test_values_as_people_mean_them(text: str, value: Any) -> None:
     [
         ("a: &x [1]\nb: *x", "line 2: aliases are not read"),
         ("a: 1\nb: 2\na: 3", 'line 3: found duplicate key "a"'),
-        ("a: !!python/object/apply:os.system ['echo hi']", "line 1: could not determine a constructor"),
+        ("a: !!python/object/apply:os.system ['echo hi']", "line 1: tag !!python/object/apply:os.system"),
+        ("a: 1\nb: !!bool x", "line 2: 'x' is no bool; leave !!bool out"),
+        ('!!float ""', "line 1: '' is no float"),
+        ('!!int ""', "line 1: '' is no int"),
+        ("!!int 0b1", "line 1: '0b1' is no int"),
+        ("!!null x", "line 1: 'x' is no null"),
+        ("!!int [a]", "line 1: expected a scalar"),
+        ("!!timestamp abc", "line 1: tag !!timestamp is not read; write plain data"),
+        ("a: !!timestamp 2020-01-01", "line 1: tag !!timestamp is not read"),
+        ("!!set {a}", "line 1: tag !!set is not read"),
+        ("!!binary aGk=", "line 1: tag !!binary is not read"),
+        ("!!omap [a: 1]", "line 1: tag !!omap is not read"),
+        ("!own x", "line 1: tag !own is not read"),
+        ('a: 1\nb: "\\U99999999"', "line 2: an escape .* stands for no character"),
+        ("a: " + "1" * 5000, "line 1: .* has too many digits"),
+        ("a: 0x" + "f" * 5000, "line 1: .* has too many digits"),
+        ("a: 1\nb: \x1b[31m", "line 2: character #x001b: special characters"),
+        (b"a: 1\nb: \xe9", "line 2: is not text .*; save the file as UTF-8"),
+        (b"\xff\xfea", "line 1: is not text .*; save the file as UTF-8"),
         ("a: [", "line 1: expected"),
         ("a: 1\n---\nb: 2", "line 2: but found another document"),
         ("a: \x00", "special characters"),
@@ -61,6 +79,16 @@ def test_what_is_refused(text: str | bytes, said: str) -> None:
     with pytest.raises(YAMLError, match=said) as caught:
         parse_yaml(text)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_encodings(encoding: str) -> None:
+    assert parse_yaml("a: gr\u00fcn".encode(encoding)) == {"a": "gr\u00fcn"}
+
+
+def test_tags_of_plain_data_may_be_explicit() -> None:
+    text = "{a: !!str 1, b: !!int 1, c: !!float 1.5, d: !!bool true, e: !!seq [1], f: !!map {}, g: !!null null}"
+    assert parse_yaml(text) == {"a": "1", "b": 1, "c": 1.5, "d": True, "e": [1], "f": {}, "g": None}
 
 
 words = st.text(st.characters(exclude_categories=("Cc", "Cs", "Zl", "Zp")))  # names and paths, no control characters

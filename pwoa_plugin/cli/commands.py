@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from abc import ABC, abstractmethod
@@ -10,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 from typer import Argument, Option
 
@@ -47,7 +48,15 @@ _CONFIGS = files("pwoa_plugin") / "configs"
 
 
 class Command(ABC):
-    """A command. The fields are its arguments and options; the docstring of the class is its help."""
+    """A command. The fields are its arguments and options; the docstring of the class is its help.
+
+    Attributes:
+        needs: the module of this package that it calls, with all that takes long to import.
+        resumes: whether ``--resume`` continues it; others continue, or begin anew, by the same line.
+    """
+
+    needs: ClassVar[str]
+    resumes: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, line: list[str]) -> int:
@@ -69,6 +78,8 @@ def _presets() -> list[str]:
 class Init(Command):
     """Write a commented config to start from."""
 
+    needs = "_files"
+
     config: Annotated[Path, Argument(help="file to write")]
     preset: Annotated[str, Option(help=f"one of {', '.join(_presets())}", autocompletion=_presets)] = "mnist"
     force: Annotated[bool, Option("--force", help="replace an existing file")] = False
@@ -79,19 +90,22 @@ class Init(Command):
         if self.preset not in _presets():
             hint = did_you_mean(self.preset, _presets(), f"give {', '.join(_presets())}")
             raise InputError(f"--preset {self.preset}: there is no such preset{hint}")
-        if self.config.is_dir():
+        if os.path.isdir(self.config):
             raise FileError(f"{self.config}: is a folder; name a file in it")
-        if self.config.exists() and not self.force:
+        if os.path.exists(self.config) and not self.force:
             raise FileError(f"{self.config}: exists; give --force to replace it")
         write_text(self.config, (_CONFIGS / f"{self.preset}.yaml").read_text(encoding="utf-8"))
         following = f"pwoa prune {shlex.quote(str(self.config))} --out runs/first"
-        sys.stdout.write(f"{self.config} is written; next: {following}\n")
+        _print(f"{self.config} is written; next: {following}")
         return 0
 
 
 @dataclass(kw_only=True)
 class Prune(Command):
     """Prune by a config, in a folder that can be resumed from."""
+
+    needs = "runs.prune"
+    resumes = True
 
     config: Annotated[Path, Argument(help="YAML file; `pwoa init` writes one")]
     out: Annotated[Path, Option(help="folder of the run")]
@@ -100,6 +114,7 @@ class Prune(Command):
     checkpoint: Annotated[str | None, Option(help="replaces model.checkpoint")] = None
     key: Annotated[str | None, Option(help="replaces model.key: of the state dict in a checkpoint with several")] = None
     arch: Annotated[str | None, Option(help="replaces model.arch; may be your package.module:function")] = None
+    device: Annotated[str | None, Option(help="cpu, cuda...; replaces the config's device")] = None
     set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
     quiet: Quiet = False
@@ -125,7 +140,8 @@ class Prune(Command):
             )
         except Stopped as stopped:
             again = [argument for argument in line if argument != "--resume"]
-            sys.stderr.write(f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}\n")
+            said = f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}"
+            _print(said, sys.stderr)
             return 128 + stopped.signal
         if self.json:
             _write_json("finished", folder=str(folder), report=str(folder.report))
@@ -133,8 +149,8 @@ class Prune(Command):
             judging = f"pwoa evaluate {shlex.quote(str(folder))}"
             if self.arch and ":" in self.arch:
                 judging += f" --arch {shlex.quote(self.arch)}"
-            sys.stderr.write(f"{' '.join(headline(read_report(folder.path)))}\n")
-            sys.stderr.write(f"Its report is {folder.page}. How robust it is: {judging}\n")
+            _print(" ".join(headline(read_report(folder.path))), sys.stderr)
+            _print(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
         return 0
 
     def _read_config(self) -> PwoAConfig:
@@ -150,16 +166,17 @@ class Prune(Command):
                 changes[name] = parse_yaml(value)
             except YAMLError as error:
                 raise ConfigError(f"--set {text}: {error}") from None
-        if self.seed is not None:
-            changes["seed"] = self.seed
+        for name in ("seed", "device"):
+            if (value := getattr(self, name)) is not None:
+                changes[name] = value
         if self.checkpoint is not None:
             changes["model.checkpoint"] = self.checkpoint
             if self.checkpoint.startswith("robustbench:"):  # network and weights in one
                 changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "key", "num_classes", "mean", "std"))
         if self.key is not None:
             changes["model.key"] = self.key
-        if self.arch is not None and ":" not in self.arch:
-            changes["model.arch"] = self.arch
+        if self.arch is not None:  # your own code goes to `prune`; a config holds none
+            changes["model.arch"] = None if ":" in self.arch else self.arch
         return PwoAConfig.from_yaml(self.config, changes=changes)
 
     def _progress(self, console: Console) -> list[Callback]:
@@ -173,6 +190,8 @@ class Prune(Command):
 @dataclass(kw_only=True)
 class _Judging(Command):
     """What `Evaluate` and `Compare` share."""
+
+    needs = "runs.compare"
 
     arch: Annotated[
         list[str] | None,
@@ -254,9 +273,9 @@ class _Judging(Command):
         if self.json:
             _write_json("compared", folder=str(folder), **comparison.to_dict())
             return 0
-        sys.stdout.write(f"{comparison}\n")
+        _print(str(comparison))
         if not self.quiet:
-            sys.stderr.write(f"The page is {folder.page}\n")
+            _print(f"The page is {folder.page}", sys.stderr)
         return 0
 
 
@@ -271,7 +290,7 @@ class Evaluate(_Judging):
     dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
 
     def run(self, line: list[str]) -> int:
-        in_its_folder = Path(self.network).is_dir() and self.data is None and self.out is None
+        in_its_folder = os.path.isdir(self.network) and self.data is None and self.out is None
         if not in_its_folder and self.dense:
             raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         if not in_its_folder:
@@ -302,9 +321,9 @@ class Evaluate(_Judging):
             if self.json:
                 _write_json("judged", network=name, **report.to_dict())
             else:
-                sys.stdout.write(f"{name}: {report}\n")
+                _print(f"{name}: {report}")
         if not self.quiet and not self.json:
-            sys.stderr.write(f"Its report is {RunFolder(self.network).page}\n")
+            _print(f"Its report is {RunFolder(self.network).page}", sys.stderr)
         return 0
 
 
@@ -328,6 +347,8 @@ class Compare(_Judging):
 class Show(Command):
     """Print a run: layers, terms of the loss, size, robustness."""
 
+    needs = "runs.rendering"
+
     folder: Annotated[Path, Argument(help="the --out of `pwoa prune`")]
     json: Annotated[bool, Option("--json", help="the report as JSON")] = False
 
@@ -347,6 +368,11 @@ class Show(Command):
 
 
 COMMANDS: tuple[type[Command], ...] = (Init, Prune, Evaluate, Compare, Show)
+
+
+def _print(text: str, to: TextIO | None = None) -> None:
+    """Lines of ours, to stdout by default. Names in them come from files, and may hold what a terminal would obey."""
+    (to or sys.stdout).write(visible(text) + "\n")
 
 
 def _write_json(event: str, **values: Any) -> None:

@@ -10,7 +10,7 @@ from .._files import read_bytes
 from .._section import ConfigError
 from .._yaml import YAMLError, parse_yaml
 
-_MOST_BYTES = 1_000_000  # the package's own have two thousand
+_MOST_BYTES = 100_000  # the package's own have two thousand
 
 
 def read_fields(path: str | os.PathLike[str], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class DataConfig(Section):
     name: Annotated[str, key_of(DATASETS)]
     root: str = "data"
     download: bool = True
-    image_size: int | None = Field(default=None, ge=1)
+    image_size: int | None = Field(default=None, ge=1, le=8192)
     channels: Literal[1, 3] = 3
     augment: bool | None = None
     validation: float = Field(default=0.1, ge=0, lt=1)

@@ -93,9 +93,9 @@ class Folder(ImageSet):
 
 def _find_folder(config: DataConfig, *names: str) -> Path:
     """The first of the folders ``names`` that is there."""
-    root = Path(config.root).expanduser()
+    root = Path(os.path.expanduser(config.root))
     for name in names:
-        if (root / name).is_dir():
+        if os.path.isdir(root / name):
             return root / name
     raise DataError(
         f"data.root={config.root!r}: there is no folder {' or '.join(names)} in it; "

@@ -6,6 +6,7 @@ its own classes read them here.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import ClassVar
 
@@ -25,7 +26,7 @@ class _Torchvision(InMemory):
         from torchvision import datasets
 
         reader = getattr(datasets, cls.__name__)
-        root = Path(config.root).expanduser()
+        root = Path(os.path.expanduser(config.root))
         where, field = root / cls.folder, f"data.root={config.root!r}"
         try:
             found = reader(root, train=train, download=False)
@@ -35,7 +36,7 @@ class _Torchvision(InMemory):
                     f"{field}: the files in {where} cannot be read ({named(error)}); delete them and run again"
                 ) from error
             if not config.download:
-                what = "damaged or missing files in" if where.is_dir() else "there is no"
+                what = "damaged or missing files in" if os.path.isdir(where) else "there is no"
                 raise DataError(
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"
                 ) from error

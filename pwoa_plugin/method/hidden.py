@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
+from .._devices import check_on_device
 from .._modes import modes_kept
 from .._random import random_state, set_random_state
 from .._text import did_you_mean, named
@@ -26,7 +27,8 @@ _EVEN = 4  # in place of 3, for networks that take even batches only
 
 
 def check_readable(model: nn.Module) -> None:
-    """InputError if hooks cannot read hidden layers: the model is compiled, or spread over several devices."""
+    """InputError if hooks cannot read hidden layers: the model is compiled, spread over devices, or has no numbers."""
+    check_on_device(model)
     # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
     if any(hasattr(module, "_orig_mod") for module in model.modules()):
         raise InputError(

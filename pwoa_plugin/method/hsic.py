@@ -30,6 +30,7 @@ from .._section import Section, check_options, key_of, names
 from ..errors import InputError
 
 _RIDGE = 1e-5  # the authors' epsilon, multiplied by m
+LEAST_SIGMA, MOST_SIGMA = 1e-9, 1e9  # beyond, the kernel's exponent overflows or vanishes
 
 
 def _channels_last(x: Tensor) -> bool:
@@ -65,6 +66,8 @@ def _gaussian_minus_one(x: Tensor, sigma: float) -> Tensor:
 
     With sigma 5 the kernel is close to 1 everywhere: `expm1` keeps digits that float32 would lose.
     """
+    if not LEAST_SIGMA <= sigma <= MOST_SIGMA:
+        raise InputError(f"sigma={sigma!r}: give a number between {LEAST_SIGMA:g} and {MOST_SIGMA:g}")
     products = x @ x.t()
     squares = products.diagonal()
     distances = torch.add(squares[:, None] + squares, products, alpha=-2).clamp_(min=0)
@@ -165,7 +168,7 @@ class HSICConfig(Section):
 
     lambda_x: float = Field(default=2e-4, ge=0)
     lambda_y: float = Field(default=5e-5, ge=0)
-    sigma: float = Field(default=5.0, gt=0)
+    sigma: float = Field(default=5.0, ge=LEAST_SIGMA, le=MOST_SIGMA)
     layers: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(names)] = "auto"
     estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
     options: dict[str, Any] = Field(default_factory=dict)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._data import as_images, as_labels, check_classes, scale_note
+from .._devices import check_on_device
 from .._logits import Output, logits_of
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
@@ -108,6 +109,7 @@ class PwoALoss(nn.Module):
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
         self.output = output
         self.student_channels = {} if student_channels is None else student_channels
+        check_on_device(teacher)
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()

@@ -6,9 +6,9 @@ import logging
 import math
 from typing import Annotated, Any, Literal, Self
 
-import torch
 from pydantic import Field, field_validator, model_validator
 
+from .._devices import check_device
 from .._logits import Output
 from .._pixels import check_radius
 from .._random import seeded
@@ -107,12 +107,8 @@ class TrainingConfig(Section):
     @field_validator("device")
     @classmethod
     def _known_device(cls, device: str | None) -> str | None:
-        try:
-            if torch.empty(0, device=device).device.type == "meta":
-                raise RuntimeError("it holds no numbers")
-        except (RuntimeError, AssertionError, NotImplementedError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device={device!r} cannot be used here ({reason}); use 'cpu' or leave it out") from None
+        if device is not None:
+            check_device(device)
         return device
 
     @model_validator(mode="after")

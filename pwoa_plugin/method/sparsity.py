@@ -124,23 +124,26 @@ class Block(SparsitySet):
 
     @classmethod
     def parse(cls, name: str, granularity: str) -> SparsitySet | None:
-        found = re.fullmatch(r"block(?::(\d+)x(\d+))?", granularity)
+        found = re.fullmatch(r"block(?::(\d{1,18})x(\d{1,18}))?", granularity)
         return None if found is None else cls(*(int(side) for side in found.groups(default="4")))
 
-    def _grid(self, shape: torch.Size) -> tuple[int, int]:
-        return math.ceil(shape[0] / self.rows), math.ceil(math.prod(shape[1:]) / self.columns)
+    def _grid(self, shape: torch.Size) -> tuple[int, int, int, int]:
+        """Blocks down and across, and a block's sides: no more than the matrix has."""
+        height, width = shape[0], math.prod(shape[1:])
+        rows, columns = min(self.rows, height), min(self.columns, width)
+        return math.ceil(height / rows), math.ceil(width / columns), rows, columns
 
     def scores(self, weight: Tensor) -> Tensor:
-        down, across = self._grid(weight.shape)
+        down, across, rows, columns = self._grid(weight.shape)
         squares = weight.flatten(1).square()
-        padding = (0, across * self.columns - squares.shape[1], 0, down * self.rows - squares.shape[0])
-        blocks = F.pad(squares, padding).view(down, self.rows, across, self.columns)
+        padding = (0, across * columns - squares.shape[1], 0, down * rows - squares.shape[0])
+        blocks = F.pad(squares, padding).view(down, rows, across, columns)
         return blocks.sum((1, 3)).flatten()
 
     def expand(self, keep: Tensor, shape: torch.Size) -> Tensor:
-        down, across = self._grid(shape)
-        full = keep.view(down, 1, across, 1).expand(-1, self.rows, -1, self.columns)
-        full = full.reshape(down * self.rows, across * self.columns)
+        down, across, rows, columns = self._grid(shape)
+        full = keep.view(down, 1, across, 1).expand(-1, rows, -1, columns)
+        full = full.reshape(down * rows, across * columns)
         return full[: shape[0], : math.prod(shape[1:])].reshape(shape)
 
 
@@ -158,7 +161,7 @@ class NofM(SparsitySet):
 
     @classmethod
     def parse(cls, name: str, granularity: str) -> SparsitySet | None:
-        found = re.fullmatch(r"(\d+):(\d+)", granularity)
+        found = re.fullmatch(r"(\d{1,18}):(\d{1,18})", granularity)
         return None if found is None else cls(int(found[1]), int(found[2]))
 
     def supports(self, shape: torch.Size) -> str | None:

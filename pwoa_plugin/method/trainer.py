@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._devices import dtype_of
 from .._modes import train_mode
 from .._section import Section
 from .._wrapped import network_or_ddp, unwrapped
@@ -66,13 +67,13 @@ class Trainer:
         }
         config = type(config)(**fields)
         self.model, self.network, self.config = network_or_ddp(model), unwrapped(model), config
+        check_readable(self.model)
         if target is None:
             named = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
             target = mask_target(self.network, config.sparsity, **named)
             warn_of_uncounted(self.network)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
-        check_readable(self.model)
         for name, parameter in model.named_parameters():
             if parameter.dtype == torch.float16:
                 raise InputError(
@@ -98,7 +99,7 @@ class Trainer:
             config.train_loader,
             batch_size=config.batch_size_for,
             device=self.device,
-            dtype=next(model.parameters()).dtype,
+            dtype=dtype_of(model),
             pixel_range=config.pixel_range,
             labels_because=because if self.loss.needs_labels else None,
         )

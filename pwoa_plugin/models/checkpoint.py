@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._files import read_tensors
+from .._files import near_name, read_tensors
 from .._wrapped import unwrapped
 from ..errors import InputError
 from .normalisation import normalisation_of
@@ -108,6 +108,7 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | N
     wanted = model.state_dict()
     found, first_notes = read_checkpoint(path, key)
     notes = list(first_notes)
+    _check_plain(name, found)
     found = _without_wrappers(found, wanted, notes)
     found = without_training_aids(found, wanted, name, notes)
     prefix, copies = _prefixes(found, wanted)
@@ -153,10 +154,12 @@ def _resolve(name: str) -> Path:
         if file is None:
             raise CheckpointError(f"checkpoint {name!r} is not shipped; there is shipped:{', shipped:'.join(SHIPPED)}")
         return Path(__file__).with_name(file)
-    path = Path(name).expanduser()
-    if not path.is_file():  # opening a pipe would block
-        what = "is not a regular file" if path.exists() else "is missing"
-        raise CheckpointError(f"checkpoint {name!r} {what}; give a .safetensors, .pt or .pth file")
+    path = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
+    if not os.path.exists(path):
+        cure = near_name(path) or "; give a .safetensors, .pt or .pth file"
+        raise CheckpointError(f"checkpoint {name!r} is missing{cure}")
+    if not os.path.isfile(path):  # opening a pipe would block
+        raise CheckpointError(f"checkpoint {name!r} is not a regular file; give a .safetensors, .pt or .pth file")
     return path
 
 
@@ -308,6 +311,18 @@ def _check_fit(name: str, ours: dict[str, Tensor], wanted: dict[str, Tensor]) ->
             f"checkpoint {name!r} does not fit the network: {'; '.join(found)}; "
             "give the model.arch and model.num_classes that it was saved from"
         )
+
+
+def _check_plain(name: str, found: Mapping[str, Tensor]) -> None:
+    for key, value in found.items():
+        kinds = {
+            "quantised": value.is_quantized,
+            "sparse": value.layout != torch.strided,
+            "complex": value.is_complex(),
+            "on the meta device, without numbers": value.is_meta,
+        }
+        if kind := next((kind for kind, is_so in kinds.items() if is_so), None):
+            raise CheckpointError(f"checkpoint {name!r}: {key} is {kind}; {_SAVE} of the dense float network")
 
 
 def _cast(name: str, key: str, value: Tensor, target: Tensor) -> Tensor:

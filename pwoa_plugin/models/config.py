@@ -14,8 +14,8 @@ class ModelConfig(Section):
 
     Attributes:
         arch: ``lenet``, ``lenet3``, ``resnet18-cifar``, ``vgg16-cifar``, ``wrn-34-10``, or a torchvision name as
-            ``resnet50``; None with one of RobustBench's. A class of your own is named on the command line (``--arch
-            package.module:function``): a file never runs code.
+            ``resnet50``; None with one of RobustBench's, or where ``--arch package.module:function`` names a class of
+            your own: a file never runs code.
         checkpoint: of the robust network: ``.safetensors``, ``.pt`` or ``.pth``; or ``shipped:robust_lenet_mnist``; or
             ``robustbench:NAME``, network and weights (``pip install "pwoa-plugin[robustbench]"``).
         key: of the state dict in the checkpoint, where it has several, as ``state_dict_ema``; dotted where nested.
@@ -28,7 +28,7 @@ class ModelConfig(Section):
     arch: str | None = None
     checkpoint: str
     key: str | None = None
-    num_classes: int | None = Field(default=None, ge=1)
+    num_classes: int | None = Field(default=None, ge=1, le=1_000_000)
     mean: PerChannel | None = None
     std: PerChannel | None = None
 
@@ -40,9 +40,7 @@ class ModelConfig(Section):
                     raise InputError(
                         f"{name}={value!r} does not go with {self.checkpoint}, which has its own; leave it out"
                     )
-        elif self.arch is None:
-            raise InputError("arch is missing; name the network that the checkpoint is of, as resnet18-cifar")
-        elif ":" in self.arch:
+        elif ":" in (self.arch or ""):
             raise InputError(f"arch={self.arch!r} names code, and a file never runs any; give it as --arch")
         if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
             raise InputError("mean and std go together, with a number for each channel; give both or neither")

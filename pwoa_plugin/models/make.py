@@ -13,7 +13,7 @@ from torch import nn
 
 from .._pixels import per_channel
 from .._text import did_you_mean, named
-from ..errors import InputError
+from ..errors import InputError, memory_for
 from .lenet import LeNet, LeNet3
 from .normalisation import normalise_inputs
 from .resnet import resnet18_cifar
@@ -46,10 +46,11 @@ def make_model(
         in_channels: channels of an image; torchvision's networks take 3.
         mean, std: by channel, if the network was trained on normalised images; see `normalise_inputs`.
     """
-    if arch in ARCHITECTURES:
-        model = ARCHITECTURES[arch](num_classes, in_channels)
-    else:
-        model = _from_torchvision(arch, num_classes, in_channels)
+    with memory_for(f"model.num_classes={num_classes}"):
+        if arch in ARCHITECTURES:
+            model = ARCHITECTURES[arch](num_classes, in_channels)
+        else:
+            model = _from_torchvision(arch, num_classes, in_channels)
     if mean is None and std is None:
         return model
     mean, std = per_channel("model.mean", mean), per_channel("model.std", std)
@@ -93,7 +94,7 @@ def load_architecture(spec: str, *, num_classes: int | None = None, in_channels:
         parameters = inspect.signature(function).parameters
         offered = {"num_classes": num_classes, "in_channels": in_channels}
         model = function(**{name: value for name, value in offered.items() if name in parameters and value is not None})
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(
             f"arch={spec!r}: {step} fails ({named(error)}); give package.module:function, as mynets.small:SmallNet"
         ) from error

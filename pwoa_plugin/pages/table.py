@@ -85,7 +85,7 @@ class Table:
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        lines, sides = self._lines(), self._sides()
+        lines, sides = [[*map(visible, line)] for line in self._lines()], self._sides()
         made = RichTable(
             title=Text(visible(self.title)),
             title_justify="left",

@@ -12,6 +12,7 @@ from torch import nn
 from .._files import named_path
 from .._notebook import fragment
 from .._progress import say
+from .._section import fraction
 from ..errors import InputError
 from ..pages import Table
 from ..pages.text import interval_text
@@ -76,7 +77,7 @@ def security_curve(
     Args:
         model: see `evaluate`.
         data: see `evaluate`; read once.
-        eps: radii in pixel units.
+        eps: radii in pixel units; 0 is added, where it is not among them.
         attack: a name, or an `Attack`.
         state, progress: see `evaluate`.
         options: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
@@ -88,7 +89,8 @@ def security_curve(
         named_path("state", state)
     if not (radii := list(eps)):
         raise InputError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
-    of_curve = {"attacks": attack, "eps": radii[0], "curve": radii, "curve_attack": attack}
+    above = next((radius for radius in radii if fraction(radius) not in (0, "0")), radii[0])
+    of_curve = {"attacks": attack, "eps": above, "curve": radii, "curve_attack": attack}
     return draw_curve(model, JudgeSettings.of({**options, **of_curve}).bind(data), state=state, progress=progress)
 
 
@@ -97,7 +99,7 @@ def draw_curve(
 ) -> Curve:
     """See `security_curve`."""
     settings, images = task
-    radii = sorted(set(settings.curve))
+    radii = sorted(set(settings.curve) - {0.0})
     n, attack = len(images.labels), settings.curve_attack
     tasks = [Task(settings.at(radius, attack), images) for radius in radii]
     if progress:

@@ -11,6 +11,7 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from .._devices import check_on_device
 from .._logits import Output, logits_of
 from .._modes import modes_kept
 from ..errors import InputError
@@ -49,6 +50,7 @@ class Logits(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.output = model, output
+        check_on_device(model)
         self.device = model_device(model)
         tensors = chain(model.parameters(), model.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)

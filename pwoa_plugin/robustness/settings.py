@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
 
 import torch
-from pydantic import BeforeValidator, ConfigDict, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, model_validator
 
-from .._pixels import PerChannel, refuse_radius_of_other_pixels
+from .._devices import check_device
+from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
-from .._section import Section
+from .._section import Section, fraction
 from ..errors import InputError
 from .attacks import Attack, make_attack
 from .images import Images, collect
@@ -31,6 +32,11 @@ def _one_attack(value: Any) -> Attack:
         return as_attacks(value)[0]
     except InputError as error:
         raise InputError(f"curve_attack={value!r}: {error}") from None
+
+
+def _radius_of_curve(value: Any) -> float:
+    """A radius; 0, where images are clean, is a curve's first in any case."""
+    return 0.0 if not isinstance(value, bool) and fraction(value) in (0, "0") else positive_pixels("curve", value)
 
 
 _Listed = BeforeValidator(_listed)  # also an array or a tensor
@@ -97,13 +103,13 @@ class JudgeSettings(Section):
     batch_size: Count = 256
     seed: Annotated[int, BeforeValidator(check_seed)] = 0
     sample: Count | None = None
-    device: torch.device | None = None
+    device: Annotated[torch.device | None, BeforeValidator(check_device)] = None
     pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
     mean: PerChannel | None = None
     std: PerChannel | None = None
     output: int | str | None = None
     alarms: bool = True
-    curve: Annotated[tuple[Pixels, ...], _Listed] = ()
+    curve: Annotated[tuple[Annotated[float, BeforeValidator(_radius_of_curve)], ...], _Listed] = ()
     curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")
 
     @classmethod
@@ -138,16 +144,6 @@ class JudgeSettings(Section):
         custom = Protocol(name="custom", version=1, attacks=(attack,))
         return self.model_copy(update={"protocol": custom, "eps": eps, "alarms": False})
 
-    @field_validator("device", mode="before")
-    @classmethod
-    def _check_device(cls, value: Any) -> torch.device:
-        try:
-            torch.empty(0, device=value)  # shows what a name alone does not: an absent GPU, a wrong index
-            return torch.device(value)
-        except (RuntimeError, AssertionError, TypeError) as error:
-            reason = str(error).splitlines()[0].split(". ")[0]
-            raise InputError(f"device={str(value)!r} cannot be used ({reason}); give one torch sees") from error
-
     @model_validator(mode="after")
     def _check_whole(self) -> Self:
         for attack in (*self.attacks, self.curve_attack):
@@ -158,6 +154,8 @@ class JudgeSettings(Section):
             raise InputError(f"{'mean' if self.mean is None else 'std'} is missing; mean and std go together")
         if self.std is not None and any(each <= 0 for each in self.std):
             raise InputError(f"std={self.std} is not positive; give the standard deviation of each channel")
+        if self.curve and not any(self.curve):
+            raise InputError(f"curve={self.curve}: give a radius above 0, too; 0 is where images are clean")
         self._check_radii(math.inf)  # what the size of the images does not change
         return self
 
@@ -183,11 +181,12 @@ class JudgeSettings(Section):
         """Refuse a ball that holds all valid images of ``n_values`` values, and a radius in other units than theirs."""
         low, high = self.pixel_range
         widest = (high - low) * (math.sqrt(n_values) if self.norm == "L2" else 1)
-        for eps, where in ((self.eps, ""), *((radius, "curve: ") for radius in self.curve)):
+        for eps, where in ((self.eps, ""), *((radius, "curve: ") for radius in self.curve if radius)):
             if eps > widest:
                 meant = f"did you mean {eps:g}/255?" if self.pixel_range == (0.0, 1.0) and eps <= 255 else ""
                 cure = meant or "give eps in the units of the pixels"
-                raise InputError(f"{where}eps={eps:g} is wider than pixel_range={self.pixel_range}; {cure}")
+                of_images = f", whose images an L2 ball of {widest:.6g} holds all" if self.norm == "L2" else ""
+                raise InputError(f"{where}eps={eps:g} is wider than pixel_range={self.pixel_range}{of_images}; {cure}")
             refuse_radius_of_other_pixels(eps, self.pixel_range)
 
 

@@ -17,8 +17,8 @@ from .state_file import read_state
 
 _logger = logging.getLogger(__name__)
 
-# A resumed run may change these: nothing that is computed depends on them.
-_FREE = {"progress", "device", "data.root", "data.download", "data.workers", "model.checkpoint"}
+# A resumed run may change these: nothing that is computed depends on them, or `check_network` looks at it.
+_FREE = {"progress", "device", "data.root", "data.download", "data.workers", "model.checkpoint", "model.arch"}
 
 
 def is_begun(folder: RunFolder, resume: bool) -> bool:

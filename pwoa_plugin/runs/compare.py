@@ -15,7 +15,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .._digest import digest_of, digest_of_tensors
-from .._files import write_text
+from .._files import near_name, write_text
 from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
@@ -116,13 +116,13 @@ def judge_networks(
         options: how to judge; see `JudgeSettings`. ``eps`` and ``output`` default to a run's; ``sample`` 0 is all.
     """
     folder = ComparisonFolder(out)
-    if not folder.asked.exists():
+    if not os.path.exists(folder.asked):
         folder.check_out(but=folder.asked)
     elif not folder.json.exists():
         folder.check_writable()
     named = [replace(source, key=key) for source in _named(sources, arch)]
-    runs = [RunFolder(source.path) for source in named if Path(source.path).is_dir()]
-    configs = [PwoAConfig.from_yaml(run.config) for run in runs]
+    runs = [RunFolder(source.path) for source in named if os.path.isdir(source.path)]
+    configs = [PwoAConfig.from_yaml(run.config, changes={"device": None}) for run in runs]
     sample = options.pop("sample", None)
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
@@ -194,8 +194,9 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
-        if not path.startswith((PREFIX, "shipped:")) and not Path(path).exists():
-            raise ConfigError(f"{path}: holds no run and is not a checkpoint; give an existing path")
+        if not path.startswith((PREFIX, "shipped:")) and not os.path.exists(path):
+            cure = near_name(path) or "; give an existing path"
+            raise ConfigError(f"{path}: holds no run and is not a checkpoint{cure}")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
@@ -204,7 +205,7 @@ def _short_name(path: str) -> str:
     if path.startswith((PREFIX, "shipped:")):
         return path.partition(":")[2].rpartition("/")[2]
     plain = Path(path)
-    return plain.resolve().name if plain.is_dir() else plain.stem
+    return plain.resolve().name if os.path.isdir(plain) else plain.stem
 
 
 def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool, given: dict[str, Any]) -> DataConfig:
@@ -219,7 +220,7 @@ def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool
 
 
 def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:
-    if Path(source.path).is_dir():
+    if os.path.isdir(source.path):
         return pruned_network(source.path, arch=source.arch if source.arch and ":" in source.arch else None)
     name = source.path if source.path.startswith(PREFIX) else source.arch
     if name is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from typing import Unpack
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -47,7 +47,7 @@ def judge(
         ``{"pruned": Report}``, and ``"dense"``.
     """
     folder = RunFolder(path)
-    config = _config_of_finished(folder)
+    config = _config_of_finished(folder, **({} if options.get("device") is None else {"device": None}))
     read_report(folder.path)  # a damaged file is told now, not after the attacks
     folder.check_writable()
     if config.data is None:
@@ -88,13 +88,13 @@ def bind_test_images(settings: JudgeSettings, data: DataConfig, sample: int | No
 def pruned_network(path: str | os.PathLike[str], *, arch: str | None = None) -> nn.Module:
     """The network that a finished run made, with the zeros of its masks or with fewer channels."""
     folder = RunFolder(path)
-    return _pruned(folder, _config_of_finished(folder), arch)
+    return _pruned(folder, _config_of_finished(folder, device=None), arch)
 
 
-def _config_of_finished(folder: RunFolder) -> PwoAConfig:
+def _config_of_finished(folder: RunFolder, **changes: Any) -> PwoAConfig:
     if folder.read_facts().status != "finished":
         raise ConfigError(f"{folder}: the run is not finished; resume it with `pwoa prune ... --resume`")
-    return PwoAConfig.from_yaml(folder.config)
+    return PwoAConfig.from_yaml(folder.config, changes=changes)  # this machine may lack the run's own device
 
 
 def _pruned(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn.Module:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .._checked import checked
-from .._files import is_scratch, named_path, read_json, unwritable, write_text
+from .._files import is_scratch, named_path, near_name, read_json, unwritable, write_text
 from .._text import one_line
 from ..config import ConfigError
 from ..errors import DiskFullError, FileError, InputError, RunError
@@ -169,7 +169,8 @@ class RunFolder(Folder):
     def read_facts(self) -> RunFacts:
         """The content of ``run.json``."""
         if not self.exists():
-            raise InputError(f"{self}: holds no run (no run.json); give the --out of a `pwoa prune`")
+            cure = "" if os.path.exists(self.path) else near_name(self.path)
+            raise InputError(f"{self}: holds no run (no run.json){cure or '; give the --out of a `pwoa prune`'}")
         content = self.read_json(self.facts)
         try:
             return checked(RunFacts, content, "run")

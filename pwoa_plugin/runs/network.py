@@ -26,7 +26,10 @@ def network_name(config: PwoAConfig, arch: str | None = None) -> str:
     """The architecture's name: ``arch``, the config's, or ``robustbench:NAME``, which names weights, too."""
     if config.model is None:
         raise ConfigError("model is missing; give model: {arch: ..., checkpoint: ...}")
-    return arch or config.model.arch or config.model.checkpoint
+    name = arch or config.model.arch
+    if name is None and not config.model.checkpoint.startswith(PREFIX):
+        raise ConfigError("model.arch is missing; name the network that the checkpoint is of, as resnet18-cifar")
+    return name or config.model.checkpoint
 
 
 def network_of(config: PwoAConfig, arch: str | None, classes: int, channels: int) -> nn.Module:

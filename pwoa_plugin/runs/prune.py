@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .._devices import dtype_of
 from .._digest import digest_of
 from .._files import read_tensors
 from .._random import seeded
@@ -126,6 +127,8 @@ def _load(config: PwoAConfig, model: nn.Module | None, validation: Any, arch: st
         return _Given(config, model, validation)
     if config.data is None:
         raise ConfigError("data is missing; give data: {name: ...} in a file, or train_loader in Python")
+    if model is None:
+        network_name(config, arch)  # that there is one, before images are read
     training = load_training(config.data, batch_size=config.batch_size_for)
     config = type(config)(**dict(config) | {"train_loader": training.train})
     if model is not None:
@@ -204,7 +207,7 @@ def _train(
             validation,
             batch_size=config.batch_size or 128,
             device=trainer.device,
-            dtype=next(trainer.model.parameters()).dtype,
+            dtype=dtype_of(trainer.model),
             pixel_range=config.pixel_range,
             labels_because="epochs are compared by them; give (x, y) batches",
             name="validation",

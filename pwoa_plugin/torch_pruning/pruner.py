@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .._devices import dtype_of
 from .._modes import modes_kept
 from .._random import seeded
 from .._section import as_section
@@ -298,13 +299,12 @@ def _check_config(config: PwoAConfig, set_twice: Sequence[str]) -> None:
 
 def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
     """Two of the config's images, ``(2, C, H, W)``, on the model's device; the random state comes back."""
-    parameter = next(model.parameters())
     with seeded(config.seed):
         batches = Batches(
             config.train_loader,
             batch_size=config.batch_size_for,
-            device=parameter.device,
-            dtype=parameter.dtype,
+            device=next(model.parameters()).device,
+            dtype=dtype_of(model),
             pixel_range=config.pixel_range,
         )
         return batches.first(2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,6 +75,25 @@ def test_help_and_version(pwoa: Run) -> None:
         (["prune", "CONFIG", "--out", "run", "--set", "device=meta"], "device='meta'"),
         (["prune", "CONFIG", "--out", "run", "--set", "pixel_range=[0, 255]"], "does not go with data"),
         (["prune", "CONFIG", "--out", "run", "--set", "schedule.milestones=[-1]"], "schedule.milestones"),
+        (["prune", "CONFIG", "--out", "run", "--device", "meta"], "device='meta' cannot be used here"),
+        (["prune", "CONFIG", "--out", "run", "--device", "cuda:99"], "device='cuda:99' cannot be used here"),
+        (["prune", "CONFIG", "--out", "run", "--device", "hpu"], "device='hpu' cannot be used here"),
+        (["prune", "CONFIG", "--out", "run", "--set", "epochs=!!bool x"], "--set epochs=!!bool x: line 1: 'x' is no"),
+        (["prune", "CONFIG", "--out", "run", "--set", "hsic.sigma=1e-300"], "hsic.sigma=1e-300: input should be"),
+        (["prune", "CONFIG", "--out", "run", "--set", "admm.rho=true"], "admm.rho=True: give a number"),
+        (["prune", "CONFIG", "--out", "run", "--set", "batch_size=1" + "0" * 22], "is too large; give at most"),
+        (["prune", "CONFIG", "--out", "run", "--set", "model.num_classes=1000000000"], "model.num_classes=1000000000"),
+        (["prune", "CONFIG", "--out", "run", "--set", "model.arch=null"], "model.arch is missing; name the network"),
+        (["prune", "CONFIG", "--out", "run", "--set", "model.arch=mynet:Tiny"], "model.arch='mynet:Tiny' names code"),
+        (["prune", "/dev/zero", "--out", "run"], "/dev/zero: is no usable file (it is a pipe or a device)"),
+        (["prune", "prune.yml", "--out", "run"], "prune.yml: no such file; did you mean prune.yaml?"),
+        (["prune", "CONFIG", "--out", "run", "--checkpoint", "prune.yam"], "is missing; did you mean prune.yaml?"),
+        (["evaluate", "prune.yml"], "prune.yml: holds no run and is not a checkpoint; did you mean prune.yaml?"),
+        (["show", "prune.yml"], "holds no run (no run.json); did you mean prune.yaml?"),
+        (["show", "a" * 5000], "File name too long"),
+        (["evaluate", "\x1b[31mrun"], "\\x1b[31mrun: holds no run"),
+        (["compare", "a", "b\u202e", "--data", "mnist"], "a: holds no run"),
+        (["init", "/dev/null", "--force"], "/dev/null: cannot be written (it is a pipe or a device)"),
         (["init", "."], "is a folder; name a file in it"),
         (["init", "CONFIG"], "exists; give --force"),
         (["init", "x.yaml", "--preset", "imagenet"], "--preset imagenet: there is no such preset; give cifar10"),
@@ -91,6 +111,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert err.startswith("pwoa")
     assert ": error: " in err
     assert len(err.splitlines()) == 1
+    assert err.strip().isprintable()
     assert not (tmp_path / "run").exists()
 
 
@@ -218,6 +239,124 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too(config_file: Path, tmp_pat
     assert len(list((out / "states").iterdir())) == 1
 
 
+@pytest.mark.parametrize("module", ["pwoa_plugin.cli", "typer", "torch", "numpy", "pydantic", "pwoa_plugin.runs.prune"])
+def test_ctrl_c_while_packages_are_imported(module: str, tmp_path: Path) -> None:
+    code = textwrap.dedent(f"""
+        import os, runpy, signal, sys
+        class Interrupt:
+            def find_spec(self, name, *_):
+                if name == {module!r}:
+                    os.kill(os.getpid(), signal.SIGINT)
+        sys.meta_path.insert(0, Interrupt())
+        sys.argv = ["pwoa", "prune", "missing.yaml", "--out", "run"]
+        runpy.run_module("pwoa_plugin", run_name="__main__")
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "pwoa: stopped\n")
+
+
+@pytest.mark.parametrize(
+    ("line", "again"),
+    [
+        (["prune", "CONFIG", "--out", "run"], "pwoa prune CONFIG --out run --resume"),
+        (["evaluate", "RUN", "--attacks", "FGSM"], "pwoa evaluate RUN --attacks FGSM"),
+        (["compare", "RUN", "--out", "run", "--attacks", "FGSM"], "pwoa compare RUN --out run --attacks FGSM"),
+    ],
+)
+def test_ctrl_c_gives_the_command_to_go_on(
+    pwoa: Run,
+    config_file: Path,
+    finished: Path,
+    line: list[str],
+    again: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    for name in ("prune.load_training", "evaluate.load_test"):
+        monkeypatch.setattr(f"pwoa_plugin.runs.{name}", interrupt)
+    names = {"CONFIG": str(config_file), "RUN": str(finished)}
+    status, out, err = pwoa(*(names.get(argument, argument) for argument in line))
+    for name, path in names.items():
+        again = again.replace(name, path)
+    assert (status, out, err) == (130, "", f"stopped; go on with: {again}\n")
+
+
+def test_memory_that_is_not_there_is_one_line(pwoa: Run, config_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask(*_: object, **__: object) -> None:
+        torch.empty(2**60)
+
+    monkeypatch.setattr("pwoa_plugin.runs.prune.load_training", ask)
+    status, _, err = pwoa("prune", config_file, "--out", "run")
+    assert status == 1
+    assert "the memory is full (" in err
+    assert "lower batch_size (--batch-size)" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_block_larger_than_every_layer_is_a_whole_layer(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
+    given = ["--set", "granularity=block:9999999999x1", "--quiet"]
+    assert pwoa("prune", config_file, "--out", tmp_path / "run", *given)[0] == 0
+
+
+def test_a_run_of_another_device_is_judged_on_this_one(
+    pwoa: Run, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text(config.read_text().replace("device: null", "device: cuda:99"))
+    judged = ["evaluate", tmp_path / "run", "--attacks", "FGSM", "--images", 5, "--quiet"]
+    assert "device='cuda:99' cannot be used here" in pwoa(*judged)[2]
+    assert pwoa(*judged, "--device", "cpu")[0] == 0
+    assert pwoa(*judged, "--out", tmp_path / "compared")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "status"),
+    [("L2", "1.5", 0), ("L2", "28", 0), ("L2", "28.1", 2), ("Linf", "1", 0), ("Linf", "1.1", 2)],
+)
+def test_radii_up_to_the_ball_that_holds_all_images(
+    pwoa: Run, finished: Path, tmp_path: Path, norm: str, eps: str, status: int
+) -> None:
+    """One rule for a run in its folder, for others, for protocol files and curves: 28 is the root of 28 x 28."""
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "mine.yaml").write_text(f"{{name: mine, version: 1, norm: {norm}, eps: {eps}, attacks: [FGSM]}}")
+    run, few, given = tmp_path / "run", ["--images", 5, "--quiet"], ["--attacks", "FGSM", "--norm", norm]
+    lines = [
+        ["evaluate", run, *given, "--eps", eps],
+        ["evaluate", run, "--protocol", tmp_path / "mine.yaml"],
+        ["evaluate", run, *given, "--eps", eps, "--out", tmp_path / "a"],
+        ["compare", run, "--protocol", tmp_path / "mine.yaml", "--out", tmp_path / "b"],
+        ["compare", run, *given, "--eps", "0.1", "--curve", "0", eps, "--out", tmp_path / "c"],
+    ]
+    for line in lines:
+        got, _, err = pwoa(*line, *few)
+        assert got == status, err
+        assert (f"eps={eps} is wider than pixel_range=(0.0, 1.0)" in err) == (status == 2)
+
+
+def test_control_characters_of_names_do_not_reach_the_terminal(
+    pwoa: Run, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished, tmp_path / "run")
+    name = "\x1b[31mred[/x]"
+    given = ["--attacks", "FGSM", "--images", 5, "--out", "out"]
+    for result in (pwoa("compare", f"{name}={tmp_path / 'run'}", *given), pwoa("evaluate", "run", *given[:4])):
+        assert result[0] == 0
+        assert "\x1b" not in result[1] + result[2]
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    facts["model"]["arch"], facts["layers"][0]["name"] = name, name
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    status, out, _ = pwoa("show", "run")
+    assert status == 0
+    assert "\x1b" not in out
+    assert out.count("\\x1b[31mred[/x]") == 2
+
+
 def test_dense_is_the_network_that_was_pruned(pwoa: Run, config_file: Path, tmp_path: Path) -> None:
     save_file(robust_lenet().state_dict(), tmp_path / "robust.safetensors")
     given = ["--checkpoint", tmp_path / "robust.safetensors"]
@@ -270,6 +409,24 @@ def test_a_network_of_ones_own(
     assert status == 2
     assert "give --arch my_networks:net" in err
     assert pwoa("evaluate", "a", "--attacks", "FGSM", "--images", 10, "--quiet", *own)[0] == 0
+
+
+@pytest.mark.parametrize("arch", ["", "arch: 'my_networks:net', ", "arch: other, "])
+def test_a_network_of_ones_own_needs_no_placeholder_in_the_file(
+    pwoa: Run, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arch: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_networks.py").write_text(OWN)
+    namespace: dict[str, Callable[..., torch.nn.Module]] = {}
+    exec(OWN, namespace)
+    torch.save(namespace["net"](10).state_dict(), "own.pt")
+    config_file.write_text(config_file.read_text().replace("arch: lenet, ", arch))
+    line = ["prune", config_file, "--out", "a", "--arch", "my_networks:net", "--checkpoint", "own.pt", "--quiet"]
+    assert pwoa(*line)[0] == 0
+    assert pwoa(*line, "--resume")[0] == 0
+    judged = ["--attacks", "FGSM", "--images", 10, "--quiet", "--arch", "my_networks:net"]
+    assert pwoa("evaluate", "a", *judged)[0] == 0
+    assert pwoa("evaluate", "a", *judged, "--out", "b")[0] == 0
 
 
 def test_the_pruned_file_loads_into_ones_own_module(finished: Path) -> None:

@@ -22,7 +22,7 @@ from pwoa_plugin.errors import InputError
         ("sparsity: 0.5\nadm:\n  epochs: 1", "adm: unknown key; did you mean admm"),
         ("sparsity: 0.5\ntrain_loader: 5", "train_loader: a file names its images under data"),
         ("sparsity: 0.5\nmodel: {arch: 'os:system', checkpoint: x}", "model.arch='os:system' names code"),
-        ("sparsity: " + "5" * 2_000_000, "has 2,000,010 bytes, more than 1,000,000"),
+        ("sparsity: " + "5" * 2_000_000, "has 2,000,010 bytes, more than 100,000"),
     ],
 )
 def test_files_that_are_no_config(tmp_path: Path, text: str, said: str) -> None:
@@ -31,6 +31,12 @@ def test_files_that_are_no_config(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError, match=f"^{path}: {said}") as caught:
         PwoAConfig.from_yaml(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_told_with_the_near_name(tmp_path: Path) -> None:
+    (tmp_path / "prune.yaml").write_text("sparsity: 0.5")
+    with pytest.raises(InputError, match=r"prune\.yml: no such file; did you mean prune\.yaml\?$"):
+        PwoAConfig.from_yaml(tmp_path / "prune.yml")
 
 
 def test_changes_by_dotted_name(tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pwoa_plugin.models.config import ModelConfig
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"checkpoint": "a.pt"}, "arch is missing"),
         ({"checkpoint": "a.pt", "arch": "os:system"}, "names code, and a file never runs any"),
         ({"checkpoint": "robustbench:X", "arch": "lenet"}, "arch='lenet' does not go with robustbench:X"),
         ({"checkpoint": "a.pt", "arch": "lenet", "mean": [0.5]}, "mean and std go together"),

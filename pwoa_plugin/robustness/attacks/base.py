@@ -18,6 +18,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..._random import seeded
+from ..._text import short
 from ...errors import InputError, MissingPackageError
 from ..estimator import undisturbed
 from ..journal import Ball, Journal
@@ -172,8 +173,8 @@ class Attack(ABC):
 
 
 def positive_int(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise InputError(f"{name}={value!r} is not a count; give an integer of 1 or more")
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or not 1 <= value <= 2**53:
+        raise InputError(f"{name}={short(value)} is not a count; give an integer of 1 or more")
     return int(value)
 
 
