@@ -36,7 +36,7 @@ def seeded(seed: int) -> Iterator[None]:
         set_random_state(before)
 
 
-_RandomState, _default_rng = np.random.RandomState, np.random.default_rng
+_default_rng = np.random.default_rng
 
 
 def _drawn(seed: object) -> object:
@@ -45,10 +45,10 @@ def _drawn(seed: object) -> object:
 
 class _LikeRandomState(type):
     def __instancecheck__(cls, instance: object) -> bool:
-        return isinstance(instance, _RandomState)
+        return isinstance(instance, np.random.mtrand.RandomState)
 
 
-class _SeededRandomState(_RandomState, metaclass=_LikeRandomState):
+class _SeededRandomState(np.random.mtrand.RandomState, metaclass=_LikeRandomState):
     def __init__(self, seed: object = None) -> None:
         super().__init__(_drawn(seed))  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ def generators_seeded() -> Iterator[None]:
     try:
         yield
     finally:
-        np.random.RandomState, np.random.default_rng = _RandomState, _default_rng  # type: ignore[misc]
+        np.random.RandomState, np.random.default_rng = np.random.mtrand.RandomState, _default_rng  # type: ignore[misc]
 
 
 def random_state() -> dict[str, torch.Tensor]:

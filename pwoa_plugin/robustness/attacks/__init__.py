@@ -94,10 +94,9 @@ def make_attack(name: str, options: Mapping[str, Any] = MappingProxyType({}), *,
     """
     name, in_name = split_call(name)
     options = {**in_name, **options}
-    module, colon, kind = name.partition(":")
-    if module == "art" and colon:
-        return of_art(kind, options)
-    if colon:
+    if name.startswith("art:"):
+        return of_art(name.removeprefix("art:"), options)
+    if ":" in name:
         return ImportedAttack(name, options) if from_file else imported(name, options)
     if name in ATTACKS:
         return ATTACKS[name](**options)

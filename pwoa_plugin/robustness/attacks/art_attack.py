@@ -42,7 +42,7 @@ _UNUSABLE: Mapping[str, str] = MappingProxyType(
         "LaserAttack": "draws laser beams, in no ball",
         "LowProFool": "attacks classifiers of tables",
         "MalwareGDTensorFlow": "attacks classifiers of programs",
-        "ProjectedGradientDescentTensorFlowV2": "attacks networks of TensorFlow (art:ProjectedGradientDescent does not)",
+        "ProjectedGradientDescentTensorFlowV2": "attacks networks of TensorFlow",
     }
 )
 """Classes of ART's that cannot attack a classifier of images in a ball, with the reason."""
@@ -74,12 +74,13 @@ class _Probabilities(PyTorchClassifier):
     """An estimator that predicts probabilities."""
 
     def predict(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        return softmax(super().predict(*args, **kwargs), axis=1)
+        probabilities: np.ndarray = softmax(super().predict(*args, **kwargs), axis=1)
+        return probabilities
 
     @classmethod
     def of(cls, estimator: PyTorchClassifier) -> PyTorchClassifier:
-        twin = object.__new__(cls)
-        vars(twin).update(vars(estimator))
+        twin: PyTorchClassifier = object.__new__(cls)
+        twin.__dict__.update(vars(estimator))
         return twin
 
 
@@ -101,14 +102,14 @@ class ARTAttack(Attack):
     """
 
     def __init__(self, attack: type[EvasionAttack] | EvasionAttack, /, *, name: str | None = None, **options: Any):
-        kind = attack if inspect.isclass(attack) else type(attack)
+        kind: Any = attack if inspect.isclass(attack) else type(attack)
         if not issubclass(kind, EvasionAttack):
             raise InputError(f"attacks: {kind.__name__} is no evasion attack of ART; give a class of EvasionAttack")
         default = "ART-AutoAttack" if kind.__name__ == "AutoAttack" else kind.__name__
         super().__init__(name=default if name is None else name)
         if self.name == "AutoAttack":
             raise InputError("attacks: name='AutoAttack' is the whole standard ensemble's; give another name")
-        self.kind = kind
+        self.kind: type[EvasionAttack] = kind
         self._is_named_by_class = name is None
         _, *parameters = inspect.signature(kind).parameters.values()  # the first is the estimator
         self._parameters = {each.name: each for each in parameters if each.kind is not each.VAR_POSITIONAL}
@@ -147,7 +148,7 @@ class ARTAttack(Attack):
         """The parameters of an object that differ from the defaults of its class."""
         found = {}
         for name, parameter in self._parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
+            if parameter.kind is parameter.VAR_KEYWORD or name == "summary_writer":
                 continue
             names = (name, _RENAMED.get(name, name), f"_{name}")
             holders = (attack, getattr(attack, "_attack", None))
@@ -158,13 +159,14 @@ class ARTAttack(Attack):
                     f"attacks: {self.name} does not keep its argument {name!r}; "
                     f"give the class and its options, as functools.partial({self.kind.__name__}, {name}=...)"
                 )
-            if not _same(value, parameter.default):
+            if not _same(value, parameter.default) and not _made_by(self.kind, value):
                 found[name] = value
         return found
 
     def _check(self) -> None:
         """Refuse what cannot judge a classifier of images, and options that the class does not have."""
-        name, kind = self.kind.__name__, self.kind
+        kind: Any = self.kind
+        name = kind.__name__
         if self._is_arts and name == "GeoDA" and not hasattr(np, "mat"):
             raise InputError("attacks: GeoDA of this ART calls np.mat, which numpy 2 does not have; leave it out")
         if self._is_arts and name in _UNUSABLE:
@@ -176,7 +178,7 @@ class ARTAttack(Attack):
             if not any(issubclass(PyTorchClassifier, each) for each in any_of):
                 needed = " or ".join(each.__name__ for each in any_of)
                 raise InputError(
-                    f"attacks: {name} needs an estimator of {needed}, and a classifier of images is judged; leave it out"
+                    f"attacks: {name} needs an estimator of {needed}, which an image classifier has not; leave it out"
                 )
         if not any(each.kind is each.VAR_KEYWORD for each in self._parameters.values()):
             for option in self.options:
@@ -186,7 +188,7 @@ class ARTAttack(Attack):
         for option, value in self.options.items():
             inside = value if isinstance(value, (list, tuple)) else (value,)
             if any(isinstance(each, (AnyARTAttack, BaseEstimator)) for each in inside):
-                raise InputError(f"attacks: {name}: {option} holds an attack on another network; leave it out")
+                raise InputError(f"attacks: {name}: {option} holds an attack on another network; give the class without it")
         known = {*self.options, "eps", "norm", "batch_size", "eps_step", "targeted", "verbose"}
         named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         missing = [p.name for p in self._parameters.values() if p.default is p.empty and p.kind in named]
@@ -243,7 +245,7 @@ class ARTAttack(Attack):
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
         if self._is_arts and self.kind.__name__ in _OF_PROBABILITIES:
             estimator = _Probabilities.of(estimator)
-        made: Any = self.kind(estimator, **self._arguments(settings))  # type: ignore[call-arg]
+        made: Any = self.kind(estimator, **self._arguments(settings))
         own = {key: value for key, value in self.options.items() if key in ("eps", "norm")}
         asked = {"eps": settings.eps, "norm": settings.art_norm}
         made.notes = tuple(
@@ -251,7 +253,8 @@ class ARTAttack(Attack):
             for key, value in own.items()
             if json_ready(value) != json_ready(asked[key])
         )
-        return made  # type: ignore[no-any-return]
+        attack: EvasionAttack = made
+        return attack
 
     def _batch(self, attack: EvasionAttack, images: np.ndarray, labels: np.ndarray) -> Tensor:
         if attack.targeted or (self._is_arts and self.kind.__name__ in _TARGETED):
@@ -263,6 +266,12 @@ class ARTAttack(Attack):
         size = 1 if self._is_arts and self.kind.__name__ in _SINGLE else len(images)
         parts = [slice(start, start + size) for start in range(0, len(images), size)]
         return torch.cat([super(ARTAttack, self)._batch(attack, images[part], labels[part]) for part in parts])
+
+
+def _made_by(kind: type, value: Any) -> bool:
+    """Whether a value is a method of a class, or a function made in one: such a default is bound to its object."""
+    name = f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', '')}"
+    return inspect.isroutine(value) and any(name.startswith(f"{k.__module__}.{k.__qualname__}.") for k in kind.__mro__)
 
 
 def _same(one: Any, other: Any) -> bool:

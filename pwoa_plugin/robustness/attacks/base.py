@@ -116,7 +116,7 @@ class Attack(ABC):
         """What stands for the attack's code in a journal's key: its class, and a digest of your own class's source."""
         return source_digest(type(self))
 
-    def check(self, estimator: PyTorchClassifier, settings: AttackSettings) -> None:
+    def check(self, estimator: PyTorchClassifier, settings: AttackSettings) -> None:  # noqa: B027
         """Raise an InputError unless the attack can be made on this estimator; called for all before any of them runs.
 
         Args:
@@ -166,8 +166,9 @@ class Attack(ABC):
             found = torch.from_numpy(self._generate(attack, images.numpy(), labels.numpy(), settings, on_progress))
         notes = tuple(getattr(attack, "notes", ()))
         if not self.bounded:
-            of_ball = {"norm": settings.norm, "eps": settings.eps, "pixel_range": settings.pixel_range}
-            found, said = kept_in_ball(self.name, images, found, **of_ball)
+            found, said = kept_in_ball(
+                self.name, images, found, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range
+            )
             notes += said
         return AttackRun(found, notes, getattr(attack, "felled", {}))
 
