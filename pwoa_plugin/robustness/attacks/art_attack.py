@@ -188,7 +188,9 @@ class ARTAttack(Attack):
         for option, value in self.options.items():
             inside = value if isinstance(value, (list, tuple)) else (value,)
             if any(isinstance(each, (AnyARTAttack, BaseEstimator)) for each in inside):
-                raise InputError(f"attacks: {name}: {option} holds an attack on another network; give the class without it")
+                raise InputError(
+                    f"attacks: {name}: {option} is an attack on another network; give the class without it"
+                )
         known = {*self.options, "eps", "norm", "batch_size", "eps_step", "targeted", "verbose"}
         named = (inspect.Parameter.KEYWORD_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         missing = [p.name for p in self._parameters.values() if p.default is p.empty and p.kind in named]
