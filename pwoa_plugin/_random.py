@@ -36,6 +36,35 @@ def seeded(seed: int) -> Iterator[None]:
         set_random_state(before)
 
 
+_default_rng = np.random.default_rng
+
+
+def _drawn(seed: object) -> object:
+    return np.random.randint(_SEED_LIMIT, dtype=np.uint32) if seed is None else seed
+
+
+class _LikeRandomState(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, np.random.mtrand.RandomState)
+
+
+class _SeededRandomState(np.random.mtrand.RandomState, metaclass=_LikeRandomState):
+    def __init__(self, seed: object = None) -> None:
+        super().__init__(_drawn(seed))  # type: ignore[arg-type]
+
+
+@contextmanager
+def generators_seeded() -> Iterator[None]:
+    """Have ``np.random.RandomState()`` and ``default_rng()``, made without a seed, draw theirs from numpy's global
+    state instead of the operating system: some attacks of ART make such generators."""
+    np.random.RandomState = _SeededRandomState  # type: ignore[misc]
+    np.random.default_rng = lambda seed=None: _default_rng(_drawn(seed))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        np.random.RandomState, np.random.default_rng = np.random.mtrand.RandomState, _default_rng  # type: ignore[misc]
+
+
 def random_state() -> dict[str, torch.Tensor]:
     """The state of every global generator that `seeded` seeds, as CPU tensors, to be saved in a file."""
     state = {"torch": torch.get_rng_state()}

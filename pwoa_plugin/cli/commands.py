@@ -213,7 +213,10 @@ class _Judging(Command):
     ] = None
     attacks: Annotated[
         list[str] | None,
-        Option(metavar="NAME...", help="replace a protocol; PGD-n and CW-n for any n, ending in -T: targeted"),
+        Option(
+            metavar="NAME...",
+            help="replace a protocol: PGD-n, CW-n, -T: targeted; art:Class(option=value); your module:Class",
+        ),
     ] = None
     sample: Annotated[
         int | None,

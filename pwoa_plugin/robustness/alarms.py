@@ -155,7 +155,7 @@ def _of_columns(attacks: Sequence[Attack], columns: Mapping[str, AttackReport]) 
     for black in ran:
         column = columns[black.name]
         n = len(column.robust)
-        others = [columns[white.name].robust for white in ran if not white.black_box]
+        others = [columns[white.name].robust for white in ran if white.bounded and not white.black_box]
         if black.black_box and others:
             count, white = int((torch.stack(others).all(0) & ~column.robust).sum()), "the white-box attacks"
             if _many(count, n):

@@ -17,7 +17,7 @@ from ..errors import InputError
 from ..pages import Table
 from ..pages.text import interval_text
 from .alarm import Alarm, make_alarm
-from .attacks import Attack
+from .attacks import AnyAttack
 from .evaluation import judge_task
 from .report import Written
 from .settings import JudgeSettings, Task
@@ -67,7 +67,7 @@ def security_curve(
     data: Iterable[Any],
     *,
     eps: Sequence[float],
-    attack: str | Attack = "PGD-20",
+    attack: AnyAttack = "PGD-20",
     state: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
     **options: Any,
@@ -78,7 +78,7 @@ def security_curve(
         model: see `evaluate`.
         data: see `evaluate`; read once.
         eps: radii in pixel units; 0 is added, where it is not among them.
-        attack: a name, or an `Attack`.
+        attack: one attack, as in ``attacks`` of `evaluate`.
         state, progress: see `evaluate`.
         options: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
 

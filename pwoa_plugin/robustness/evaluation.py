@@ -26,6 +26,7 @@ from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
 from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AttackRun, AttackSettings, AutoAttack
 from .attacks.base import OnProgress
+from .attacks.described import json_ready
 from .cost import Meter, announce, cost_text, costs_of
 from .estimator import Logits, input_gradients, make_estimator, placed, predict, undisturbed
 from .images import Images
@@ -77,9 +78,10 @@ def evaluate(
 
     Raises:
         ValueError: an argument cannot be used, or the model returns no logits or NaN; no attack has run then. Or an
-            attack needs gradients, and the model gives none.
+            attack needs gradients, and the model gives none; or an attack that is not this package's fails.
         ModuleNotFoundError: an attack needs a package that is missing. No attack has run then.
-        RuntimeError: an attack left the ball or the pixel range, or returned NaN.
+        RuntimeError: an attack of this package left the ball or the pixel range, or returned NaN. Of other attacks such
+            an image counts as not broken, and ``Report.notes`` says how many.
         OSError: a finished batch cannot be written.
     """
     if unknown := options.keys() & {"curve", "curve_attack"}:
@@ -109,6 +111,8 @@ def judge_task(
             input_shape=tuple(images.pixels.shape[1:]),
             pixel_range=settings.pixel_range,
         )
+        for attack in settings.attacks:
+            attack.check(estimator, attacked)
         attacked = replace(attacked, journal=journal)
         columns, found = _run_attacks(estimator, task, clean, attacked, progress)
         alarms = clean.looks.alarms() or None  # raised even where no probe is asked for
@@ -225,7 +229,7 @@ def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Confi
     settings, images = task
     return Config(
         **settings.model_dump(include={"eps", "norm", "pixel_range", "seed", "batch_size", "mean", "std", "output"}),
-        attacks={attack.name: attack.parameters(attacked) for attack in settings.attacks},
+        attacks={attack.name: json_ready(attack.parameters(attacked)) for attack in settings.attacks},
         n_images=len(images.pixels),
         n_classes=attacked.n_classes,
         device=str(device),
@@ -241,7 +245,7 @@ def _key(config: Config, model: nn.Module, task: Task, clean: Clean) -> str:
     Input gradients stand for the model's code: a gradient that was masked and is mended leaves weights and logits as
     they were, and changes every verdict.
     """
-    attacks = [f"{type(attack).__module__}.{type(attack).__qualname__}" for attack in task.settings.attacks]
+    attacks = [attack.code for attack in task.settings.attacks]
     asked = {
         "config": config.model_dump(mode="json"),
         "attacks": attacks,

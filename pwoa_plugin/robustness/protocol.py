@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -17,7 +17,7 @@ from .._section import Section
 from .._text import did_you_mean, one_line
 from .._yaml import parse_yaml
 from ..errors import InputError
-from .attacks import Attack, AutoAttack, make_attack
+from .attacks import ARTAttack, Attack, AutoAttack, ImportedAttack, any_attack, make_attack
 from .attacks.base import NORMS, positive_int
 
 _FILES = files(__package__) / "protocols"
@@ -35,12 +35,16 @@ def _norm(value: Any) -> str:
 
 
 def as_attacks(attacks: Any) -> tuple[Attack, ...]:
-    """The attacks of names and `Attack` objects, or of one of either."""
+    """The attacks of a list, or of one alone; see `any_attack` for what stands for one.
+
+    ART's attacks of one class with other options are numbered, if they have no names of their own.
+    """
+    several = isinstance(attacks, Iterable) and not isinstance(attacks, (str, Mapping, type))
     made: dict[str, Attack] = {}
-    for item in [attacks] if isinstance(attacks, (str, Attack)) else list(attacks):
-        attack = make_attack(item) if isinstance(item, str) else item
-        if not isinstance(attack, Attack):
-            raise InputError(f"attacks: {item!r} is not an attack; give a name or an instance of Attack")
+    for item in list(attacks) if several else [attacks]:
+        attack = any_attack(item)
+        if isinstance(attack, ARTAttack):
+            attack = attack.beside(made.values())
         if attack.name in made:
             raise InputError(f"attacks: {attack.name!r} comes twice; give one of them another name=")
         made[attack.name] = attack
@@ -80,6 +84,13 @@ class Protocol(Section):
     eps: Pixels | None = None
     sample: Count | None = None
 
+    def loaded(self) -> Self:
+        """The protocol, with the code of your own attacks imported. This runs that code."""
+        if not any(isinstance(attack, ImportedAttack) for attack in self.attacks):
+            return self
+        attacks = [attack.load() if isinstance(attack, ImportedAttack) else attack for attack in self.attacks]
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, "attacks": attacks})
+
 
 def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     """A protocol by its name or from a file.
@@ -87,7 +98,8 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
     Args:
         protocol: ``quick``, ``paper``, ``standard``; or a YAML file with ``name``, ``version`` and ``attacks``, and
             optionally ``extends`` (a protocol whose attacks come first), ``norm``, ``eps`` and ``sample``. An attack
-            is a name, such as ``PGD-40``, or ``{attack: PGD, steps: 40, restarts: 5}``.
+            is a name, such as ``PGD-40`` or ``art:DeepFool``, or ``{attack: PGD, steps: 40, restarts: 5}``. Your own
+            code, ``package.module:Class``, is imported when an evaluation is set up, not here.
 
     Raises:
         InputError: there is none of that name, or the file is not a protocol; one line names the field.
@@ -135,7 +147,7 @@ def _attack(item: Any, field: str) -> Attack:
         raise InputError(f"{field}={item!r} is not an attack; give a name, or {{attack: NAME, ...}}")
     options = {str(key): value for key, value in options.items()}
     try:
-        attack = make_attack(str(options.pop("attack")), options)
+        attack = make_attack(str(options.pop("attack")), options, from_file=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"{field}: {str(error).removeprefix('attacks: ')}") from None
     if attack.name == "AutoAttack" and not (isinstance(attack, AutoAttack) and attack.is_standard):

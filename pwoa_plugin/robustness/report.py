@@ -263,7 +263,7 @@ class Report(Written):
         """Column of the standard AutoAttack, whatever its name; None where it was not run whole."""
         for name, column in self.attacks.items():
             asked = self.config.attacks.get(name, {})
-            if asked.get("version") == "standard" and "queries" not in asked:
+            if asked.get("version") == "standard" and not {"queries", "class"} & asked.keys():
                 return column
         return None
 

@@ -15,8 +15,9 @@ from .._devices import check_device
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
+from .._text import short
 from ..errors import InputError
-from .attacks import Attack, make_attack
+from .attacks import AnyAttack, Attack, make_attack
 from .images import Images, collect
 from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
 
@@ -31,7 +32,7 @@ def _one_attack(value: Any) -> Attack:
     try:
         return as_attacks(value)[0]
     except InputError as error:
-        raise InputError(f"curve_attack={value!r}: {error}") from None
+        raise InputError(f"curve_attack={short(value)}: {error}") from None
 
 
 def _radius_of_curve(value: Any) -> float:
@@ -46,7 +47,7 @@ class JudgeOptions(TypedDict, total=False):
     """Keywords of `evaluate`, as users give them; see `JudgeSettings`. None stands for the default."""
 
     protocol: str | os.PathLike[str] | Protocol | None
-    attacks: str | Attack | Iterable[str | Attack] | None
+    attacks: AnyAttack | Iterable[AnyAttack] | None
     norm: str | None
     eps: float | str | None
     step_size: float | str | None
@@ -65,7 +66,7 @@ class CompareOptions(JudgeOptions, total=False):
     """Keywords of `compare`: those of `evaluate`, and a security curve's."""
 
     curve: Sequence[float | str] | None
-    curve_attack: str | Attack | None
+    curve_attack: AnyAttack | None
 
 
 class JudgeSettings(Section):
@@ -74,7 +75,9 @@ class JudgeSettings(Section):
     Attributes:
         protocol: ``quick``, ``paper``, ``standard``, or a YAML file of your own; see `load_protocol`. Default:
             ``paper`` to evaluate one model, ``standard`` to compare several.
-        attacks: in place of a protocol: names of ``ATTACKS``, ``PGD-<steps>``, ``CW-<steps>``, or `Attack` objects.
+        attacks: in place of a protocol: names of ``ATTACKS``, ``PGD-<steps>``, ``CW-<steps>``, ``art:Class`` of
+            `art.attacks.evasion`, ``package.module:Class`` of your own; or ART's classes and objects, `Attack` classes
+            and objects, `functools.partial` of a class, or ``{"attack": any of these, option: value}``.
         norm: of the ball, ``Linf`` or ``L2``. Default: the protocol's, else Linf.
         eps: radius of the ball in pixel units, such as 8/255 (also as text). Default: the protocol's, if it has one.
         step_size: step of the PGD attacks, in pixel units. Default: 2.5 * eps / steps. FGSM steps by eps, and the
@@ -91,12 +94,12 @@ class JudgeSettings(Section):
             nested. Default: the part named ``logits``, or the only one that may be logits.
         alarms: whether to probe the model for what blinds attacks, and to report it in ``Report.alarms``.
         curve: radii of a security curve in pixel units; `compare` draws it. Default: none.
-        curve_attack: its attack, by name or as an `Attack`.
+        curve_attack: its attack, given as one of ``attacks``.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
-    protocol: Annotated[Protocol, BeforeValidator(load_protocol)]
+    protocol: Annotated[Protocol, BeforeValidator(lambda given: load_protocol(given).loaded())]
     norm: Norm
     eps: Pixels
     step_size: Pixels | None = None

@@ -23,6 +23,7 @@ from ..errors import FileError, InputError
 from ..models.robustbench import PREFIX
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
+from ..robustness.attacks.described import json_ready
 from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
 from .evaluate import bind_test_images, pruned_network
@@ -154,11 +155,12 @@ def judge_networks(
 def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[str, Any]:
     """Everything that decides what a comparison finds, JSON-ready."""
     settings, images = task
+    curve = settings.curve_attack
     attacked = AttackSettings(eps=1.0, n_classes=classes, step_size=settings.step_size)
     return {
         "networks": {name: digest_of(model) for name, model in models.items()},
         "images": digest_of_tensors(x=images.pixels, y=images.labels),
-        "attacks": {attack.name: attack.parameters(attacked) for attack in settings.attacks},
+        "attacks": {attack.name: json_ready(attack.parameters(attacked)) for attack in settings.attacks},
         "protocol": [settings.protocol.name, settings.protocol.version],
         "norm": settings.norm,
         "eps": settings.eps,
@@ -166,7 +168,10 @@ def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[st
         "batch_size": settings.batch_size,
         "device": str(settings.device or "cpu"),
         "normalisation": [list(settings.mean), list(settings.std)] if settings.mean and settings.std else None,
-        "curve": [settings.curve_attack.name, *settings.curve] if settings.curve else [],
+        "curve": [curve.name, json_ready(curve.parameters(attacked)), curve.code, *settings.curve]
+        if settings.curve
+        else [],
+        "code": [attack.code for attack in settings.attacks],
         "versions": installed_versions(),
         **settings.model_dump(mode="json", include={"alarms", "pixel_range", "output"}, exclude_unset=True),
     }

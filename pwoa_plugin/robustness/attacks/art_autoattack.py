@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +36,8 @@ class ARTAutoAttack(Attack):
         name: name of its column in the report.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("multiprocess",)  # ART imports it even to run serially
+    packages = ("multiprocess",)  # ART imports it even to run serially
+    bounded = True
 
     def __init__(self, *, name: str = "ART-AutoAttack") -> None:
         super().__init__(name=name)

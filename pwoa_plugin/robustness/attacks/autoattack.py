@@ -277,7 +277,8 @@ class AutoAttack(Attack):
         queries: of Square, for each image.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ("pyautoattack",)
+    packages = ("pyautoattack",)
+    bounded = True
 
     def __init__(self, *, name: str = "AutoAttack", parts: Sequence[str] = STANDARD, queries: int = _QUERIES) -> None:
         super().__init__(name=name)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,11 +17,13 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ..._random import seeded
-from ..._text import short
-from ...errors import InputError, MissingPackageError
+from ..._random import generators_seeded, seeded
+from ..._text import named, short
+from ...errors import InputError, MissingPackageError, PwoAError
 from ..estimator import undisturbed
 from ..journal import Ball, Journal
+from .ball import kept_in_ball
+from .described import source_digest
 
 NORMS = {"Linf": np.inf, "L2": 2}
 """Norms of the ball by name, with ART's value for each."""
@@ -82,14 +84,17 @@ class Attack(ABC):
         name: name of its column in the report.
     """
 
-    packages: ClassVar[tuple[str, ...]] = ()
+    packages: tuple[str, ...] = ()
     """Packages beyond ART that the attack imports, as pip knows them."""
     black_box: bool = False
     """Whether it uses the model's logits only, and no gradient."""
+    bounded: bool = False
+    """Whether all its images are valid and in the ball by design: one that is not is then an error. Otherwise `run`
+    gives the clean image in its place, so that it counts as not broken, and a note says how many."""
 
     def __init__(self, *, name: str) -> None:
-        if not isinstance(name, str) or not name.strip():
-            raise InputError(f"name={name!r} cannot name a column of the report; give a non-empty string")
+        if not isinstance(name, str) or not name.strip() or name in ("clean", "worst case"):
+            raise InputError(f"name={name!r} cannot name a column of the report; give another, non-empty string")
         self.name = name
 
     @abstractmethod
@@ -104,6 +109,19 @@ class Attack(ABC):
 
         Raises:
             InputError: the attack cannot run under these settings; one line says why.
+        """
+
+    @property
+    def code(self) -> str:
+        """What stands for the attack's code in a journal's key: its class, and a digest of your own class's source."""
+        return source_digest(type(self))
+
+    def check(self, estimator: PyTorchClassifier, settings: AttackSettings) -> None:  # noqa: B027
+        """Raise an InputError unless the attack can be made on this estimator; called for all before any of them runs.
+
+        Args:
+            estimator: ART classifier that will be attacked.
+            settings: radius, batch size, seed.
         """
 
     def require(self) -> None:
@@ -140,11 +158,32 @@ class Attack(ABC):
             torch.inference_mode(False),
             undisturbed(estimator.model),
             seeded(settings.seed),
+            nullcontext() if self.bounded else generators_seeded(),
         ):
-            attack = self.build(estimator, settings)
+            with self._failures_named():
+                attack = self.build(estimator, settings)
             on_progress = on_progress or (lambda done: None)
-            found = self._generate(attack, images.numpy(), labels.numpy(), settings, on_progress)
-        return AttackRun(torch.from_numpy(found), getattr(attack, "notes", ()), getattr(attack, "felled", {}))
+            found = torch.from_numpy(self._generate(attack, images.numpy(), labels.numpy(), settings, on_progress))
+        notes = tuple(getattr(attack, "notes", ()))
+        if not self.bounded:
+            found, said = kept_in_ball(
+                self.name, images, found, norm=settings.norm, eps=settings.eps, pixel_range=settings.pixel_range
+            )
+            notes += said
+        return AttackRun(found, notes, getattr(attack, "felled", {}))
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Put the attack's name to an error in code that is not ours."""
+        try:
+            yield
+        except (PwoAError, torch.OutOfMemoryError, MemoryError):
+            raise
+        except Exception as error:
+            if self.bounded or "does not require grad" in str(error):
+                raise
+            cure = "leave it out, or change its options"
+            raise InputError(f"attacks: {self.name} failed ({named(error)}); {cure}") from error
 
     def _generate(
         self,
@@ -159,14 +198,18 @@ class Attack(ABC):
         for start in range(0, len(images), settings.batch_size):
             stop = min(start + settings.batch_size, len(images))
             x, y = images[start:stop], labels[start:stop]
-            ball = Ball(torch.from_numpy(x), settings.eps, settings.norm)
+            ball = Ball(torch.from_numpy(x), settings.eps if self.bounded else float("inf"), settings.norm)
             found = settings.journal.step(f"{start:08d}", partial(self._batch, attack, x, y), ball=ball)
             adversarial[start:stop] = found.numpy()
             on_progress(stop)
         return adversarial
 
     def _batch(self, attack: EvasionAttack, images: np.ndarray, labels: np.ndarray) -> Tensor:
-        return torch.from_numpy(np.asarray(attack.generate(x=images, y=labels), dtype=np.float32))
+        with self._failures_named():
+            found = np.asarray(attack.generate(x=images.copy(), y=labels), dtype=np.float32)
+        if found.shape != images.shape:
+            raise InputError(f"attacks: {self.name} returned images {found.shape} for {images.shape}; leave it out")
+        return torch.from_numpy(found)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(name={self.name!r})"

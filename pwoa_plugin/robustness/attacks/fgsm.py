@@ -18,6 +18,8 @@ class FGSM(Attack):
         name: name of its column in the report.
     """
 
+    bounded = True
+
     def __init__(self, *, name: str = "FGSM") -> None:
         super().__init__(name=name)
 

@@ -34,6 +34,7 @@ class PGD(Attack):
 
     loss: ClassVar[str] = "cross-entropy"
     family: ClassVar[str] = "PGD"
+    bounded = True
 
     def __init__(
         self,
