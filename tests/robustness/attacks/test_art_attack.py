@@ -20,6 +20,7 @@ from art.attacks.poisoning import PoisoningAttackBackdoor
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
+from pwoa_plugin.cli.parser import parse
 from pwoa_plugin.errors import InputError, MissingPackageError
 from pwoa_plugin.robustness import (
     ARTAttack,
@@ -231,6 +232,22 @@ def test_another_parameter_is_another_evaluation(model: nn.Module, few: Pair, tm
     reports = [judge(model, few, f"my_attacks:Noise(times={t})", state=tmp_path) for t in (0.1, 1.0, 0.1)]
     assert len(list(tmp_path.iterdir())) == 2
     assert torch.equal(reports[0].adversarial, reports[2].adversarial)
+
+
+def test_finished_batches_beyond_the_ball_are_read_and_not_computed_again(
+    model: nn.Module, few: Pair, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = judge(model, few, DeepFool, state=tmp_path, batch_size=8)
+    monkeypatch.setattr(DeepFool, "generate", lambda *args, **kwargs: pytest.fail("computed again"))
+    again = judge(model, few, DeepFool, state=tmp_path, batch_size=8)
+    assert "beyond eps" in first.notes[0]
+    assert again.notes == first.notes
+    assert torch.equal(again.adversarial, first.adversarial)
+
+
+def test_the_command_line_takes_options_in_parentheses() -> None:
+    command = parse(["evaluate", "a", "--attacks", "PGD-20", "art:HopSkipJump(max_iter=10, name='HSJ')", "my.own:A"])
+    assert vars(command)["attacks"] == ["PGD-20", "art:HopSkipJump(max_iter=10, name='HSJ')", "my.own:A"]
 
 
 def test_black_boxes_use_no_gradient() -> None:
