@@ -15,7 +15,8 @@ from typer.main import get_command
 
 from .. import __version__
 from .._text import did_you_mean
-from .commands import COMMANDS, Command
+from .command import Command
+from .commands import COMMANDS
 
 
 class _Command(TyperCommand):
