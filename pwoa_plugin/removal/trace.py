@@ -18,6 +18,14 @@ from ..errors import InputError
 from .inputs import Forward, call, described, forward_saying_where, map_tensors, tensors_of
 
 
+class RemovalError(InputError):
+    """Channels cannot be removed: why, what else would help, and the setting that leaves layers whole."""
+
+    def __init__(self, reason: str, cure: str, ignored: str = "") -> None:
+        super().__init__(f"{reason}; {cure}" + (f", or list the layers before in {ignored}" if ignored else ""))
+        self.reason, self.cure = reason, cure
+
+
 class _LostTraceError(InputError):
     """Autograd finds no way from the weights to the output."""
 
@@ -149,7 +157,8 @@ def grouping_errors() -> Iterator[None]:
     try:
         yield
     except IndexError as error:
-        raise InputError(
-            f"model: Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another "
-            "layer that it does not know; prune by masks, without removing channels"
+        raise RemovalError(
+            f"Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another layer "
+            "that it does not know",
+            "prune by masks, without removing channels",
         ) from error

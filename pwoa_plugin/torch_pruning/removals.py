@@ -11,7 +11,9 @@ from pydantic import StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationEr
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from .._text import named
 from ..errors import InputError
+from ..removal.trace import RemovalError
 
 #: Updates sizes that a model's own code holds, after channels were removed.
 Adapt = Callable[[nn.Module], None]
@@ -106,7 +108,9 @@ def replay(
             before_each(group, channels)
             group.prune()
     except (AssertionError, RuntimeError, IndexError) as error:
-        raise InputError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
+        raise RemovalError(
+            f"Torch-Pruning cannot remove channels of {removal.layer} ({named(error)})", "rewrite what reads them"
+        ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asked[name])
     for module in model.modules():
