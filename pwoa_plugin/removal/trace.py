@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -72,8 +73,8 @@ class Tracing:
             raise
         except Exception as error:
             raise InputError(
-                f"model: Torch-Pruning cannot trace {self._where_it_fails(model)} ({named(error)}); "
-                "rewrite that forward with plain operations"
+                f"model: Torch-Pruning cannot trace {self._where_it_fails(model)} ({said_of(error)}); "
+                "rewrite that forward with plain operations, or prune by masks"
             ) from error
 
     def _graph(self, model: nn.Module) -> Any:
@@ -135,6 +136,12 @@ class Tracing:
         return described("", model)
 
 
+def said_of(error: BaseException) -> str:
+    """An error of Torch-Pruning's on one line; only its type if it speaks of the nodes of its graph."""
+    text = named(error)
+    return type(error).__name__ if re.search(r"_\w+Op\b|Unwrapped|\bNode\b", text) else text
+
+
 @contextlib.contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
     """Eval mode, and gradients on for every parameter, as a trace needs; both are restored on leaving."""
@@ -158,7 +165,7 @@ def grouping_errors() -> Iterator[None]:
         yield
     except IndexError as error:
         raise RemovalError(
-            f"Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another layer "
+            f"Torch-Pruning cannot tell which channels go together ({said_of(error)}), as with a GRU or another layer "
             "that it does not know",
             "prune by masks, without removing channels",
         ) from error

@@ -54,9 +54,12 @@ def _explained(planner: Planner, failed: RemovalError) -> str:
     if cure := _by_parts(planner, failing):
         return f"{cure}, {instead}"
     reason, cure = failed.reason, failed.cure
-    if bare:
+    if bare and isinstance(failed.__cause__, ForwardError):
         reason += f", or with {_shown(planner, bare)}, which Torch-Pruning cannot make smaller as the code uses it"
         cure += ", keep weights in modules (nn.Linear)"
+    elif bare:
+        reason += f": it cannot make {_shown(planner, bare)}, smaller as the code uses it"
+        cure = "keep weights in modules (nn.Linear)"
     return f"{names}: {reason}; {cure}, {instead}"
 
 

@@ -11,9 +11,8 @@ from pydantic import StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationEr
 from torch import nn
 from torchvision.models import VisionTransformer
 
-from .._text import named
 from ..errors import InputError
-from ..removal.trace import RemovalError
+from ..removal.trace import RemovalError, said_of
 
 #: Updates sizes that a model's own code holds, after channels were removed.
 Adapt = Callable[[nn.Module], None]
@@ -109,7 +108,7 @@ def replay(
             group.prune()
     except (AssertionError, RuntimeError, IndexError) as error:
         raise RemovalError(
-            f"Torch-Pruning cannot remove channels of {removal.layer} ({named(error)})", "rewrite what reads them"
+            f"Torch-Pruning cannot remove channels of {removal.layer} ({said_of(error)})", "rewrite what reads them"
         ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asked[name])

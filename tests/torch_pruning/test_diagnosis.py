@@ -75,7 +75,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, dict[str, Any] | None]] = {
     ),
     "weight of a function": (
         lambda: Net((8, 8, 3, 3), lambda net, r: F.conv2d(r, net.p, padding=1)),
-        "^one: .*with p, a parameter.*keep weights in modules",
+        r"^one: .*it cannot make p, a parameter of shape \(8, 8, 3, 3\), smaller .*; keep weights in modules",
         None,
     ),
     "chunk": (lambda: Net((), gated, reads=4), r"one: the code splits.*out_channel_groups=\{'one': 2\}", None),
@@ -147,3 +147,31 @@ def test_speedup_of_split_channels(x: Tensor) -> None:
     model.one.weight *= masks["one"]["weight"]
     model.one.bias *= masks["one"]["bias"]
     assert torch.allclose(small(x), model(x), atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("xcit_nano_12_p16_224", {"depth": 1}),
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 56, "depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}),
+        ("mobilevit_xxs", {}),
+    ],
+)
+def test_timm_networks_follow_the_cure(name: str, options: dict[str, Any]) -> None:
+    timm = pytest.importorskip("timm")
+    x = torch.rand(2, 3, options.get("img_size", 64), options.get("img_size", 64))
+
+    def make() -> nn.Module:
+        torch.manual_seed(0)
+        return timm.create_model(name, num_classes=3, **options)
+
+    with pytest.raises(ValueError, match=r"or list .* in ignored_layers$") as refused:
+        PwoAGroupPruner(make(), x)
+    said = str(refused.value)
+    assert not any(inner in said for inner in ("Unwrapped", "Op_", "\n"))
+    model, before = make(), sum(each.numel() for each in make().parameters())
+    PwoAGroupPruner(model, x, ignored_layers=said.split("or list ")[-1].split(" in ignored")[0].split(", ")).step()
+    assert sum(each.numel() for each in model.parameters()) < before
+    assert model(x).shape == (2, 3)
