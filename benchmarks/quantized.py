@@ -99,7 +99,7 @@ def quantized(
         quantizer.compress(args.steps, None)
     else:
         quantizer = PtqQuantizer.from_compressor(pruner, QUANTIZED)
-        quantizer.compress(0, None)
+        quantizer.compress(1, None)
     model.eval()
     with torch.no_grad():
         model(images[0][:2])

@@ -20,8 +20,6 @@ from pwoa_plugin.models.checkpoint import CheckpointError, load_checkpoint
 from pwoa_plugin.models.lenet import LeNet, LeNet3
 from pwoa_plugin.models.resnet import ResNetCIFAR, resnet18_cifar
 
-__all__ = ["SUBJECTS", "Judge", "Subject", "mnist_images"]
-
 Pair = tuple[Tensor, Tensor]
 
 CHECKPOINTS = Path(__file__).parent / "checkpoints"

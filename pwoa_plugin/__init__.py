@@ -10,29 +10,31 @@ if TYPE_CHECKING:
     from .masks import load_masks, save_masks
     from .method.loss import PwoALoss
     from .nni import PwoADistiller, PwoAPruner, make_evaluator
-    from .nni.evaluators.lightning import LightningEvaluator
-    from .nni.evaluators.transformers import TransformersEvaluator
+    from .nni.evaluators.lightning import LightningEvaluator as LightningEvaluator
+    from .nni.evaluators.transformers import TransformersEvaluator as TransformersEvaluator
     from .removal import speedup
     from .robustness import Report, compare, evaluate
-    from .torch_pruning import PwoAGroupPruner
+    from .torch_pruning import PwoAGroupPruner, export_onnx, load_pruned, save_pruned
 
 __version__ = "0.1.0"
 
+# What every installation has: `from pwoa_plugin import *` needs no optional package.
 __all__ = [
-    "LightningEvaluator",
     "PwoAConfig",
     "PwoADistiller",
     "PwoAGroupPruner",
     "PwoALoss",
     "PwoAPruner",
     "Report",
-    "TransformersEvaluator",
     "__version__",
     "compare",
     "evaluate",
+    "export_onnx",
     "load_masks",
+    "load_pruned",
     "make_evaluator",
     "save_masks",
+    "save_pruned",
     "speedup",
 ]
 
@@ -48,9 +50,12 @@ _HOME = {
     "TransformersEvaluator": "nni.evaluators.transformers",
     "compare": "robustness",
     "evaluate": "robustness",
+    "export_onnx": "torch_pruning",
     "load_masks": "masks",
+    "load_pruned": "torch_pruning",
     "make_evaluator": "nni",
     "save_masks": "masks",
+    "save_pruned": "torch_pruning",
     "speedup": "removal",
 }
 
@@ -62,4 +67,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*__all__, *_HOME})

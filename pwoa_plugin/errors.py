@@ -29,6 +29,13 @@ class MissingPackageError(PwoAError, ModuleNotFoundError):
     """An optional package is not installed; the message says how to install it."""
 
 
+def missing(what: str, packages: str, extra: str = "") -> MissingPackageError:
+    """The error of a door that needs packages: what needs them, and how to install them (by an extra of ours)."""
+    install = f'"pwoa-plugin[{extra}]"' if extra else packages
+    name = packages.partition(",")[0].partition(" ")[0]
+    return MissingPackageError(f"{what} needs {packages}; pip install {install}", name=name)
+
+
 class TrainingError(PwoAError, RuntimeError):
     """Training cannot go on (the loss is NaN, say); the model is as it was before."""
 

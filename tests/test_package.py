@@ -23,6 +23,15 @@ def loaded_by(statement: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
+def test_a_star_needs_no_optional_package() -> None:
+    hidden = (
+        "import sys; sys.modules.update(dict.fromkeys(['pytorch_lightning', 'transformers', 'onnx', 'onnxruntime']))"
+    )
+    modules = loaded_by(f"{hidden}; from pwoa_plugin import *; PwoAPruner, evaluate, save_pruned, export_onnx")
+    assert "torch_pruning" in modules
+    assert {"LightningEvaluator", "TransformersEvaluator"} <= set(dir(pwoa_plugin))
+
+
 def test_import_loads_no_toolkit_and_not_even_torch() -> None:
     assert not {"torch", "nni", "art", "numpy", "pydantic"} & loaded_by("import pwoa_plugin")
 

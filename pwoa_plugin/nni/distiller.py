@@ -54,6 +54,7 @@ class PwoADistiller(PwoACompressor, Distiller):
         origin_loss_lambda: weight of the evaluator's own training loss beside ours.
         take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
             may be None if ``hsic.lambda_y`` is 0.
+        progress: show how far it is and the time left, where NNI's TorchEvaluator trains (others show their own).
         **options: ``distillation``, ``perturbation``, ``hsic``, ``eps``, ``pixel_range`` and ``output``, as `PwoALoss`
             takes them.
 
@@ -78,12 +79,14 @@ class PwoADistiller(PwoACompressor, Distiller):
         existed_wrappers: dict[str, ModuleWrapper] | None = None,
         origin_loss_lambda: float = 0.0,
         take_batch: TakeBatch | None = None,
+        progress: bool = True,
         **options: Unpack[LossOptions],
     ) -> None:
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
         self._prepare(evaluator, take_batch, origin_loss_lambda)
         model = network_or_ddp(model)
+        self.progress = progress
         layers = _selected(model, config_list)
         teacher = teacher_model if teacher_predict is None else BatchAdapter(teacher_model, teacher_predict)
         self.loss = PwoALoss(teacher, **options)

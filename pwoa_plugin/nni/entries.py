@@ -14,7 +14,7 @@ from nni.compression.base.setting import INPUT_PREFIX, OUTPUT_PREFIX, PruningSet
 from schema import SchemaError
 from torch import nn
 
-from .._text import did_you_mean, one_line
+from .._text import did_you_mean, one_line, short
 from .._weights import is_weighted
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS
@@ -79,20 +79,60 @@ def read_entries(model: nn.Module, config_list: list[dict[str, Any]], allocation
     for where, config, rule in _translated(config_list, allocation):
         settings = _settings_of(where, config, select_modules(model, where, config))
         entries.append(Entry(where, config, rule, settings))
+    if not entries:
+        raise InputError("config_list: every entry has 'exclude', so nothing is pruned; add one with sparse_ratio")
     return entries
+
+
+#: Keys of NNI 2, and what NNI 3 says instead.
+_OF_NNI_2 = {
+    "exclude": "name the layers in exclude_op_names, or exclude_op_types, of the entry that selects the others",
+    "sparsity": "write sparse_ratio",
+    "sparsity_per_layer": "write sparse_ratio (and 'allocation': 'uniform')",
+    "op_partial_names": "write op_names_re, a list of patterns (['.*conv.*'])",
+    "op_type": "write op_types, a list of names of classes",
+    "op_name": "write op_names, a list of names of modules",
+    "exclude_op_name": "write exclude_op_names",
+    "exclude_op_type": "write exclude_op_types",
+    "quant_types": "it is a quantizer's; write target_names there",
+    "quant_bits": "it is a quantizer's; write quant_dtype there ('int8')",
+}
+
+
+_KEYS = (
+    *("op_types", "op_names", "op_names_re", "exclude_op_types", "exclude_op_names", "exclude_op_names_re"),
+    *("sparse_ratio", "target_names", "target_settings", "granularity", "allocation"),
+)
 
 
 def check_schema(kind: str, where: str, config: Mapping[str, Any]) -> None:
     """Raise InputError unless NNI's own schema of that kind (``pruning``, ``distillation``) accepts an entry."""
+    _check_form(where, config)
+    for setting in (config, *config.get("target_settings", {}).values()):
+        for key, cure in _OF_NNI_2.items():
+            if key in setting:
+                raise InputError(f"{where}: {key!r} is a key of NNI 2; {cure}")
     try:
         default_config_schema(kind).validate(config)
     except SchemaError as error:
-        raise InputError(f"{where}: {one_line(error)}") from None
+        said = one_line(error)
+        wrong = re.search("Wrong keys? '(\\w+)'", said)
+        raise InputError(f"{where}: {said}{did_you_mean(wrong[1], _KEYS) if wrong else ''}") from None
+
+
+def _check_form(where: str, entry: Any) -> None:
+    """Refuse an entry that is no dict, and target_settings that are no dicts by the names of targets."""
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{where}: {short(entry)} is no dict; write {{'op_types': ['Linear'], 'sparse_ratio': 0.9}}")
+    settings = entry.get("target_settings", {})
+    if not isinstance(settings, Mapping) or not all(isinstance(each, Mapping) for each in settings.values()):
+        raise InputError(f"{where}: target_settings={short(settings)}; write {{'weight': {{'sparse_ratio': 0.9}}}}")
 
 
 def _translated(config_list: list[dict[str, Any]], allocation: str) -> Iterator[tuple[str, dict[str, Any], str]]:
     """For each entry: its name in errors, what NNI takes, and its allocation."""
     for i, entry in enumerate(config_list):
+        _check_form(f"config_list[{i}]", entry)
         for setting in (entry, *entry.get("target_settings", {}).values()):
             for key, cure in _UNSUPPORTED.items():
                 if setting.get(key) is not None:

@@ -30,6 +30,7 @@ class ListOptions(LossOptions, total=False):
         admm, gradual: sections of `PwoAConfig`. Half of the steps are gradual pruning's unless one is set.
         origin_loss_lambda: weight of the evaluator's own training loss beside ours, 0 by default. Fused under another
             compressor's loss, that one's own weight counts instead.
+        progress: show how far a training by NNI's TorchEvaluator is, and the time left; True by default.
         steps_per_epoch: optimizer steps of an epoch, if lengths are in epochs and the evaluator does not know them.
         teacher_model: the robust network, if the model is no longer robust; of the same architecture.
     """
@@ -38,5 +39,6 @@ class ListOptions(LossOptions, total=False):
     admm: ADMMConfig | Mapping[str, Any] | None
     gradual: GradualConfig | Mapping[str, Any] | None
     origin_loss_lambda: float
+    progress: bool
     steps_per_epoch: int | None
     teacher_model: nn.Module | None

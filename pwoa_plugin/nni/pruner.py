@@ -102,6 +102,7 @@ class PwoAPruner(PwoACompressor, Pruner):
             )
         self._prepare(evaluator, take_batch, options.pop("origin_loss_lambda", 0.0))
         self.steps_per_epoch = options.pop("steps_per_epoch", None)
+        self.progress = options.pop("progress", True)
         if isinstance(config_list, PwoAConfig):
             self._strategy: ByConfig | ByEvaluator = ByConfig(model, config_list, callbacks)
             model = self._strategy.trainer.network

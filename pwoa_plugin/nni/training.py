@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,6 +35,18 @@ class Training:
         self.schedule: Schedule | None = None
         self._target: SpaceTarget | None = None
         self._finite = FiniteLosses()
+        self.images = 0  # seen
+        self.reports: list[Callable[[], None]] = []  # called after each step
+
+    @property
+    def phase(self) -> str:
+        """The name of the phase of the next step; ``train`` where nothing is pruned here."""
+        return "train" if self.schedule is None else self.schedule.phase.name
+
+    @property
+    def terms(self) -> dict[str, Tensor]:
+        """The loss's summands at the last step."""
+        return self._loss.terms
 
     def follow(self, target: SpaceTarget, phases: Sequence[Phase]) -> None:
         """Prune the target by these phases; without any, at once, unless that has happened before."""
@@ -62,6 +74,7 @@ class Training:
                     asked.enter_context(network.about(batch, x))
             loss: Tensor = self._loss(self._student, x, y)
         self._finite.add(loss)
+        self.images += len(x)
         penalty = phase.penalty() if phase is not None else None
         return others + (loss if penalty is None else loss + penalty)
 
@@ -69,11 +82,12 @@ class Training:
     def after_step(self) -> None:
         """Do what follows an optimizer step; NNI calls this."""
         self.step += 1
-        if self.schedule is None:
-            return
-        self.schedule.after_step()
-        while self.schedule.due:
-            self.schedule.advance()
+        if self.schedule is not None:
+            self.schedule.after_step()
+            while self.schedule.due:
+                self.schedule.advance()
+        for report in self.reports:
+            report()
 
     def check(self) -> None:
         """Raise TrainingError if a loss or a weight is not finite."""

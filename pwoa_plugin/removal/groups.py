@@ -112,11 +112,18 @@ def remove_dead(
                 seen[other] |= torch.isin(first[other], torch.tensor(numbers))
         if name in skip:
             obstacles = dict.fromkeys(group[0].idxs, Obstacle(structure=skip[name])) | obstacles
+        asked = list(group[0].idxs)
         while True:
             groups.note(group, obstacles)
             chosen = [index for index in group[0].idxs if index not in obstacles]
+            if obstacles and len(chosen) >= len(asked):
+                # The code splits channels into parts, and one brings others along: it stays with any of them.
+                pairs = list(zip(group[0].idxs, group[0].root_idxs, strict=True))
+                stay = {*obstacles} | {root for index, root in pairs if index in obstacles}
+                chosen = [index for index in asked if index not in stay]
             if not chosen:
                 break
+            asked = chosen
             # Again for these alone: where two channels meet in one position, Torch-Pruning names only one of them.
             group = groups.of(module, chosen)
             obstacles = groups.obstacles(group)
@@ -175,7 +182,7 @@ class _Groups:
                 for index, root in zip(item.idxs, of, strict=True):
                     if not still[index]:
                         found[root].alive.add(name)
-        for root in group[0].idxs:
+        for root in {*group[0].root_idxs}:
             if root not in read and not found[root].structure:
                 found[root].structure = "no layer reads them"
         stays = {root: found[root] for root in group[0].idxs if found[root].structure or found[root].readers}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,14 @@ from .._modes import modes_kept
 from .._text import named
 from ..errors import InputError
 from .inputs import Forward, call, described, forward_saying_where, map_tensors, tensors_of
+
+
+class RemovalError(InputError):
+    """Channels cannot be removed: why, what else would help, and the setting that leaves layers whole."""
+
+    def __init__(self, reason: str, cure: str, ignored: str = "") -> None:
+        super().__init__(f"{reason}; {cure}" + (f", or list the layers before in {ignored}" if ignored else ""))
+        self.reason, self.cure = reason, cure
 
 
 class _LostTraceError(InputError):
@@ -64,8 +73,8 @@ class Tracing:
             raise
         except Exception as error:
             raise InputError(
-                f"model: Torch-Pruning cannot trace {self._where_it_fails(model)} ({named(error)}); "
-                "rewrite that forward with plain operations"
+                f"model: Torch-Pruning cannot trace {self._where_it_fails(model)} ({said_of(error)}); "
+                "rewrite that forward with plain operations, or prune by masks"
             ) from error
 
     def _graph(self, model: nn.Module) -> Any:
@@ -127,6 +136,12 @@ class Tracing:
         return described("", model)
 
 
+def said_of(error: BaseException) -> str:
+    """An error of Torch-Pruning's on one line; only its type if it speaks of the nodes of its graph."""
+    text = named(error)
+    return type(error).__name__ if re.search(r"_\w+Op\b|Unwrapped|\bNode\b", text) else text
+
+
 @contextlib.contextmanager
 def traceable(model: nn.Module) -> Iterator[None]:
     """Eval mode, and gradients on for every parameter, as a trace needs; both are restored on leaving."""
@@ -149,7 +164,8 @@ def grouping_errors() -> Iterator[None]:
     try:
         yield
     except IndexError as error:
-        raise InputError(
-            f"model: Torch-Pruning cannot tell which channels go together ({named(error)}), as with a GRU or another "
-            "layer that it does not know; prune by masks, without removing channels"
+        raise RemovalError(
+            f"Torch-Pruning cannot tell which channels go together ({said_of(error)}), as with a GRU or another layer "
+            "that it does not know",
+            "prune by masks, without removing channels",
         ) from error

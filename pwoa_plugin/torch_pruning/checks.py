@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -31,19 +31,21 @@ def check_ratio(name: str, value: float) -> None:
         raise InputError(f"{name}={value!r} is outside [0, 1); 0.75 removes three channels in four")
 
 
-def check_options(options: Mapping[str, Any], model: nn.Module) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse values of Torch-Pruning's options that it would silently misread."""
     check_ratio("head_pruning_ratio", options.get("head_pruning_ratio", 0.0))
     for name in ("pruning_ratio_dict", "head_pruning_ratio_dict"):
         for ratio in options.get(name, {}).values():
             check_ratio(name, ratio)
-    if not {*dict(options.get("unwrapped_parameters", ()))} <= {*model.parameters()}:
-        raise InputError("unwrapped_parameters: give {parameter of the model: dimension that gets shorter}")
 
 
-def modules_named(model: nn.Module, given: Any, what: str) -> list[Any]:
-    """The modules and parameters that a user means: given as such, by name or pattern, or by class; one or several."""
+def modules_named(model: nn.Module, given: Any, what: str, *, parameters: bool = False) -> list[Any]:
+    """The modules and parameters that a user means: given as such, by name or pattern, or by class; one or several.
+
+    With ``parameters`` a name may be that of a parameter.
+    """
     modules = dict(model.named_modules())
+    named = dict(model.named_parameters()) if parameters else {}
     found: list[Any] = []
     several = isinstance(given, Iterable) and not isinstance(given, (str, type, nn.Module, Tensor))
     for entry in given if several else [given]:
@@ -54,6 +56,8 @@ def modules_named(model: nn.Module, given: Any, what: str) -> list[Any]:
             hits = [module for module in modules.values() if isinstance(module, entry)]
         else:
             hits = [module for name, module in modules.items() if name and fnmatchcase(name, str(entry))]
+        if not hits and isinstance(entry, str) and entry in named:
+            hits = [named[entry]]
         if not hits:
             raise InputError(f"{what}: {short(entry)} is not in the model{did_you_mean(entry, modules)}")
         found += hits
@@ -74,8 +78,27 @@ def keyed_by_module(model: nn.Module, given: Mapping[Any, Any], what: str) -> di
     return found
 
 
-def check_reached(model: nn.Module, graph: Any, ignored: Sequence[Any], fields: Fields) -> None:
-    """Refuse layers that the trace does not reach: they may read channels that are to go."""
+def keyed_by_parameter(model: nn.Module, given: Any) -> dict[nn.Parameter, int]:
+    """``unwrapped_parameters`` keyed by the parameters that it names, or has."""
+    named = dict(model.named_parameters())
+    found = {named.get(key, key) if isinstance(key, str) else key: dim for key, dim in dict(given).items()}
+    for parameter, dim in found.items():
+        known = any(parameter is each for each in named.values())
+        if not known or not isinstance(dim, int) or not -parameter.dim() <= dim < parameter.dim():
+            raise InputError(
+                "unwrapped_parameters: give {parameter of the model, or its name: dimension that gets shorter}"
+                + did_you_mean(parameter, named)
+            )
+    return found
+
+
+def check_reached(
+    model: nn.Module, graph: Any, ran: Collection[nn.Module], ignored: Sequence[Any], fields: Fields
+) -> None:
+    """Refuse layers that the trace does not reach: they may read channels that are to go.
+
+    ``ran`` are the modules that a forward has run.
+    """
     passed = {id(module) for module in ignored}
     for module in model.modules():
         if isinstance(module, nn.MultiheadAttention) or type(module) in graph.CUSTOMIZED_PRUNERS:
@@ -84,6 +107,12 @@ def check_reached(model: nn.Module, graph: Any, ignored: Sequence[Any], fields: 
         if not is_weighted(module) or id(module) in passed:
             continue
         if module not in graph.module2node:
+            if module in ran:
+                raise InputError(
+                    f"{name}: no gradient comes from the model's output to it, so Torch-Pruning cannot see what reads "
+                    "its channels; leave out detach, no_grad, numpy or argmax after it, or list it and the layers "
+                    f"before in {fields.ignored}"
+                )
             raise InputError(
                 f"{name}: the forward in eval mode does not run it on {fields.inputs}, so it would not fit its smaller "
                 f"neighbours; remove it (torchvision: aux_logits=False), or list it in {fields.ignored}"

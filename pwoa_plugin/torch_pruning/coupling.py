@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
-from ..errors import InputError
 from ..removal.groups import reads_channels
+from ..removal.trace import RemovalError
 from .removals import Removal
 
 #: Layers whose output in one channel depends on the others: it changes when some go, even if they were 0.
@@ -72,9 +72,9 @@ def parts_of(group: Any) -> Iterator[Part]:
     """The parts of a Torch-Pruning group, with biases and normalisation."""
     place = {index: i for i, index in enumerate(group[0].idxs)}
     for item in group:
-        lost = InputError(
-            f"Torch-Pruning loses track of channels on the way to {item.dep.target.name.split(' (')[0]} "
-            "(a concatenation that is flattened at once, say); leave the layers before it whole"
+        lost = RemovalError(
+            f"Torch-Pruning loses track of channels on the way to {_name_of(group, item.dep.target)}",
+            "do not flatten a concatenation at once, or view channels as other dimensions",
         )
         if item.root_idxs is None or not place.keys() >= {*item.root_idxs}:
             raise lost
@@ -85,6 +85,13 @@ def parts_of(group: Any) -> Iterator[Part]:
                 if len(where) and int(where.max()) >= parameter.shape[dim]:
                     raise lost
                 yield Part(parameter, dim % parameter.dim(), where, of)
+
+
+def _name_of(group: Any, node: Any) -> str:
+    """A node of Torch-Pruning's graph as messages name it: a parameter, a layer, or an operation."""
+    if isinstance(node.module, nn.Parameter):
+        return str(group._DG._param_to_name.get(node.module, "a parameter"))
+    return "an operation of the forward" if node._name is None else str(node._name)
 
 
 def _places(dep: Any, at: Tensor, of: Tensor) -> Iterator[tuple[Any, int, Tensor, Tensor]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._files import replaced_whole
 from .._text import named
 from .._wrapped import unwrapped
-from ..errors import InputError, MissingPackageError
+from ..errors import InputError, missing
 from ..removal.inputs import call_saying_where, check_model, largest_difference, map_tensors, tensors_of
 
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -45,11 +45,9 @@ def export_onnx(
             absolute output.
         OSError: the file cannot be written.
     """
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise MissingPackageError(
-            f"export_onnx needs {', '.join(missing)}; install them with: pip install 'pwoa-plugin[onnx]'"
-        )
+    absent = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if absent:
+        raise missing("export_onnx", ", ".join(absent), "onnx")
     check_model(model := unwrapped(model))
     twin = copy.deepcopy(model).eval()
     inputs = map_tensors(Tensor.detach, example_inputs)

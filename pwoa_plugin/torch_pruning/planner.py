@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,16 @@ from ..errors import InputError
 from ..method.allocation import ALLOCATIONS, Allocation
 from ..removal.inputs import call_saying_where, largest_difference, tensors_of
 from ..removal.trace import Tracing, grouping_errors, traceable
-from .checks import Fields, check_layers, check_options, check_ratio, check_reached, keyed_by_module, modules_named
+from .checks import (
+    Fields,
+    check_layers,
+    check_options,
+    check_ratio,
+    check_reached,
+    keyed_by_module,
+    keyed_by_parameter,
+    modules_named,
+)
 from .coupling import MIXING, Axis, Coupling, Plan, channel_scores, parts_of
 from .importance import PwoAImportance, normalised
 from .removals import Adapt, Removal, removed_from
@@ -57,8 +67,16 @@ class Planner(tp.pruner.BasePruner):
         fields: Fields,
     ) -> None:
         self.rounding, self.adapt, self.fields = rounding, adapt, fields
+        self._arguments = {
+            "ratio": ratio,
+            "rounding": rounding,
+            "adapt": adapt,
+            "allocation": allocation,
+            "fields": fields,
+        }
+        self.options, self._inputs = dict(options), inputs
         check_ratio(fields.ratio, ratio)
-        check_options(options, model)
+        check_options(options)
         options = dict(options)
         for name in _BY_MODULE:  # fresh ones: Torch-Pruning shares its mutable defaults between pruners
             options[name] = keyed_by_module(model, options.get(name, {}), name)
@@ -68,7 +86,10 @@ class Planner(tp.pruner.BasePruner):
         together = bool(allocation or options.get("global_pruning") or options.get("isomorphic"))
         self.allocation = (allocation or ALLOCATIONS["global"]) if together else None
         options["global_pruning"] = together
-        ignored = modules_named(model, ignored_layers, fields.ignored)
+        ignored = modules_named(model, ignored_layers, fields.ignored, parameters=True)
+        self._ignored = list(ignored)
+        if "unwrapped_parameters" in options:
+            options["unwrapped_parameters"] = keyed_by_parameter(model, options["unwrapped_parameters"])
         self.tracing = Tracing(
             inputs,
             **{name: options.pop(name) for name in _TRACING if name in options},
@@ -90,7 +111,10 @@ class Planner(tp.pruner.BasePruner):
 
     def _try_forward(self, model: nn.Module) -> bool:
         """Check the model's output on the example inputs, and say whether it is the same at a second call."""
-        with modes_kept(model), torch.no_grad():
+        self._ran: set[nn.Module] = set()
+        with modes_kept(model), torch.no_grad(), contextlib.ExitStack() as hooks:
+            for module in model.modules():
+                hooks.enter_context(module.register_forward_hook(lambda module, *_: self._ran.add(module)))
             output = call_saying_where(model.eval(), self.tracing.inputs, self.tracing.forward, name=self.fields.inputs)
         outputs = tensors_of(output)
         if not outputs or not all(tensor.numel() and tensor.isfinite().all() for tensor in outputs):
@@ -127,10 +151,20 @@ class Planner(tp.pruner.BasePruner):
             raise
         self.DG.verbose = False
 
+    def again(self, ignored: Iterable[Any] = (), **options: Any) -> Planner:
+        """A new planner of the same model, with more ``ignored_layers`` and other options."""
+        return Planner(
+            self.model,
+            self._inputs,
+            self.options | options,
+            ignored_layers=[*self._ignored, *ignored],
+            **self._arguments,
+        )
+
     def checked_plan(self) -> Plan:
         """What goes in the end, by the weights as they are; groups are checked, and the removal is tried out."""
         fields = self.fields
-        check_reached(self.model, self.DG, self.ignored_layers, fields)
+        check_reached(self.model, self.DG, self._ran, self.ignored_layers, fields)
         if self.prune_num_heads and len({*self.num_heads.values()}) > 1:
             raise InputError(
                 "prune_num_heads: num_heads differ; grouped-query attention is not supported, leave it out"

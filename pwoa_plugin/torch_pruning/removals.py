@@ -12,6 +12,7 @@ from torch import nn
 from torchvision.models import VisionTransformer
 
 from ..errors import InputError
+from ..removal.trace import RemovalError, said_of
 
 #: Updates sizes that a model's own code holds, after channels were removed.
 Adapt = Callable[[nn.Module], None]
@@ -106,7 +107,9 @@ def replay(
             before_each(group, channels)
             group.prune()
     except (AssertionError, RuntimeError, IndexError) as error:
-        raise InputError(f"model: Torch-Pruning cannot remove these channels ({error})") from error
+        raise RemovalError(
+            f"Torch-Pruning cannot remove channels of {removal.layer} ({said_of(error)})", "rewrite what reads them"
+        ) from error
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(asked[name])
     for module in model.modules():

@@ -21,6 +21,7 @@ from ..method.snapshot import Snapshot, StateError
 from ..method.targets import Target
 from ..removal.groups import without
 from .coupling import Plan, channel_scores, inputs_of
+from .diagnosis import checked_plan
 from .planner import Planner
 from .removals import Removal, group_of, make_structure_undo, removals_from_json, removals_to_json, replay
 from .trial import try_out
@@ -35,7 +36,7 @@ class ChannelTarget(Target):
         self.planner, self.masks = planner, {}
         self._channels: dict[str, tuple[int, Tensor]] = {}
         self._undo: Callable[[], None] | None = None
-        planned = planner.checked_plan().tensors(planner.model)
+        planned = checked_plan(planner).tensors(planner.model)
         self.layers = {
             name: module
             for name, module in planner.model.named_modules()

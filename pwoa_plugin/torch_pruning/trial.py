@@ -8,9 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from ..errors import InputError
 from ..removal.inputs import ForwardError, largest_difference
-from ..removal.trace import Tracing
+from ..removal.trace import RemovalError, Tracing
 from .checks import Fields
 from .coupling import Plan
 from .removals import Adapt, make_structure_undo, replay
@@ -30,30 +29,39 @@ class Expectation:
 
     def check(self, model: nn.Module) -> None:
         """Refuse the model after the removal if it does not run, or its tensors or outputs are not as expected."""
-        whole = f"list the layers before in {self.fields.ignored}"
-        cure = (
-            "sizes are written in the code there, as in view(-1, 512) or F.layer_norm(x, (64, 8, 8)), or Torch-Pruning "
-            f"does not see it: use flatten(1), nn.LayerNorm or nn.BatchNorm2d, update sizes by adapt=, or {whole}"
+        sizes = (
+            "sizes are written in the code there, as in view(-1, 512), split(64) or F.layer_norm(x, (64, 8, 8)), or "
+            "it computes with a tensor of the old size"
         )
+        cure = "use flatten(1), chunk, nn.LayerNorm or nn.BatchNorm2d, update sizes by adapt="
         try:
             outputs = self.tracing.run(model)
         except ForwardError as failed:
-            raise InputError(f"model: with fewer channels {failed.where} fails ({failed.reason}); {cure}") from failed
+            raise RemovalError(
+                f"with fewer channels {failed.where} fails ({failed.reason}): {sizes}", cure, self.fields.ignored
+            ) from failed
         shapes, expected = ([tuple(each.shape) for each in some] for some in (outputs, self.outputs))
         if shapes != expected:
-            raise InputError(f"model: with fewer channels its output is {shapes}, not {expected}; {cure}")
+            raise RemovalError(
+                f"with fewer channels the model's output is {shapes}, not {expected}: {sizes}",
+                cure,
+                self.fields.ignored,
+            )
         for name, parameter in model.named_parameters():
             if not torch.equal(parameter, self.tensors[name]):
-                raise InputError(
-                    f"{name}: Torch-Pruning removes other channels than the projection has at 0; list its layer in "
-                    f"{self.fields.ignored}"
+                raise RemovalError(
+                    f"{name}: Torch-Pruning removes other channels than the projection has at 0",
+                    "write its operations in another way",
+                    self.fields.ignored,
                 )
         worst = largest_difference(self.outputs, outputs) if self.compares_outputs else 0.0
         if worst > LARGEST_DIFFERENCE:
-            raise InputError(
-                "model: removing channels is not the same as setting them to 0 (the outputs differ by "
-                f"{worst:.1e} of the largest): its code shuffles channels, or computes with all of them together in a "
-                f"function (F.layer_norm), which Torch-Pruning does not see; use a module (nn.LayerNorm), or {whole}"
+            raise RemovalError(
+                f"removing channels is not the same as setting them to 0 (the outputs differ by {worst:.1e} of the "
+                "largest): the code shuffles channels, or computes with all of them together in a function "
+                "(F.layer_norm, mean(1)), which Torch-Pruning does not see",
+                "use a module (nn.LayerNorm)",
+                self.fields.ignored,
             )
 
 

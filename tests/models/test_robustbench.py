@@ -81,7 +81,7 @@ def test_without_robustbench_the_error_says_what_to_install(monkeypatch: pytest.
     monkeypatch.setitem(sys.modules, "robustbench", None)  # importing it fails
     for name in ("robustbench.utils", "robustbench.model_zoo"):
         monkeypatch.delitem(sys.modules, name, raising=False)
-    with pytest.raises(ModuleNotFoundError, match=r'needs RobustBench; pip install "pwoa-plugin\[robustbench\]"'):
+    with pytest.raises(ModuleNotFoundError, match=r'needs robustbench; pip install "pwoa-plugin\[robustbench\]"'):
         load_robustbench("robustbench:A")
 
 

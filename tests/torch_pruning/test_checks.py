@@ -35,7 +35,10 @@ class TestRefused:
             ),
             ({"ignored_layers": 3}, "ignored_layers: 3 is not in the model"),
             ({"ignored_layers": "conv9"}, "ignored_layers: 'conv9' is not in the model"),
-            ({"unwrapped_parameters": {"conv1.weight": 0}}, "unwrapped_parameters: give .parameter of the model"),
+            (
+                {"unwrapped_parameters": {"conv1.wight": 0}},
+                "unwrapped_parameters: give .parameter of the model, or its name",
+            ),
             ({"iterative_pruning_ratio_scheduler": lambda ratio, steps: [ratio]}, "let it return 2 ratios"),
             ({"admm": {"interval": 3}}, "admm.interval: your own loop decides that"),
         ],

@@ -11,15 +11,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler
 
-from ...errors import InputError, MissingPackageError
+from ...errors import InputError, missing
 
 try:
     import pytorch_lightning as pl
 except ModuleNotFoundError as error:
-    raise MissingPackageError(
-        'LightningEvaluator needs pytorch_lightning (not `lightning`): pip install "pwoa-plugin[lightning]"',
-        name="pytorch_lightning",
-    ) from error
+    raise missing("LightningEvaluator", "pytorch_lightning (not lightning)", "lightning") from error
 
 from nni.compression import LightningEvaluator as NNILightningEvaluator
 

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from ..._data import dims, float_images, is_whole, refuse_no_batches, retold, samples_of, tensor_of
 from ..._logits import Output, logits_of, part_of
-from ..._modes import modes_kept, train_mode
+from ..._modes import modes_kept, single_image_explained, train_mode
 from ..._wrapped import network_or_ddp
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
@@ -232,7 +232,8 @@ class _Training:
     @staticmethod
     def _step(model: nn.Module, optimizer: Optimizer, training_step: Callable[..., Tensor], batch: Any) -> None:
         optimizer.zero_grad()
-        loss = training_step(batch, model)
+        with single_image_explained():
+            loss = training_step(batch, model)
         if not loss.requires_grad:
             raise InputError(
                 "batches have no labels, so there is no loss to train by; give labels, or fuse PwoADistiller"

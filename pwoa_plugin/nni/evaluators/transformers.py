@@ -9,15 +9,12 @@ from typing import Any
 import nni
 from torch import Tensor, nn
 
-from ...errors import MissingPackageError
+from ...errors import missing
 
 try:
     from transformers import Trainer
 except ModuleNotFoundError as error:
-    raise MissingPackageError(
-        'TransformersEvaluator needs transformers and accelerate: pip install "pwoa-plugin[transformers]"',
-        name="transformers",
-    ) from error
+    raise missing("TransformersEvaluator", "transformers and accelerate", "transformers") from error
 
 from nni.compression import TransformersEvaluator as NNITransformersEvaluator
 

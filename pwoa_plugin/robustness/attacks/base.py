@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ..._random import generators_seeded, seeded
 from ..._text import named, short
-from ...errors import InputError, MissingPackageError, PwoAError
+from ...errors import InputError, PwoAError, missing
 from ..estimator import undisturbed
 from ..journal import Ball, Journal
 from .ball import kept_in_ball
@@ -128,9 +128,7 @@ class Attack(ABC):
         """Raise a MissingPackageError unless the attack's ``packages`` are installed."""
         for package in self.packages:
             if importlib.util.find_spec(package) is None:
-                raise MissingPackageError(
-                    f"attacks: {self.name} needs the package {package}; pip install {package}", name=package
-                )
+                raise missing(f"attacks: {self.name}", package)
 
     def run(
         self,

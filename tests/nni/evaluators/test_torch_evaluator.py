@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, SequentialLR, StepLR
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
-from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
+from pwoa_plugin import PwoADistiller, PwoALoss, PwoAPruner, make_evaluator
 from pwoa_plugin.config import HSICConfig
+from pwoa_plugin.errors import InputError
 
 Pair = tuple[Tensor, Tensor]
 PRUNED = [{"op_types": ["Conv2d", "Linear"], "target_names": ["weight"], "sparse_ratio": 0.5, "granularity": [1]}]
@@ -268,3 +269,21 @@ def test_doubles_become_the_models_floats(trained: nn.Module, images: Pair) -> N
     loader = DataLoader(TensorDataset(images[0].double(), images[1]), batch_size=32)
     evaluator = make_evaluator(trained, loader, lr=1e-3)
     PwoAPruner(trained, PRUNED, evaluator, eps=0.1).compress(max_steps=3, max_epochs=None)
+
+
+@pytest.mark.parametrize("door", ["loss", "distiller", "pruner", "NNI's"])
+def test_a_last_batch_of_one_image_under_batchnorm(door: str) -> None:
+    def net() -> nn.Module:
+        return nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+    x, y, model, entries = torch.rand(9, 1, 4, 4), torch.arange(9) % 3, net(), [{"op_types": ["Linear"]}]
+    evaluator = make_evaluator(model, DataLoader(TensorDataset(x, y), 4))
+    pruned = [{**entries[0], "sparse_ratio": 0.5}]
+    doors = {
+        "loss": lambda: PwoALoss(net(), eps=0.1)(model, x[:1], y[:1]),
+        "distiller": lambda: PwoADistiller(model, [], evaluator, net(), eps=0.1).compress(max_steps=3),
+        "pruner": lambda: PwoAPruner(model, pruned, evaluator, eps=0.1).compress(max_steps=3),
+        "NNI's": lambda: AGPPruner(LevelPruner(model, pruned), 1, 2, evaluator=evaluator).compress(3, None),
+    }
+    with pytest.raises(InputError, match=r"one image, .*BatchNorm.*drop_last=True"):
+        doors[door]()

@@ -1,0 +1,44 @@
+"""Examples in the docs run as they stand."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+class Writer:
+    def __init__(self) -> None:
+        self.scalars: dict[str, list[tuple[float, int]]] = {}
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self.scalars.setdefault(name, []).append((value, step))
+
+
+def examples(page: str, section: str) -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8").split(f"## {section}\n")[1].split("\n## ")[0]
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+
+
+def test_callbacks_history_and_terms() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(48, 1, 4, 4), torch.arange(48) % 3
+    config = PwoAConfig(sparsity=0.5, train_loader=(x, y), batch_size=16, epochs=2, eps=0.1, progress=False)
+    writer = Writer()
+    names: dict[str, Any] = {"PwoAPruner": PwoAPruner, "model": model, "config": config, "writer": writer}
+    by_callback, by_loop = examples("nni.md", "Watch a training")
+    exec(by_callback, names)  # the docs' own text
+    assert {"loss", "lr", "distillation"} <= writer.scalars.keys()
+    assert writer.scalars["loss"][-1][1] == 6
+    assert [entry["epoch"] for entry in names["pruner"].history] == [1, 2]
+    writer.scalars.clear()
+    exec(by_loop, {"loss": PwoALoss(model, eps=0.1), "student": model, "x": x, "y": y, "writer": writer, "step": 7})
+    assert {"distillation", "hsic_x", "hsic_y"} <= writer.scalars.keys()
