@@ -22,7 +22,7 @@ from .._text import one_line
 from ..errors import PwoAError, RunError, TrainingError, is_out_of_memory
 
 if TYPE_CHECKING:
-    from .command import Command
+    from .commands import Command
 
 __all__ = ["main"]
 

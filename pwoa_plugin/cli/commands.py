@@ -1,4 +1,4 @@
-"""The commands: what each takes, and what it does. Those that judge are in `judging`."""
+"""The five commands: what each takes, and what it does."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import json
 import os
 import shlex
 import sys
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
 
 from typer import Argument, Option
 
-from .._text import did_you_mean
+from .._text import did_you_mean, visible
 from ..errors import FileError, InputError
-from .command import Command, JSONLines, Quiet, print_to, set_up_logging, write_json
-from .judging import Compare, Evaluate
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,7 +25,49 @@ if TYPE_CHECKING:
     from ..method.callback import Callback
 
 
+Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and results")]
+JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
+
+#: How to judge: options that Python's functions know by the same names.
+_HOW = (
+    "attacks",
+    "norm",
+    "eps",
+    "sample",
+    "seed",
+    "batch_size",
+    "device",
+    "mean",
+    "std",
+    "output",
+    "curve",
+    "curve_attack",
+)
+
 _CONFIGS = files("pwoa_plugin") / "configs"
+
+
+class Command(ABC):
+    """A command. The fields are its arguments and options; the docstring of the class is its help.
+
+    Attributes:
+        needs: the module of this package that it calls, with all that takes long to import.
+        resumes: whether ``--resume`` continues it; others continue, or begin anew, by the same line.
+    """
+
+    needs: ClassVar[str]
+    resumes: ClassVar[bool] = False
+
+    @abstractmethod
+    def run(self, line: list[str]) -> int:
+        """Do it.
+
+        Args:
+            line: the whole command line, from ``pwoa`` on.
+
+        Returns:
+            The exit status.
+        """
 
 
 def _presets() -> list[str]:
@@ -54,7 +96,7 @@ class Init(Command):
             raise FileError(f"{self.config}: exists; give --force to replace it")
         write_text(self.config, (_CONFIGS / f"{self.preset}.yaml").read_text(encoding="utf-8"))
         following = f"pwoa prune {shlex.quote(str(self.config))} --out runs/first"
-        print_to(f"{self.config} is written; next: {following}")
+        _print(f"{self.config} is written; next: {following}")
         return 0
 
 
@@ -80,7 +122,7 @@ class Prune(Command):
 
     def run(self, line: list[str]) -> int:
         config = self._read_config()
-        console = set_up_logging(self.quiet, self.json)
+        console = _set_up_logging(self.quiet, self.json)
         from ..runs.callbacks import Stopped
         from ..runs.files import read_report
         from ..runs.prune import prune
@@ -99,16 +141,16 @@ class Prune(Command):
         except Stopped as stopped:
             again = [argument for argument in line if argument != "--resume"]
             said = f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}"
-            print_to(said, sys.stderr)
+            _print(said, sys.stderr)
             return 128 + stopped.signal
         if self.json:
-            write_json("finished", folder=str(folder), report=str(folder.report))
+            _write_json("finished", folder=str(folder), report=str(folder.report))
         elif not self.quiet:
             judging = f"pwoa evaluate {shlex.quote(str(folder))}"
             if self.arch and ":" in self.arch:
                 judging += f" --arch {shlex.quote(self.arch)}"
-            print_to(" ".join(headline(read_report(folder.path))), sys.stderr)
-            print_to(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
+            _print(" ".join(headline(read_report(folder.path))), sys.stderr)
+            _print(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
         return 0
 
     def _read_config(self) -> PwoAConfig:
@@ -146,6 +188,165 @@ class Prune(Command):
 
 
 @dataclass(kw_only=True)
+class _Judging(Command):
+    """What `Evaluate` and `Compare` share."""
+
+    needs = "runs.compare"
+
+    arch: Annotated[
+        list[str] | None,
+        Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; may be package.module:function"),
+    ] = None
+    key: Annotated[str | None, Option(help="of the state dict in checkpoints with several, as state_dict_ema")] = None
+    data: Annotated[
+        str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
+    ] = None
+    data_root: Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")] = None
+    no_download: Annotated[bool, Option("--no-download", help="never download images")] = False
+    image_size: Annotated[int | None, Option(help="of --data folder")] = None
+    channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
+    eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
+    norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
+    protocol: Annotated[
+        str | None,
+        Option(help="quick, paper, standard or a YAML file", show_default="paper; to compare, standard"),
+    ] = None
+    attacks: Annotated[
+        list[str] | None,
+        Option(
+            metavar="NAME...",
+            help="replace a protocol: PGD-n, CW-n, -T: targeted; art:Class(option=value); your module:Class",
+        ),
+    ] = None
+    sample: Annotated[
+        int | None,
+        Option(
+            "--sample",
+            "--images",
+            help="test images, 0: all",
+            show_default="the protocol's, else all; of a run at most 1000",
+        ),
+    ] = None
+    batch_size: Annotated[int, Option(help="images in a batch")] = 256
+    seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
+    mean: Annotated[list[float] | None, Option(metavar="VALUE...", help="the network wants (x - mean) / std")] = None
+    std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
+    output: Annotated[
+        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
+    ] = None
+    curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
+    curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
+    device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
+    out: Annotated[
+        Path | None, Option(help="folder of the table and page", show_default="judged/NAMES, or the run's own")
+    ] = None
+    quiet: Quiet = False
+    json: JSONLines = False
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given, as keywords of `judge` and `judge_networks`."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
+
+    def _until_stopped(self, line: list[str], judge: Callable[[], int]) -> int:
+        """The status of ``judge``; after Ctrl-C, how to go on is said."""
+        from ..runs.callbacks import Stopped
+        from ..runs.stopping import stopping_at_once
+
+        try:
+            with stopping_at_once():
+                return judge()
+        except Stopped as stopped:
+            sys.stderr.write(f"stopped; finished batches are kept; go on with: {shlex.join(line)}\n")
+            return 128 + stopped.signal
+
+    def _judge_together(self, networks: list[str], protocol: str | None) -> int:
+        if self.curve_attack and not self.curve:
+            raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
+        _set_up_logging(self.quiet, self.json)
+        from ..runs.compare import default_out, judge_networks
+
+        folder, comparison = judge_networks(
+            networks,
+            self.out or default_out(networks),
+            protocol=protocol,
+            download=not self.no_download,
+            progress=not self.quiet and not self.json,
+            **self._given("arch", "key", "data", "data_root", "image_size", "channels", *_HOW),
+        )
+        if self.json:
+            _write_json("compared", folder=str(folder), **comparison.to_dict())
+            return 0
+        _print(str(comparison))
+        if not self.quiet:
+            _print(f"The page is {folder.page}", sys.stderr)
+        return 0
+
+
+@dataclass(kw_only=True)
+class Evaluate(_Judging):
+    """Judge a network through ART.
+
+    The network is a run's, a checkpoint or RobustBench's. The judgement of a run is added to its report.
+    """
+
+    network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
+    dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
+
+    def run(self, line: list[str]) -> int:
+        in_its_folder = os.path.isdir(self.network) and self.data is None and self.out is None
+        if not in_its_folder and self.dense:
+            raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
+        if not in_its_folder:
+            protocol = self.protocol or (None if self.attacks else "paper")
+            return self._until_stopped(line, lambda: self._judge_together([self.network], protocol))
+        for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels", "key"):
+            if getattr(self, name):
+                option = f"--{name.replace('_', '-')}"
+                raise InputError(f"{option} does not go with a run in its own folder; give --out as well")
+        _set_up_logging(self.quiet, self.json)
+        return self._until_stopped(line, self._judge_run)
+
+    def _judge_run(self) -> int:
+        from ..runs.evaluate import judge
+        from ..runs.folder import RunFolder
+
+        if self.arch and len(self.arch) > 1:
+            raise InputError(f"--arch {' '.join(self.arch)}: a run has one network; give one")
+        reports = judge(
+            self.network,
+            dense=self.dense,
+            arch=self.arch[0] if self.arch else None,
+            download=not self.no_download,
+            progress=not self.quiet and not self.json,
+            **self._given("data_root", "protocol", *_HOW),
+        )
+        for name, report in reports.items():
+            if self.json:
+                _write_json("judged", network=name, **report.to_dict())
+            else:
+                _print(f"{name}: {report}")
+        if not self.quiet and not self.json:
+            _print(f"Its report is {RunFolder(self.network).page}", sys.stderr)
+        return 0
+
+
+@dataclass(kw_only=True)
+class Compare(_Judging):
+    """Judge networks on the same images.
+
+    Writes one table and one page, and says which differences exceed chance. The first network is the one that the
+    others are compared with.
+    """
+
+    networks: Annotated[
+        list[str], Argument(help="checkpoint, robustbench:NAME or run; NAME=PATH names it", metavar="NETWORK")
+    ]
+
+    def run(self, line: list[str]) -> int:
+        return self._until_stopped(line, lambda: self._judge_together(self.networks, self.protocol))
+
+
+@dataclass(kw_only=True)
 class Show(Command):
     """Print a run: layers, terms of the loss, size, robustness."""
 
@@ -170,3 +371,46 @@ class Show(Command):
 
 
 COMMANDS: tuple[type[Command], ...] = (Init, Prune, Evaluate, Compare, Show)
+
+
+def _print(text: str, to: TextIO | None = None) -> None:
+    """Lines of ours, to stdout by default. Names in them come from files, and may hold what a terminal would obey."""
+    (to or sys.stdout).write(visible(text) + "\n")
+
+
+def _write_json(event: str, **values: Any) -> None:
+    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
+
+
+def _set_up_logging(quiet: bool, as_json: bool) -> Console:
+    """Log to stderr.
+
+    Returns:
+        The console of stderr, for progress bars: they and the log must share it.
+    """
+    import logging
+    import warnings
+
+    from rich.console import Console
+    from rich.highlighter import NullHighlighter
+    from rich.logging import RichHandler
+
+    if quiet and as_json:
+        raise InputError("--quiet and --json do not go together; give one")
+    console = Console(stderr=True)
+    if quiet:
+        warnings.simplefilter("ignore")
+    handler: logging.Handler = logging.StreamHandler()
+    if console.is_terminal:
+        handler = RichHandler(
+            console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
+        )
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return visible(super().format(record))
+
+    handler.setFormatter(Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("pwoa_plugin").setLevel(logging.ERROR if quiet else logging.INFO)
+    return console

@@ -15,8 +15,7 @@ from typer.main import get_command
 
 from .. import __version__
 from .._text import did_you_mean
-from .command import Command
-from .commands import COMMANDS
+from .commands import COMMANDS, Command
 
 
 class _Command(TyperCommand):

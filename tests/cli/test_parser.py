@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.exceptions import TyperException
 
-from pwoa_plugin.cli.command import Command
+from pwoa_plugin.cli.commands import Command
 from pwoa_plugin.cli.parser import parse
 
 Run = Callable[..., tuple[int, str, str]]
