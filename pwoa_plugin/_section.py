@@ -46,7 +46,7 @@ def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
     return ConfigError(*dict.fromkeys(lines))
 
 
-_LEAST, _MOST = 1e-30, 1e30  # float32 ends at 1e-38 and 3e38, and numbers are multiplied
+_LEAST, _MOST = 1e-37, 1e38  # about where float32 ends
 _MOST_INT = 2**53  # a float holds it
 
 

@@ -94,7 +94,7 @@ class Numbers(Section):
         ({"count": 10**30}, "count=1000000000000000000000000000000 is too large"),
         ({"count": -(2**60)}, "count=-1152921504606846976 is too large"),
         ({"count": 10**5000}, "count"),
-        ({"share": 1e-300}, "share=1e-300: give 0, or a number between 1e-30 and 1e"),
+        ({"share": 1e-300}, "share=1e-300: give 0, or a number between 1e-37 and 1e"),
         ({"share": 5e-324}, "share=5e-324: give 0"),
         ({"share": -1e300}, "share=-1e.300: give 0"),
         ({"factors": [1e300]}, "factors=.1e.300.*: give 0"),

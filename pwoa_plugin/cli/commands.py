@@ -11,12 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typer import Argument, Option
 
-from .._text import did_you_mean, visible
+from .._text import did_you_mean
 from ..errors import FileError, InputError
+from .output import say, set_up_logging, write_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -96,7 +97,7 @@ class Init(Command):
             raise FileError(f"{self.config}: exists; give --force to replace it")
         write_text(self.config, (_CONFIGS / f"{self.preset}.yaml").read_text(encoding="utf-8"))
         following = f"pwoa prune {shlex.quote(str(self.config))} --out runs/first"
-        _print(f"{self.config} is written; next: {following}")
+        say(f"{self.config} is written; next: {following}")
         return 0
 
 
@@ -122,7 +123,7 @@ class Prune(Command):
 
     def run(self, line: list[str]) -> int:
         config = self._read_config()
-        console = _set_up_logging(self.quiet, self.json)
+        console = set_up_logging(self.quiet, self.json)
         from ..runs.callbacks import Stopped
         from ..runs.files import read_report
         from ..runs.prune import prune
@@ -141,16 +142,16 @@ class Prune(Command):
         except Stopped as stopped:
             again = [argument for argument in line if argument != "--resume"]
             said = f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}"
-            _print(said, sys.stderr)
+            say(said, sys.stderr)
             return 128 + stopped.signal
         if self.json:
-            _write_json("finished", folder=str(folder), report=str(folder.report))
+            write_json("finished", folder=str(folder), report=str(folder.report))
         elif not self.quiet:
             judging = f"pwoa evaluate {shlex.quote(str(folder))}"
             if self.arch and ":" in self.arch:
                 judging += f" --arch {shlex.quote(self.arch)}"
-            _print(" ".join(headline(read_report(folder.path))), sys.stderr)
-            _print(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
+            say(" ".join(headline(read_report(folder.path))), sys.stderr)
+            say(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
         return 0
 
     def _read_config(self) -> PwoAConfig:
@@ -262,7 +263,7 @@ class _Judging(Command):
     def _judge_together(self, networks: list[str], protocol: str | None) -> int:
         if self.curve_attack and not self.curve:
             raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
-        _set_up_logging(self.quiet, self.json)
+        set_up_logging(self.quiet, self.json)
         from ..runs.compare import default_out, judge_networks
 
         folder, comparison = judge_networks(
@@ -274,11 +275,11 @@ class _Judging(Command):
             **self._given("arch", "key", "data", "data_root", "image_size", "channels", *_HOW),
         )
         if self.json:
-            _write_json("compared", folder=str(folder), **comparison.to_dict())
+            write_json("compared", folder=str(folder), **comparison.to_dict())
             return 0
-        _print(str(comparison))
+        say(str(comparison))
         if not self.quiet:
-            _print(f"The page is {folder.page}", sys.stderr)
+            say(f"The page is {folder.page}", sys.stderr)
         return 0
 
 
@@ -303,7 +304,7 @@ class Evaluate(_Judging):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} does not go with a run in its own folder; give --out as well")
-        _set_up_logging(self.quiet, self.json)
+        set_up_logging(self.quiet, self.json)
         return self._until_stopped(line, self._judge_run)
 
     def _judge_run(self) -> int:
@@ -322,11 +323,11 @@ class Evaluate(_Judging):
         )
         for name, report in reports.items():
             if self.json:
-                _write_json("judged", network=name, **report.to_dict())
+                write_json("judged", network=name, **report.to_dict())
             else:
-                _print(f"{name}: {report}")
+                say(f"{name}: {report}")
         if not self.quiet and not self.json:
-            _print(f"Its report is {RunFolder(self.network).page}", sys.stderr)
+            say(f"Its report is {RunFolder(self.network).page}", sys.stderr)
         return 0
 
 
@@ -371,46 +372,3 @@ class Show(Command):
 
 
 COMMANDS: tuple[type[Command], ...] = (Init, Prune, Evaluate, Compare, Show)
-
-
-def _print(text: str, to: TextIO | None = None) -> None:
-    """Lines of ours, to stdout by default. Names in them come from files, and may hold what a terminal would obey."""
-    (to or sys.stdout).write(visible(text) + "\n")
-
-
-def _write_json(event: str, **values: Any) -> None:
-    sys.stdout.write(json.dumps({"event": event, **values}) + "\n")
-
-
-def _set_up_logging(quiet: bool, as_json: bool) -> Console:
-    """Log to stderr.
-
-    Returns:
-        The console of stderr, for progress bars: they and the log must share it.
-    """
-    import logging
-    import warnings
-
-    from rich.console import Console
-    from rich.highlighter import NullHighlighter
-    from rich.logging import RichHandler
-
-    if quiet and as_json:
-        raise InputError("--quiet and --json do not go together; give one")
-    console = Console(stderr=True)
-    if quiet:
-        warnings.simplefilter("ignore")
-    handler: logging.Handler = logging.StreamHandler()
-    if console.is_terminal:
-        handler = RichHandler(
-            console=console, show_time=False, show_level=False, show_path=False, highlighter=NullHighlighter()
-        )
-
-    class Formatter(logging.Formatter):
-        def format(self, record: logging.LogRecord) -> str:
-            return visible(super().format(record))
-
-    handler.setFormatter(Formatter("%(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler])
-    logging.getLogger("pwoa_plugin").setLevel(logging.ERROR if quiet else logging.INFO)
-    return console

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -35,6 +35,9 @@ SCHEDULES: dict[str, Callable[[Any, float, int], float]] = {
 }
 
 
+_MOST_LR = 1e30  # Adam divides it by small numbers, and it must stay a float32
+
+
 class OptimizerConfig(Section):
     """The optimizer of the weights.
 
@@ -50,6 +53,12 @@ class OptimizerConfig(Section):
     lr: float = Field(default=3e-3, gt=0)
     momentum: float = Field(default=0.9, ge=0, lt=1)
     weight_decay: float = Field(default=0.0, ge=0)
+
+    @model_validator(mode="after")
+    def _check_lr(self) -> Self:
+        if self.name != "sgd" and self.lr > _MOST_LR:
+            raise InputError(f"lr={self.lr:g} is too large for {self.name}; give at most {_MOST_LR:g}")
+        return self
 
 
 class ScheduleConfig(Section):

@@ -80,6 +80,7 @@ def test_help_and_version(pwoa: Run) -> None:
         (["prune", "CONFIG", "--out", "run", "--device", "hpu"], "device='hpu' cannot be used here"),
         (["prune", "CONFIG", "--out", "run", "--set", "epochs=!!bool x"], "--set epochs=!!bool x: line 1: 'x' is no"),
         (["prune", "CONFIG", "--out", "run", "--set", "hsic.sigma=1e-300"], "hsic.sigma=1e-300: input should be"),
+        (["prune", "CONFIG", "--out", "run", "--set", "optimizer.lr=1e38"], "optimizer.lr=1e+38 is too large for adam"),
         (["prune", "CONFIG", "--out", "run", "--set", "admm.rho=true"], "admm.rho=True: give a number"),
         (["prune", "CONFIG", "--out", "run", "--set", "batch_size=1" + "0" * 22], "is too large; give at most"),
         (["prune", "CONFIG", "--out", "run", "--set", "model.num_classes=1000000000"], "model.num_classes=1000000000"),

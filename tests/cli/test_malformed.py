@@ -141,7 +141,7 @@ def numbers_of(kind: type[Section], prefix: str = "") -> Iterator[str]:
 def test_every_number_at_its_extremes(capsys: pytest.CaptureFixture[str]) -> None:
     """In Python, with training: refused, or the loss is not finite, or it works."""
     ends = []
-    extremes = [*NUMBERS, 1e-30, 1e30, 1e-20, 1e20, 1e-8, 1e8, 2**53, "1e-300", 3]
+    extremes = [*NUMBERS, 1e-37, 1e38, 1e-30, 1e30, 1e-20, 1e20, 1e-8, 1e8, 2**53, "1e-300", 3]
     named = {"milestones": "multistep", "gamma": "multistep", "factors": "cycle", "warmup": "cosine", "momentum": "sgd"}
     for field in numbers_of(TrainingConfig):
         for value in extremes:

@@ -16,6 +16,7 @@ import torch
 from pwoa_plugin.config import ConfigError, PwoAConfig
 from pwoa_plugin.models import CheckpointError
 from pwoa_plugin.models.robustbench import _importable, load_robustbench, robustbench_spec
+from pwoa_plugin.runs.network import network_name
 
 needs_robustbench = pytest.mark.skipif(
     importlib.util.find_spec("robustbench") is None, reason="robustbench is not installed"
@@ -170,7 +171,7 @@ def test_a_config_takes_network_and_weights_in_one() -> None:
         with pytest.raises(ConfigError, match=rf"does not go with robustbench:{NAME}, which has its own"):
             PwoAConfig(sparsity=0.5, model=model | more)
     with pytest.raises(ConfigError, match="arch is missing; name the network"):
-        PwoAConfig(sparsity=0.5, model={"checkpoint": "a.pt"})
+        network_name(PwoAConfig(sparsity=0.5, model={"checkpoint": "a.pt"}))
 
 
 @needs_robustbench
