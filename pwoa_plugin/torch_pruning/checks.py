@@ -81,7 +81,9 @@ def keyed_by_module(model: nn.Module, given: Mapping[Any, Any], what: str) -> di
 def keyed_by_parameter(model: nn.Module, given: Any) -> dict[nn.Parameter, int]:
     """``unwrapped_parameters`` keyed by the parameters that it names, or has."""
     named = dict(model.named_parameters())
-    found = {named.get(key, key) if isinstance(key, str) else key: dim for key, dim in dict(given).items()}
+    found: dict[Any, Any] = {
+        named.get(key, key) if isinstance(key, str) else key: dim for key, dim in dict(given).items()
+    }
     for parameter, dim in found.items():
         known = any(parameter is each for each in named.values())
         if not known or not isinstance(dim, int) or not -parameter.dim() <= dim < parameter.dim():

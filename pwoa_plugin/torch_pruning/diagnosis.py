@@ -95,7 +95,7 @@ def _groups(planner: Planner) -> Iterator[tuple[str, Any]]:
         if module in seen or not isinstance(module, tuple(planner.root_module_types)):
             continue
 
-        def group(module: nn.Module = module) -> Any:
+        def group(module: Any = module) -> Any:
             pruner = graph.get_pruner_of_module(module)
             found = graph.get_pruning_group(
                 module, pruner.prune_out_channels, list(range(graph.get_out_channels(module)))

@@ -67,7 +67,7 @@ class Planner(tp.pruner.BasePruner):
         fields: Fields,
     ) -> None:
         self.rounding, self.adapt, self.fields = rounding, adapt, fields
-        self._arguments = {
+        self._arguments: dict[str, Any] = {
             "ratio": ratio,
             "rounding": rounding,
             "adapt": adapt,
