@@ -140,8 +140,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
             fields = Fields("sparsity", "exclude", "train_loader" if example_inputs is None else "example_inputs")
             if example_inputs is None:
                 example_inputs = _images_of(config, model)
-                with modes_kept(model):
-                    find_classes(model.eval(), example_inputs, config.output)
+                _check_logits(model, example_inputs, config)
         self.planner = Planner(
             model,
             example_inputs,
@@ -308,6 +307,16 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
             pixel_range=config.pixel_range,
         )
         return batches.first(2)
+
+
+def _check_logits(model: nn.Module, images: Tensor, config: PwoAConfig) -> None:
+    """InputError unless the model returns logits; where its forward fails, the planner says so."""
+    try:
+        with modes_kept(model):
+            find_classes(model.eval(), images, config.output)
+    except InputError as error:
+        if error.__cause__ is None:
+            raise
 
 
 def _admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:

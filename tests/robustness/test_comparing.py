@@ -40,7 +40,7 @@ class NoNumbers(nn.Module):
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels reach from"),
         (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
-        (nn.Identity, "later: model returns a tensor"),
+        (nn.Identity, "later: the model returns a tensor"),
     ],
 )
 def test_a_fault_of_a_later_model_is_said_before_the_first_is_attacked(

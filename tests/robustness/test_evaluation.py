@@ -258,7 +258,7 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"eps": -0.1}, "eps=-0.1 "),
         ({"eps": float("nan")}, "eps=nan "),
         ({"eps": "eight"}, "eps='eight' is not a positive number"),
-        ({"eps": True}, "eps=True "),
+        ({"eps": True}, "eps=True: give a number, not true or false"),
         ({"epsilon": 0.1}, "epsilon: unknown key; did you mean eps"),
         ({"curve": [0.1]}, "curve: only compare draws a curve"),
         ({"eps": None}, "eps is missing"),

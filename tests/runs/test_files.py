@@ -51,9 +51,9 @@ def test_what_is_damaged_is_named(folder: RunFolder) -> None:
     folder.metrics.write_text("\n".join(lines))
     folder.robustness.mkdir()
     for text, said in (
-        ("", "Expecting value"),
+        ("", r"is no usable JSON \(Expecting value"),
         ("{}", "report has format=None"),
-        ("[1]", r"evaluation\.report: \[1\]"),
+        ("[1]", "holds a list, no object"),
     ):
         (folder.robustness / "pruned-eps0.3.json").write_text(text)
         with pytest.raises(InputError, match=rf"pruned-eps0\.3\.json: is damaged \({said}"):
