@@ -244,6 +244,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too(config_file: Path, tmp_pat
 def test_ctrl_c_while_packages_are_imported(module: str, tmp_path: Path) -> None:
     code = textwrap.dedent(f"""
         import os, runpy, signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
         class Interrupt:
             def find_spec(self, name, *_):
                 if name == {module!r}:

@@ -214,7 +214,7 @@ class Untouched(EvasionAttack):
 
 def test_a_package_that_art_imports_late_is_named_before(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cma", None)
-    with pytest.raises(MissingPackageError, match="ThresholdAttack needs the package cma; pip install cma"):
+    with pytest.raises(MissingPackageError, match="ThresholdAttack needs cma; pip install cma"):
         ARTAttack(evasion.ThresholdAttack).require()
 
 
