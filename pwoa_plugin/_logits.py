@@ -20,7 +20,7 @@ def logits_of(output: Any, images: int, choice: Output = None) -> Tensor:
 
     A tensor is taken as it is. Of a tuple, list, mapping or object the part named ``logits`` is taken, else the only
     one that may be logits. One logit z per image, ``(N, 1)`` or ``(N,)``, becomes the pair ``(-z/2, z/2)``, whose
-    softmax is the sigmoid of z. Trailing dimensions of size 1 are dropped.
+    softmax is the sigmoid of z. Trailing dimensions of size 1 are dropped, and that of a single image may be missing.
 
     Args:
         output: what the network returned.
@@ -67,6 +67,10 @@ def _as_matrix(value: Any, images: int) -> Tensor | None:
         return None
     if value.dim() == 2 and len(value) == images and value.shape[1] > 1:  # what nearly all networks return
         return value
+    if images == 1 and value.dim() < 2:  # squeezed
+        value = value.reshape(1, -1)
+        if value.shape[1] > 1:
+            return value
     if value.dim() and value.numel() == images == len(value):
         z = value.reshape(images, 1) / 2
         return torch.cat([-z, z], 1)

@@ -33,6 +33,12 @@ def test_one_logit_is_a_pair_of_the_same_probability(shape: tuple[int, ...]) -> 
     torch.testing.assert_close(found.softmax(1)[:, 1], z.sigmoid())
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+def test_the_dimension_of_a_single_image_may_be_missing(shape: tuple[int, ...]) -> None:
+    torch.testing.assert_close(logits_of(torch.tensor(0.6).view(shape), 1), torch.tensor([[-0.3, 0.3]]))
+    assert torch.equal(logits_of(LOGITS[0], 1), LOGITS[:1])
+
+
 @pytest.mark.parametrize("found", [torch.zeros(3), torch.zeros(1, 2), torch.zeros(2, 3, 4), 7, (), torch.zeros(())])
 def test_anything_else_is_refused_in_one_line(found: object) -> None:
     with pytest.raises(ValueError, match=r"the model returns .* for 2 images; return logits") as raised:

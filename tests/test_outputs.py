@@ -223,3 +223,10 @@ def test_masks_have_the_names_inside(wrapper: str) -> None:
     for small in (speedup(pruned, masks, x), speedup(pruned, prefixed, x)):
         assert small.conv.out_channels == expected.conv.out_channels == 4
         torch.testing.assert_close(small(x), expected(x))
+
+
+@pytest.mark.parametrize("door", TRAINED)
+def test_logits_without_a_gradient_are_told_before_a_step(door: Callable[..., list[Tensor]]) -> None:
+    model = Net(lambda f, z, t: z.detach())
+    with pytest.raises(ValueError, match=r"carry no gradient|no gradient comes from the model's output"):
+        door(model, images(), None)

@@ -285,6 +285,11 @@ class PwoALoss(nn.Module):
             target = self.logits(self.teacher, x)
         with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
             logits = self.logits(student, x)
+        if not logits.requires_grad and torch.is_grad_enabled() and any(p.requires_grad for p in student.parameters()):
+            raise InputError(
+                "the model's logits carry no gradient, so it cannot be trained; take no_grad, detach, numpy or "
+                "quantisation out of its forward"
+            )
         if logits.shape != target.shape:
             raise InputError(
                 f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
+import torch
+import torch.nn.utils.prune
 import torchvision
 from torch import nn
 
@@ -54,3 +58,18 @@ def test_matrices_outside_layers_are_logged(caplog: pytest.LogCaptureFixture) ->
     assert said.startswith(
         "38 % of the network's weights are in no convolution and no linear layer (self_attn.in_proj_"
     )
+
+
+@pytest.mark.parametrize(
+    ("wrap", "cure"),
+    [
+        (lambda layer: torch.nn.utils.prune.l1_unstructured(layer, "weight", 0.5), r"torch\.nn\.utils\.prune\.remove"),
+        (torch.nn.utils.parametrizations.weight_norm, r"remove_parametrizations\(layer, 'weight'\)"),
+        (torch.nn.utils.spectral_norm, r"remove_spectral_norm\(layer\)"),
+    ],
+)
+def test_a_computed_weight_is_refused_with_the_cure(wrap: Callable[[nn.Module], object], cure: str) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    wrap(model[1])
+    with pytest.raises(ValueError, match=rf"1: its weight is computed from others .*{cure}, or exclude the layer"):
+        prunable_layers(model)
