@@ -31,6 +31,7 @@ class Labels(NamedTuple):
 
     classes: Tensor
     width: int | None = None
+    floats: str = ""  # what they were, if given as floats of 0 and 1: right for two classes only
 
 
 # -- what holds images ---------------------------------------------------------------------------
@@ -305,18 +306,20 @@ def as_labels(y: Any, images: int, where: str, *, check: bool = True) -> Labels:
         InputError: they are of another form.
     """
     y = tensor_of(y, f"{where}: labels")
-    width = None
+    width, floats = None, ""
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
     elif y.dim() == 2:
         if check and not (((y == 0) | (y == 1)).all() and (y != 0).sum(1).eq(1).all()):
             raise InputError(f"{where}: labels are {described(y)} and are not one-hot; give labels.argmax(1)")
         width, y = y.shape[1], y.to(torch.uint8).argmax(1)
+    if y.is_floating_point() and ((y == 0) | (y == 1)).all():  # as a network of one logit is trained with
+        floats, y = described(y), y.to(torch.int64)
     if y.dim() != 1 or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
         raise InputError(f"{where}: labels are {described(y)}; give class indices (N,) as int64")
     if len(y) != images:
         raise _unequal(where, images, len(y))
-    return Labels(y.to(torch.int64), width)
+    return Labels(y.to(torch.int64), width, floats)
 
 
 def _unequal(where: str, images: int, labels: int) -> InputError:
@@ -327,6 +330,8 @@ def check_classes(labels: Labels, classes: int | None, where: str) -> None:
     """InputError unless labels are classes of a model with ``classes`` logits; None: not known yet."""
     if classes is None:
         return
+    if labels.floats and classes != 2:
+        raise InputError(f"{where}: labels are {labels.floats}; give class indices (N,) as int64")
     if labels.width not in (None, classes):
         raise InputError(
             f"{where}: labels are one-hot over {labels.width} classes, and the model has {classes}; give as many"

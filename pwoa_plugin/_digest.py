@@ -11,8 +11,10 @@ if TYPE_CHECKING:
 
 
 def digest_of(model: nn.Module) -> str:
-    """SHA-256 of a network's state: names, dtypes, shapes and values."""
-    return digest_of_tensors(**model.state_dict())
+    """SHA-256 of a network's state: names (those inside wrappers), dtypes, shapes and values."""
+    from ._wrapped import unwrapped
+
+    return digest_of_tensors(**unwrapped(model).state_dict())
 
 
 def digest_of_json(content: Any) -> str:

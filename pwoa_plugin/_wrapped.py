@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
@@ -38,9 +39,18 @@ def unwrapped(model: nn.Module, *, adapters: bool = True) -> nn.Module:
 
 
 def network_or_ddp(model: nn.Module) -> nn.Module:
-    """The network inside, or the ``DistributedDataParallel`` around it, whose forward averages gradients."""
+    """The network inside, or the ``DistributedDataParallel`` of several processes around it, whose forward averages
+    gradients.
+    """
     outer = uncompiled(model)
-    return outer if isinstance(outer, DistributedDataParallel) else unwrapped(model)
+    several = isinstance(outer, DistributedDataParallel) and outer.process_group.size() > 1
+    return outer if several else unwrapped(model)
+
+
+def hookable(model: nn.Module) -> nn.Module:
+    """The model; where it is compiled, the network inside its wrappers, for ``torch.compile`` ignores later hooks."""
+    compiled = any("_orig_mod" in module._modules for module in model.modules())
+    return network_or_ddp(model) if compiled else model
 
 
 def name_inside(name: str, known: Any) -> str:
@@ -49,3 +59,22 @@ def name_inside(name: str, known: Any) -> str:
     while short not in known and short.startswith(_PREFIXES):
         short = short.split(".", 1)[1]
     return short if short in known else name
+
+
+def forget_graphs(model: nn.Module) -> None:
+    """Detach what hooks compute at each forward (``weight_norm``, ``prune``): tensors with a graph cannot be copied."""
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(module)[name] = value.detach()
+
+
+def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
+    """`copy.deepcopy` of a network, also if hooks compute its weights."""
+    kept = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        forget_graphs(model)
+        return copy.deepcopy(model, memo)
+    finally:
+        for module, attributes in kept:
+            vars(module).update(attributes)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ._files import read_tensors, write_tensors
 from ._text import did_you_mean
+from ._weights import cure_of_computed
 from ._wrapped import name_inside, unwrapped
 from .errors import InputError
 
@@ -138,10 +139,7 @@ def _check_target(key: str, module: nn.Module, target: str, mask: Tensor, parame
     if not isinstance(tensor, Tensor):
         raise InputError(f"masks: {key} is no parameter of the model; give masks of weights and biases only")
     if parameters_only and module._parameters.get(target) is None:
-        raise InputError(
-            f"masks: {key} is computed from other parameters (a parametrization, weight_norm or another pruner's hook);"
-            " remove that first"
-        )
+        raise InputError(f"masks: {key} is computed from other parameters {cure_of_computed(module, target)}")
     if tensor.shape != mask.shape:
         raise InputError(f"masks: {key} is {tuple(mask.shape)}, and the parameter is {tuple(tensor.shape)}")
 

@@ -17,6 +17,16 @@ def test_logits_are_found_by_their_name_or_as_the_only_matrix() -> None:
     assert logits_of((torch.zeros(3, 2), LOGITS, torch.zeros(2, 3, dtype=torch.int64)), 2) is LOGITS
 
 
+def test_a_batch_of_one_image_beside_a_loss() -> None:
+    assert logits_of((torch.tensor(0.5), LOGITS[:1]), 1).shape == (1, 3)
+
+
+def test_of_many_parts_six_are_listed() -> None:
+    with pytest.raises(ValueError, match=r"5: \(2, 7\), and 3 more\); set output=") as raised:
+        logits_of([torch.zeros(2, width) for width in range(2, 11)], 2)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("choice", [1, -1, "1", "-1"])
 def test_a_part_is_chosen_by_index(choice: int | str) -> None:
     assert logits_of((torch.zeros(2, 5), LOGITS), 2, choice) is LOGITS
@@ -39,7 +49,20 @@ def test_the_dimension_of_a_single_image_may_be_missing(shape: tuple[int, ...]) 
     assert torch.equal(logits_of(LOGITS[0], 1), LOGITS[:1])
 
 
-@pytest.mark.parametrize("found", [torch.zeros(3), torch.zeros(1, 2), torch.zeros(2, 3, 4), 7, (), torch.zeros(())])
+@pytest.mark.parametrize(
+    "found",
+    [
+        (torch.zeros(2), 3),
+        torch.zeros(3),
+        torch.zeros(1, 2),
+        None,
+        LOGITS.to(torch.cfloat),
+        torch.zeros(2, 3, 4),
+        7,
+        (),
+        torch.zeros(()),
+    ],
+)
 def test_anything_else_is_refused_in_one_line(found: object) -> None:
     with pytest.raises(ValueError, match=r"the model returns .* for 2 images; return logits") as raised:
         logits_of(found, 2)

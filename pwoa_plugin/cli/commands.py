@@ -116,6 +116,7 @@ class Prune(Command):
     key: Annotated[str | None, Option(help="replaces model.key: of the state dict in a checkpoint with several")] = None
     arch: Annotated[str | None, Option(help="replaces model.arch; may be your package.module:function")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...; replaces the config's device")] = None
+    output: Annotated[str | None, Option(help="replaces output: index or key of the logits in what is returned")] = None
     set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
     quiet: Quiet = False
@@ -167,7 +168,7 @@ class Prune(Command):
                 changes[name] = parse_yaml(value)
             except YAMLError as error:
                 raise ConfigError(f"--set {text}: {error}") from None
-        for name in ("seed", "device"):
+        for name in ("seed", "device", "output"):
             if (value := getattr(self, name)) is not None:
                 changes[name] = value
         if self.checkpoint is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._section import Section
-from .._wrapped import unwrapped
+from .._wrapped import deep_copy, unwrapped
 
 
 class DistillationConfig(Section):
@@ -44,7 +43,7 @@ class DistillationConfig(Section):
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """The teacher: a deep copy in eval mode, without gradients, of the network inside its wrappers."""
-    teacher = copy.deepcopy(unwrapped(model, adapters=False)).eval().requires_grad_(False)
+    teacher = deep_copy(unwrapped(model, adapters=False)).eval().requires_grad_(False)
     for parameter in teacher.parameters():
         parameter.grad = None
     return teacher

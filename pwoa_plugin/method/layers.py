@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from .._text import did_you_mean
-from .._weights import is_weighted
+from .._weights import cure_of_computed, is_weighted
 from ..errors import InputError
 from .sparsity import SparsitySet
 
@@ -49,8 +49,8 @@ def prunable_layers(
     for name, module in chosen.items():
         weight = module._parameters.get("weight")
         if weight is None:
-            made_by, cure = _computed_by(module)
-            raise InputError(f"{name}: its weight is computed from others ({made_by}); {cure}, or exclude the layer")
+            cure = cure_of_computed(module)
+            raise InputError(f"{name}: its weight is computed from others {cure}, or exclude the layer")
         if is_lazy(weight):
             raise InputError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
         other = owners.setdefault(weight, name)
@@ -60,20 +60,6 @@ def prunable_layers(
                 f"or exclude {name}"
             )
     return chosen
-
-
-def _computed_by(module: nn.Module) -> tuple[str, str]:
-    """What computes a layer's weight, and how to keep the result."""
-    if hasattr(module, "parametrizations"):
-        return "a parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight')"
-    for part, made_by, cure in (
-        ("weight_mask", "torch.nn.utils.prune", "call torch.nn.utils.prune.remove(layer, 'weight')"),
-        ("weight_g", "weight_norm", "call torch.nn.utils.remove_weight_norm(layer)"),
-        ("weight_u", "spectral_norm", "call torch.nn.utils.remove_spectral_norm(layer)"),
-    ):
-        if hasattr(module, part):
-            return made_by, cure
-    return "another compressor's wrapper, or a hook", "remove that first"
 
 
 def _matching(field: str, patterns: Sequence[str], layers: Mapping[str, nn.Module]) -> set[str]:

@@ -22,7 +22,7 @@ from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
 from .._weights import is_weighted
-from .._wrapped import unwrapped
+from .._wrapped import hookable, unwrapped
 from ..errors import InputError
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
 from .hidden import (
@@ -164,7 +164,7 @@ class PwoALoss(nn.Module):
     def check_student(self, student: nn.Module) -> None:
         """InputError if hidden layers cannot be read, or named ones do not exist; the first call checks this, too."""
         if self._looks_inside:
-            check_readable(student)
+            check_readable(hookable(student))
         if self.hsic.layers != "auto":
             check_names(student, self.hsic.layers)
 
@@ -220,7 +220,8 @@ class PwoALoss(nn.Module):
         """The loss of a batch; the first hundred batches are checked.
 
         Args:
-            student: the network to train, on the teacher's device, with or without ``DistributedDataParallel``.
+            student: the network to train, on the teacher's device, also in ``DistributedDataParallel``; what
+                ``torch.compile`` made of it runs uncompiled where hidden layers are read.
             x: natural images ``(N, C, H, W)``, on any device: floats in ``pixel_range``, or uint8, which are scaled.
             y: labels, integers ``(N,)`` or one-hot; needed only if ``hsic.lambda_y`` is above 0.
 
@@ -231,6 +232,8 @@ class PwoALoss(nn.Module):
             InputError: images, labels, teacher or student cannot be used.
         """
         device = self.device
+        if self._looks_inside:
+            student = hookable(student)
         if self.distillation.gradient_weight > 0 and getattr(student, "static_graph", False):
             raise InputError(
                 f"distillation.gradient_weight={self.distillation.gradient_weight:g} does not go with "

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
 
 from .._logits import Output, logits_of
 from .._modes import modes_kept, train_mode
 from .._random import seeded
-from .._text import one_line
+from .._text import named, one_line
+from .._wrapped import deep_copy
 from ..errors import InputError
 from .distillation import gradient_loss
 
@@ -59,6 +58,10 @@ def try_training_mode(student: nn.Module, images: Tensor, output: Output = None)
             answer = student(images[:2].clone())
     except (RuntimeError, ValueError):  # such as BatchNorm's of few images: training says so where it matters
         return
+    except Exception as error:
+        raise InputError(
+            f"the model fails in training mode ({named(error)}); let forward(x) return logits there, too"
+        ) from error
     finally:
         for module, buffers in kept:
             module._buffers.update(buffers)
@@ -70,7 +73,7 @@ def try_training_mode(student: nn.Module, images: Tensor, output: Output = None)
 
 def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float, output: Output = None) -> None:
     """InputError that names ``distillation.gradient_weight``, unless a copy of the network is twice differentiable."""
-    student = copy.deepcopy(teacher)
+    student = deep_copy(teacher)
     for parameter in student.parameters():
         parameter.requires_grad_(parameter.is_floating_point())
     try:

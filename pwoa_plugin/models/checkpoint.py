@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .._files import near_name, read_tensors
+from .._text import did_you_mean
 from .._wrapped import unwrapped
 from ..errors import InputError
 from .normalisation import normalisation_of
@@ -79,13 +80,25 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
     loaded = _load(_resolve(name), name)
     if key is None:
         return _find_state_dict(loaded, name)
-    for step in key.split("."):
-        if not isinstance(loaded, Mapping) or step not in loaded:
-            there = _first([str(each) for each in loaded]) if isinstance(loaded, Mapping) else type(loaded).__name__
-            raise CheckpointError(f"checkpoint {name!r} has no {key!r}, but {there or 'nothing'}; give model.key so")
-        loaded = loaded[step]
-    found, notes = _find_state_dict(loaded, name)
+    found, notes = _find_state_dict(_at_key(loaded, key, name), name)
     return Checkpoint(found, (f"took the weights from {key!r}", *notes))
+
+
+def _at_key(loaded: Any, key: str, name: str) -> Any:
+    """What a file has at a key, dotted where nested; of tensors by name those that begin with it."""
+    place, steps = loaded, key.split(".")
+    for i, step in enumerate(steps):
+        if not isinstance(place, Mapping):
+            break
+        rest = ".".join(steps[i:])
+        if rest in place:  # a key may have dots
+            return place[rest]
+        if below := {str(each)[len(rest) + 1 :]: place[each] for each in place if str(each).startswith(f"{rest}.")}:
+            return below
+        place = place.get(step)
+    there = [str(each) for each in loaded] if isinstance(loaded, Mapping) else []
+    hint = did_you_mean(key, there, f"it has {_first(there) or 'no keys'}")
+    raise CheckpointError(f"checkpoint {name!r} has no {key!r}{hint}; model.key (--key) names where the weights are")
 
 
 def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | None = None) -> tuple[str, ...]:
@@ -241,7 +254,7 @@ def _find_state_dict(loaded: Any, name: str) -> Checkpoint:
         known = [key for key in _WEIGHT_KEYS if key in nested]
         tensors = {key: value for key, value in loaded.items() if isinstance(key, str) and isinstance(value, Tensor)}
         if tensors and not known:
-            also = f"; also there and not used: {_first(unused)}" if unused else ""
+            also = f"; also there and not used: {_first(unused)} (model.key chooses)" if unused else ""
             return Checkpoint(tensors, (f"took the weights from {'.'.join(way)!r}{also}",) if way else ())
         if not known and len(nested) != 1:
             keys = _first([str(key) for key in loaded]) or "nothing"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._pixels import per_channel
+from .._wrapped import unwrapped
 from ..errors import InputError
 
 
@@ -50,11 +51,11 @@ def normalise_inputs(model: nn.Module, mean: Sequence[float], std: Sequence[floa
     if not all(value > 0 for value in added.std):
         raise InputError(f"model.std={added.std} is not positive; give the standard deviation of each channel")
     # Prepended, so that other hooks see the same input as the layers.
-    model.register_forward_pre_hook(added, prepend=True)
+    unwrapped(model).register_forward_pre_hook(added, prepend=True)
     return model
 
 
 def normalisation_of(model: nn.Module) -> Normalisation | None:
     """The normalisation that `normalise_inputs` added, or None."""
-    hooks = model._forward_pre_hooks.values()
+    hooks = unwrapped(model)._forward_pre_hooks.values()
     return next((hook for hook in hooks if isinstance(hook, Normalisation)), None)

@@ -18,7 +18,9 @@ from typing import Any
 
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from .._weights import cure_of_computed, is_weighted
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS, LayerAllocation
 from ..method.gradual import Budget
@@ -63,6 +65,7 @@ def read_config_list(
         )
     register_settings(model)
     entries = read_entries(model, config_list, allocation)
+    _warn_of_parametrized(model, config_list)
     decide(model, entries, wrappers or {})
     found: dict[str, PrunedParameter] = {}
     for entry in entries:
@@ -74,6 +77,18 @@ def read_config_list(
         if (key := _key(name, parameter)) in found
     }
     return [entry.config for entry in entries], ordered
+
+
+def _warn_of_parametrized(model: nn.Module, config_list: list[dict[str, Any]]) -> None:
+    """Log layers that ``op_types`` leaves out: a parametrized layer is of a class of its own."""
+    for name, module in model.named_modules():
+        if not is_weighted(module) or not parametrize.is_parametrized(module, "weight"):
+            continue
+        kind = type(module).__bases__[0].__name__
+        for i, entry in enumerate(config_list):
+            if kind in (entry.get("op_types") or ()) and name not in (entry.get("exclude_op_names") or ()):
+                cure = cure_of_computed(module)
+                _logger.warning("config_list[%d]: %s stays dense: its weight is computed from others %s", i, name, cure)
 
 
 def _key(module: str, parameter: str) -> str:

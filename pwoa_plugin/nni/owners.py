@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from nni.compression.base.wrapper import ModuleWrapper
 from torch import nn
 
+from .._weights import cure_of_computed
 from ..errors import InputError
 from .entries import Entry, Key, with_ratio
 
@@ -89,10 +90,8 @@ def _check_parameter(model: nn.Module, where: str, name: str, target: str) -> No
     """Refuse what NNI's wrappers would silently get wrong."""
     parameter = model.get_submodule(name)._parameters.get(target)
     if parameter is None:
-        raise InputError(
-            f"{where}: {target} of {name} is computed from others (a parametrization, weight_norm); remove that first, "
-            "or exclude the layer"
-        )
+        cure = cure_of_computed(model.get_submodule(name), target)
+        raise InputError(f"{where}: {target} of {name} is computed from others {cure}, or exclude the layer")
     if not parameter.requires_grad:
         raise InputError(f"{where}: {target} of {name} has requires_grad=False; set it to True, or exclude the layer")
     names = [n for n, value in model.named_parameters(remove_duplicate=False) if value is parameter]

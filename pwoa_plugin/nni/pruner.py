@@ -231,7 +231,7 @@ class PwoAPruner(PwoACompressor, Pruner):
             InputError: they are another model's, of layers that this pruner does not prune, or, unless it has pruned
                 them before, not of all layers that it prunes.
         """
-        check_masks(self.bound_model, masks)
+        masks = check_masks(self.bound_model, masks)
         wrappers = self._module_wrappers
         for name, targets in masks.items():
             spaces = wrappers[name].pruning_target_spaces if name in wrappers else {}

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._devices import check_on_device
+from .._logits import parts_of
 from .._text import named
 from ..errors import InputError
 
@@ -84,10 +85,10 @@ def largest_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> f
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists and dicts."""
-    found: list[Tensor] = []
-    map_tensors(found.append, value)
-    return found
+    """All tensors in nested tuples, lists, dicts and objects (dataclasses, say)."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for _, part in parts_of(value) for tensor in tensors_of(part)]
 
 
 def map_tensors(change: Callable[[Tensor], Any], value: Any) -> Any:

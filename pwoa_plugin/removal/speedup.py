@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .._text import named
-from .._wrapped import unwrapped
+from .._wrapped import deep_copy, unwrapped
 from ..errors import InputError
 from ..masks import bake, check_masks
 from ..method.constants import SAMPLES, ConstantChannels, find_constant_channels
@@ -146,12 +146,12 @@ def _runnable_copy(
     model: nn.Module, masks: Mapping[str, Mapping[str, Tensor]], example_inputs: Any
 ) -> tuple[nn.Module, Any]:
     """A copy of the masked model, and inputs for it, in float64 if it runs so."""
-    work = copy.deepcopy(model).eval()
+    work = deep_copy(model).eval()
     bake(work, masks)
     inputs = map_tensors(lambda tensor: tensor.detach().clone(), example_inputs)
     with torch.no_grad():
         try:
-            double = copy.deepcopy(work).double()
+            double = deep_copy(work).double()
             doubled = map_tensors(lambda x: x.double() if x.is_floating_point() else x, inputs)
             call(double, doubled)
             work, inputs = double, doubled

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .._modes import modes_kept
 from .._text import named
+from .._wrapped import forget_graphs
 from ..errors import InputError
 from .inputs import Forward, call, described, forward_saying_where, map_tensors, tensors_of
 
@@ -156,6 +157,7 @@ def traceable(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter, asked in before.items():
             parameter.requires_grad_(asked)
+        forget_graphs(model)
 
 
 @contextlib.contextmanager

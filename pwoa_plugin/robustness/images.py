@@ -22,12 +22,14 @@ class Images(NamedTuple):
         labels: ``(N,)`` int64, on the CPU.
         width: number of columns of one-hot labels; None where labels were given as integers.
         notes: what reading did to the pixels, for the report.
+        floats: what the labels were, if they were given as floats of 0 and 1.
     """
 
     pixels: Tensor
     labels: Tensor
     width: int | None = None
     notes: tuple[str, ...] = ()
+    floats: str = ""
 
     def drawn(self, n: int, seed: int) -> Images:
         """``n`` of the images, drawn by class; the same seed draws the same ones. All keep their order."""
@@ -38,12 +40,12 @@ class Images(NamedTuple):
 
     def check_classes(self, n_classes: int) -> None:
         """Check that the labels are classes of a model with ``n_classes`` logits."""
-        check_classes(Labels(self.labels, self.width), n_classes, "data")
+        check_classes(Labels(self.labels, self.width, self.floats), n_classes, "data")
 
 
 def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
     """All images and labels, in the order they come; ``data`` as `evaluate` takes it."""
-    images, labels, width = [], [], None
+    images, labels, width, floats = [], [], None, ""
     notes: dict[str, None] = {}
     for number, (x, y) in enumerate(raw_batches(data, "data", _BATCH)):
         if y is None:
@@ -52,7 +54,7 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
             notes[note] = None
         pixels = as_images(x, pixel_range, "data")
         found = as_labels(y, len(pixels), "data")
-        width = found.width or width
+        width, floats = found.width or width, found.floats or floats
         images.append(pixels.detach().to("cpu", torch.float32))
         labels.append(found.classes.detach().to("cpu"))
     if not images:
@@ -62,4 +64,4 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
     # Contiguous, since pyautoattack views gradients as rows.
     whole = torch.cat(images).contiguous()
     check_contrast(float(whole.max()), pixel_range, "data")
-    return Images(whole, torch.cat(labels), width, tuple(notes))
+    return Images(whole, torch.cat(labels), width, tuple(notes), floats)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from .._files import read_bytes
+from .._logits import Output
 from .._pixels import positive_pixels
 from .._section import Section
 from .._text import did_you_mean, one_line
@@ -72,6 +73,7 @@ class Protocol(Section):
         norm: of the ball, where the protocol is for one; else None.
         eps: radius in pixel units, where the protocol is for one; else None.
         sample: how many images to judge at most, drawn by class; None is all.
+        output: which part of what a model returns has the logits; see `JudgeSettings`.
     """
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
@@ -83,6 +85,7 @@ class Protocol(Section):
     norm: Norm | None = None
     eps: Pixels | None = None
     sample: Count | None = None
+    output: Output = None
 
     def loaded(self) -> Self:
         """The protocol, with the code of your own attacks imported. This runs that code."""
@@ -97,9 +100,9 @@ def load_protocol(protocol: str | os.PathLike[str] | Protocol) -> Protocol:
 
     Args:
         protocol: ``quick``, ``paper``, ``standard``; or a YAML file with ``name``, ``version`` and ``attacks``, and
-            optionally ``extends`` (a protocol whose attacks come first), ``norm``, ``eps`` and ``sample``. An attack
-            is a name, such as ``PGD-40`` or ``art:DeepFool``, or ``{attack: PGD, steps: 40, restarts: 5}``. Your own
-            code, ``package.module:Class``, is imported when an evaluation is set up, not here.
+            optionally ``extends`` (a protocol whose attacks come first), ``norm``, ``eps``, ``sample`` and ``output``.
+            An attack is a name, such as ``PGD-40`` or ``art:DeepFool``, or ``{attack: PGD, steps: 40, restarts: 5}``.
+            Your own code, ``package.module:Class``, is imported when an evaluation is set up, not here.
 
     Raises:
         InputError: there is none of that name, or the file is not a protocol; one line names the field.

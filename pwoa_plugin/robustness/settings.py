@@ -12,6 +12,7 @@ import torch
 from pydantic import BeforeValidator, ConfigDict, model_validator
 
 from .._devices import check_device
+from .._logits import Output
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
@@ -110,7 +111,7 @@ class JudgeSettings(Section):
     pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
     mean: PerChannel | None = None
     std: PerChannel | None = None
-    output: int | str | None = None
+    output: Output = None
     alarms: bool = True
     curve: Annotated[tuple[Annotated[float, BeforeValidator(_radius_of_curve)], ...], _Listed] = ()
     curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")
@@ -132,7 +133,7 @@ class JudgeSettings(Section):
             how = Protocol(name="custom", version=1, attacks=given.pop("attacks"))
         else:
             how = load_protocol(given.get("protocol", protocol))
-        of_protocol = {name: getattr(how, name) for name in ("norm", "eps") if getattr(how, name) is not None}
+        of_protocol = {name: getattr(how, name) for name in ("norm", "eps", "output") if getattr(how, name) is not None}
         fields = {"norm": "Linf", **otherwise, **of_protocol, **given, "protocol": how}
         if fields.get("eps") is None:
             raise InputError("eps is missing; give the radius in pixel units, such as 8/255")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import statistics
 import time
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from .._checked import Amount, Measure, Record
 from .._text import one_line
+from .._wrapped import deep_copy
 
 _logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def cost_report(dense: nn.Module, pruned: nn.Module, image: Tensor) -> CostRepor
     """
     import torch_pruning as tp  # not at the top: reports are read without it
 
-    dense, pruned = (copy.deepcopy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
+    dense, pruned = (deep_copy(model).eval().to(memory_format=torch.contiguous_format) for model in (dense, pruned))
     latency: dict[str, tuple[float | None, ...]] = {}
     for batch in _BATCHES:
         try:

@@ -7,6 +7,7 @@ from torch.nn.parameter import is_lazy
 
 from .._checked import Amount, Measure, Record
 from .._weights import is_weighted, same_memory
+from .._wrapped import unwrapped
 from ..errors import InputError
 from ..pages import Table
 
@@ -89,7 +90,7 @@ def size_report(model: nn.Module) -> SizeReport:
     stored = parameters | {same_memory(tensor): tensor for tensor in model.buffers()}
     layers: list[LayerSize] = []
     first: dict[object, str] = {}
-    for name, module in model.named_modules():
+    for name, module in unwrapped(model).named_modules():
         if is_weighted(module):
             weight = module.weight.detach()
             memory = same_memory(weight)

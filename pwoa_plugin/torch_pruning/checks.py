@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch_pruning.ops import OPTYPE
 
 from .._text import did_you_mean, short
-from .._weights import is_weighted
+from .._weights import cure_of_computed, is_weighted
 from ..errors import InputError
 from .coupling import Coupling
 
@@ -120,9 +120,9 @@ def check_reached(
                 f"neighbours; remove it (torchvision: aux_logits=False), or list it in {fields.ignored}"
             )
         if not isinstance(module._parameters.get("weight"), nn.Parameter):
+            cure = cure_of_computed(module)
             raise InputError(
-                f"{name}: its weight is computed from others (a parametrization or weight_norm); remove that first, "
-                f"or list the layer in {fields.ignored}"
+                f"{name}: its weight is computed from others {cure}, or list the layer in {fields.ignored}"
             )
 
 
@@ -152,8 +152,14 @@ def _reasons_to_keep(coupling: Coupling, users: Mapping[int, Sequence[str]]) -> 
                 f"{coupling.root}, whose channels it has, in"
             )
     for item in coupling.group:
+        name, module = item.dep.target.name.split(" (")[0], item.dep.target.module
+        for target in ("weight", "bias") if isinstance(module, nn.Module) else ():
+            if cure := cure_of_computed(module, target):
+                yield (
+                    f"{name}: its {target} is computed from others {cure}, or list "
+                    f"{coupling.root}, whose channels it has, in"
+                )
         if item.dep.target.type == OPTYPE.LSTM:
-            name = item.dep.target.name.split(" (")[0]
             yield (
                 f"{name}: an LSTM that reads fewer channels is not supported; list {coupling.root}, which it reads, in"
             )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib.util
 import io
 import logging
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from .._files import replaced_whole
 from .._text import named
-from .._wrapped import unwrapped
+from .._wrapped import deep_copy, unwrapped
 from ..errors import InputError, missing
 from ..removal.inputs import call_saying_where, check_model, largest_difference, map_tensors, tensors_of
 
@@ -49,7 +48,7 @@ def export_onnx(
     if absent:
         raise missing("export_onnx", ", ".join(absent), "onnx")
     check_model(model := unwrapped(model))
-    twin = copy.deepcopy(model).eval()
+    twin = deep_copy(model).eval()
     inputs = map_tensors(Tensor.detach, example_inputs)
     with torch.no_grad():
         expected = tensors_of(call_saying_where(twin, inputs))

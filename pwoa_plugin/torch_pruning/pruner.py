@@ -16,7 +16,7 @@ from .._modes import modes_kept
 from .._random import seeded
 from .._section import as_section
 from .._weights import is_weighted
-from .._wrapped import unwrapped
+from .._wrapped import network_or_ddp
 from ..config import ADMMConfig, ConfigError, PwoAConfig
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS
@@ -119,11 +119,16 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         **options: Any,
     ) -> None:
         # Not BasePruner's own __init__: that of the planner traces the model.
+        model = network_or_ddp(model)
         if isinstance(model, DistributedDataParallel):
             raise InputError(
                 "model is a DistributedDataParallel, which would hold the old parameters; prune, then wrap"
             )
-        check_model(model := unwrapped(model))
+        check_model(model)
+        if "output" in options:
+            raise InputError(
+                "output: every output keeps its channels; give output= to PwoALoss, or set it in the config"
+            )
         options = {name: value for name, value in options.items() if value is not None}
         ratio = 0.5 if pruning_ratio is None else pruning_ratio
         allocation, fields = None, Fields()

@@ -6,7 +6,6 @@ example inputs. The removals are repeated on a fresh network before the tensors 
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections import OrderedDict
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from .._files import read_tensors, write_tensors
 from .._modes import modes_kept
 from .._text import one_line
-from .._wrapped import unwrapped
+from .._wrapped import deep_copy, unwrapped
 from ..errors import InputError
 from ..removal.inputs import call, call_saying_where, check_model
 from ..removal.trace import Tracing
@@ -88,7 +87,7 @@ def load_pruned(
     path = os.fspath(path)
     removals, form = _read_header(header, path)
     memo: dict[int, Any] = {}
-    small = copy.deepcopy(model, memo)
+    small = deep_copy(model, memo)
     for name, tensor in model.state_dict().items():
         if name in tensors and tensors[name].dtype != tensor.dtype:
             raise InputError(

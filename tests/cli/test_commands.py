@@ -431,6 +431,41 @@ def test_a_network_of_ones_own_needs_no_placeholder_in_the_file(
     assert pwoa("evaluate", "a", *judged, "--out", "b")[0] == 0
 
 
+FACES = """
+from pwoa_plugin.models import LeNet
+
+class Faces(LeNet):
+    def forward(self, x):
+        logits = super().forward(x)
+        return logits.repeat(1, 2), logits
+"""
+
+
+def test_output_and_key_choose_on_the_command_line(
+    pwoa: Run, config_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("faces.py").write_text(FACES)
+    trained = robust_lenet().state_dict()
+    torch.save({"state_dict": {name: value * 0 for name, value in trained.items()}, "ema": trained}, "both.pt")
+    own = ["--arch", "faces:Faces", "--key", "ema"]
+    prune = ["prune", config_file, "--out", "a", "--checkpoint", "both.pt", *own]
+    status, _, err = pwoa(*prune)
+    assert status == 2
+    assert "several tensors that may be logits (0: (2, 20), 1: (2, 10)); set output=" in err
+    assert not Path("a").exists()
+    assert pwoa(*prune, "--output", 1, "--quiet")[0] == 0
+    assert "output: 1\n" in Path("a/config.yaml").read_text()
+    judge = ["--attacks", "FGSM", "--images", 20, "--eps", 0.1, "--quiet"]
+    assert pwoa("evaluate", "a", *own[:2], *judge)[0] == 0
+    status, _, err = pwoa("compare", "both.pt", "a", *own, "--data", "mnist-sample", *judge, "--output", "3")
+    assert status == 2
+    assert "output=3: the model returns a tuple" in err
+    status, out, _ = pwoa("compare", "both.pt", "a", *own, "--data", "mnist-sample", *judge)
+    assert status == 0
+    assert "a is not told apart from both" in out
+
+
 def test_the_pruned_file_loads_into_ones_own_module(finished: Path) -> None:
     model = robust_lenet()
     model.load_state_dict(load_file(finished / "pruned.safetensors"))

@@ -146,7 +146,7 @@ def test_what_hooks_do_not_see_is_refused(trained: nn.Module, images: tuple[Tens
     loss = PwoALoss(trained, eps=0.1)
     for call in (
         lambda: check_readable(compiled),
-        lambda: loss(compiled, *images),
+        lambda: loss(nn.Sequential(compiled), *images),
         lambda: PwoAPruner(nn.Sequential(compiled), PwoAConfig(sparsity=0.5, train_loader=images)),
     ):
         with pytest.raises(ValueError, match=said):

@@ -234,7 +234,7 @@ def test_entries_beside_the_weights_are_ignored(tmp_path: Path, net: Net, source
     beside = {"args": argparse.Namespace(lr=0.1), "best": np.float32(0.5), "losses": np.arange(3.0)}
     torch.save({"state_dict": source, "ema": source, **beside}, tmp_path / "a.pt")
     assert load_checkpoint(net, tmp_path / "a.pt") == (
-        "took the weights from 'state_dict'; also there and not used: 'ema'",
+        "took the weights from 'state_dict'; also there and not used: 'ema' (model.key chooses)",
     )
     assert same(net.state_dict(), source)
 
@@ -410,8 +410,18 @@ def test_a_key_chooses_between_weights(net: Net, source: State, tmp_path: Path) 
     assert torch.equal(net.fc.weight, source["fc.weight"])
     load_checkpoint(net, file, key="ema.shadow")
     assert torch.equal(net.fc.weight, ema["fc.weight"])
-    with pytest.raises(CheckpointError, match=r"has no 'swa', but state_dict, ema; give model.key"):
+    with pytest.raises(CheckpointError, match=r"has no 'swa'; it has state_dict, ema; model.key \(--key\) names"):
         load_checkpoint(net, file, key="swa")
+    with pytest.raises(CheckpointError, match=r"has no 'state_dit'; did you mean state_dict\?"):
+        load_checkpoint(net, file, key="state_dit")
+
+
+@pytest.mark.parametrize("key", ["ema.model", "ema"])
+def test_a_key_may_have_dots_or_begin_the_names(net: Net, source: State, tmp_path: Path, key: str) -> None:
+    beside = {f"ema.{name}": value for name, value in source.items()} | Net().state_dict()
+    torch.save({"ema.model": source, "state_dict": Net().state_dict()} if "." in key else beside, tmp_path / "both.pt")
+    load_checkpoint(net, tmp_path / "both.pt", key=key)
+    assert torch.equal(net.fc.weight, source["fc.weight"])
 
 
 @pytest.mark.parametrize("wrap", [nn.DataParallel, torch.optim.swa_utils.AveragedModel, torch.compile])

@@ -33,6 +33,7 @@ extends: quick
 norm: L2
 eps: 51/255
 sample: 40
+output: head.1
 attacks:
   - CW-5
   - {attack: PGD, steps: 7, restarts: 2, name: twice}
@@ -58,6 +59,7 @@ def test_a_file_extends_a_protocol_and_the_report_says_so(
     assert protocol.attacks[4].parameters(SETTINGS) == {"version": "custom", "attacks": ["square"], "queries": 20}
     report = evaluate(model, held_out, protocol=path, progress=False, alarms=False)
     config = report.config
+    assert config.output == "head.1"  # of no effect on a tensor
     assert (config.protocol, config.protocol_version, config.norm, config.n_images) == ("mine", 3, "L2", 40)
     assert config.eps == pytest.approx(0.2)
     other = evaluate(model, held_out, protocol=path, norm="Linf", eps=0.05, sample=30, progress=False, alarms=False)

@@ -183,6 +183,10 @@ class TestADMM:
 
 
 class TestRefused:
+    def test_output_which_belongs_to_the_loss(self, small: nn.Module) -> None:
+        with pytest.raises(ValueError, match="output: every output keeps its channels; give output= to PwoALoss"):
+            PwoAGroupPruner(small, torch.rand(2, 1, 8, 8), output=1)
+
     @pytest.mark.parametrize(
         ("inputs", "match"),
         [

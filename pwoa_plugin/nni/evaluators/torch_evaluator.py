@@ -16,7 +16,17 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, OneCycleLR
 from torch.utils._pytree import tree_map
 
-from ..._data import dims, float_images, is_whole, refuse_no_batches, retold, samples_of, tensor_of
+from ..._data import (
+    as_labels,
+    check_classes,
+    dims,
+    float_images,
+    is_whole,
+    refuse_no_batches,
+    retold,
+    samples_of,
+    tensor_of,
+)
 from ..._logits import Output, logits_of, part_of
 from ..._modes import modes_kept, single_image_explained, train_mode
 from ..._wrapped import network_or_ddp
@@ -139,7 +149,12 @@ class _OwnLoss:
             if y is not None:
                 x, y = _pixels(x, model), _classes(y, model)
                 if self.loss is F.cross_entropy:
-                    return self.loss(logits_of(model(x), len(x), self.output), y)
+                    logits = logits_of(model(x), len(x), self.output)
+                    if y.shape[1:] == (1,) or (y.dim() == 1 and y.is_floating_point()):
+                        labels = as_labels(y, len(x), "train_loader")
+                        check_classes(labels, logits.shape[1], "train_loader")
+                        y = labels.classes
+                    return self.loss(logits, y)
                 return self.loss(part_of(model(x), self.output), y)  # may want one logit, or several outputs
         return torch.zeros((), device=next(model.parameters()).device)
 
