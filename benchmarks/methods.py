@@ -95,10 +95,15 @@ class Task:
         PwoAPruner(model, config(**common | own | self.fields)).compress()
 
 
-def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss) -> None:
-    """Train under masks with Adam, its rate falling to 0 as a cosine."""
+def train(
+    model: nn.Module,
+    task: Task,
+    loss: Loss,
+    after_step: Callable[[], None],
+    after_epoch: Callable[[], None] = lambda: None,
+) -> None:
+    """Train with Adam, its rate falling to 0 as a cosine."""
     loader = task.loader()
-    weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
     optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
     device = next(model.parameters()).device
@@ -111,40 +116,41 @@ def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss
                 value.backward()
                 optimizer.step()
                 scheduler.step()
-                with torch.no_grad():
-                    for name, mask in masks.items():
-                        weights[name].mul_(mask)
+                after_step()
+            after_epoch()
     model.eval()
+
+
+def fine_tune(model: nn.Module, masks: dict[str, Tensor], task: Task, loss: Loss) -> None:
+    """Train under masks."""
+    weights = {name: layer.get_parameter("weight") for name, layer in prunable_layers(model, None, ()).items()}
+
+    @torch.no_grad()
+    def hold() -> None:
+        for name, mask in masks.items():
+            weights[name].mul_(mask)
+
+    train(model, task, loss, hold)
 
 
 def tune_gradually(model: nn.Module, task: Task, loss: Loss) -> None:
-    """Train while LAMP's cuts prune over the first half, as in our default; Adam, its rate falling to 0 as a cosine."""
-    loader = task.loader()
+    """Train while LAMP's cuts prune over the first half, as in our default."""
     target = mask_target(model, task.sparsity, allocation="lamp")
     target.begin()
-    cutting = task.epochs // 2 * len(loader)
+    per_epoch = len(task.loader())
+    cutting = task.epochs // 2 * per_epoch
     schedule = Schedule(
-        target, [GradualPhase(target, GradualConfig(), cutting)], tuning=task.epochs * len(loader) - cutting
+        target, [GradualPhase(target, GradualConfig(), cutting)], tuning=task.epochs * per_epoch - cutting
     )
-    optimizer = torch.optim.Adam(model.parameters(), lr=task.lr)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, task.epochs * len(loader))
-    device = next(model.parameters()).device
-    with seeded(task.seed):
-        schedule.start()
-        for _ in range(task.epochs):
-            for x, y in loader:
-                model.train()
-                value = loss(model, x.to(device), y.to(device))
-                optimizer.zero_grad()
-                value.backward()
-                optimizer.step()
-                scheduler.step()
-                schedule.after_step()
-                while schedule.due:
-                    schedule.advance()
-            watch(model, task)
-        schedule.finish()
-    model.eval()
+
+    def after_step() -> None:
+        schedule.after_step()
+        while schedule.due:
+            schedule.advance()
+
+    schedule.start()
+    train(model, task, loss, after_step, lambda: watch(model, task))
+    schedule.finish()
 
 
 def watch(model: nn.Module, task: Task) -> None:

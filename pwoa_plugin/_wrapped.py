@@ -49,8 +49,12 @@ def network_or_ddp(model: nn.Module) -> nn.Module:
 
 def hookable(model: nn.Module) -> nn.Module:
     """The model; where it is compiled, the network inside its wrappers, for ``torch.compile`` ignores later hooks."""
-    compiled = any("_orig_mod" in module._modules for module in model.modules())
-    return network_or_ddp(model) if compiled else model
+    return network_or_ddp(model) if has_compiled(model) else model
+
+
+def has_compiled(model: nn.Module) -> bool:
+    """Whether the model, or a part of it, is what ``torch.compile`` made."""
+    return any(hasattr(module, "_orig_mod") for module in model.modules())
 
 
 def name_inside(name: str, known: Any) -> str:

@@ -16,7 +16,7 @@ from .._modes import modes_kept
 from .._random import random_state, set_random_state
 from .._text import did_you_mean, named
 from .._weights import is_weighted
-from .._wrapped import unwrapped
+from .._wrapped import has_compiled, unwrapped
 from ..errors import InputError
 
 _logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ def check_readable(model: nn.Module) -> None:
     """InputError if hooks cannot read hidden layers: the model is compiled, spread over devices, or has no numbers."""
     check_on_device(model)
     # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
-    if any(hasattr(module, "_orig_mod") for module in model.modules()):
+    if has_compiled(model):
         raise InputError(
             "a part of the model is compiled, and its hidden layers cannot be read; give the module that went into "
             "torch.compile (its _orig_mod)"

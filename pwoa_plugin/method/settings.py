@@ -25,7 +25,8 @@ from .sparsity import find_sparsity_set
 
 _logger = logging.getLogger(__name__)
 
-_EPOCHS, _BATCH = 12, 128
+BATCH_SIZE = 128  # by default, where images are not few
+_EPOCHS = 12
 _TEMPERATURE_OF_FEW = 4.0  # kept more than 30 for every seed that 30 served worst: docs/ablations.md, few images
 _LEAST_STEPS = 1500  # fewer cost robustness (docs/ablations.md, few images); 12 epochs of 20,000 images have 1,884
 
@@ -137,7 +138,7 @@ class TrainingConfig(Section):
         """Images in a batch, set or by default; a quarter of few images, so that an epoch has some steps."""
         if self.batch_size is not None:
             return self.batch_size
-        return _BATCH if self.epochs is not None else min(_BATCH, max(16, images // 4))
+        return BATCH_SIZE if self.epochs is not None else min(BATCH_SIZE, max(16, images // 4))
 
     def with_length(self, batches: Batches) -> tuple[Self, int]:
         """This config with ``epochs``, and ``epochs``; InputError if ADMM and gradual pruning are set to be longer."""

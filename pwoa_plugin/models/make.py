@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import os
 import pkgutil
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import nn
 
+from .._own_code import importing_here
 from .._pixels import per_channel
 from .._text import did_you_mean, named
 from ..errors import InputError, memory_for
@@ -85,21 +84,18 @@ def load_architecture(spec: str, *, num_classes: int | None = None, in_channels:
         num_classes: number of logits; None: the function's own default.
         in_channels: channels of an image.
     """
-    here = os.getcwd()
-    sys.path.insert(0, here)
+    offered = {"num_classes": num_classes, "in_channels": in_channels}
     step = "importing it"
     try:
-        function = pkgutil.resolve_name(spec)
-        step = "calling it"
-        parameters = inspect.signature(function).parameters
-        offered = {"num_classes": num_classes, "in_channels": in_channels}
-        model = function(**{name: value for name, value in offered.items() if name in parameters and value is not None})
+        with importing_here():
+            function = pkgutil.resolve_name(spec)
+            step = "calling it"
+            takes = inspect.signature(function).parameters
+            model = function(**{name: value for name, value in offered.items() if name in takes and value is not None})
     except (Exception, SystemExit) as error:
         raise InputError(
             f"arch={spec!r}: {step} fails ({named(error)}); give package.module:function, as mynets.small:SmallNet"
         ) from error
-    finally:
-        sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise InputError(f"arch={spec!r} returns a {type(model).__name__}; it must return a torch.nn.Module")
     return model

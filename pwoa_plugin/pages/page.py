@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._text import visible
-from .text import duration, percent, size_text
+from .text import duration, interval_text, percent, size_text
 
 
 def _finalize(value: Any) -> Any:
@@ -25,4 +25,5 @@ def render(package: str, name: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= {"percent": percent, "size": size_text, "duration": duration}
+    environment.globals["interval"] = interval_text
     return environment.get_template(name).render(**values)

@@ -25,6 +25,7 @@ from ..errors import InputError, PwoAError
 from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
 from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AttackRun, AttackSettings, AutoAttack
+from .attacks.ball import SLACK
 from .attacks.base import OnProgress
 from .attacks.described import json_ready
 from .cost import Meter, announce, cost_text, costs_of
@@ -42,7 +43,6 @@ DEFAULT_ATTACKS = tuple(attack.name for attack in load_protocol("paper").attacks
 
 _BY_GRADIENT = FGSM, PGD, AutoAttack, ARTAutoAttack  # all of them, but for those that say black_box
 _LOOKED_AT = 8  # images, before models are compared
-_SLACK = 1e-5  # of the pixel range: far above float32 rounding, far below a grey level
 
 
 @takes(JudgeOptions)
@@ -340,10 +340,10 @@ def _audit(name: str, images: Tensor, adversarial: Tensor, settings: AttackSetti
     if n_nan := int(adversarial.isnan().flatten(1).any(1).sum()):
         raise RuntimeError(f"{name} returned {n_nan} images with NaN pixels")
     eps, norm, (low, high) = settings.eps, settings.norm, settings.pixel_range
-    slack = _SLACK * (high - low)
+    slack = SLACK * (high - low)
     moved = (adversarial - images).flatten(1).double()
     farthest = float(moved.abs().max() if norm == "Linf" else moved.norm(dim=1).max())
-    if farthest > eps * (1 if norm == "Linf" else 1 + _SLACK) + slack:
+    if farthest > eps * (1 if norm == "Linf" else 1 + SLACK) + slack:
         what, where = ("a pixel", "") if norm == "Linf" else ("an image", " in L2")
         raise RuntimeError(f"{name} moved {what} by {farthest:.8g}{where}, beyond eps={eps:.8g}")
     least, most = float(adversarial.min()), float(adversarial.max())

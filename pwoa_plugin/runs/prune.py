@@ -25,6 +25,7 @@ from ..data import load_training
 from ..errors import InputError, RunError, TrainingError
 from ..method.batches import Batches
 from ..method.callback import Callback
+from ..method.settings import BATCH_SIZE
 from ..method.snapshot import Snapshot
 from ..method.trainer import Trainer
 from ..progress import default_progress
@@ -205,7 +206,7 @@ def _train(
     if validation is not None:
         batches = Batches(
             validation,
-            batch_size=config.batch_size or 128,
+            batch_size=config.batch_size or BATCH_SIZE,
             device=trainer.device,
             dtype=dtype_of(trainer.model),
             pixel_range=config.pixel_range,

@@ -5,9 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
-import os
 import pkgutil
-import sys
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
@@ -15,6 +13,7 @@ from typing import Any
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
+from ..._own_code import importing_here
 from ..._text import did_you_mean, named, short
 from ...errors import InputError
 from .art_attack import ARTAttack
@@ -77,16 +76,13 @@ def imported(spec: str, options: Mapping[str, Any]) -> Attack:
     Raises:
         InputError: it cannot be imported, or is no attack.
     """
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        kind = pkgutil.resolve_name(spec)
+        with importing_here():
+            kind = pkgutil.resolve_name(spec)
     except Exception as error:
         raise InputError(
             f"attacks: importing {spec!r} fails ({named(error)}); give package.module:Class, as myattacks:MyAttack"
         ) from error
-    finally:
-        sys.path.remove(here)
     try:
         return as_attack(kind, options)
     except InputError as error:
