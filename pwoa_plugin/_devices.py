@@ -47,6 +47,12 @@ def check_on_device(model: nn.Module) -> None:
             raise InputError(f"{name} is on the meta device, without numbers; make the model on the CPU and load it")
 
 
+def device_of(model: nn.Module, default: torch.device | str = "cpu") -> torch.device:
+    """Where a network's first parameter is; the default if it has none."""
+    parameter = next(model.parameters(), None)
+    return torch.device(default) if parameter is None else parameter.device
+
+
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The type of images that a network takes: that of its first floating parameter or buffer, else float32.
 

@@ -65,6 +65,11 @@ def generators_seeded() -> Iterator[None]:
         np.random.RandomState, np.random.default_rng = np.random.mtrand.RandomState, _default_rng  # type: ignore[misc]
 
 
+def happens(share: float) -> bool:
+    """True in a random ``share`` of the calls; always, and without a draw, if it is 1."""
+    return share >= 1 or torch.rand(()).item() < share
+
+
 def random_state() -> dict[str, torch.Tensor]:
     """The state of every global generator that `seeded` seeds, as CPU tensors, to be saved in a file."""
     state = {"torch": torch.get_rng_state()}

@@ -127,8 +127,8 @@ class Prune(Command):
         console = set_up_logging(self.quiet, self.json)
         from ..runs.callbacks import Stopped
         from ..runs.files import read_report
+        from ..runs.headline import headline
         from ..runs.prune import prune
-        from ..runs.report import headline
 
         try:
             folder = prune(

@@ -2,6 +2,7 @@
 
 from .._section import ConfigError, Pixels, Section, as_section, fraction
 from ..data.config import DataConfig
+from ..method.adversarial import AdversarialConfig
 from ..method.distillation import DistillationConfig
 from ..method.hsic import HSICConfig
 from ..method.optimizers import OptimizerConfig, ScheduleConfig
@@ -12,6 +13,7 @@ from .pwoa import PwoAConfig
 
 __all__ = [
     "ADMMConfig",
+    "AdversarialConfig",
     "ConfigError",
     "DataConfig",
     "DistillationConfig",

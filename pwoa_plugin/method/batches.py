@@ -65,7 +65,8 @@ class Batches:
         device: of the batches.
         dtype: of the images that come out, the model's.
         pixel_range: ``(low, high)`` of a valid image.
-        labels_because: why labels are needed; None: they are not, and ``y`` is None.
+        labels_because: why labels are needed; None: they are not.
+        reads_labels: read labels where the data has some, needed or not; otherwise ``y`` is None.
         name: of the source in messages.
 
     Attributes:
@@ -85,17 +86,19 @@ class Batches:
         dtype: torch.dtype = torch.float32,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         labels_because: str | None = None,
+        reads_labels: bool = False,
         name: str = "train_loader",
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.pixel_range, self.labels_because = pixel_range, labels_because
+        self._reads_labels = reads_labels or labels_because is not None
         self.classes: int | None = None
         self.read = 0
         self._said: str | None = None
         if is_whole(source):
             x, y = whole_set(source, name)
             size = batch_size if isinstance(batch_size, int) else batch_size(len(x))
-            source = _TensorLoader(x, None if labels_because is None else y, size)
+            source = _TensorLoader(x, y if self._reads_labels else None, size)
         elif (samples := samples_of(source)) is not None:
             if (count := len(samples)) == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
@@ -184,9 +187,9 @@ class Batches:
             self._log_scale(x)
             x = as_images(x, self.pixel_range, self.name, check=check)
             labels = None
-            if self.labels_because is not None:
-                if y is None:
-                    raise InputError(f"{self.name} gives no labels, and {self.labels_because}")
+            if y is None and self.labels_because is not None:
+                raise InputError(f"{self.name} gives no labels, and {self.labels_because}")
+            if y is not None and self._reads_labels:
                 labels = as_labels(y, len(x), self.name, check=check)
                 if check:
                     check_classes(labels, self.classes, self.name)

@@ -164,6 +164,7 @@ class HSICConfig(Section):
         layers: ``auto``, or names of the modules whose inputs are the T_j.
         estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
         options: of the estimator.
+        share: share of the steps with these terms, drawn at random; there they count ``1 / share`` times.
     """
 
     lambda_x: float = Field(default=2e-4, ge=0)
@@ -172,6 +173,12 @@ class HSICConfig(Section):
     layers: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(names)] = "auto"
     estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
     options: dict[str, Any] = Field(default_factory=dict)
+    share: float = Field(default=1.0, gt=0, le=1)
+
+    @property
+    def wanted(self) -> bool:
+        """Whether any of the terms has a weight."""
+        return self.lambda_x > 0 or self.lambda_y > 0
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

@@ -13,17 +13,19 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .._data import as_images, as_labels, check_classes, scale_note
-from .._devices import check_on_device
+from .._devices import check_on_device, device_of, dtype_of
 from .._logits import Output, logits_of
 from .._modes import single_image_explained
 from .._pixels import check_radius, positive_pixels
-from .._random import check_seed
+from .._random import check_seed, happens
 from .._section import as_section
 from .._weights import is_weighted
 from .._wrapped import hookable, unwrapped
 from ..errors import InputError
+from .adversarial import AdversarialConfig, gradient_of
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
 from .hidden import (
     check_names,
@@ -37,7 +39,7 @@ from .hidden import (
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
-from .probe import find_classes, try_input_gradients, try_training_mode
+from .probe import find_classes, try_examples, try_input_gradients, try_training_mode
 
 _logger = logging.getLogger(__name__)
 
@@ -49,7 +51,8 @@ class PwoALoss(nn.Module):
 
     PwoA's loss (arXiv 2210.04311, eq. 7) on natural images, with two terms of ours: hidden features, and input
     gradients if ``distillation.gradient_weight`` is above 0. Called as ``loss(student, x, y)``. It makes no adversarial
-    examples: teacher and student see the same randomly perturbed images, in one forward each.
+    examples unless ``adversarial`` is given: teacher and student see the same randomly perturbed images, in one forward
+    each.
 
     The student may be any network with the teacher's classes: pruned, quantized, narrower, or of another architecture.
     HSIC uses the student's hidden layers alone. Hidden features are compared in the layers that the teacher has, too,
@@ -63,6 +66,8 @@ class PwoALoss(nn.Module):
         output: which part of what teacher and student return has the logits: an index, a key or an attribute. None: the
             one named ``logits``, or the only one that may be.
         distillation, perturbation, hsic: sections of `PwoAConfig`, as objects or dicts.
+        adversarial: a section of `PwoAConfig`, too; None: no adversarial example is made. With its ``epochs``, call
+            `attack_if_due` at each epoch of a loop of your own.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image.
         seed: of the search for the radius if neither ``eps`` nor ``perturbation.radius`` is given.
@@ -76,6 +81,7 @@ class PwoALoss(nn.Module):
         radius: of the perturbation, in pixel units; None before the first call.
         hidden_layers: names of the last student's modules whose inputs are the T_j; empty before the first call.
         use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
+        attacking: whether adversarial examples take the place of the random perturbation; set it at any time.
         layers_field: where the user named hidden layers, for messages.
 
     Raises:
@@ -89,6 +95,7 @@ class PwoALoss(nn.Module):
         distillation: DistillationConfig | Mapping[str, Any] | None = None,
         perturbation: PerturbationConfig | Mapping[str, Any] | None = None,
         hsic: HSICConfig | Mapping[str, Any] | None = None,
+        adversarial: AdversarialConfig | Mapping[str, Any] | None = None,
         eps: float | str | None = None,
         pixel_range: tuple[float, float] = (0.0, 1.0),
         seed: int = 0,
@@ -105,6 +112,9 @@ class PwoALoss(nn.Module):
         self.distillation = as_section(DistillationConfig, distillation, "distillation")
         self.perturbation = as_section(PerturbationConfig, perturbation, "perturbation")
         self.hsic = as_section(HSICConfig, hsic, "hsic")
+        self.adversarial = None if adversarial is None else as_section(AdversarialConfig, adversarial, "adversarial")
+        self._attack = None if self.adversarial is None else self.adversarial.make(self.eps, pixel_range)
+        self.attacking = self.adversarial is not None and self.adversarial.epochs is None
         if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
             raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
@@ -139,13 +149,18 @@ class PwoALoss(nn.Module):
         return self.hsic.lambda_y > 0
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether a call heeds ``y`` where it is given."""
+        return self.needs_labels or (self.adversarial is not None and self.adversarial.weight > 0)
+
+    @property
     def device(self) -> torch.device:
         """Of the teacher; the student must be there, too."""
-        return _device(self.teacher, torch.device("cpu"))
+        return device_of(self.teacher)
 
     @property
     def _looks_inside(self) -> bool:
-        return self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0 or self.distillation.feature_weight > 0
+        return self.hsic.wanted or self.distillation.feature_weight > 0
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_students"}  # cannot be pickled
@@ -182,6 +197,8 @@ class PwoALoss(nn.Module):
             self.classes = find_classes(self.teacher, images, self.output)
             if self.distillation.gradient_weight > 0:
                 try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight, self.output)
+            if self.adversarial is not None:
+                try_examples(self.teacher, images[:2], self.adversarial.attack, self.output)
             radius = self.perturbation.known_radius(self.eps, self.pixel_range)
             if radius is None:
                 answers = partial(self.logits, self.teacher)
@@ -197,6 +214,11 @@ class PwoALoss(nn.Module):
         """The logits ``(N, classes)`` of a network for images ``(N, C, H, W)``."""
         return logits_of(model(images), len(images), self.output)
 
+    def attack_if_due(self, epochs_left: float) -> None:
+        """Set `attacking` as ``adversarial`` says where so many epochs are left, the one to come included."""
+        section = self.adversarial
+        self.attacking = section is not None and (section.epochs is None or epochs_left <= section.epochs)
+
     def set_radius(self, radius: float) -> None:
         """Perturb by this radius, in pixel units."""
         self.radius = radius
@@ -208,7 +230,7 @@ class PwoALoss(nn.Module):
             if self._looks_inside:
                 check_readable(student)
                 few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
-                if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
+                if not few or self.hsic.wanted:
                     layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
             try_training_mode(student, images, self.output)
             self._students[student] = _Student(layers)
@@ -239,25 +261,27 @@ class PwoALoss(nn.Module):
                 f"distillation.gradient_weight={self.distillation.gradient_weight:g} does not go with "
                 "DistributedDataParallel(static_graph=True), which would not average gradients; leave static_graph out"
             )
-        if (other := _device(student, device)) != device:
+        if (other := device_of(student, device)) != device:
             raise InputError(f"the student is on {other}, the teacher on {device}; call loss.to({str(other)!r})")
         check = self._calls < _CHECKED_CALLS
         if self._calls == 0 and (note := scale_note(x, self.pixel_range)):
             _logger.info("x: %s", note)
         x = as_images(x, self.pixel_range, "x", check=check)
-        dtype = _dtype(student, x.dtype)
-        of_teacher = _dtype(self.teacher, dtype)
+        dtype = dtype_of(student)
+        of_teacher = dtype_of(self.teacher)
         if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
             raise InputError(f"the student is {dtype}, the teacher {of_teacher}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
         self.prepare(student, x)
         if self.needs_labels and self.use_hsic and y is None:
             raise InputError(f"y is missing, and hsic.lambda_y={self.hsic.lambda_y:g} needs labels; set it to 0")
-        if y is not None and self.needs_labels:
+        if y is not None and self.reads_labels:
             labels = as_labels(y, len(x), "y", check=check)
             if check:
                 check_classes(labels, self.classes, "y")
             y = labels.classes.to(device)
+        else:
+            y = None
         self._calls += 1
         with single_image_explained():
             return self.of_checked(student, x, y)
@@ -266,13 +290,18 @@ class PwoALoss(nn.Module):
         """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""
         known = self._layers_of(student, x)
         layers = self.hidden_layers = known.layers
-        if self._perturb is not None:
-            x = self._perturb(x)
         if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
             x = x.contiguous()
+        attack = self._attack if self.attacking and torch.is_grad_enabled() else None
+        if attack is not None:
+            with torch.no_grad():
+                classes = self.logits(self.teacher, x).argmax(1) if y is None else y
+            x = attack(x, gradient_of(partial(self.logits, unwrapped(student, adapters=False)), classes))
+        elif self._perturb is not None:
+            x = self._perturb(x)
         config = self.distillation
-        with_hsic = self.use_hsic and (self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0) and len(x) > 1
-        with_features = config.feature_weight > 0
+        with_hsic = self.use_hsic and self.hsic.wanted and len(x) > 1 and happens(self.hsic.share)
+        with_features = config.feature_weight > 0 and happens(config.feature_share)
         with_gradients = (
             config.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < config.gradient_share
         )
@@ -302,13 +331,15 @@ class PwoALoss(nn.Module):
             hidden = self._of_batch(hidden, known, len(x))
         wanted = target.detach()
         terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
+        if attack is not None and self.adversarial is not None and self.adversarial.weight > 0:
+            terms["adversarial"] = self.adversarial.weight * F.cross_entropy(logits.float(), classes)
         if with_gradients:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif config.gradient_weight > 0:  # in every call, so that means are over all calls
             terms["gradients"] = torch.zeros((), device=x.device)
         if with_features and (alike := self._alike(hidden, teacher_hidden, known)):
-            terms["features"] = config.feature_weight * feature_loss(hidden, alike)
+            terms["features"] = config.feature_weight / config.feature_share * feature_loss(hidden, alike)
         if with_hsic and hidden:
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
@@ -351,7 +382,7 @@ class PwoALoss(nn.Module):
         if self.hsic.lambda_y > 0 and y is not None:
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
-        return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
+        return {name: weights[name] / self.hsic.share * value for name, value in zip(references, values, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -366,14 +397,3 @@ class _Student:
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:
     """Without autocast, whose rounding is as large as the differences of input gradients."""
     return torch.autocast(x.device.type, enabled=False) if wanted else nullcontext()
-
-
-def _device(module: nn.Module, default: torch.device) -> torch.device:
-    parameter = next(module.parameters(), None)
-    return default if parameter is None else parameter.device
-
-
-def _dtype(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    """Of the first floating weights; the default if there are none."""
-    weights = (part.weight for part in module.modules() if is_weighted(part) and isinstance(part.weight, Tensor))
-    return next((weight.dtype for weight in weights if weight.is_floating_point()), default)

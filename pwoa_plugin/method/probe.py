@@ -11,6 +11,7 @@ from .._random import seeded
 from .._text import named, one_line
 from .._wrapped import deep_copy
 from ..errors import InputError
+from .adversarial import gradient_of
 from .distillation import gradient_loss
 
 
@@ -69,6 +70,24 @@ def try_training_mode(student: nn.Module, images: Tensor, output: Output = None)
         logits_of(answer, len(images[:2]), output)
     except InputError as error:
         raise InputError(f"in training mode: {error}") from None
+
+
+def try_examples(teacher: nn.Module, images: Tensor, attack: str, output: Output = None) -> None:
+    """InputError that names ``adversarial.attack``, unless a network's loss has a gradient at its images."""
+    try:
+        with torch.enable_grad():
+            classes = torch.arange(len(images), device=images.device) % 2
+            there = gradient_of(lambda x: logits_of(teacher(x), len(x), output), classes)(images)
+    except RuntimeError as error:
+        raise InputError(
+            f"adversarial.attack={attack!r} follows the gradient at the images, and the model has none "
+            f"({one_line(error)}); leave adversarial out"
+        ) from error
+    if not there.any():
+        raise InputError(
+            f"adversarial.attack={attack!r} follows the gradient at the images, which is 0 everywhere; take rounding "
+            "and quantisation out of the model's forward, or leave adversarial out"
+        )
 
 
 def try_input_gradients(teacher: nn.Module, images: Tensor, weight: float, output: Output = None) -> None:

@@ -14,6 +14,7 @@ from .._pixels import check_radius
 from .._random import seeded
 from .._section import Names, Pixels, Section, key_of
 from ..errors import InputError
+from .adversarial import AdversarialConfig
 from .allocation import ALLOCATIONS
 from .batches import Batches
 from .distillation import DistillationConfig
@@ -58,6 +59,7 @@ class TrainingConfig(Section):
             16, unless ``epochs`` is set.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
+        adversarial: train on adversarial examples, see `AdversarialConfig`; None (the default): none is made.
         output: which part of what the network returns has the logits: an index, a key or an attribute, dotted where
             nested. None: the part named ``logits``, or the only one that may be logits.
         eps: radius of the attacks to resist, in pixel units; sets the perturbation's radius.
@@ -81,6 +83,7 @@ class TrainingConfig(Section):
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
     perturbation: PerturbationConfig = Field(default_factory=PerturbationConfig)
     hsic: HSICConfig = Field(default_factory=HSICConfig)
+    adversarial: AdversarialConfig | None = None
     admm: ADMMConfig = Field(default_factory=ADMMConfig)
     gradual: GradualConfig = Field(default_factory=GradualConfig)
     output: Output = None
@@ -124,6 +127,8 @@ class TrainingConfig(Section):
                 "leave sparsity out"
             )
         check_radius(self.eps, self.pixel_range)
+        if self.adversarial is not None:
+            self.adversarial.check(self.eps, self.pixel_range, self.epochs)
         if self.gradual.wanted and sparsity_set.one_cut:
             raise InputError(
                 f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"

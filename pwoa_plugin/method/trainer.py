@@ -80,16 +80,8 @@ class Trainer:
                     f"{name} is float16: Adam yields NaN; give the model in float32 (model.float()) and set "
                     "autocast='float16'"
                 )
-        self.loss = PwoALoss(
-            model,
-            distillation=config.distillation,
-            perturbation=config.perturbation,
-            hsic=config.hsic,
-            eps=config.eps,
-            pixel_range=config.pixel_range,
-            seed=config.seed,
-            output=config.output,
-        ).to(self.device)
+        of_loss = ("distillation", "perturbation", "hsic", "adversarial", "eps", "pixel_range", "seed", "output")
+        self.loss = PwoALoss(model, **{name: getattr(config, name) for name in of_loss}).to(self.device)
         self.loss.check_student(self.model)
         for name, layer in self.allocation.items():
             if layer.dense_because:
@@ -102,6 +94,7 @@ class Trainer:
             dtype=dtype_of(model),
             pixel_range=config.pixel_range,
             labels_because=because if self.loss.needs_labels else None,
+            reads_labels=self.loss.reads_labels,
         )
         self.config, self.epochs = config.with_length(self.batches)
         self.loss.distillation = self.config.distillation  # whose temperature may depend on the number of images
@@ -170,6 +163,7 @@ class Trainer:
                 callback.on_start(run.status)
             while run.status.epoch < self.epochs:
                 self._enter_epoch(run)
+                self.loss.attack_if_due(self.epochs - run.status.epoch)
                 self._epoch(run, callbacks)
             run.schedule.finish()
             self._adopt_parameters(run)

@@ -55,8 +55,8 @@ class PwoADistiller(PwoACompressor, Distiller):
         take_batch: a function from the evaluator's batch to ``(x, y)``, that of `make_evaluator` unless given; ``y``
             may be None if ``hsic.lambda_y`` is 0.
         progress: show how far it is and the time left, where NNI's TorchEvaluator trains (others show their own).
-        **options: ``distillation``, ``perturbation``, ``hsic``, ``eps``, ``pixel_range`` and ``output``, as `PwoALoss`
-            takes them.
+        **options: ``distillation``, ``perturbation``, ``hsic``, ``adversarial``, ``eps``, ``pixel_range`` and
+            ``output``, as `PwoALoss` takes them.
 
     Attributes:
         loss: the `PwoALoss` that trains.
@@ -177,13 +177,16 @@ class PwoADistiller(PwoACompressor, Distiller):
         return model
 
     def _begin(self, evaluator: Evaluator, max_steps: int | None, max_epochs: int | None) -> Training:
-        steps = in_steps(max_steps, max_epochs, steps_per_epoch(evaluator, None))
+        per_epoch = steps_per_epoch(evaluator, None)
+        steps = in_steps(max_steps, max_epochs, per_epoch)
         for name, least in self._too_short(steps):
             raise InputError(
                 f"compress: {steps} steps are over before {name} has pruned to its target, which takes {least}; give "
                 f"max_steps={least} or more"
             )
-        return Training(self.bound_model, self.loss, self.take_batch, student=self._student)
+        training = Training(self.bound_model, self.loss, self.take_batch, student=self._student)
+        training.count_epochs(steps, per_epoch)
+        return training
 
     def _too_short(self, steps: int | None) -> list[tuple[str, int]]:
         """Pruners that do not reach their targets in that many steps, and how many each takes; none if unknown."""

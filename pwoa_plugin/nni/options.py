@@ -7,7 +7,7 @@ from typing import Any, TypedDict
 
 from torch import nn
 
-from ..config import ADMMConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig
+from ..config import ADMMConfig, AdversarialConfig, DistillationConfig, GradualConfig, HSICConfig, PerturbationConfig
 
 
 class LossOptions(TypedDict, total=False):
@@ -16,6 +16,7 @@ class LossOptions(TypedDict, total=False):
     distillation: DistillationConfig | Mapping[str, Any] | None
     perturbation: PerturbationConfig | Mapping[str, Any] | None
     hsic: HSICConfig | Mapping[str, Any] | None
+    adversarial: AdversarialConfig | Mapping[str, Any] | None
     eps: float | str | None
     pixel_range: tuple[float, float]
     output: int | str | None

@@ -184,9 +184,10 @@ class PwoAPruner(PwoACompressor, Pruner):
         target, strategy = self._target, self._strategy
         training = Training(self.bound_model, strategy.loss, self.take_batch)
         phases: list[Phase] = []
+        per_epoch = steps_per_epoch(evaluator, self.steps_per_epoch)
+        steps = in_steps(max_steps, max_epochs, per_epoch)
+        training.count_epochs(steps, per_epoch)
         if self._anew or not target.done:
-            per_epoch = steps_per_epoch(evaluator, self.steps_per_epoch)
-            steps = in_steps(max_steps, max_epochs, per_epoch)
             scheduler = (self.interval_steps, self.total_times) if self.interval_steps > 0 else None
             phases = strategy.phases(target, steps, per_epoch, scheduler=scheduler, check=training.check)
             _logger.info("allocation\n%s", allocation_table(self.allocation))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .._data import as_images
+from ..errors import InputError
 from ..method.finite import FiniteLosses, check_finite
 from ..method.loss import PwoALoss
 from ..method.phases import Phase
@@ -36,6 +37,7 @@ class Training:
         self._target: SpaceTarget | None = None
         self._finite = FiniteLosses()
         self.images = 0  # seen
+        self._epochs_left: Callable[[], float] | None = None
         self.reports: list[Callable[[], None]] = []  # called after each step
 
     @property
@@ -54,6 +56,18 @@ class Training:
         self.schedule = Schedule(target, phases, check=self.check)
         self.schedule.start()
 
+    def count_epochs(self, steps: int | None, per_epoch: int | None) -> None:
+        """Know which epochs are the last ones, if adversarial examples are for these; InputError if nobody does."""
+        if (section := self._loss.adversarial) is None or section.epochs is None:
+            return
+        if steps is None or per_epoch is None:
+            raise InputError(
+                f"adversarial.epochs={section.epochs} needs the steps of an epoch, which the evaluator does not know; "
+                "give PwoAPruner steps_per_epoch=, or leave adversarial.epochs out"
+            )
+        section.check_length(steps / per_epoch)
+        self._epochs_left = lambda: (steps - self.step) / per_epoch
+
     def loss(self, others: Tensor, batch: Any, *_: Any, **__: Any) -> Tensor:
         """PwoA's loss of a batch, added to what ``others`` have; NNI calls this.
 
@@ -68,6 +82,8 @@ class Training:
             self._target.images = images[:2].detach().to(device, copy=True)
         phase = self.schedule.phase if self.schedule is not None else None
         self._loss.use_hsic = phase is None or phase.uses_hsic
+        if self._epochs_left is not None:
+            self._loss.attack_if_due(self._epochs_left())
         with ExitStack() as asked:
             for network in (self._loss.teacher, self._student):
                 if isinstance(network, BatchAdapter):

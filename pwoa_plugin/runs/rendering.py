@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ..pages import render, svg_plots
 from ..pages.sections import markdown_lines, say, show_sections
 from ..pages.text import duration, interval_text, markdown_plain
+from .headline import headline
 from .plots import drawings
-from .report import RunReport, headline
+from .report import RunReport
 from .sections import sections
 
 if TYPE_CHECKING:

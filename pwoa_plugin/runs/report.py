@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, JsonValue, model_validator
 from .._checked import Amount, Measure, Record, checked
 from ..errors import InputError
 from ..method.admm import LARGEST_RESIDUAL
-from ..pages.text import interval_text, percent, size_text
+from ..pages.text import percent
 from .cost import CostReport
 from .evaluations import Evaluation, Network, for_headline, parsed, setting_of, strength
 from .size import SizeReport
@@ -176,7 +176,7 @@ class RunReport(_Run):
         other_evaluations: the others, the strongest first.
     """
 
-    derived = ("verdict", "remarks", "warnings", "admm_converged")
+    derived = ("verdict", "remarks", "warnings", "admm_converged", "adversarial_examples")
 
     name: str
     status: Status
@@ -217,6 +217,16 @@ class RunReport(_Run):
         """Of the dense network, if it was judged like the pruned one: same images, same attacks, same settings."""
         pruned, dense = self.judged.get("pruned"), self.judged.get("dense")
         return dense if pruned and dense and setting_of(pruned) == setting_of(dense) else None
+
+    @property
+    def adversarial_examples(self) -> str:
+        """Which adversarial examples training made: ``none``, or attack, radius and epochs."""
+        section = self.config.get("adversarial")
+        if not isinstance(section, dict):
+            return "none"
+        last, eps = section.get("epochs"), section.get("eps") or self.config.get("eps")
+        when = "in all epochs" if last is None else f"in the last {last} epochs" if last != 1 else "in the last epoch"
+        return f"{section.get('attack')}, Linf eps = {eps:.4g}, {when}"
 
     @property
     def admm_converged(self) -> bool | None:
@@ -352,41 +362,3 @@ class RunReport(_Run):
         for name, judged in self.judged.items():
             said += [f"Alarm, {name} network: {alarm}" for alarm in judged.alarms or ()]
         return said + [f"{note.rstrip('.')}." for note in pruned.notes]
-
-
-def headline(report: RunReport) -> list[str]:
-    """How much smaller, and how robust: a sentence each."""
-    said = []
-    size = report.size
-    if report.cost is not None:
-        before, after = report.cost.dense, report.cost.pruned
-        said.append(
-            f"{before.parameters / max(1, after.parameters):.1f}x smaller: {after.parameters:,} of "
-            f"{before.parameters:,} parameters are left, {before.macs / max(1, after.macs):.1f}x fewer "
-            f"MACs. The dense network's file has {size_text(before.file_bytes)}, "
-            f"this one's {size_text(after.file_bytes if report.file_bytes is None else report.file_bytes)}."
-        )
-    elif size is not None and size.compression is not None:
-        said.append(
-            f"{size.compression:.1f}x fewer weights: {size.nonzero:,} of {size.weights:,} convolution and linear "
-            f"weights are left. {bytes_text(report)}"
-        )
-    pruned, dense = report.judged.get("pruned"), report.dense_alike
-    if pruned is not None:
-        worst = pruned.worst_case
-        against = f"; the dense network {percent(dense.worst_case.accuracy)}" if dense else ""
-        said.append(
-            f"Robust on {percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of "
-            f"{pruned.config.n_images:,} images in the worst case at {pruned.config.norm} eps = "
-            f"{pruned.config.eps_text}{against}."
-        )
-    return said
-
-
-def bytes_text(report: RunReport) -> str:
-    """The bytes of the file that was written, with its zeros, and those that a sparse format would take."""
-    assert report.size is not None
-    stored = f"Stored with its zeros the network has {size_text(report.size.dense_bytes)}"
-    if report.file_bytes is not None:
-        stored = f"Its file holds the zeros and has {report.file_bytes:,} bytes"
-    return f"{stored}; a sparse format would have {size_text(report.size.sparse_bytes)} (none is written)."

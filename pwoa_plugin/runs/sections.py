@@ -13,7 +13,8 @@ from ..pages.table import Cell, Table
 from ..pages.text import duration, interval_text, number, percent, shape_text, size_text
 from .cost import CostReport
 from .evaluations import Evaluation, Network, alike
-from .report import RunReport, bytes_text
+from .headline import bytes_text
+from .report import RunReport
 
 if TYPE_CHECKING:
     from ..robustness import Report
@@ -204,6 +205,7 @@ def _how_made(report: RunReport) -> Section:
         ("sparsity", percent(report.sparsity)),
         *((f"{name}, by the number of images", number(value)) for name, value in report.chosen.items()),
         ("perturbation radius", number(report.radius)),
+        ("adversarial examples in training", report.adversarial_examples),
         ("ADMM residual at the hard prune", number(report.residual)),
         ("ADMM had converged", {None: "-", True: "yes", False: "no"}[report.admm_converged]),
         ("hidden layers", ", ".join(report.hidden_layers) or "none"),

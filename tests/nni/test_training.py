@@ -12,6 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
 from pwoa_plugin.errors import TrainingError
+from pwoa_plugin.nni.training import Training
+
+from .conftest import torch_evaluator
 
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])
@@ -50,3 +53,45 @@ def test_a_training_that_ends_early_is_logged(
     said = "training ended at step 4 of 20 of phase gradual; pruned to the full sparsity"
     assert (said in caplog.text) == told
     assert masks["fc1"]["weight"].mean() == pytest.approx(0.5, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["pruner", "distiller"])
+@pytest.mark.parametrize(("last", "wanted"), [(None, [True] * 18), (1, [False] * 12 + [True] * 6)])
+def test_adversarial_examples_in_the_last_epochs(
+    trained: nn.Module,
+    images: tuple[Tensor, Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    last: int | None,
+    wanted: list[bool],
+) -> None:
+    made: list[bool] = []
+    after_step = Training.after_step
+
+    def recorded(training: Training) -> None:
+        made.append("adversarial" in training.terms)
+        after_step(training)
+
+    monkeypatch.setattr(Training, "after_step", recorded)
+    evaluator = make_evaluator(trained, DataLoader(TensorDataset(*images), batch_size=32))
+    section: dict[str, Any] = {"attack": "fgsm-rs", "epochs": last}
+    entries = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
+    compressor: Any = (
+        PwoAPruner(trained, entries, evaluator, eps=0.1, adversarial=section)
+        if kind == "pruner"
+        else PwoADistiller(trained, [], evaluator, copy.deepcopy(trained), eps=0.1, adversarial=section)
+    )
+    compressor.compress(max_epochs=3)
+    assert made == wanted
+
+
+def test_last_epochs_need_the_steps_of_one(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:
+    entries = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
+    unknown = torch_evaluator(trained, images)
+    pruner = PwoAPruner(trained, entries, unknown, eps=0.1, adversarial={"epochs": 1})
+    with pytest.raises(ValueError, match=r"adversarial\.epochs=1 needs the steps of an epoch.*steps_per_epoch="):
+        pruner.compress(12)
+    pruner.unwrap_model()
+    pruner = PwoAPruner(trained, entries, unknown, eps=0.1, adversarial={"epochs": 4}, steps_per_epoch=6)
+    with pytest.raises(ValueError, match=r"adversarial\.epochs=4: more than the run's 2"):
+        pruner.compress(12)

@@ -13,8 +13,9 @@ import pytest
 from pwoa_plugin.runs.evaluate import judge
 from pwoa_plugin.runs.evaluations import Evaluation, alike, for_headline
 from pwoa_plugin.runs.files import read_report
+from pwoa_plugin.runs.headline import headline
 from pwoa_plugin.runs.rendering import to_html, to_markdown
-from pwoa_plugin.runs.report import RunReport, headline
+from pwoa_plugin.runs.report import RunReport
 
 from .a_run import content
 

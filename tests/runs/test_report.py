@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages.parsed import Page
 
+from pwoa_plugin.runs.headline import headline
 from pwoa_plugin.runs.plots import drawings
 from pwoa_plugin.runs.rendering import to_html, to_markdown
-from pwoa_plugin.runs.report import RunReport, headline
+from pwoa_plugin.runs.report import RunReport
 
 from .a_run import content, unfinished
 
