@@ -4,10 +4,12 @@
     python -m benchmarks.tried cifar10 --data DIR --device cuda --deep 400 --set 'distillation={"gradient_weight":1}'
 
 ``mixup``: pairs of training images are mixed, each pair with its own weight (labels are not mixed: set
-``hsic.lambda_y`` to 0). ``toward``: perturbations by the sign of the difference to another image of the batch, at a
-random one of three scales, away from it in 3 of 10. ``frozen-statistics``: BatchNorm normalises by the teacher's
-statistics, also in training. ``none``: the default, as changed by ``--set``. Each run prints a line of JSON: PGD on
-1,000 validation images, AutoAttack on the first ``--deep`` of them, and the share given the teacher's class.
+``hsic.lambda_y`` to 0). ``filters``: perturbations by the network's own filters: the sign of a random combination of
+what ``--layer`` takes in, pulled back to the image; no loss, no label. ``toward``: perturbations by the sign of the
+difference to another image of the batch, at a random one of three scales, away from it in 3 of 10.
+``frozen-statistics``: BatchNorm normalises by the teacher's statistics, also in training. ``none``: the default, as
+changed by ``--set``. Each run prints a line of JSON: PGD on 1,000 validation images, AutoAttack on the first ``--deep``
+of them, and the share given the teacher's class.
 """
 
 from __future__ import annotations
@@ -27,9 +29,10 @@ from benchmarks.methods import Loader
 from benchmarks.robustness import judged, parse_fields
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import PwoAConfig, PwoAPruner
-from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
+from pwoa_plugin.method.hidden import read_hidden
+from pwoa_plugin.method.perturbation import PERTURBATIONS, Patterns, Perturbation
 
-IDEAS = ("none", "mixup", "toward", "frozen-statistics")
+IDEAS = ("none", "mixup", "toward", "frozen-statistics", "filters")
 SCALES = (1, 2, 4)
 AWAY = 0.3
 
@@ -52,6 +55,22 @@ class Toward(Perturbation):
         return torch.stack(scales)[which, torch.arange(n, device=x.device)].sign()
 
 
+def through(teacher: nn.Module, layer: str) -> type[Perturbation]:
+    """Perturbations that a random combination of a layer's inputs has as its gradient's sign."""
+
+    class Filters(Perturbation):
+        def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+            with torch.enable_grad(), read_hidden(teacher, [layer]) as hidden:
+                images = x.detach().requires_grad_()
+                teacher(images)
+                inside = hidden[layer]
+                weights = Patterns(radius=1.0).direction(inside) if inside.dim() == 4 else torch.randn_like(inside)
+                (gradient,) = torch.autograd.grad(inside, images, weights)
+            return gradient.sign()
+
+    return Filters
+
+
 def freeze_statistics(model: nn.Module) -> None:
     def freeze(module: nn.Module, _: object) -> None:
         module.eval()
@@ -66,6 +85,7 @@ def main() -> None:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--idea", choices=IDEAS, default="none")
+    parser.add_argument("--layer", help="of --idea filters")
     parser.add_argument("--compression", type=float, default=16)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--batch-size", type=int, default=128)
@@ -86,6 +106,9 @@ def main() -> None:
         config.perturbation = config.perturbation.model_copy(update={"kind": "toward"})
     model = subject.model().to(args.device, memory_format=torch.channels_last)
     teacher = subject.model().to(args.device)
+    if args.idea == "filters":
+        PERTURBATIONS["filters"] = through(teacher.eval().requires_grad_(False), args.layer)
+        config.perturbation = config.perturbation.model_copy(update={"kind": "filters"})
     if args.idea == "frozen-statistics":
         freeze_statistics(model)
     started = time.perf_counter()
