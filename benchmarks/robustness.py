@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from benchmarks.methods import METHODS, Task
-from benchmarks.subjects import SUBJECTS, Judge
+from benchmarks.subjects import SUBJECTS, Judge, Subject
 from pwoa_plugin import evaluate
 from pwoa_plugin._files import write_text
 from pwoa_plugin._weights import is_weighted
@@ -64,10 +64,20 @@ def judged(model: nn.Module, images: Any, eps: float, judge: Judge, *, deep: boo
     return result
 
 
+def beyond(model: nn.Module, images: Any, subject: Subject, judge: Judge, seed: int) -> dict[str, float]:
+    """Accuracies by PGD under the subject's other threats, which no training has seen."""
+    told = {}
+    pair = (images[0][: judge.images], images[1][: judge.images])
+    for norm, eps in subject.beyond:
+        report = evaluate(model, pair, eps=eps, norm=norm, attacks=judge.pgd, seed=seed, progress=False)
+        told[f"{norm} {eps:.3g}"] = report.attacks[judge.pgd].accuracy
+    return told
+
+
 def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -> dict[str, Any]:
     subject = SUBJECTS[args.subject]
     model = subject.model().to(args.device, memory_format=torch.channels_last)
-    images, labels = (part.to(args.device) for part in subject.training(args.data))
+    images, labels = (part[: args.train].to(args.device) for part in subject.training(args.data))
     task = Task(
         paper=subject.paper,
         sparsity=1 - 1 / compression,
@@ -87,6 +97,8 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
     split = subject.validation if args.validate else subject.test
     judge = Judge(subject.judge.pgd, args.images or subject.judge.images, args.deep or subject.judge.deep)
     figures = judged(model, split(args.data), subject.eps, judge, deep=seed == 0 and not args.no_deep, seed=seed)
+    if args.beyond:
+        figures["beyond"] = beyond(model, split(args.data), subject, judge, seed)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "subject": args.subject,
@@ -97,6 +109,7 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
         "split": "validation" if args.validate else "test",
         "epochs": task.epochs,
         "batch_size": task.batch_size,
+        "images": len(images),
         "fields": args.fields,
         **({"lr": task.lr} if METHODS[method].has_lr and "optimizer" not in args.fields else {}),
         "nonzero": nonzero,
@@ -143,11 +156,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="to judge by; the subject's unless given")
     parser.add_argument("--deep", type=int, help="of these, for AutoAttack; the subject's unless given")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--beyond", action="store_true", help="judge by PGD under other norms and radii, too")
+    parser.add_argument("--train", type=int, help="training images, the first; all unless given")
     parser.add_argument("--no-deep", action="store_true", help="without AutoAttack")
     args = parser.parse_args()
     args.fields = parse_fields(args.set)
-    if (args.fields or args.epochs or args.batch_size or args.lr) and not args.name:
-        parser.error("--set, --epochs, --batch-size and --lr make another method of it; give it a --name")
+    if (args.fields or args.epochs or args.batch_size or args.lr or args.train) and not args.name:
+        parser.error("--set, --epochs, --batch-size, --lr and --train make another method of it; give it a --name")
     if args.name and len(args.methods) > 1:
         parser.error(f"--name {args.name} is of one method; give --methods one")
     settable = [name for name, method in METHODS.items() if method.has_fields]

@@ -55,6 +55,7 @@ class Subject:
         validation: images cut from the training set, which no training saw: what defaults are chosen by.
         test: for final tables only.
         judge: see `Judge`.
+        beyond: other threats than the one that was trained for, as ``(norm, eps)``.
         augment: whether training images are cropped and flipped.
         epochs: of every method that trains, unless told otherwise.
         paper: name of the published settings.
@@ -68,6 +69,7 @@ class Subject:
     validation: Callable[[Path], Pair]
     test: Callable[[Path], Pair]
     judge: Judge
+    beyond: tuple[tuple[Literal["Linf", "L2"], float], ...] = ()
     augment: bool = False
     epochs: int = 12
     paper: Literal["mnist", "cifar10"] = "mnist"
@@ -153,6 +155,7 @@ _MNIST = Subject(
     validation=_mnist_validation,
     test=lambda root: mnist_images(root, train=False),
     judge=Judge(pgd="PGD-40", images=1000, deep=500),
+    beyond=(("Linf", 0.4), ("L2", 2.0)),
 )
 _CIFAR10 = Subject(
     eps=8 / 255,
@@ -163,6 +166,7 @@ _CIFAR10 = Subject(
     validation=_cifar_validation,
     test=lambda root: _cifar(root, train=False),
     judge=Judge(pgd="PGD-20", images=1000, deep=128),
+    beyond=(("Linf", 16 / 255), ("L2", 0.5), ("L2", 1.0)),
     augment=True,
     paper="cifar10",
 )
