@@ -5,12 +5,14 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from art.attacks.attack import EvasionAttack
+from art.attacks.evasion import FastGradientMethod
+from art.estimators.classification import PyTorchClassifier
 from conftest import TinyNet
 from torch import Tensor, nn
 
@@ -22,8 +24,7 @@ from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 from pwoa_plugin.method.phases import Phase
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
 from pwoa_plugin.method.trainer import Trainer
-from pwoa_plugin.robustness import AttackSettings, attacks
-from pwoa_plugin.robustness.attacks.pgd import PGD
+from pwoa_plugin.robustness import Attack, AttackSettings, Cost, attacks
 
 Pair = tuple[Tensor, Tensor]
 
@@ -110,14 +111,38 @@ def test_an_estimator(trained: TinyNet, images: Pair, monkeypatch: pytest.Monkey
     assert terms["twice"] == pytest.approx(2 * terms["hsic"])
 
 
-def test_an_attack(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Quick": partial(PGD, steps=2, name="Quick")})
-    report = evaluate(trained, (images[0][:20], images[1][:20]), attacks=["Quick"], eps=0.1, progress=False)
-    assert list(report.attacks) == ["Quick"]
-    assert report.attacks["Quick"].forwards > 0
-    assert (
-        attacks.make_attack("Quick", {"restarts": 3}).parameters(AttackSettings(eps=0.1, n_classes=10))["restarts"] == 3
-    )
+class Brighter(Attack):
+    """ART's fast gradient method with a step of an option's size."""
+
+    needs_gradients = True
+
+    def __init__(self, *, name: str = "Brighter", share: float = 1.0) -> None:
+        super().__init__(name=name)
+        self.share = share
+
+    def cost(self, n_classes: int) -> Cost:
+        return Cost(1, 1)
+
+    def parameters(self, settings: AttackSettings) -> dict[str, Any]:
+        return {"share": self.share}
+
+    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
+        eps = self.share * settings.eps
+        return FastGradientMethod(estimator, norm=settings.art_norm, eps=eps, eps_step=eps)
+
+
+def test_an_attack(
+    trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(attacks, "ATTACKS", {**attacks.ATTACKS, "Brighter": Brighter})
+    few = images[0][:20], images[1][:20]
+    report = evaluate(trained, few, attacks=[{"attack": "Brighter", "share": 0.5}], eps=0.1, alarms=False)
+    assert report.attacks["Brighter"].forwards > 0
+    assert report.config.attacks == {"Brighter": {"share": 0.5}}
+    assert f"(Brighter {4 * int(report.clean_correct.sum())})" in capsys.readouterr().err
+    monkeypatch.setattr(trained, "forward", torch.no_grad()(trained.forward))
+    with pytest.raises(ValueError, match="attacks: Brighter needs gradients, and the model's logits carry none"):
+        evaluate(trained, few, attacks="Brighter", eps=0.1, progress=False)
 
 
 class Noise(Phase):

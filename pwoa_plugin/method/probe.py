@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -19,22 +21,33 @@ def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int
     """The number of a network's classes, by a forward of two images ``(N, C, H, W)`` in eval mode.
 
     Raises:
-        InputError: it does not take the images, does not return finite logits ``(N, classes)``, or changes the images
-            in place.
+        InputError: see `answer_of` and `classes_in`.
     """
     given = images[:2].clone()
-    version = given._version
+    return classes_in(answer_of(model, given), given, output)
+
+
+def answer_of(model: nn.Module, images: Tensor) -> Any:
+    """What a network returns for images ``(N, C, H, W)``; InputError if it does not take them."""
     try:
         with torch.no_grad():
-            answer = model(given)
+            return model(images)
     except (RuntimeError, IndexError) as error:
         raise InputError(
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
         ) from error
-    logits = logits_of(answer, len(given), output)
+
+
+def classes_in(answer: Any, images: Tensor, output: Output = None) -> int:
+    """The number of classes in an `answer_of` a fresh copy of images.
+
+    Raises:
+        InputError: there are no finite logits ``(N, classes)`` in it, or the network has changed the images in place.
+    """
+    logits = logits_of(answer, len(images), output)
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
-    if given._version != version:
+    if images._version:
         raise InputError(
             "the model changes its input images in place, but student and teacher share them; write its first steps "
             "without in-place operations (x = x - mean, inplace=False)"

@@ -18,6 +18,7 @@ from .attacks import (
     AttackSettings,
     AutoAttack,
     CarliniWagnerMargin,
+    Cost,
     StandardAutoAttack,
     make_attack,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "CarliniWagnerMargin",
     "Comparison",
     "Config",
+    "Cost",
     "Curve",
     "JudgeSettings",
     "Paired",

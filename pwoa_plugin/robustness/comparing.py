@@ -12,8 +12,9 @@ from torch import nn
 from .._files import named_path
 from .._text import visible
 from ..errors import FileError, InputError
+from .attacks import Cost
 from .comparison import Broken, Comparison
-from .cost import Cost, announce, cost_text, costs_of, total
+from .cost import announce, cost_text, costs_of, total
 from .curve import Curve, draw_curve
 from .evaluation import check_model, judge_task
 from .report import Report

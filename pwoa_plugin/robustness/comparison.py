@@ -23,7 +23,6 @@ from .statistics import Paired, holm
 from .weights import Weights
 
 _MOST_BROKEN = 6  # images shown for each model
-_WIDE = 0.05  # 95 % intervals wider than this get a remark
 # Adversarial Pruning Benchmark (arXiv 2409.01249): its sparsities, in percent.
 _BENCHMARK = {"weights": (90, 95, 99), "filters": (50, 75, 90), "channels": (50, 75, 90)}
 
@@ -131,15 +130,7 @@ class Comparison(Written):
         alarms = [*((name, report.alarms or ()) for name, report in self.reports.items())]
         alarms += [(name, curve.alarms) for name, curve in self.curves.items()]
         said = [f"{name}: {alarm}" for name, raised in alarms for alarm in raised]
-        report = self.reports[self.first]
-        width = report.worst_case.high - report.worst_case.low
-        if width > _WIDE:
-            said.append(
-                f"Only {report.config.n_images:,} images were judged: the 95 % interval of {self.first} is "
-                f"{100 * width:.1f} points wide. Judge more to narrow it."
-            )
-        if report.autoattack is None:
-            said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
+        said += self.reports[self.first].caveats()
         notes = [note for report in self.reports.values() for note in report.notes]
         return said + [f"{note.rstrip('.')}." for note in dict.fromkeys(notes)]
 

@@ -5,50 +5,24 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import NamedTuple
 
 from .._progress import Rows, say
 from .._text import visible
 from ..pages.text import duration
-from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AutoAttack
+from .attacks import Attack, Cost
 from .estimator import Logits
 
 logger = logging.getLogger(__name__)
 
-_BACKWARD = 3  # a forward and its backward take as long as so many forwards
 _LOOKS = 3  # at what an attack found, for each image
-_PROBES = 250  # forwards for each image that alarms are looked for with
+_PROBES = 250  # forwards and backwards for each image that alarms are looked for with
 _PROBED = 32
 
 
-class Cost(NamedTuple):
-    """Images through the model, and the time that they take in forwards without a backward; both at most."""
-
-    forwards: int
-    passes: int
-
-    def times(self, n: int) -> Cost:
-        return Cost(n * self.forwards, n * self.passes)
-
-
 def cost_of(attack: Attack, n_classes: int) -> Cost | None:
-    """At most what an attack costs for one image; None of an attack that is not the package's own."""
-    if isinstance(attack, FGSM):
-        with_backward, alone = 1, 0
-    elif isinstance(attack, PGD):
-        targets = min(attack.targets, n_classes - 1)
-        with_backward, alone = (attack.steps + 2) * attack.restarts * max(1, targets), int(targets > 0)
-    elif isinstance(attack, AutoAttack):
-        targets = min(9, n_classes - 1)
-        of_parts = {"apgd-ce": 101, "apgd-t": 102 * targets, "fab-t": 203 * targets}
-        with_backward = sum(of_parts.get(part, 0) for part in attack.parts)
-        alone = 11 + (attack.queries + 1) * ("square" in attack.parts)
-    elif isinstance(attack, ARTAutoAttack):
-        with_backward, alone = 2_300, 75_100
-    else:
-        return None
-    alone += _LOOKS
-    return Cost(with_backward + alone, _BACKWARD * with_backward + alone)
+    """At most what an attack and the looks at its images cost for one image; None where nobody knows."""
+    cost = attack.cost(n_classes)
+    return cost and Cost(cost.forwards + _LOOKS, cost.backwards)
 
 
 def costs_of(attacks: Iterable[Attack], n_images: int, n_classes: int, *, alarms: bool) -> dict[str, Cost | None]:
@@ -56,14 +30,14 @@ def costs_of(attacks: Iterable[Attack], n_images: int, n_classes: int, *, alarms
     costs = {attack.name: cost_of(attack, n_classes) for attack in attacks}
     made = {name: cost and cost.times(n_images) for name, cost in costs.items()}
     if alarms:
-        made["alarms"] = Cost(_PROBES, _BACKWARD * _PROBES).times(min(_PROBED, n_images))
+        made["alarms"] = Cost(_PROBES, _PROBES).times(min(_PROBED, n_images))
     return made
 
 
 def total(costs: Iterable[Cost | None]) -> Cost:
     """The sum of what is known."""
     known = [cost for cost in costs if cost is not None]
-    return Cost(sum(cost.forwards for cost in known), sum(cost.passes for cost in known))
+    return Cost(sum(cost.forwards for cost in known), sum(cost.backwards for cost in known))
 
 
 def cost_text(subject: str, costs: Mapping[str, Cost | None], pace: float | None = None) -> str:

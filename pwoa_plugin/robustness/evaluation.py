@@ -24,7 +24,7 @@ from .._versions import installed_versions
 from ..errors import InputError, PwoAError
 from ..models.normalisation import normalisation_of
 from .alarms import find_alarms
-from .attacks import FGSM, PGD, ARTAutoAttack, Attack, AttackRun, AttackSettings, AutoAttack
+from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.ball import SLACK
 from .attacks.base import OnProgress
 from .attacks.described import json_ready
@@ -41,7 +41,6 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_ATTACKS = tuple(attack.name for attack in load_protocol("paper").attacks)
 
-_BY_GRADIENT = FGSM, PGD, AutoAttack, ARTAutoAttack  # all of them, but for those that say black_box
 _LOOKED_AT = 8  # images, before models are compared
 
 
@@ -117,8 +116,8 @@ def judge_task(
         columns, found = _run_attacks(estimator, task, clean, attacked, progress)
         alarms = clean.looks.alarms() or None  # raised even where no probe is asked for
         if settings.alarms:
-            probed = find_alarms(estimator, *images[:2], clean.right, attacked, settings.attacks, columns)
-            alarms = clean.looks.alarms() + probed
+            data = images.pixels, images.labels, clean.right
+            alarms = clean.looks.alarms() + find_alarms(estimator, *data, attacked, settings.attacks, columns)
     notes = (*images.notes, *found.notes)
     for alarm in alarms or ():
         logger.warning("%s: %s", alarm.name, visible(str(alarm)))
@@ -197,7 +196,7 @@ def _sum(logits: Tensor) -> Tensor:
 
 def _check_gradients(attacks: Iterable[Attack], clean: Clean) -> None:
     for attack in attacks:
-        if clean.gradients is None and isinstance(attack, _BY_GRADIENT) and not attack.black_box:
+        if clean.gradients is None and attack.needs_gradients:
             raise InputError(_no_gradients(attack))
 
 
@@ -235,7 +234,7 @@ def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Confi
         device=str(device),
         protocol=settings.protocol.name,
         protocol_version=settings.protocol.version,
-        images_sha256=digest_of_tensors(images=images.pixels, labels=images.labels),
+        images_sha256=images.sha256,
     )
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .._data import Labels, as_images, as_labels, check_classes, check_contrast, raw_batches, scale_note
+from .._digest import digest_of_tensors
 from ..data.split import stratified_order
 from ..errors import InputError
 
 _BATCH = 256  # samples of a Dataset that are read at once
 
 
-class Images(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Images:
     """Images and their classes.
 
     Attributes:
@@ -31,12 +35,17 @@ class Images(NamedTuple):
     notes: tuple[str, ...] = ()
     floats: str = ""
 
+    @cached_property
+    def sha256(self) -> str:
+        """Of images and labels, in order."""
+        return digest_of_tensors(images=self.pixels, labels=self.labels)
+
     def drawn(self, n: int, seed: int) -> Images:
         """``n`` of the images, drawn by class; the same seed draws the same ones. All keep their order."""
         if n == len(self.pixels):
             return self
         chosen = stratified_order(self.labels, seed)[:n]
-        return self._replace(pixels=self.pixels[chosen], labels=self.labels[chosen])
+        return replace(self, pixels=self.pixels[chosen], labels=self.labels[chosen])
 
     def check_classes(self, n_classes: int) -> None:
         """Check that the labels are classes of a model with ``n_classes`` logits."""

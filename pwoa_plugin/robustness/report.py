@@ -33,6 +33,8 @@ from ..pages.text import interval_text
 from .alarm import Alarm
 from .statistics import Paired, paired, wilson_interval
 
+_WIDE = 0.05  # 95 % intervals wider than this are remarked on
+
 
 class Written(Record):
     """A record in a file of its own. Two are equal only if they are one object: they hold tensors.
@@ -257,6 +259,18 @@ class Report(Written):
             seconds=sum(column.seconds for column in columns),
             forwards=sum(column.forwards for column in columns),
         )
+
+    def caveats(self) -> list[str]:
+        """What the figures leave open, a sentence each: their intervals are wide, or AutoAttack was not run."""
+        said = []
+        if (width := self.worst_case.high - self.worst_case.low) > _WIDE:
+            said.append(
+                f"Only {self.config.n_images:,} images were judged: the 95 % interval of the worst case is "
+                f"{100 * width:.1f} points wide. Judge more to narrow it."
+            )
+        if self.autoattack is None:
+            said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
+        return said
 
     @property
     def autoattack(self) -> AttackReport | None:

@@ -14,7 +14,7 @@ from typing import Any, Unpack
 
 from torch import nn
 
-from .._digest import digest_of, digest_of_tensors
+from .._digest import digest_of
 from .._files import near_name, write_text
 from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
@@ -159,7 +159,7 @@ def _asked(models: Mapping[str, nn.Module], task: Task, classes: int) -> dict[st
     attacked = AttackSettings(eps=1.0, n_classes=classes, step_size=settings.step_size)
     return {
         "networks": {name: digest_of(model) for name, model in models.items()},
-        "images": digest_of_tensors(x=images.pixels, y=images.labels),
+        "images": images.sha256,
         "attacks": {attack.name: json_ready(attack.parameters(attacked)) for attack in settings.attacks},
         "protocol": [settings.protocol.name, settings.protocol.version],
         "norm": settings.norm,

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 _FORMAT = 3  # of report.json; raise it when a reader of the old one would misread or refuse the new one
 # 2 added `verdict` and `remarks`, which are derived; 3 `other_evaluations`, `folder`, `file_bytes`, and more derived.
 _READ = (1, 2, 3)
-_WIDE_INTERVAL = 0.05  # a wider 95 % interval deserves a remark
 
 _MOST = {"classes": 100_000, "channels": 1_000}  # of a run's images
 
@@ -333,15 +332,7 @@ class RunReport(_Run):
         if pruned is None:
             return []
         eps = self.config.get("eps")
-        said: list[str] = []
-        worst = pruned.worst_case
-        if worst.high - worst.low > _WIDE_INTERVAL:
-            said.append(
-                f"Only {pruned.config.n_images:,} images were judged: the 95 % interval of the worst case is "
-                f"{100 * (worst.high - worst.low):.1f} percentage points wide. Judge more to narrow it."
-            )
-        if pruned.autoattack is None:
-            said.append("AutoAttack is not among the attacks: the worst case may be lower than shown.")
+        said = pruned.caveats()
         if self.dense_alike is None:
             if any(evaluation.network == "dense" for evaluation in self.evaluations):
                 said.append(

@@ -73,14 +73,12 @@ def _all_evaluations(groups: Sequence[Mapping[Network, Evaluation]]) -> Table:
 
 def _accuracy_table(title: str, judged: Mapping[Network, Report]) -> Table:
     """Clean accuracy, each attack and the worst case, of networks that were judged alike."""
-    names = next(iter(judged.values())).attacks
-    rows: list[list[Cell]] = [
-        ["clean", *((percent(it.clean), interval_text(*it.clean_interval)) for it in judged.values()), ""]
-    ]
-    for name in (*names, "worst case"):
-        columns = [it.columns[name] for it in judged.values()]
-        cells = [(percent(it.accuracy), interval_text(*it.interval)) for it in columns]
-        rows.append([name, *cells, " + ".join(f"{it.seconds:.1f}" for it in columns)])
+    rows: list[list[Cell]] = []
+    for name in next(iter(judged.values())).figures:
+        figures = [it.figures[name] for it in judged.values()]
+        seconds = [] if name == "clean" else [f"{it.columns[name].seconds:.1f}" for it in judged.values()]
+        cells = [(percent(accuracy), interval_text(*interval)) for accuracy, interval in figures]
+        rows.append([name, *cells, " + ".join(seconds)])
     header: list[Cell] = ["attack", *((name, "95 % interval") for name in judged), "seconds"]
     return Table(title, header, rows, foot=True)
 

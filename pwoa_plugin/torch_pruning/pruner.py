@@ -24,7 +24,7 @@ from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.layers import prunable_layers
 from ..method.phases import ADMMPhase
-from ..method.probe import find_classes
+from ..method.probe import answer_of, classes_in
 from ..method.sparsity import find_sparsity_set
 from ..method.trainer import Trainer
 from ..removal.inputs import check_model
@@ -315,13 +315,14 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
 
 
 def _check_logits(model: nn.Module, images: Tensor, config: PwoAConfig) -> None:
-    """InputError unless the model returns logits; where its forward fails, the planner says so."""
-    try:
-        with modes_kept(model):
-            find_classes(model.eval(), images, config.output)
-    except InputError as error:
-        if error.__cause__ is None:
-            raise
+    """InputError unless the model returns logits."""
+    given = images.clone()
+    with modes_kept(model):
+        try:
+            answer = answer_of(model.eval(), given)
+        except InputError:
+            return  # the planner says why its forward fails
+    classes_in(answer, given, config.output)
 
 
 def _admm_of_a_loop(given: ADMMConfig | Mapping[str, Any] | None) -> ADMMConfig:

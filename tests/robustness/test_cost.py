@@ -43,11 +43,6 @@ def test_the_cost_is_what_is_counted_where_nothing_is_broken(attack: Attack, n_c
     assert cost.passes >= cost.forwards
 
 
-class Mine(PGD):
-    def __init__(self) -> None:
-        super().__init__(steps=2, name="mine")
-
-
 def test_the_cost_is_said_before(
     model: nn.Module, held_out: Pair, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

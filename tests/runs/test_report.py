@@ -48,7 +48,7 @@ def test_robustness_comes_back_as_reports() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({}, r"Only 50 images were judged: the 95 % interval of the worst case is \d+\.\d percentage points wide"),
+        ({}, r"Only 50 images were judged: the 95 % interval of the worst case is \d+\.\d points wide"),
         ({}, "AutoAttack is not among the attacks"),
         ({}, "the prefix module. was taken off"),
         ({"status": "failed"}, "The run is failed"),

@@ -13,7 +13,7 @@ from ...errors import InputError
 from .art_attack import ARTAttack
 from .art_autoattack import ARTAutoAttack
 from .autoattack import AutoAttack, StandardAutoAttack
-from .base import Attack, AttackRun, AttackSettings
+from .base import Attack, AttackRun, AttackSettings, Cost
 from .cw import CW, CarliniWagnerMargin
 from .fgsm import FGSM
 from .own import AnyAttack, ImportedAttack, as_attack, imported, of_art, split_call
@@ -32,6 +32,7 @@ __all__ = [
     "AttackSettings",
     "AutoAttack",
     "CarliniWagnerMargin",
+    "Cost",
     "ImportedAttack",
     "StandardAutoAttack",
     "any_attack",

@@ -12,7 +12,7 @@ from art.attacks.evasion import AutoProjectedGradientDescent, DeepFool, SquareAt
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from .base import Attack, AttackSettings, project
+from .base import Attack, AttackSettings, Cost, project
 
 _DLR_CLASSES = 3  # the DLR loss divides by the largest logit minus the third largest
 _RESTARTS = 5
@@ -38,6 +38,7 @@ class ARTAutoAttack(Attack):
 
     packages = ("multiprocess",)  # ART imports it even to run serially
     bounded = True
+    needs_gradients = True
 
     def __init__(self, *, name: str = "ART-AutoAttack") -> None:
         super().__init__(name=name)
@@ -48,6 +49,9 @@ class ARTAutoAttack(Attack):
 
     def _step_size(self, settings: AttackSettings) -> float:
         return 2 * settings.eps if settings.step_size is None else settings.step_size
+
+    def cost(self, n_classes: int) -> Cost:
+        return Cost(77_400, 2_300)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         return {

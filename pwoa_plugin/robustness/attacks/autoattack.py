@@ -25,7 +25,7 @@ from ..._random import seeded
 from ...errors import InputError
 from ..estimator import undisturbed
 from ..journal import Ball, Journal
-from .base import Attack, AttackSettings, OnProgress, positive_int, project
+from .base import Attack, AttackSettings, Cost, OnProgress, positive_int, project
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 _TARGET_CLASSES = 9  # of the standard version, which assumes ten classes or more
@@ -286,10 +286,17 @@ class AutoAttack(Attack):
         self.parts = tuple(part for part in STANDARD if part in parts)
         self.queries = positive_int("queries", queries)
         self.black_box = self.parts == ("square",)
+        self.needs_gradients = not self.black_box
 
     @property
     def is_standard(self) -> bool:
         return self.parts == STANDARD and self.queries == _QUERIES
+
+    def cost(self, n_classes: int) -> Cost:
+        targets = min(_TARGET_CLASSES, n_classes - 1)
+        of_parts = {"apgd-ce": 101, "apgd-t": 102 * targets, "fab-t": 203 * targets}
+        gradients = sum(of_parts.get(part, 0) for part in self.parts)
+        return Cost(gradients + 11 + (self.queries + 1) * ("square" in self.parts), gradients)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         parts = _applicable(self.parts, settings.n_classes)

@@ -61,6 +61,21 @@ class AttackSettings:
         return NORMS[self.norm]
 
 
+class Cost(NamedTuple):
+    """How many images go through the model, at most, and how many of them with a backward, too."""
+
+    forwards: int
+    backwards: int = 0
+
+    @property
+    def passes(self) -> int:
+        """Its time, in forwards: a backward takes as long as two."""
+        return self.forwards + 2 * self.backwards
+
+    def times(self, n: int) -> Cost:
+        return Cost(n * self.forwards, n * self.backwards)
+
+
 class AttackRun(NamedTuple):
     """What an attack found.
 
@@ -88,6 +103,8 @@ class Attack(ABC):
     """Packages beyond ART that the attack imports, as pip knows them."""
     black_box: bool = False
     """Whether it uses the model's logits only, and no gradient."""
+    needs_gradients: bool = False
+    """Whether it cannot run without gradients: a model that has none is then refused before any attack runs."""
     bounded: bool = False
     """Whether all its images are valid and in the ball by design: one that is not is then an error. Otherwise `run`
     gives the clean image in its place, so that it counts as not broken, and a note says how many."""
@@ -110,6 +127,10 @@ class Attack(ABC):
         Raises:
             InputError: the attack cannot run under these settings; one line says why.
         """
+
+    def cost(self, n_classes: int) -> Cost | None:
+        """What the attack costs for one image, at most; None where nobody knows."""
+        return None
 
     @property
     def code(self) -> str:

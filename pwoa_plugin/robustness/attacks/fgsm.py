@@ -8,7 +8,7 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 
-from .base import Attack, AttackSettings
+from .base import Attack, AttackSettings, Cost
 
 
 class FGSM(Attack):
@@ -19,9 +19,13 @@ class FGSM(Attack):
     """
 
     bounded = True
+    needs_gradients = True
 
     def __init__(self, *, name: str = "FGSM") -> None:
         super().__init__(name=name)
+
+    def cost(self, n_classes: int) -> Cost:
+        return Cost(1, 1)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         return {"steps": 1, "step_size": settings.eps, "restarts": 0, "loss": "cross-entropy"}

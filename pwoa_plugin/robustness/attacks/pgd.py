@@ -14,7 +14,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
 from ..._pixels import positive_pixels
-from .base import Attack, AttackSettings, positive_int
+from .base import Attack, AttackSettings, Cost, positive_int
 
 
 class PGD(Attack):
@@ -35,6 +35,7 @@ class PGD(Attack):
     loss: ClassVar[str] = "cross-entropy"
     family: ClassVar[str] = "PGD"
     bounded = True
+    needs_gradients = True
 
     def __init__(
         self,
@@ -54,6 +55,11 @@ class PGD(Attack):
     def _step_size(self, settings: AttackSettings) -> float:
         given = settings.step_size if self.step_size is None else self.step_size
         return 2.5 * settings.eps / self.steps if given is None else given
+
+    def cost(self, n_classes: int) -> Cost:
+        targets = min(self.targets, n_classes - 1)
+        gradients = (self.steps + 2) * self.restarts * max(1, targets)
+        return Cost(gradients + (targets > 0), gradients)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
         made: dict[str, Any] = {"steps": self.steps, "step_size": self._step_size(settings)}
