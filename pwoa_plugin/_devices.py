@@ -40,13 +40,6 @@ def _usable() -> list[str]:
     return ["'cpu'", *(f"'cuda:{index}'" for index in range(torch.cuda.device_count()))]
 
 
-def check_on_device(model: nn.Module) -> None:
-    """InputError if parameters or buffers are on the meta device: they have shapes and no numbers."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
-            raise InputError(f"{name} is on the meta device, without numbers; make the model on the CPU and load it")
-
-
 def dtype_of(model: nn.Module) -> torch.dtype:
     """The type of images that a network takes: that of its first floating parameter or buffer, else float32.
 

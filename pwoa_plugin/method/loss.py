@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from .._data import as_images, as_labels, check_classes, scale_note
-from .._devices import check_on_device
-from .._logits import Output, logits_of
+from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
+from .._network import check_network, check_trainable
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
@@ -108,9 +108,9 @@ class PwoALoss(nn.Module):
         if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
             raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
-        self.output = output
+        self.output = check_output(output)
         self.student_channels = {} if student_channels is None else student_channels
-        check_on_device(teacher)
+        check_network(teacher, "teacher")
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()
@@ -207,9 +207,12 @@ class PwoALoss(nn.Module):
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
-                few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
-                if not few or self.hsic.lambda_x > 0 or self.hsic.lambda_y > 0:
-                    layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                if not layers and (asked := self._asked_of_hidden_layers()):
+                    raise InputError(
+                        f"{', '.join(asked)}: the network has no hidden layer whose input can be used; leave it out, "
+                        "or name such layers in hsic.layers"
+                    )
             try_training_mode(student, images, self.output)
             self._students[student] = _Student(layers)
         return self._students[student]
@@ -231,6 +234,7 @@ class PwoALoss(nn.Module):
         Raises:
             InputError: images, labels, teacher or student cannot be used.
         """
+        self._check_new(student)
         device = self.device
         if self._looks_inside:
             student = hookable(student)
@@ -288,7 +292,8 @@ class PwoALoss(nn.Module):
             target = self.logits(self.teacher, x)
         with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
             logits = self.logits(student, x)
-        if not logits.requires_grad and torch.is_grad_enabled() and any(p.requires_grad for p in student.parameters()):
+        if not logits.requires_grad and torch.is_grad_enabled():
+            check_trainable(student, "student")
             raise InputError(
                 "the model's logits carry no gradient, so it cannot be trained; take no_grad, detach, numpy or "
                 "quantisation out of its forward"
@@ -313,6 +318,22 @@ class PwoALoss(nn.Module):
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _asked_of_hidden_layers(self) -> list[str]:
+        """The terms of hidden layers that were asked for: a weight is neither 0 nor the default."""
+        found = []
+        for section, mine in (("hsic", self.hsic), ("distillation", self.distillation)):
+            default = type(mine)()
+            for name in ("lambda_x", "lambda_y", "feature_weight"):
+                value = getattr(mine, name, 0)
+                if value > 0 and value != getattr(default, name):
+                    found.append(f"{section}.{name}={value:g}")
+        return found
+
+    def _check_new(self, student: nn.Module) -> None:
+        """Check a student at its first call; without gradients it is compared, not trained."""
+        if not isinstance(student, nn.Module) or student not in self._students:
+            (check_trainable if torch.is_grad_enabled() else check_network)(student, "student")
 
     def _of_batch(self, hidden: dict[str, Tensor], known: _Student, images: int) -> dict[str, Tensor]:
         """The hidden layers of this step that can be used: in training mode a network may run others than in eval."""

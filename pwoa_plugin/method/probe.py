@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch import Tensor, nn
 
-from .._logits import Output, logits_of
+from .._logits import Output, logits_of, unused_note
 from .._modes import modes_kept, train_mode
 from .._random import seeded
 from .._text import named, one_line
 from .._wrapped import deep_copy
 from ..errors import InputError
 from .distillation import gradient_loss
+
+_logger = logging.getLogger(__name__)
 
 
 def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int:
@@ -31,6 +35,8 @@ def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
         ) from error
     logits = logits_of(answer, len(given), output)
+    if note := unused_note(answer, output):
+        _logger.info("%s", note)
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if given._version != version:

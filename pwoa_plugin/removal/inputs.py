@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._devices import check_on_device
 from .._logits import parts_of
+from .._network import check_network
 from .._text import named
 from ..errors import InputError
 
@@ -20,9 +20,9 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def check_model(model: Any) -> None:
     """Refuse models that cannot be traced."""
+    check_network(model)
     if isinstance(model, torch.jit.ScriptModule):
         raise InputError("model is a ScriptModule, which cannot be traced; give the module that it was made from")
-    check_on_device(model)
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
             raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")
