@@ -72,7 +72,7 @@ def part_of(output: Any, choice: Output = None) -> Any:
 def described(value: Any) -> str:
     """What a value is, in messages."""
     if isinstance(value, Tensor):
-        layout = "" if _is_dense(value) else f" and {'nested' if value.is_nested else value.layout}"
+        layout = "" if is_dense(value) else f" and {'nested' if value.is_nested else value.layout}"
         shape = "" if value.is_nested else f"{tuple(value.shape)} "
         return f"a tensor {shape}of {value.dtype}{layout}"
     if parts := {name: described(part) for name, part in parts_of(value)}:
@@ -96,13 +96,13 @@ def parts_of(output: Any) -> list[tuple[str, Any]]:
     return [(str(name), part) for name, part in pairs]
 
 
-def _is_dense(value: Tensor) -> bool:
+def is_dense(value: Tensor) -> bool:
     return value.layout == torch.strided and not value.is_nested
 
 
 def _as_matrix(value: Any, images: int) -> Tensor | None:
     """Logits ``(N, C)``; None if this is something else."""
-    if not isinstance(value, Tensor) or not value.is_floating_point() or not _is_dense(value):
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not is_dense(value):
         return None
     if images == 1 and value.dim() < 2:
         return _as_matrix(value.reshape(1, -1), images)  # squeezed

@@ -24,7 +24,8 @@ def check_network(model: Any, what: str = "model") -> None:
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"{what} is {_kind_and_cure(model)}")
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
+    network = unwrapped(model)
+    for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if is_lazy(tensor):
             raise InputError(f"{what}: {name} has no values yet; run the model once first")
         if tensor.is_meta:
@@ -38,16 +39,28 @@ def check_network(model: Any, what: str = "model") -> None:
             )
 
 
-def check_trainable(model: Any, what: str = "model") -> None:
-    """`check_network`, and InputError unless the network can be trained."""
+def check_plain(model: Any, what: str = "model") -> None:
+    """`check_network`, and InputError for what can only be judged: TorchScript, whose modules take no hooks."""
     check_network(model, what)
-    if isinstance(unwrapped(model), torch.jit.ScriptModule):
-        raise InputError(
-            f"{what} is a ScriptModule, which cannot be trained here; give the module that it was made from"
-        )
+    for name, module in unwrapped(model).named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            raise InputError(
+                f"{what}{name and f': {name}'} is a ScriptModule, which can be judged, but not trained or traced; give "
+                "the module that it was made from"
+            )
+
+
+def check_trainable(model: Any, what: str = "model") -> None:
+    """`check_plain`, and InputError unless the network can be trained."""
+    check_plain(model, what)
+    for name, module in unwrapped(model).named_modules():
+        if type(module).__module__.startswith("torch.") and ".quantized" in type(module).__module__:
+            raise InputError(
+                f"{what}: {name or 'it'} is quantised, and no gradient passes it; train the network, then quantise it"
+            )
     if not any(parameter.requires_grad for parameter in model.parameters()):
         if next(model.parameters(), None) is None:
-            raise InputError(f"{what} has no parameters, so nothing can be trained; a quantised one can only be judged")
+            raise InputError(f"{what} has no parameters, so nothing can be trained; give a network that has")
         raise InputError(
             f"{what}: all parameters are frozen (requires_grad=False); call requires_grad_(True) on the layers to train"
         )

@@ -43,9 +43,8 @@ class DistillationConfig(Section):
 
 def frozen_copy(model: nn.Module) -> nn.Module:
     """The teacher: a deep copy in eval mode, without gradients, of the network inside its wrappers."""
-    teacher = deep_copy(unwrapped(model, adapters=False)).eval()
-    for parameter in teacher.parameters():  # a ScriptModule has no requires_grad_
-        parameter.requires_grad_(False)
+    teacher = deep_copy(unwrapped(model, adapters=False)).eval().requires_grad_(False)
+    for parameter in teacher.parameters():
         parameter.grad = None
     return teacher
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._data import as_images, as_labels, check_classes, scale_note
 from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
-from .._network import check_network, check_trainable
+from .._network import check_network, check_plain, check_trainable
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed
 from .._section import as_section
@@ -110,7 +110,7 @@ class PwoALoss(nn.Module):
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
         self.output = check_output(output)
         self.student_channels = {} if student_channels is None else student_channels
-        check_network(teacher, "teacher")
+        check_plain(teacher, "teacher")
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()
