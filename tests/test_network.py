@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +11,7 @@ import torch
 from test_outputs import DOORS, TRAINED, Net, by_config, by_list, by_loss, distilled, images, plain, structured
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoALoss, compare, evaluate, speedup
+from pwoa_plugin import PwoALoss, evaluate, speedup
 from pwoa_plugin.models import load_checkpoint
 from pwoa_plugin.robustness import security_curve
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
@@ -216,18 +215,3 @@ def test_a_choice_of_output_without_effect_is_logged(door: Door, caplog: pytest.
 def test_sparse_logits_are_refused(door: Door) -> None:
     with pytest.raises(ValueError, match=r"a tensor \(\d+, 3\) of torch.float\d+ and torch.sparse_coo"):
         door(Net(lambda f, z, t: z.to_sparse()), images(), None)
-
-
-@pytest.mark.parametrize(
-    ("models", "said"),
-    [
-        ({1: 0}, "models: 1 is no name; give a text for each"),
-        ({" ": 0}, "models: ' ' is no name"),
-        ({}, "models is empty"),
-        ([0], "models is of type list"),
-        (Small(), "models is of type Small"),
-    ],
-)
-def test_what_is_compared_has_names(models: Any, said: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(said)):
-        compare(models, images(), eps=0.1)
