@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -67,11 +69,11 @@ def is_whole(data: Any) -> bool:
     return as_labels and (isinstance(images, (Tensor, np.ndarray)) or dims(images) == 4)
 
 
-def whole_set(data: Any, where: str) -> tuple[Tensor, Tensor | None]:
+def whole_set(data: Any, where: str, *, labelled: bool = False) -> tuple[Tensor, Tensor | None]:
     """Images and labels of a whole set as tensors, as many of each."""
-    images, labels = split_batch(data, where)
+    images, labels = split_batch(data, where, labelled=labelled)
     x = tensor_of(images, f"{where}: images")
-    y = None if labels is None else tensor_of(labels, f"{where}: labels")
+    y = None if labels is None else _one_labelling(labels, len(x), where)
     if y is not None and len(x) != len(y):
         raise _unequal(where, len(x), len(y))
     return x, y
@@ -99,14 +101,17 @@ def _is_sample(value: Any) -> bool:
 
 
 def raw_batches(data: Any, where: str, batch_size: int) -> Iterator[tuple[Any, Any]]:
-    """``(images, labels or None)`` of each batch, as they are held; a whole set is one batch."""
+    """``(images, labels or None)`` of each batch, as they are held; a whole set is one batch. Of dicts labels are
+    wanted.
+    """
     if is_whole(data):
-        yield split_batch(data, where)
+        yield split_batch(data, where, labelled=True)
     else:
-        samples = samples_of(data)
-        batches = refuse_no_batches(data, where) if samples is None else loader_of(samples, batch_size, where)
+        batches = refuse_no_batches(data, where)
+        if (samples := samples_of(data)) is not None:
+            batches = loader_of(samples, batch_size, where, labelled=True)
         for batch in retold(iter(batches), where):
-            yield split_batch(batch, where)
+            yield split_batch(batch, where, labelled=True)
 
 
 def refuse_no_batches(data: Any, where: str) -> Any:
@@ -116,9 +121,32 @@ def refuse_no_batches(data: Any, where: str) -> Any:
     return data
 
 
-def loader_of(samples: Any, batch_size: int, where: str, **options: Any) -> DataLoader[Any]:
-    """Batches of samples in any form, also PIL images and unlabelled ones."""
-    return DataLoader(samples, batch_size, collate_fn=functools.partial(_gather, where=where), **options)
+def loader_of(samples: Any, batch_size: int, where: str, *, labelled: bool = False, **options: Any) -> DataLoader[Any]:
+    """Batches of samples in any form, also PIL images and, unless they are to be ``labelled``, dicts without labels."""
+    gather = functools.partial(_gather, where=where, labelled=labelled)
+    return DataLoader(_Samples(samples, where), batch_size, collate_fn=gather, **options)
+
+
+class _Samples(Dataset[Any]):
+    """Samples; one that cannot be read is named by its index."""
+
+    def __init__(self, samples: Any, where: str) -> None:
+        self.samples, self.where = samples, where
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Any:
+        try:
+            return self.samples[index]
+        except OSError as error:
+            raise _unreadable(f"{self.where}: sample {index}", error) from error
+
+    def __getitems__(self, indices: list[int]) -> list[Any]:
+        if (together := getattr(self.samples, "__getitems__", None)) is not None:
+            with contextlib.suppress(OSError):
+                return list(together(indices))
+        return [self[index] for index in indices]
 
 
 def collates_plainly(loader: DataLoader[Any]) -> bool:
@@ -127,24 +155,27 @@ def collates_plainly(loader: DataLoader[Any]) -> bool:
     return collate is default_collate or getattr(collate, "func", None) is _gather
 
 
-def split_batch(batch: Any, where: str) -> tuple[Any, Any]:
+def split_batch(batch: Any, where: str, *, labelled: bool = False) -> tuple[Any, Any]:
     """``(images, labels or None)`` of a batch: a dict, a tuple or list, images alone, or a list of samples."""
     if isinstance(batch, (tuple, list)) and batch:
         if all(map(_is_sample, batch[:2])):
-            return _gather(batch, where)
+            return _gather(batch, where, labelled)
         if len(batch) > 1 and dims(batch[0]) == dims(batch[1]) == 3:  # images without labels
             return batch, None
-    return _split(batch, where)
+    return _split(batch, where, labelled)
 
 
-def _split(held: Any, where: str) -> tuple[Any, Any]:
-    """Images and labels of a batch, or image and label of a sample."""
+def _split(held: Any, where: str, labelled: bool) -> tuple[Any, Any]:
+    """Images and labels of a batch, or image and label of a sample; with ``labelled`` a dict has to name its labels."""
     held = _named_fields(held) or held
     if isinstance(held, Mapping):
         images = _by_key(held, IMAGE_KEYS, "images", where)
         if images is None:
             raise InputError(f"{where} gives a dict with keys {list(held)}; name the images 'image' or 'pixel_values'")
-        return images, _by_key(held, LABEL_KEYS, "labels", where)
+        labels = _by_key(held, LABEL_KEYS, "labels", where)
+        if labels is None and labelled:
+            raise InputError(f"{where} gives a dict with keys {list(held)}; name the labels 'label' or 'y'")
+        return images, labels
     if isinstance(held, (tuple, list)) and held:
         return held[0], held[1] if len(held) > 1 else None
     return held, None
@@ -163,8 +194,8 @@ def _by_key(batch: Mapping[str, Any], keys: Sequence[str], what: str, where: str
     return batch[found[0]] if found else None
 
 
-def _gather(samples: Sequence[Any], where: str) -> tuple[Any, Any]:
-    pairs = [_split(sample, where) for sample in samples]
+def _gather(samples: Sequence[Any], where: str, labelled: bool) -> tuple[Any, Any]:
+    pairs = [_split(sample, where, labelled) for sample in samples]
     labels = [label for _, label in pairs]
     if all(label is None for label in labels):
         return tensor_of([image for image, _ in pairs], f"{where}: images"), None
@@ -174,17 +205,29 @@ def _gather(samples: Sequence[Any], where: str) -> tuple[Any, Any]:
 
 
 def retold(batches: Iterator[Any], where: str) -> Iterator[Any]:
-    """The same batches; what torch raises about samples that do not make a batch is told in one line."""
-    while True:
+    """The same batches; samples that cannot be read, or do not make a batch, are told in one line."""
+    for number in count():
         try:
             batch = next(batches)
         except StopIteration:
             return
+        except InputError:
+            raise
+        except OSError as error:
+            raise _unreadable(f"{where}: batch {number}", error) from error
         except (TypeError, RuntimeError) as error:
             if (told := _collating_failed(one_line(error))) is None:
                 raise
             raise InputError(f"{where}: {told}") from error
         yield batch
+
+
+def _unreadable(what: str, error: OSError) -> InputError:
+    if isinstance(error, InputError):
+        return error
+    reason = str(error).strip().splitlines()[-1:]  # below the traceback of a DataLoader's worker
+    said = one_line(reason[0]) if reason else ""
+    return InputError(f"{what} cannot be read ({said or type(error).__name__}); mend it, or leave it out")
 
 
 def _collating_failed(said: str) -> str | None:
@@ -305,7 +348,7 @@ def as_labels(y: Any, images: int, where: str, *, check: bool = True) -> Labels:
     Raises:
         InputError: they are of another form.
     """
-    y = tensor_of(y, f"{where}: labels")
+    y = _one_labelling(y, images, where)
     width, floats = None, ""
     if y.dim() == 2 and y.shape[1] == 1:
         y = y[:, 0]
@@ -320,6 +363,14 @@ def as_labels(y: Any, images: int, where: str, *, check: bool = True) -> Labels:
     if len(y) != images:
         raise _unequal(where, images, len(y))
     return Labels(y.to(torch.int64), width, floats)
+
+
+def _one_labelling(y: Any, images: int, where: str) -> Tensor:
+    """The tensor of labels; several, ``(y1, y2)``, are refused."""
+    several = isinstance(y, (tuple, list)) and 0 < len(y) != images and all(dims(each) == 1 for each in y)
+    if several and all(len(each) == images for each in y):
+        raise InputError(f"{where}: labels are {len(y)} sets of {images} each, for {images} images; give one set")
+    return tensor_of(y, f"{where}: labels")
 
 
 def _unequal(where: str, images: int, labels: int) -> InputError:

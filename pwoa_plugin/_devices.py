@@ -40,13 +40,6 @@ def _usable() -> list[str]:
     return ["'cpu'", *(f"'cuda:{index}'" for index in range(torch.cuda.device_count()))]
 
 
-def check_on_device(model: nn.Module) -> None:
-    """InputError if parameters or buffers are on the meta device: they have shapes and no numbers."""
-    for name, tensor in chain(model.named_parameters(), model.named_buffers()):
-        if tensor.is_meta:
-            raise InputError(f"{name} is on the meta device, without numbers; make the model on the CPU and load it")
-
-
 def device_of(model: nn.Module, default: torch.device | str = "cpu") -> torch.device:
     """Where a network's first parameter is; the default if it has none."""
     parameter = next(model.parameters(), None)

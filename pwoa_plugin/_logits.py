@@ -14,13 +14,14 @@ from torch import Tensor, nn
 from .errors import InputError
 
 
-def _index_or_key(value: Any) -> Any:
+def check_output(value: Any) -> int | str | None:
+    """The choice of a part of an output; InputError if it is none."""
     if isinstance(value, bool) or not isinstance(value, (int, str, type(None))):
         raise InputError(f"output={value!r}: give an index, a key or an attribute")
     return int(value) if isinstance(value, str) and re.fullmatch("-?[0-9]+", value) else value
 
 
-Output = Annotated[int | str | None, BeforeValidator(_index_or_key)]
+Output = Annotated[int | str | None, BeforeValidator(check_output)]
 """Which part of a network's output has the logits: an index, a key or attribute, dotted where nested (``heads.0``)."""
 
 
@@ -52,6 +53,13 @@ def logits_of(output: Any, images: int, choice: Output = None) -> Tensor:
     return logits
 
 
+def unused_note(output: Any, choice: Output) -> str:
+    """What to say of a choice that has no effect, for there is one tensor; empty if it has, or there is no choice."""
+    if choice is None or not isinstance(output, Tensor):
+        return ""
+    return f"output={choice!r} has no effect: the model returns one tensor"
+
+
 def part_of(output: Any, choice: Output = None) -> Any:
     """The chosen part of an output, else that named ``logits``, else all of it; what it is is not checked."""
     if choice is not None:
@@ -64,7 +72,9 @@ def part_of(output: Any, choice: Output = None) -> Any:
 def described(value: Any) -> str:
     """What a value is, in messages."""
     if isinstance(value, Tensor):
-        return f"a tensor {tuple(value.shape)} of {value.dtype}"
+        layout = "" if is_dense(value) else f" and {'nested' if value.is_nested else value.layout}"
+        shape = "" if value.is_nested else f"{tuple(value.shape)} "
+        return f"a tensor {shape}of {value.dtype}{layout}"
     if parts := {name: described(part) for name, part in parts_of(value)}:
         return f"a {type(value).__name__} ({_listed(parts)})"
     return f"a {type(value).__name__}"
@@ -86,9 +96,13 @@ def parts_of(output: Any) -> list[tuple[str, Any]]:
     return [(str(name), part) for name, part in pairs]
 
 
+def is_dense(value: Tensor) -> bool:
+    return value.layout == torch.strided and not value.is_nested
+
+
 def _as_matrix(value: Any, images: int) -> Tensor | None:
     """Logits ``(N, C)``; None if this is something else."""
-    if not isinstance(value, Tensor) or not value.is_floating_point():
+    if not isinstance(value, Tensor) or not value.is_floating_point() or not is_dense(value):
         return None
     if images == 1 and value.dim() < 2:
         return _as_matrix(value.reshape(1, -1), images)  # squeezed

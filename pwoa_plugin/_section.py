@@ -53,7 +53,7 @@ _MOST_INT = 2**53  # a float holds it
 def _is_number(annotation: Any) -> bool:
     """Whether a field is a number, or numbers, and cannot be true or false."""
     leaves = set(_leaves(annotation))
-    return bool(leaves & {int, float}) and bool not in leaves
+    return bool(leaves & {int, float}) and not leaves & {bool, str}
 
 
 def _leaves(annotation: Any) -> Iterator[Any]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 import unicodedata
 from collections.abc import Iterable
 
 _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
+
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 _shorten = reprlib.Repr()
 _shorten.maxstring = _shorten.maxother = 60
@@ -45,7 +48,7 @@ def named(error: BaseException, most: int = 300) -> str:
 def short(value: object, most: int = 100) -> str:
     """A value as Python writes it, shortened: one line of at most ``most`` characters."""
     try:
-        shown = one_line(_shorten.repr(value))  # its limits hold for each level of nesting
+        shown = _ADDRESS.sub("", one_line(_shorten.repr(value)))  # its limits hold for each level of nesting
     except Exception:  # an integer of more than 4,300 digits, or a __repr__ of the user's that fails
         shown = f"<{type(value).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."

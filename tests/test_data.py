@@ -219,6 +219,10 @@ def cut(index: int) -> Tensor:
     return X[index, :, index % 2 * 2 :, index % 2 * 2 :]
 
 
+def unreadable() -> Any:
+    raise FileNotFoundError(2, "No such file", "a.png")
+
+
 REFUSED: dict[str, Any] = {
     "give a DataLoader, a Dataset, or tensors or arrays": None,
     "is a str; give a DataLoader": "images",
@@ -247,6 +251,11 @@ REFUSED: dict[str, Any] = {
     "labels are a tensor without numbers": (X, Y.to("meta")),
     "labels are a str; give": (X, ["cat"] * N),
     r"gives no labels": [X],
+    r"gives a dict with keys \['img', 'class'\]; name the labels 'label' or 'y'": {"img": X, "class": Y},
+    r"gives a dict with keys \['image', 'digit'\]; name the labels": Samples(lambda i: {"image": X[i], "digit": 1}),
+    f"labels are 2 sets of {N} each, for {N} images; give one set": (X, (Y, Y)),
+    r"sample \d+ cannot be read \(.Errno 2. No such file: 'a.png'\); mend it": Samples(lambda i: unreadable()),
+    "batch 0 cannot be read .*No such file": DataLoader(Samples(lambda i: unreadable()), 16),
     "23 of 24 samples have no label|15 of 16 samples have no label": Samples(lambda i: (X[i], None if i else 1)),
     r"samples of different sizes \(\[3, 8, 8\] and \[3, 6, 6\]\) do not make a batch": DataLoader(
         Samples(lambda i: (cut(i), 0)), 16
@@ -269,6 +278,25 @@ def test_what_cannot_be_read_is_refused_alike_in_one_line(said: str) -> None:
     if not isinstance(REFUSED[said], (Samples, list)) and "no labels" not in said:  # shuffled; why labels are needed
         pruning, judging = (line.replace("(16,", f"({N},") for line in lines)  # a batch, and all at once
         assert pruning == judging
+
+
+def test_the_sample_that_cannot_be_read_is_named() -> None:
+    class Together(Samples):
+        """As data sets of Hugging Face, which give several at once."""
+
+        def __getitems__(self, indices: list[int]) -> list[Any]:
+            return [self[i] for i in indices]
+
+    def read(index: int) -> Any:
+        return (X[index], Y[index]) if index != 5 else unreadable()
+
+    for samples in (Samples(read), Together(read)):
+        with pytest.raises(ValueError, match="sample 5 cannot be read"):
+            verdicts(samples)
+    assert verdicts(Together(lambda i: (X[i], Y[i]))) == verdicts((X, Y))
+    workers = DataLoader(Samples(read), 4, num_workers=1)
+    with pytest.raises(ValueError, match=r"^data: batch 1 cannot be read \(FileNotFoundError: .*'a.png'\); mend it"):
+        verdicts(workers)
 
 
 def test_what_a_loader_s_collate_raised_is_kept_and_other_errors_are_the_user_s() -> None:

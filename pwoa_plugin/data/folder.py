@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .._text import one_line
 from .config import DataConfig
-from .images import DataError, ImageSet
+from .images import DataError, ImageSet, check_root
 
 _MOST_PIXELS = 178_956_970  # of a file: PIL's own limit
 _MOST_RESIZED = 2**25  # pixels of a resized image, before the middle is cut out
@@ -97,6 +97,7 @@ def _find_folder(config: DataConfig, *names: str) -> Path:
     for name in names:
         if os.path.isdir(root / name):
             return root / name
+    check_root(config)
     raise DataError(
         f"data.root={config.root!r}: there is no folder {' or '.join(names)} in it; "
         "the images are train/CLASS/*.png and test/CLASS/*.png"

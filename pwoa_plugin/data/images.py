@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor
 
+from .._files import near_name
 from ..errors import InputError
 from .config import DataConfig
 
 
 class DataError(InputError):
     """Images that cannot be read: one line that names the field, its value and the cure."""
+
+
+def check_root(config: DataConfig) -> None:
+    """DataError if the root is not there, and something of a near name is."""
+    root = os.path.expanduser(config.root)
+    if not os.path.exists(root) and (near := near_name(root)):
+        raise DataError(f"data.root={config.root!r} is not there{near}")
 
 
 class ImageSet(ABC):

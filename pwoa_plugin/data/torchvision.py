@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._text import named
 from .config import DataConfig
-from .images import DataError, InMemory
+from .images import DataError, InMemory, check_root
 
 
 class _Torchvision(InMemory):
@@ -36,6 +36,7 @@ class _Torchvision(InMemory):
                     f"{field}: the files in {where} cannot be read ({named(error)}); delete them and run again"
                 ) from error
             if not config.download:
+                check_root(config)
                 what = "damaged or missing files in" if os.path.isdir(where) else "there is no"
                 raise DataError(
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"

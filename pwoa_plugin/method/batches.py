@@ -96,14 +96,15 @@ class Batches:
         self.read = 0
         self._said: str | None = None
         if is_whole(source):
-            x, y = whole_set(source, name)
+            x, y = whole_set(source, name, labelled=labels_because is not None)
             size = batch_size if isinstance(batch_size, int) else batch_size(len(x))
             source = _TensorLoader(x, y if self._reads_labels else None, size)
         elif (samples := samples_of(source)) is not None:
             if (count := len(samples)) == 0:
                 raise InputError(f"{name}: the data set is empty; give natural images")
             size = batch_size if isinstance(batch_size, int) else batch_size(count)
-            source = loader_of(samples, size, name, shuffle=True, drop_last=count > 1 and count % size == 1)
+            labelled, of_one = labels_because is not None, count > 1 and count % size == 1
+            source = loader_of(samples, size, name, labelled=labelled, shuffle=True, drop_last=of_one)
         elif isinstance(refuse_no_batches(source, name), Iterator):
             raise InputError(f"{name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
@@ -151,7 +152,7 @@ class Batches:
         if start:
             self.set_random_state(random_state)
         for batch in retold(batches, self.name):
-            yield split_batch(batch, self.name)
+            yield split_batch(batch, self.name, labelled=self.labels_because is not None)
 
     def random_state(self) -> dict[str, Tensor]:
         """The state of the global generators, and of those of a DataLoader and its samplers."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel
 
-from .._devices import check_on_device
 from .._modes import modes_kept
 from .._random import random_state, set_random_state
 from .._text import did_you_mean, named
@@ -27,8 +26,7 @@ _EVEN = 4  # in place of 3, for networks that take even batches only
 
 
 def check_readable(model: nn.Module) -> None:
-    """InputError if hooks cannot read hidden layers: the model is compiled, spread over devices, or has no numbers."""
-    check_on_device(model)
+    """InputError if hooks cannot read hidden layers: the model is compiled, or spread over devices."""
     # torch.compile ignores hooks that come later, and DataParallel's copies share theirs.
     if has_compiled(model):
         raise InputError(
@@ -98,10 +96,10 @@ def find_hidden_layers(
         field: where the names were given, for messages.
 
     Returns:
-        The names; an empty list if ``auto`` had to leave out all.
+        The names; an empty list if ``auto`` finds none, or had to leave out all.
 
     Raises:
-        InputError: a name is not in the model, or its module does not receive such a tensor; ``auto`` finds nothing.
+        InputError: a name is not in the model, or its module does not receive such a tensor.
     """
     network, auto = unwrapped(model), layers == "auto"
     if auto:
@@ -125,8 +123,9 @@ def find_hidden_layers(
             found.append(name)
             held.append(tensor)
     if not found:
-        raise InputError(
-            "hsic.layers='auto' found no hidden layer; name the modules whose inputs are the hidden layers"
+        _logger.warning(
+            "the network has no hidden layer (no second convolution or linear layer), so HSIC and feature "
+            "distillation are left out of the loss; hsic.layers can name modules whose inputs are hidden layers"
         )
     if left_out := {name: unlike[name] for name in found if name in unlike}:
         found = [name for name in found if name not in unlike]

@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -16,13 +15,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .._data import as_images, as_labels, check_classes, scale_note
-from .._devices import check_on_device, device_of, dtype_of
-from .._logits import Output, logits_of
+from .._devices import device_of, dtype_of
+from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
+from .._network import check_network, check_plain, check_trainable
 from .._pixels import check_radius, positive_pixels
 from .._random import check_seed, happens
 from .._section import as_section
-from .._weights import is_weighted
 from .._wrapped import hookable, unwrapped
 from ..errors import InputError
 from .adversarial import AdversarialConfig, gradient_of
@@ -31,15 +30,14 @@ from .hidden import (
     check_names,
     check_readable,
     find_hidden_layers,
-    listed,
     read_hidden,
-    unlike_batch,
     unusable,
 )
 from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
 from .probe import find_classes, try_examples, try_input_gradients, try_training_mode
+from .student import StudentLayers
 
 _logger = logging.getLogger(__name__)
 
@@ -118,9 +116,9 @@ class PwoALoss(nn.Module):
         if (radius := self.perturbation.radius or 0.0) > pixel_range[1] - pixel_range[0]:
             raise InputError(f"perturbation.radius={radius:g} is wider than pixel_range={pixel_range}; use pixel units")
         self.pixel_range, self.seed = pixel_range, check_seed(seed)
-        self.output = output
+        self.output = check_output(output)
         self.student_channels = {} if student_channels is None else student_channels
-        check_on_device(teacher)
+        check_plain(teacher, "teacher")
         self._teacher = (frozen_copy(teacher),)  # in a tuple, so that it is not a submodule
         self._names_in_teacher = {name for name, _ in unwrapped(self.teacher).named_modules()}
         self._estimator = self.hsic.make_estimator()
@@ -132,7 +130,7 @@ class PwoALoss(nn.Module):
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
         self._calls = 0
-        self._students: WeakKeyDictionary[nn.Module, _Student] = WeakKeyDictionary()
+        self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
     def teacher(self) -> nn.Module:
@@ -224,16 +222,19 @@ class PwoALoss(nn.Module):
         self.radius = radius
         self._perturb = self.perturbation.make(radius, self.pixel_range)
 
-    def _layers_of(self, student: nn.Module, images: Tensor) -> _Student:
+    def _layers_of(self, student: nn.Module, images: Tensor) -> StudentLayers:
         if student not in self._students:
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
-                few = self.hsic.layers == "auto" and sum(is_weighted(module) for module in student.modules()) < 2
-                if not few or self.hsic.wanted:
-                    layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                if not layers and (asked := self._asked_of_hidden_layers()):
+                    raise InputError(
+                        f"{', '.join(asked)}: the network has no hidden layer whose input can be used; leave it out, "
+                        "or name such layers in hsic.layers"
+                    )
             try_training_mode(student, images, self.output)
-            self._students[student] = _Student(layers)
+            self._students[student] = StudentLayers(layers)
         return self._students[student]
 
     # -- a batch ---------------------------------------------------------------------------------
@@ -253,6 +254,7 @@ class PwoALoss(nn.Module):
         Raises:
             InputError: images, labels, teacher or student cannot be used.
         """
+        self._check_new(student)
         device = self.device
         if self._looks_inside:
             student = hookable(student)
@@ -317,7 +319,8 @@ class PwoALoss(nn.Module):
             target = self.logits(self.teacher, x)
         with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
             logits = self.logits(student, x)
-        if not logits.requires_grad and torch.is_grad_enabled() and any(p.requires_grad for p in student.parameters()):
+        if not logits.requires_grad and torch.is_grad_enabled():
+            check_trainable(student, "student")
             raise InputError(
                 "the model's logits carry no gradient, so it cannot be trained; take no_grad, detach, numpy or "
                 "quantisation out of its forward"
@@ -328,7 +331,9 @@ class PwoALoss(nn.Module):
                 "of the same classes"
             )
         if in_student:
-            hidden = self._of_batch(hidden, known, len(x))
+            hidden, unusable_ones = known.usable(hidden, len(x))
+            if unusable_ones and self.hsic.layers != "auto":
+                raise unusable(unusable_ones, f"{self.layers_field}, in training mode")
         wanted = target.detach()
         terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
         if attack is not None and self.adversarial is not None and self.adversarial.weight > 0:
@@ -338,42 +343,28 @@ class PwoALoss(nn.Module):
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif config.gradient_weight > 0:  # in every call, so that means are over all calls
             terms["gradients"] = torch.zeros((), device=x.device)
-        if with_features and (alike := self._alike(hidden, teacher_hidden, known)):
+        if with_features and (alike := known.alike(hidden, teacher_hidden, self.student_channels)):
             terms["features"] = config.feature_weight / config.feature_share * feature_loss(hidden, alike)
         if with_hsic and hidden:
             terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
 
-    def _of_batch(self, hidden: dict[str, Tensor], known: _Student, images: int) -> dict[str, Tensor]:
-        """The hidden layers of this step that can be used: in training mode a network may run others than in eval."""
-        unlike = {name: "which did not run" for name in known.layers if name not in hidden}
-        there = {name: found for name, z in hidden.items() if (found := unlike_batch(z, images))}
-        if there and self.hsic.layers != "auto":
-            raise unusable(there, f"{self.layers_field}, in training mode")
-        unlike |= there
-        if new := {name: what for name, what in unlike.items() if name not in known.unlike}:
-            _logger.warning("hidden layers are left out of a step's loss, in training mode: %s", listed(new))
-            known.unlike.update(new)
-        return {name: z for name, z in hidden.items() if name not in there}
+    def _asked_of_hidden_layers(self) -> list[str]:
+        """The terms of hidden layers that were asked for: a weight is neither 0 nor the default."""
+        found = []
+        for section, mine in (("hsic", self.hsic), ("distillation", self.distillation)):
+            default = type(mine)()
+            for name in ("lambda_x", "lambda_y", "feature_weight"):
+                value = getattr(mine, name, 0)
+                if value > 0 and value != getattr(default, name):
+                    found.append(f"{section}.{name}={value:g}")
+        return found
 
-    def _alike(
-        self, hidden: dict[str, Tensor], teacher_hidden: dict[str, Tensor], known: _Student
-    ) -> dict[str, Tensor]:
-        """The teacher's hidden layers that the student has in the same shape; a pruned student may be narrower."""
-        alike = {}
-        for name, target in teacher_hidden.items():
-            if name in self.student_channels and (name not in hidden or hidden[name].shape != target.shape):
-                dim, indices = self.student_channels[name]
-                target = target.index_select(dim, indices)
-            if name in hidden and hidden[name].shape == target.shape:
-                alike[name] = target
-        if left_out := [name for name in hidden if name not in alike and name not in known.not_alike]:
-            _logger.warning(
-                "no feature distillation of %s: the teacher has no such layer of that width", ", ".join(left_out)
-            )
-            known.not_alike.update(left_out)
-        return alike
+    def _check_new(self, student: nn.Module) -> None:
+        """Check a student at its first call; without gradients it is compared, not trained."""
+        if not isinstance(student, nn.Module) or student not in self._students:
+            (check_trainable if torch.is_grad_enabled() else check_network)(student, "student")
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
         references, weights = {}, {"hsic_x": self.hsic.lambda_x, "hsic_y": -self.hsic.lambda_y}
@@ -383,15 +374,6 @@ class PwoALoss(nn.Module):
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
         return {name: weights[name] / self.hsic.share * value for name, value in zip(references, values, strict=True)}
-
-
-@dataclass(frozen=True)
-class _Student:
-    """One student's hidden layers, and those logged as not like the teacher's, or not usable in a step."""
-
-    layers: list[str]
-    not_alike: set[str] = field(default_factory=set)
-    unlike: set[str] = field(default_factory=set)
 
 
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._logits import Output, logits_of
+from .._logits import Output, logits_of, unused_note
 from .._modes import modes_kept, train_mode
 from .._random import seeded
 from .._text import named, one_line
@@ -15,6 +16,8 @@ from .._wrapped import deep_copy
 from ..errors import InputError
 from .adversarial import gradient_of
 from .distillation import gradient_loss
+
+_logger = logging.getLogger(__name__)
 
 
 def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int:
@@ -45,6 +48,8 @@ def classes_in(answer: Any, images: Tensor, output: Output = None) -> int:
         InputError: there are no finite logits ``(N, classes)`` in it, or the network has changed the images in place.
     """
     logits = logits_of(answer, len(images), output)
+    if note := unused_note(answer, output):
+        _logger.info("%s", note)
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
     if images._version:

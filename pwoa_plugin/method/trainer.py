@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from .._devices import dtype_of
 from .._modes import train_mode
+from .._network import check_trainable
 from .._section import Section
 from .._wrapped import network_or_ddp, unwrapped
 from ..errors import InputError, PwoAError, TrainingError
@@ -61,6 +62,7 @@ class Trainer:
     """
 
     def __init__(self, model: nn.Module, config: TrainingConfig, target: Target | None = None) -> None:
+        check_trainable(model)
         # A copy, sections too, validated again: what the user sets later does not reach this run.
         fields: dict[str, Any] = {
             name: value.model_copy(deep=True) if isinstance(value, Section) else value for name, value in config
@@ -74,12 +76,6 @@ class Trainer:
             warn_of_uncounted(self.network)
         self.target = target
         self.device = torch.device(config.device) if config.device else next(model.parameters()).device
-        for name, parameter in model.named_parameters():
-            if parameter.dtype == torch.float16:
-                raise InputError(
-                    f"{name} is float16: Adam yields NaN; give the model in float32 (model.float()) and set "
-                    "autocast='float16'"
-                )
         of_loss = ("distillation", "perturbation", "hsic", "adversarial", "eps", "pixel_range", "seed", "output")
         self.loss = PwoALoss(model, **{name: getattr(config, name) for name in of_loss}).to(self.device)
         self.loss.check_student(self.model)

@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .._files import near_name, read_tensors
+from .._files import named_path, near_name, read_tensors
+from .._network import check_network
 from .._text import did_you_mean
 from .._wrapped import unwrapped
 from ..errors import InputError
@@ -76,7 +77,9 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
             decides what it is, not its name.
         key: of the state dict in the file, dotted where nested; None: the first usual one.
     """
-    name = os.fspath(path)
+    name = str(named_path("checkpoint", path))
+    if key is not None and not isinstance(key, str):
+        raise CheckpointError(f"key={key!r} is of type {type(key).__name__}; give the text that names the state dict")
     loaded = _load(_resolve(name), name)
     if key is None:
         return _find_state_dict(loaded, name)
@@ -116,7 +119,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | N
         What was removed, left out or cast, a sentence each. Each is also logged at info, and an omitted normaliser
         at warning unless the network has a normalisation of its own (`normalise_inputs`).
     """
-    name = os.fspath(path)
+    name = str(named_path("checkpoint", path))
+    check_network(model)
     model = unwrapped(model)
     wanted = model.state_dict()
     found, first_notes = read_checkpoint(path, key)

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from .._own_code import importing_here
+from .._own_code import importing_here, near_own
 from .._pixels import per_channel
 from .._text import did_you_mean, named
 from ..errors import InputError, memory_for
@@ -93,9 +93,9 @@ def load_architecture(spec: str, *, num_classes: int | None = None, in_channels:
             takes = inspect.signature(function).parameters
             model = function(**{name: value for name, value in offered.items() if name in takes and value is not None})
     except (Exception, SystemExit) as error:
-        raise InputError(
-            f"arch={spec!r}: {step} fails ({named(error)}); give package.module:function, as mynets.small:SmallNet"
-        ) from error
+        cure = "" if step == "calling it" else near_own(spec, error)
+        cure = cure or "; give package.module:function, as mynets.small:SmallNet"
+        raise InputError(f"arch={spec!r}: {step} fails ({named(error)}){cure}") from error
     if not isinstance(model, nn.Module):
         raise InputError(f"arch={spec!r} returns a {type(model).__name__}; it must return a torch.nn.Module")
     return model

@@ -12,6 +12,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import Tensor, nn
 
+from .._network import check_plain, check_trainable
 from .._wrapped import network_or_ddp
 from ..errors import InputError
 from ..method.loss import PwoALoss
@@ -84,6 +85,8 @@ class PwoADistiller(PwoACompressor, Distiller):
     ) -> None:
         if teacher_model is None:
             raise InputError("teacher_model is missing; give the robust network")
+        check_trainable(model)
+        check_plain(teacher_model, "teacher_model")
         self._prepare(evaluator, take_batch, origin_loss_lambda)
         model = network_or_ddp(model)
         self.progress = progress

@@ -11,6 +11,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 
+from .._network import check_trainable
 from .._notebook import Allocations, History
 from .._wrapped import network_or_ddp
 from ..config import PwoAConfig
@@ -86,6 +87,7 @@ class PwoAPruner(PwoACompressor, Pruner):
         **options: Unpack[ListOptions],
     ) -> None:
         # Everything that can be refused is refused before NNI touches the model.
+        check_trainable(model)
         self._given = model
         model = network_or_ddp(model)
         of_list = {"evaluator": evaluator, "existed_wrappers": existed_wrappers}

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._devices import check_on_device
-from .._logits import parts_of
+from .._logits import described as what_is
+from .._logits import is_dense, parts_of
+from .._network import check_plain
 from .._text import named
 from ..errors import InputError
 
@@ -20,9 +21,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 def check_model(model: Any) -> None:
     """Refuse models that cannot be traced."""
-    if isinstance(model, torch.jit.ScriptModule):
-        raise InputError("model is a ScriptModule, which cannot be traced; give the module that it was made from")
-    check_on_device(model)
+    check_plain(model)
     for name, module in model.named_modules():
         if hasattr(module, "_nni_wrapper"):
             raise InputError(f"{name} is wrapped by NNI; call the compressor's unwrap_model() first")
@@ -85,8 +84,10 @@ def largest_difference(expected: Sequence[Tensor], found: Sequence[Tensor]) -> f
 
 
 def tensors_of(value: Any) -> list[Tensor]:
-    """All tensors in nested tuples, lists, dicts and objects (dataclasses, say)."""
+    """All tensors in nested tuples, lists, dicts and objects (dataclasses, say); InputError unless dense."""
     if isinstance(value, Tensor):
+        if not is_dense(value):
+            raise InputError(f"the model takes or returns {what_is(value)}; use dense tensors")
         return [value]
     return [tensor for _, part in parts_of(value) for tensor in tensors_of(part)]
 

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 from torch import nn
 
 from .._files import named_path
-from .._text import visible
+from .._text import short, visible
 from ..errors import FileError, InputError
 from .attacks import Cost
 from .comparison import Broken, Comparison
@@ -18,7 +18,7 @@ from .cost import announce, cost_text, costs_of, total
 from .curve import Curve, draw_curve
 from .evaluation import check_model, judge_task
 from .report import Report
-from .settings import CompareOptions, JudgeSettings, Task, takes
+from .settings import CompareOptions, JudgeSettings, Task, check_known, takes
 from .weights import count_weights
 
 
@@ -44,8 +44,13 @@ def compare(
     """
     if state is not None:
         named_path("state", state)
-    if not models or not all(isinstance(name, str) and name.strip() for name in models):
-        raise InputError("models: give at least one, each by its name, as {'dense': model}")
+    check_known(options, CompareOptions.__annotations__)
+    if not isinstance(models, Mapping) or not models:
+        given = "empty" if isinstance(models, Mapping) else f"of type {type(models).__name__}"
+        raise InputError(f"models is {given}; give at least one by its name, as {{'dense': model}}")
+    for name in models:
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"models: {short(name)} is no name; give a text for each, as {{'dense': model}}")
     task = JudgeSettings.of(options, protocol="standard").bind(data)
     return compare_task(models, task, state=state, progress=progress)
 

@@ -20,7 +20,7 @@ from .alarm import Alarm, make_alarm
 from .attacks import AnyAttack
 from .evaluation import judge_task
 from .report import Written
-from .settings import JudgeSettings, Task
+from .settings import JudgeOptions, JudgeSettings, Task, check_known, radii_of
 from .statistics import wilson_interval
 
 _RISE = 0.01  # of the images: a smaller rise is a few draws of the attack
@@ -66,7 +66,7 @@ def security_curve(
     model: nn.Module,
     data: Iterable[Any],
     *,
-    eps: Sequence[float],
+    eps: float | str | Sequence[float | str],
     attack: AnyAttack = "PGD-20",
     state: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
@@ -77,7 +77,7 @@ def security_curve(
     Args:
         model: see `evaluate`.
         data: see `evaluate`; read once.
-        eps: radii in pixel units; 0 is added, where it is not among them.
+        eps: radii in pixel units, or one; 0 is added, where it is not among them.
         attack: one attack, as in ``attacks`` of `evaluate`.
         state, progress: see `evaluate`.
         options: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
@@ -87,8 +87,10 @@ def security_curve(
     """
     if state is not None:
         named_path("state", state)
-    if not (radii := list(eps)):
-        raise InputError("eps is empty; give the radii of the curve, such as [2/255, 4/255, 8/255]")
+    check_known(options, [name for name in JudgeOptions.__annotations__ if name != "attacks"])
+    if eps is None or not (radii := radii_of(eps)):
+        given = "missing" if eps is None else "empty"
+        raise InputError(f"eps is {given}; give the radii of the curve, such as [2/255, 4/255, 8/255]")
     above = next((radius for radius in radii if fraction(radius) not in (0, "0")), radii[0])
     of_curve = {"attacks": attack, "eps": above, "curve": radii, "curve_attack": attack}
     return draw_curve(model, JudgeSettings.of({**options, **of_curve}).bind(data), state=state, progress=progress)

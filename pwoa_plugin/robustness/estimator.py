@@ -11,9 +11,9 @@ import torch
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from .._devices import check_on_device
-from .._logits import Output, logits_of
+from .._logits import Output, logits_of, unused_note
 from .._modes import modes_kept
+from .._network import check_network
 from ..errors import InputError
 from ..models.normalisation import Normalisation
 
@@ -37,6 +37,7 @@ class Logits(nn.Module):
 
     Attributes:
         n_forwards: how many images have gone through the model.
+        note: on an ``output`` that has no effect; else empty.
         on_forward: called after each forward, unless it is None.
     """
 
@@ -50,11 +51,10 @@ class Logits(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.output = model, output
-        check_on_device(model)
         self.device = model_device(model)
         tensors = chain(model.parameters(), model.buffers())
         self.dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
-        self.n_forwards = 0
+        self.n_forwards, self.note = 0, ""
         self._normalise = None if normalisation is None else Normalisation(*normalisation)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -62,7 +62,9 @@ class Logits(nn.Module):
         x = images.to(self.device)
         if self._normalise is not None:
             (x,) = self._normalise(self.model, (x,))
-        logits = logits_of(self.model(x.to(self.dtype)), len(images), self.output).float()
+        answer = self.model(x.to(self.dtype))
+        logits = logits_of(answer, len(images), self.output).float()
+        self.note = unused_note(answer, self.output)
         if self.on_forward is not None:
             self.on_forward()
         return logits
@@ -163,6 +165,7 @@ def make_estimator(
     Returns:
         An `art.estimators.classification.PyTorchClassifier` whose images and logits are float32.
     """
+    check_network(model)
     logits = model if isinstance(model, Logits) else Logits(model, normalisation)
     estimator = PyTorchClassifier(
         model=logits,

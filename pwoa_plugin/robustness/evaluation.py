@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .._digest import digest_of, digest_of_json, digest_of_tensors
 from .._files import named_path
+from .._network import check_network
 from .._progress import Rows
 from .._random import seeded
 from .._text import one_line, visible
@@ -35,7 +36,7 @@ from .journal import Journal
 from .looks import Looks
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
-from .settings import JudgeOptions, JudgeSettings, Task, takes
+from .settings import JudgeOptions, JudgeSettings, Task, check_known, takes
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +86,7 @@ def evaluate(
     """
     if unknown := options.keys() & {"curve", "curve_attack"}:
         raise InputError(f"{min(unknown)}: only compare draws a curve; see security_curve for one model")
+    check_known(options, JudgeOptions.__annotations__)
     if state is not None:
         named_path("state", state)
     return judge_task(model, JudgeSettings.of(options).bind(data), state=state, progress=progress)
@@ -118,7 +120,7 @@ def judge_task(
         if settings.alarms:
             data = images.pixels, images.labels, clean.right
             alarms = clean.looks.alarms() + find_alarms(estimator, *data, attacked, settings.attacks, columns)
-    notes = (*images.notes, *found.notes)
+    notes = (*images.notes, *([view.note] if view.note else ()), *found.notes)
     for alarm in alarms or ():
         logger.warning("%s: %s", alarm.name, visible(str(alarm)))
     for note in notes:
@@ -149,6 +151,7 @@ def check_model(model: nn.Module, task: Task) -> int:
 @contextmanager
 def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
     """The model as attacks are to see it, with everything global seeded; all is restored afterwards."""
+    check_network(model)
     normalisation = None
     if settings.mean is not None and settings.std is not None:
         normalisation = settings.mean, settings.std

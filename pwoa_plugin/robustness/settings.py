@@ -16,7 +16,7 @@ from .._logits import Output
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
-from .._text import short
+from .._text import did_you_mean, short
 from ..errors import InputError
 from .attacks import AnyAttack, Attack, make_attack
 from .images import Images, collect
@@ -26,7 +26,13 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) else value
+    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else value
+
+
+def radii_of(value: Any) -> tuple[Any, ...]:
+    """Radii of a curve: one alone, or several."""
+    alone = isinstance(value, (str, bytes)) or not isinstance(value, Iterable) or getattr(value, "ndim", 1) == 0
+    return (value,) if alone else tuple(value)
 
 
 def _one_attack(value: Any) -> Attack:
@@ -68,6 +74,15 @@ class CompareOptions(JudgeOptions, total=False):
 
     curve: Sequence[float | str] | None
     curve_attack: AnyAttack | None
+
+
+def check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
+    """InputError if a keyword is not known."""
+    known = [*known]
+    for name in options:
+        if name not in known:
+            hint = did_you_mean(name, known, f"known: {', '.join(known)}")
+            raise InputError(f"{name}: unknown key{hint}")
 
 
 class JudgeSettings(Section):
@@ -113,7 +128,7 @@ class JudgeSettings(Section):
     std: PerChannel | None = None
     output: Output = None
     alarms: bool = True
-    curve: Annotated[tuple[Annotated[float, BeforeValidator(_radius_of_curve)], ...], _Listed] = ()
+    curve: Annotated[tuple[Annotated[float, BeforeValidator(_radius_of_curve)], ...], BeforeValidator(radii_of)] = ()
     curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")
 
     @classmethod

@@ -129,7 +129,7 @@ def judge_networks(
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
     given = {"root": data_root, "image_size": image_size, "channels": channels}
-    images = _data_config(configs, data, download, {name: value for name, value in given.items() if value})
+    images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
     classes, shape = data_set(images).describe(images)
     networks = {source.name: _network(source, images.name, settings.norm, classes, shape[0]) for source in named}
     task = bind_test_images(settings, images, sample)

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from .._devices import dtype_of
 from .._modes import modes_kept
+from .._network import check_trainable
 from .._random import seeded
 from .._section import as_section
 from .._weights import is_weighted
@@ -132,6 +133,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         options = {name: value for name, value in options.items() if value is not None}
         ratio = 0.5 if pruning_ratio is None else pruning_ratio
         allocation, fields = None, Fields()
+        if config is not None:
+            check_trainable(model)
         if config is None:
             self.admm_config = _admm_of_a_loop(admm)
         else:

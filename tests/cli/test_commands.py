@@ -92,6 +92,11 @@ def test_help_and_version(pwoa: Run) -> None:
         (["evaluate", "prune.yml"], "prune.yml: holds no run and is not a checkpoint; did you mean prune.yaml?"),
         (["show", "prune.yml"], "holds no run (no run.json); did you mean prune.yaml?"),
         (["show", "a" * 5000], "File name too long"),
+        (["prune", "CONFIG", "--out", "run", "--set", "data.root=file"], "data.root='file' is not there; did you mean"),
+        (
+            ["evaluate", "shipped:robust_lenet_mnist", "--arch", "lenet", "--data", "folder", "--image-size", "0"],
+            "image_size=0: input should be",
+        ),
         (["evaluate", "\x1b[31mrun"], "\\x1b[31mrun: holds no run"),
         (["compare", "a", "b\u202e", "--data", "mnist"], "a: holds no run"),
         (["init", "/dev/null", "--force"], "/dev/null: cannot be written (it is a pipe or a device)"),

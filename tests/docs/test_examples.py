@@ -6,10 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
+from pwoa_plugin.robustness import make_estimator
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -42,3 +44,19 @@ def test_callbacks_history_and_terms() -> None:
     writer.scalars.clear()
     exec(by_loop, {"loss": PwoALoss(model, eps=0.1), "student": model, "x": x, "y": y, "writer": writer, "step": 7})
     assert {"distillation", "hsic_x", "hsic_y"} <= writer.scalars.keys()
+
+
+def test_attacks_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    every, own = examples("robustness.md", "Protocols")[-2:]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(3, 1, 4, 4)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "module.py").write_text(own)
+    monkeypatch.chdir(tmp_path)
+    estimator = make_estimator(model, n_classes=3, input_shape=(1, 4, 4))
+    names: dict[str, Any] = {"model": model, "images": x, "labels": model(x).argmax(1), "estimator": estimator}
+    exec(every, names)  # the docs' own text
+    columns = names["report"].attacks
+    assert {"PGD-20", "HopSkipJump", "DeepFool", "DeepFool-20", "mine"} <= columns.keys()
+    assert len(columns) == len(names["attacks"])

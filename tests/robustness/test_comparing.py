@@ -68,9 +68,13 @@ def test_a_curve_that_cannot_be_drawn_is_refused_before_any_image_is_asked(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"models": {}}, "models: give at least one, each by its name, as {'dense': model}"),
-        ({"models": [nn.Identity()]}, "models: give at least one, each by its name, as {'dense': model}"),
-        ({"models": {"": nn.Identity()}}, "models: give at least one, each by its name"),
+        ({"models": {}}, "models is empty; give at least one by its name, as {'dense': model}"),
+        ({"models": [nn.Identity()]}, "models is of type list; give at least one by its name"),
+        ({"models": nn.Identity()}, "models is of type Identity; give at least one by its name"),
+        ({"models": {" ": nn.Identity()}}, "models: ' ' is no name; give a text for each, as {'dense': model}"),
+        ({"models": {1: nn.Identity()}}, "models: 1 is no name"),
+        ({"atacks": "FGSM"}, "atacks: unknown key; did you mean attacks?"),
+        ({"colour": "red"}, "colour: unknown key; known: .*curve"),
         ({"protocol": "slow"}, "protocol='slow' is unknown"),
         ({"curve": [0.1, 2]}, "curve: eps=2 is wider"),
         ({"curve": [0.1, -1]}, "curve=-1 is not a positive number"),

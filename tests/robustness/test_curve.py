@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -39,7 +41,17 @@ def test_a_curve_that_rises_says_so(model: nn.Module, held_out: Pair, eps: float
     assert "at eps = 0.3 than at 0.1" in str(alarm)
 
 
+@pytest.mark.parametrize("eps", [0.1, "1/10", torch.tensor(0.1), ["1/10"], torch.tensor([0.1])])
+def test_one_radius_may_stand_alone(model: nn.Module, held_out: Pair, eps: Any) -> None:
+    found = security_curve(model, held_out, eps=eps, attack="FGSM", sample=8, progress=False)
+    assert found.eps == pytest.approx((0.0, 0.1))
+
+
 def test_a_curve_checks_what_it_is_given(model: nn.Module, held_out: Pair) -> None:
+    with pytest.raises(ValueError, match=r"^eps is missing"):
+        security_curve(model, held_out, eps=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"^attacks: unknown key; did you mean attack|^attacks: unknown key; known"):
+        security_curve(model, held_out, eps=0.1, attacks="FGSM")
     with pytest.raises(ValueError, match=r"^eps is empty"):
         security_curve(model, held_out, eps=[])
     wide = nn.functional.one_hot(held_out[1], 13)

@@ -27,8 +27,10 @@ from ..._data import (
     samples_of,
     tensor_of,
 )
-from ..._logits import Output, logits_of, part_of
+from ..._devices import dtype_of
+from ..._logits import Output, check_output, logits_of, part_of
 from ..._modes import modes_kept, single_image_explained, train_mode
+from ..._network import check_trainable
 from ..._wrapped import network_or_ddp
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
@@ -84,6 +86,7 @@ def make_evaluator(
     Raises:
         InputError: NNI could not rebuild the optimizer or scheduler, or something else cannot be used.
     """
+    check_trainable(model)
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
     model = network_or_ddp(model)
@@ -104,7 +107,7 @@ def make_evaluator(
         traced = optimizer
     check_optimizer(traced, model)
 
-    step = _OwnLoss(loss, take_batch, output)
+    step = _OwnLoss(loss, take_batch, check_output(output))
     training = _Training(train_loader, lr_scheduler_interval)
     made = _LoaderEvaluator(training, traced, step, None, dummy_input, evaluating_func)
     made.own_loss, made.take_batch = step, take_batch
@@ -160,8 +163,8 @@ class _OwnLoss:
 
 
 def _pixels(x: Any, model: nn.Module) -> Tensor:
-    """Float images as they are, 8-bit ones scaled to [0, 1]; on the model's device."""
-    return float_images(x, (0.0, 1.0), "train_loader").to(next(model.parameters()).device)
+    """Float images as they are, 8-bit ones scaled to [0, 1]; on the model's device, in its dtype."""
+    return float_images(x, (0.0, 1.0), "train_loader").to(next(model.parameters()).device, dtype_of(model))
 
 
 def _classes(y: Any, model: nn.Module) -> Tensor:

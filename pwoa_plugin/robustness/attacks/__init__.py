@@ -107,5 +107,8 @@ def make_attack(name: str, options: Mapping[str, Any] = MappingProxyType({}), *,
         kind = PGD if found[1] == "PGD" else CW
         by_name: dict[str, Any] = {"steps": int(found[2]), "targets": _N_TARGETS if found[3] else 0}
         return kind(**by_name | dict(options or {"name": name}))
+    if found := re.fullmatch(r"(pgd|cw)[-_ ]?([1-9][0-9]{0,5})([-_ ]?t)?", name, re.IGNORECASE):
+        meant = f"{found[1].upper()}-{found[2]}{'-T' if found[3] else ''}"
+        raise InputError(f"attacks: {name!r} is not a known attack; did you mean {meant}?")
     cure = did_you_mean(name, ATTACKS, f"known are {', '.join(ATTACKS)} and PGD-<steps>[-T]", most=2)
     raise InputError(f"attacks: {name!r} is not a known attack{cure}")

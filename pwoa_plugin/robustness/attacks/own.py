@@ -13,7 +13,7 @@ from typing import Any
 from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 
-from ..._own_code import importing_here
+from ..._own_code import importing_here, near_own
 from ..._text import did_you_mean, named, short
 from ...errors import InputError
 from .art_attack import ARTAttack
@@ -80,9 +80,8 @@ def imported(spec: str, options: Mapping[str, Any]) -> Attack:
         with importing_here():
             kind = pkgutil.resolve_name(spec)
     except Exception as error:
-        raise InputError(
-            f"attacks: importing {spec!r} fails ({named(error)}); give package.module:Class, as myattacks:MyAttack"
-        ) from error
+        cure = near_own(spec, error) or "; give package.module:Class, as myattacks:MyAttack"
+        raise InputError(f"attacks: importing {spec!r} fails ({named(error)}){cure}") from error
     try:
         return as_attack(kind, options)
     except InputError as error:
