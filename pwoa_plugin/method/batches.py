@@ -21,13 +21,13 @@ from .._data import (
     is_whole,
     loader_of,
     refuse_no_batches,
-    retold,
     samples_of,
     scale_note,
     split_batch,
     whole_set,
 )
 from .._random import random_state, set_random_state
+from .._reading import retold
 from ..errors import InputError
 
 _logger = logging.getLogger(__name__)

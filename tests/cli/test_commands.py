@@ -92,9 +92,12 @@ def test_help_and_version(pwoa: Run) -> None:
         (["evaluate", "prune.yml"], "prune.yml: holds no run and is not a checkpoint; did you mean prune.yaml?"),
         (["show", "prune.yml"], "holds no run (no run.json); did you mean prune.yaml?"),
         (["show", "a" * 5000], "File name too long"),
-        (["prune", "CONFIG", "--out", "run", "--set", "data.root=file"], "data.root='file' is not there; did you mean"),
         (
-            ["evaluate", "shipped:robust_lenet_mnist", "--arch", "lenet", "--data", "folder", "--image-size", "0"],
+            ["prune", "CONFIG", "--out", "run", "--set", "data.root=prune.yam"],
+            "data.root='prune.yam' is not there; did you mean",
+        ),
+        (
+            ["compare", "shipped:robust_lenet_mnist", "--data", "folder", "--image-size", "0", "--eps", "0.1"],
             "image_size=0: input should be",
         ),
         (["evaluate", "\x1b[31mrun"], "\\x1b[31mrun: holds no run"),

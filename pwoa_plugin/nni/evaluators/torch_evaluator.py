@@ -23,7 +23,6 @@ from ..._data import (
     float_images,
     is_whole,
     refuse_no_batches,
-    retold,
     samples_of,
     tensor_of,
 )
@@ -31,6 +30,7 @@ from ..._devices import dtype_of
 from ..._logits import Output, check_output, logits_of, part_of
 from ..._modes import modes_kept, single_image_explained, train_mode
 from ..._network import check_trainable
+from ..._reading import retold
 from ..._wrapped import network_or_ddp
 from ...errors import InputError
 from ..batch import TakeBatch, take_images_and_labels
