@@ -87,7 +87,7 @@ def security_curve(
     """
     if state is not None:
         named_path("state", state)
-    check_known(options, [name for name in JudgeOptions.__annotations__ if name != "attacks"])
+    check_known(options, JudgeOptions.__annotations__)
     if eps is None or not (radii := radii_of(eps)):
         given = "missing" if eps is None else "empty"
         raise InputError(f"eps is {given}; give the radii of the curve, such as [2/255, 4/255, 8/255]")

@@ -49,12 +49,12 @@ def test_callbacks_history_and_terms() -> None:
 def test_attacks_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     every, own = examples("robustness.md", "Protocols")[-2:]
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
-    x = torch.rand(3, 1, 4, 4)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    x = torch.rand(3, 1, 8, 8)
     (tmp_path / "my").mkdir()
     (tmp_path / "my" / "module.py").write_text(own)
     monkeypatch.chdir(tmp_path)
-    estimator = make_estimator(model, n_classes=3, input_shape=(1, 4, 4))
+    estimator = make_estimator(model, n_classes=3, input_shape=(1, 8, 8))
     names: dict[str, Any] = {"model": model, "images": x, "labels": model(x).argmax(1), "estimator": estimator}
     exec(every, names)  # the docs' own text
     columns = names["report"].attacks

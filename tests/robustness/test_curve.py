@@ -50,8 +50,8 @@ def test_one_radius_may_stand_alone(model: nn.Module, held_out: Pair, eps: Any) 
 def test_a_curve_checks_what_it_is_given(model: nn.Module, held_out: Pair) -> None:
     with pytest.raises(ValueError, match=r"^eps is missing"):
         security_curve(model, held_out, eps=None)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"^attacks: unknown key; did you mean attack|^attacks: unknown key; known"):
-        security_curve(model, held_out, eps=0.1, attacks="FGSM")
+    with pytest.raises(ValueError, match=r"^atacks: unknown key; did you mean attacks"):
+        security_curve(model, held_out, eps=0.1, atacks="FGSM")
     with pytest.raises(ValueError, match=r"^eps is empty"):
         security_curve(model, held_out, eps=[])
     wide = nn.functional.one_hot(held_out[1], 13)
