@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pwoa_plugin.errors import FileError, InputError
 from pwoa_plugin.export import Choices, ONNXNetwork, compared, export_onnx, export_pt2, make_format, quantize_onnx
 from pwoa_plugin.export.onnx import open_session
-from pwoa_plugin.models.normalisation import normalise
+from pwoa_plugin.models.normalisation import normalise_inputs
 
 EXPORTS = {".onnx": export_onnx, ".pt2": export_pt2}
 
@@ -22,7 +22,7 @@ EXPORTS = {".onnx": export_onnx, ".pt2": export_pt2}
 def test_a_file_answers_as_the_network_for_any_number_of_images(
     suffix: str, trained: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    normalise(trained, mean=[0.4], std=[0.2])  # a hook on the network itself
+    normalise_inputs(trained, mean=[0.4], std=[0.2])  # a hook on the network itself
     path = tmp_path / f"net{suffix}"
     EXPORTS[suffix](trained, path, images[0][:1])
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
