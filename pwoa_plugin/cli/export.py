@@ -38,7 +38,7 @@ class Export(Command):
     )
     quantize: Annotated[str | None, Option(help="int8: for onnx, calibrated on training images")] = None
     values: Annotated[
-        str | None, Option(help="float16 or bfloat16: of a sparse file", show_default="the network's own")
+        str | None, Option(help="float32, float16 or bfloat16: of a sparse file", show_default="the network's own")
     ] = None
     calibration: Annotated[int, Option(help="training images that set the ranges of --quantize")] = 512
     arch: Annotated[str | None, Option(help="of a checkpoint; may be package.module:function")] = None

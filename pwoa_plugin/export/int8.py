@@ -79,7 +79,7 @@ def quantize_onnx(
 def _reader(name: str, images: Tensor, batch_size: int) -> Any:
     from onnxruntime.quantization import CalibrationDataReader
 
-    class Reader(CalibrationDataReader):  # type: ignore[misc]
+    class Reader(CalibrationDataReader):
         def __init__(self) -> None:
             self.batches: Iterator[Tensor] = iter(images.to(torch.float32).cpu().split(batch_size))
 

@@ -97,7 +97,7 @@ class Card:
         """The figures that are the file's own."""
         if self.shipped is not None:
             return self.shipped.judged
-        exact = self.quantize is None and self.values is None
+        exact = self.quantize is None and self.values in (None, "float32")
         return self.report.judged.get("pruned") if self.report is not None and exact else None
 
     @property

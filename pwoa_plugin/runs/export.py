@@ -133,7 +133,9 @@ def export(
         _logger.info("beside the float network: %s", agreement)
     shipped = None
     if settings is not None:
-        how: How = "transfer and Square" if quantize else "white box" if values else "same answers"
+        how: How = (
+            "transfer and Square" if quantize else "white box" if values not in (None, "float32") else "same answers"
+        )
         task = bind_test_images(settings, subject.data, sample, at_most=_COMPARED)
         state = _beside(path, ".judging")
         shipped = judge_exported_task(
