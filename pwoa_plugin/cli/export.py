@@ -32,10 +32,10 @@ class Export(Command):
     needs = "runs.export"
 
     network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
-    out: Annotated[Path, Argument(help="file: NAME.onnx, NAME.pt2 or NAME.sparse.safetensors; NAME.md beside it")]
-    format: Annotated[str | None, Option(help="sparse, onnx, pt2 or semi-structured", show_default="by the suffix")] = (
-        None
-    )
+    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; NAME.md beside it")]
+    format: Annotated[
+        str | None, Option(help="sparse, onnx, pt2, pte, semi-structured", show_default="by the suffix")
+    ] = None
     quantize: Annotated[str | None, Option(help="int8: for onnx, calibrated on training images")] = None
     values: Annotated[
         str | None, Option(help="float32, float16 or bfloat16: of a sparse file", show_default="the network's own")

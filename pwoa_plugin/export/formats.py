@@ -15,6 +15,7 @@ FORMATS: dict[str, str] = {
     "sparse": "zeros:Sparse",
     "onnx": "onnx:ONNX",
     "pt2": "pt2:PT2",
+    "pte": "pte:PTE",
     "semi-structured": "zeros:SemiStructured",
 }
 

@@ -58,8 +58,10 @@ class Traced(NamedTuple):
         return worst
 
 
-def traced(model: nn.Module, example_inputs: Any, *, batch: bool) -> Traced:
+def traced(model: nn.Module, example_inputs: Any, *, batch: bool, most: int | None = None) -> Traced:
     """Run a copy of the network on its inputs and, where ``batch``, on one image more.
+
+    ``most``: how many images a file takes at once.
 
     Raises:
         InputError: the network cannot be traced, or does not take the inputs.
@@ -81,7 +83,7 @@ def traced(model: nn.Module, example_inputs: Any, *, batch: bool) -> Traced:
         twin = _Whole(twin).eval()
     shapes: Any = None
     if batch:
-        first = torch.export.Dim("batch")
+        first = torch.export.Dim("batch", max=most)
         shapes = map_tensors(lambda tensor: {0: first} if tensor.dim() else None, keywords or arguments)
         if isinstance(twin, _Whole):
             shapes = {"x": shapes[0]}

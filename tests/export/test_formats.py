@@ -68,9 +68,9 @@ def test_semi_structured_files_hold_what_is_left(
     trained: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = types.ModuleType("semi_structured")
-    module.to_semi_structured = lambda model: model.double().float()  # type: ignore[attr-defined]
+    module.to_semi_structured = lambda model: model.fc1.weight.data.mul_(2)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "pwoa_plugin.export.semi_structured", module)
     make_format("semi-structured").write(trained, tmp_path / "a.pt2", images[0][:2], Choices())
-    assert torch.allclose(
-        make_format("pt2").read(tmp_path / "a.pt2", trained)(images[0]), trained(images[0]), atol=1e-6
-    )
+    loaded = make_format("pt2").read(tmp_path / "a.pt2", trained)
+    trained.fc1.weight.data.mul_(2)  # was not changed before
+    assert torch.allclose(loaded(images[0]), trained(images[0]), atol=1e-5)
