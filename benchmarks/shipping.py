@@ -26,7 +26,7 @@ from pwoa_plugin import PwoAGroupPruner, export_onnx
 from pwoa_plugin._files import write_text
 from pwoa_plugin._versions import installed_versions
 from pwoa_plugin.export import export_pt2, quantize_onnx
-from pwoa_plugin.export.onnx import open_session
+from pwoa_plugin.export.session import open_session
 from pwoa_plugin.models import make_model, robust_lenet
 
 SHAPES = {"lenet": (1, 28, 28), "resnet18-cifar": (3, 32, 32)}

@@ -7,8 +7,9 @@ from .agreement import Agreement, compared
 from .base import Choices, Format
 from .formats import FORMATS, format_of, make_format
 from .int8 import quantize_onnx
-from .onnx import ONNXNetwork, export_onnx
+from .onnx import export_onnx
 from .pt2 import export_pt2
+from .session import ONNXNetwork
 
 __all__ = [
     "FORMATS",

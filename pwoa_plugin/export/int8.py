@@ -18,7 +18,7 @@ from .._files import check_file, named_path, replaced_whole
 from .._text import named
 from ..errors import InputError
 from .base import require
-from .onnx import PACKAGES, ONNXNetwork
+from .session import PACKAGES, ONNXNetwork
 
 
 def quantize_onnx(

@@ -23,7 +23,7 @@ from ..export import Agreement, Choices, Format, compared, format_of, make_forma
 from ..export.judging import How, Shipped, judge_exported_task
 from ..models.robustbench import PREFIX
 from ..robustness import JudgeSettings
-from ..robustness.settings import JudgeOptions
+from ..robustness.settings import JudgeOptions, Task
 from .card import Card
 from .evaluate import bind_test_images, pruned_network
 from .files import read_report
@@ -119,6 +119,7 @@ def export(
     _check_choices(made, kind, quantize, values, calibration)
     if os.path.isdir(path):
         raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
+    _check_source(source)
     subject = _subject(source, arch, key, _data(source, data, data_root, download, image_size, channels))
     sample = options.pop("sample", None)
     settings = JudgeSettings.of(options, **subject.judged_by) if judge else None
@@ -133,17 +134,35 @@ def export(
         _logger.info("beside the float network: %s", agreement)
     shipped = None
     if settings is not None:
-        how: How = (
-            "transfer and Square" if quantize else "white box" if values not in (None, "float32") else "same answers"
-        )
         task = bind_test_images(settings, subject.data, sample, at_most=_COMPARED)
-        state = _beside(path, ".judging")
-        shipped = judge_exported_task(
-            subject.model, file, task, how=how, queries=queries, state=state, progress=progress
-        )
-        write_text(_beside(path, ".robustness.json"), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
-        shutil.rmtree(state, ignore_errors=True)
-    size = size_report(subject.model)
+        shipped = _judged(subject.model, file, path, task, choices, queries, progress)
+    return _with_card(path, made, kind, subject, choices, agreement, shipped)
+
+
+def _judged(
+    model: nn.Module, file: nn.Module, path: Path, task: Task, choices: Choices, queries: int, progress: bool
+) -> Shipped:
+    """Judge the file, by what it allows; ``OUT.robustness.json`` is written, and the state removed."""
+    how: How = "same answers" if choices.values in (None, "float32") else "white box"
+    if choices.quantize:
+        how = "transfer and Square"
+    state = _beside(path, ".judging")
+    shipped = judge_exported_task(model, file, task, how=how, queries=queries, state=state, progress=progress)
+    write_text(_beside(path, ".robustness.json"), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
+    shutil.rmtree(state, ignore_errors=True)
+    return shipped
+
+
+def _with_card(
+    path: Path,
+    made: Format,
+    kind: str,
+    subject: _Subject,
+    choices: Choices,
+    agreement: Agreement | None,
+    shipped: Shipped | None,
+) -> Exported:
+    """Write the card of a file that is there."""
     card = Card(
         file=path,
         format=made,
@@ -152,10 +171,10 @@ def export(
         checkpoint=subject.checkpoint,
         data=subject.data.name,
         shape=subject.shape,
-        size=size,
+        size=size_report(subject.model),
         report=subject.report,
-        quantize=quantize,
-        values=values,
+        quantize=choices.quantize,
+        values=choices.values,
         agreement=agreement,
         shipped=shipped,
     )
@@ -165,7 +184,7 @@ def export(
         card=_beside(path, ".md"),
         judgement=None if shipped is None else _beside(path, ".robustness.json"),
         bytes=path.stat().st_size,
-        size=size,
+        size=card.size,
         agreement=agreement,
         shipped=shipped,
     )
@@ -173,6 +192,12 @@ def export(
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _check_source(source: str) -> None:
+    if not source.startswith((PREFIX, "shipped:")) and not os.path.exists(source):
+        cure = near_name(source) or "; give an existing path"
+        raise ConfigError(f"{source}: holds no run and is not a checkpoint{cure}")
 
 
 def _check_choices(made: Format, kind: str, quantize: str | None, values: str | None, calibration: int) -> None:
@@ -222,9 +247,6 @@ def _subject(source: str, arch: str | None, key: str | None, data: DataConfig) -
         judged_by = {name: getattr(config, name) for name in ("eps", "pixel_range", "output")}
         facts = report.model.arch, report.model.checkpoint
     else:
-        if not source.startswith((PREFIX, "shipped:")) and not os.path.exists(source):
-            cure = near_name(source) or "; give an existing path"
-            raise ConfigError(f"{source}: holds no run and is not a checkpoint{cure}")
         name = source if source.startswith(PREFIX) else arch
         if name is None:
             raise ConfigError(f"arch is missing; give --arch, the network that {source} is of, as resnet18-cifar")

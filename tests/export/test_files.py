@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pwoa_plugin.errors import FileError, InputError
 from pwoa_plugin.export import Choices, ONNXNetwork, compared, export_onnx, export_pt2, make_format, quantize_onnx
-from pwoa_plugin.export.onnx import open_session
+from pwoa_plugin.export.session import open_session
 from pwoa_plugin.models.normalisation import normalise_inputs
 
 EXPORTS = {".onnx": export_onnx, ".pt2": export_pt2}

@@ -31,7 +31,7 @@ def test_the_suffix_says_the_format(file: str, given: str | None, meant: str) ->
 @pytest.mark.parametrize(
     ("file", "given", "said"),
     [
-        ("a.safetensors", None, "suffix names no format; end it in .sparse.safetensors, .onnx, .pt2, or"),
+        ("a.safetensors", None, "suffix names no format; end it in .sparse.safetensors, .onnx, .pt2, .pte, or"),
         ("a.onnx", "onx", "format='onx' is unknown; did you mean onnx?"),
         ("a.onnx", "tflite", "known are sparse, onnx"),
         ("a.onnx", "pt2", "has the suffix of onnx, and format='pt2' is given; end it in .pt2"),

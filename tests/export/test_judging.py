@@ -13,7 +13,7 @@ from pwoa_plugin.errors import InputError
 from pwoa_plugin.export import Choices, ONNXNetwork, export_onnx, make_format
 from pwoa_plugin.export.judging import Shipped, judge_exported
 
-HOW = {"eps": 0.3, "attacks": ["FGSM", "PGD-10"], "progress": False}
+HOW = {"eps": 0.2, "attacks": ["FGSM", "PGD-10"], "progress": False}
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ def test_a_run_as_onnx(pwoa: Run, finished: Path, tmp_path: Path) -> None:
         "Training made no adversarial example",
         "| adversarial examples in training | none |",
         "PwoA, unstructured",
-        "| `conv2` | 64x32x5x5 |",
+        "| `conv2` | 32x16x5x5 |",
         "onnxruntime.InferenceSession('net.onnx'",
         "Not judged.",
         "| torch |",
