@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PwoAConfig
+    from .export import export_onnx
     from .masks import load_masks, save_masks
     from .method.loss import PwoALoss
     from .nni import PwoADistiller, PwoAPruner, make_evaluator
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from .nni.evaluators.transformers import TransformersEvaluator as TransformersEvaluator
     from .removal import speedup
     from .robustness import Report, compare, evaluate
-    from .torch_pruning import PwoAGroupPruner, export_onnx, load_pruned, save_pruned
+    from .torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
 __version__ = "0.1.0"
 
@@ -50,7 +51,7 @@ _HOME = {
     "TransformersEvaluator": "nni.evaluators.transformers",
     "compare": "robustness",
     "evaluate": "robustness",
-    "export_onnx": "torch_pruning",
+    "export_onnx": "export",
     "load_masks": "masks",
     "load_pruned": "torch_pruning",
     "make_evaluator": "nni",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -14,10 +15,14 @@ from art.attacks.attack import EvasionAttack
 from art.attacks.evasion import FastGradientMethod
 from art.estimators.classification import PyTorchClassifier
 from conftest import TinyNet
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner, evaluate
+from pwoa_plugin._files import write_tensors
 from pwoa_plugin.backends import BACKENDS, MaskBackend, backend_of
+from pwoa_plugin.cli import main
+from pwoa_plugin.export import FORMATS, Choices, Format
 from pwoa_plugin.method.allocation import ALLOCATIONS, Allocation, LayerGroups
 from pwoa_plugin.method.hsic import ESTIMATORS, HSIC
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
@@ -196,3 +201,25 @@ def test_a_toolkit(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(SPARSITY_SETS, "single", Single)
     monkeypatch.setitem(BACKENDS, "toolkit", "toolkit:Toolkit")
     assert isinstance(backend_of(config(images, granularity="single")), Toolkit)
+
+
+def test_a_format(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Whole(Format):
+        suffix = ".whole"
+
+        def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
+            write_tensors(path, model.state_dict(), {})
+
+        def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+            model.load_state_dict(load_file(path))
+            return model
+
+        def loading(self, name: str) -> str:
+            return f"load_file({name!r})"
+
+    home = types.ModuleType("pwoa_plugin.export.whole")
+    vars(home)["Whole"] = Whole
+    monkeypatch.setitem(sys.modules, "pwoa_plugin.export.whole", home)
+    monkeypatch.setitem(FORMATS, "whole", "whole:Whole")
+    assert main(["export", str(finished), str(tmp_path / "net.whole"), "--quiet"]) == 0
+    assert "load_file('net.whole')" in (tmp_path / "net.whole.md").read_text()

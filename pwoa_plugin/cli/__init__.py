@@ -1,4 +1,4 @@
-"""The command line: ``pwoa init``, ``prune``, ``evaluate``, ``compare``, ``show``.
+"""The command line: ``pwoa init``, ``prune``, ``evaluate``, ``compare``, ``show``, ``export``.
 
 Exit status: 0 done; 1 the run cannot go on (the loss is NaN, the disk or the memory is full); 2 bad input, in one line;
 70 a fault of the package, with its traceback; 130 and 143 stopped by Ctrl-C and SIGTERM. Slow packages are imported by

@@ -1,7 +1,7 @@
 """The door into Torch-Pruning: channels that are really gone."""
 
+from ..export.onnx import export_onnx
 from .importance import PwoAImportance
-from .onnx import export_onnx
 from .pruner import PwoAGroupPruner
 from .saving import load_pruned, save_pruned
 

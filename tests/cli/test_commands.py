@@ -35,7 +35,7 @@ def modules_after(*arguments: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("command", ["", "init", "prune", "evaluate", "compare", "show"])
+@pytest.mark.parametrize("command", ["", "init", "prune", "evaluate", "compare", "show", "export"])
 def test_help_imports_nothing_heavy(command: str) -> None:
     heavy = {"torch", "numpy", "pydantic", "rich", "ruamel", "matplotlib", "nni", "art", "torchvision"}
     assert not heavy & modules_after(*command.split(), "--help")
@@ -44,7 +44,7 @@ def test_help_imports_nothing_heavy(command: str) -> None:
 def test_help_and_version(pwoa: Run) -> None:
     status, out, _ = pwoa("--help")
     assert status == 0
-    assert all(command in out for command in ("init", "prune", "evaluate", "compare", "show"))
+    assert all(command in out for command in ("init", "prune", "evaluate", "compare", "show", "export"))
     assert pwoa("--version")[1] == f"pwoa-plugin {pwoa_plugin.__version__}\n"
     assert "time between two saved states [default: 60.0]" in " ".join(pwoa("prune", "--help")[1].split())
 

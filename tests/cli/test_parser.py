@@ -90,7 +90,7 @@ def test_pwoa_alone_prints_the_help(pwoa: Run) -> None:
     assert out == pwoa("--help")[1]
 
 
-@pytest.mark.parametrize("command", ["init", "prune", "evaluate", "compare", "show"])
+@pytest.mark.parametrize("command", ["init", "prune", "evaluate", "compare", "show", "export"])
 def test_help_shows_defaults_that_say_something(pwoa: Run, command: str) -> None:
     status, out, _ = pwoa(command, "--help")
     assert status == 0

@@ -1,0 +1,99 @@
+"""``pwoa export``: what it takes, and what it does."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from typer import Argument, Option
+
+from ..errors import InputError
+from .commands import Command, JSONLines, Quiet
+from .output import say, set_up_logging, write_json
+
+#: Options that `pwoa_plugin.runs.export.export` knows by the same names.
+_GIVEN = (
+    *("format", "quantize", "values", "calibration", "queries", "arch", "key"),
+    *("data", "data_root", "image_size", "channels"),
+)
+_HOW = ("protocol", "attacks", "norm", "eps", "sample", "seed", "batch_size", "output", "device")
+
+
+@dataclass(kw_only=True)
+class Export(Command):
+    """Write a network as a file that ships, with a model card beside it.
+
+    The network is a finished run's, a checkpoint or RobustBench's. The file is compared with it before it is put in
+    place.
+    """
+
+    needs = "runs.export"
+
+    network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
+    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; NAME.md beside it")]
+    format: Annotated[
+        str | None, Option(help="sparse, onnx, pt2, pte, semi-structured", show_default="by the suffix")
+    ] = None
+    quantize: Annotated[str | None, Option(help="int8: for onnx, calibrated on training images")] = None
+    values: Annotated[
+        str | None, Option(help="float32, float16 or bfloat16: of a sparse file", show_default="the network's own")
+    ] = None
+    calibration: Annotated[int, Option(help="training images that set the ranges of --quantize")] = 512
+    arch: Annotated[str | None, Option(help="of a checkpoint; may be package.module:function")] = None
+    key: Annotated[str | None, Option(help="of the state dict in a checkpoint with several")] = None
+    data: Annotated[
+        str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
+    ] = None
+    data_root: Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")] = None
+    no_download: Annotated[bool, Option("--no-download", help="never download images")] = False
+    image_size: Annotated[int | None, Option(help="of --data folder")] = None
+    channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
+    judge: Annotated[bool, Option("--judge", help="attack it, into OUT.robustness.json and the card")] = False
+    protocol: Annotated[str | None, Option(help="quick, paper, standard or a YAML file", show_default="paper")] = None
+    attacks: Annotated[list[str] | None, Option(metavar="NAME...", help="replace a protocol")] = None
+    norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
+    eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
+    sample: Annotated[
+        int | None,
+        Option("--sample", "--images", help="test images, 0: all", show_default="the protocol's, else at most 1000"),
+    ] = None
+    queries: Annotated[int, Option(help="of Square on a quantized file, for each image")] = 5000
+    seed: Annotated[int | None, Option(help="of the draw and of the attacks", show_default="0")] = None
+    batch_size: Annotated[int | None, Option(help="images in a batch", show_default="256")] = None
+    output: Annotated[
+        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
+    ] = None
+    device: Annotated[str | None, Option(help="where the network is attacked", show_default="cpu")] = None
+    quiet: Quiet = False
+    json: JSONLines = False
+
+    def run(self, line: list[str]) -> int:
+        judging = {name: value for name in _HOW if (value := getattr(self, name)) is not None}
+        if judging and not self.judge:
+            raise InputError(f"--{next(iter(judging)).replace('_', '-')} goes with --judge")
+        set_up_logging(self.quiet, self.json)
+        from ..runs.export import export
+
+        done = export(
+            self.network,
+            self.out,
+            judge=self.judge,
+            download=not self.no_download,
+            progress=not self.quiet and not self.json,
+            **{name: getattr(self, name) for name in _GIVEN},
+            **judging,
+        )
+        if self.json:
+            agreement = done.agreement and done.agreement.to_dict()
+            write_json("exported", file=str(done.path), bytes=done.bytes, card=str(done.card), agreement=agreement)
+            return 0
+        say(f"{done.path}: {done.bytes:,} bytes; the network's tensors have {done.size.dense_bytes:,}")
+        for sentence in done.shipped.sentences if done.shipped else ():
+            say(sentence)
+        if done.agreement and not done.shipped:
+            say(f"Beside the float network, on test images: {done.agreement}.")
+        if not self.quiet:
+            say(f"Its card is {done.card}", sys.stderr)
+        return 0

@@ -1,0 +1,183 @@
+"""How robust what ships is, by the attacks that a file allows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from typing import Any, Literal, Unpack
+
+from art.attacks.attack import EvasionAttack
+from art.estimators.classification import PyTorchClassifier
+from pydantic import JsonValue
+from torch import Tensor, nn
+
+from .._checked import Record
+from .._digest import digest_of
+from ..pages.text import interval_text, percent
+from ..robustness import Attack, AttackRun, AttackSettings, JudgeSettings, Protocol, Report, make_attack, make_estimator
+from ..robustness.attacks.base import OnProgress
+from ..robustness.estimator import Logits
+from ..robustness.evaluation import judge_task
+from ..robustness.settings import JudgeOptions, Task
+from .agreement import Agreement, compared
+
+How = Literal["same answers", "white box", "transfer and Square"]
+
+
+class Transferred(Attack):
+    """Another attack, run on a network that gives gradients; the network under judgement only answers its images.
+
+    Args:
+        attack: to be run.
+        network: the one with gradients.
+        settings: how both are judged: normalisation and the place of the logits.
+    """
+
+    black_box = True
+
+    def __init__(self, attack: Attack, network: nn.Module, settings: JudgeSettings) -> None:
+        super().__init__(name=f"{attack.name}, transferred")
+        self.attack, self.network = attack, network
+        self.packages, self.bounded = attack.packages, attack.bounded
+        self._view = Logits(network, _normalisation(settings), settings.output)
+
+    def _estimator(self, shape: Iterable[int], settings: AttackSettings) -> PyTorchClassifier:
+        return make_estimator(
+            self._view, n_classes=settings.n_classes, input_shape=tuple(shape), pixel_range=settings.pixel_range
+        )
+
+    def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
+        return self.attack.build(self._estimator(estimator.input_shape, settings), settings)
+
+    def parameters(self, settings: AttackSettings) -> dict[str, Any]:
+        return {**self.attack.parameters(settings), "transferred": "from the float network"}
+
+    @property
+    def code(self) -> str:
+        return f"{self.attack.code} {digest_of(self.network)}"
+
+    def run(
+        self,
+        estimator: PyTorchClassifier,
+        images: Tensor,
+        labels: Tensor,
+        settings: AttackSettings,
+        on_progress: OnProgress | None = None,
+    ) -> AttackRun:
+        inner = self._estimator(images.shape[1:], settings)
+        found = self.attack.run(inner, images, labels, settings, on_progress)
+        return AttackRun(found.images, found.notes)  # which part fooled the float network says nothing here
+
+
+class Shipped(Record):
+    """How robust a file is, and how that was found.
+
+    Attributes:
+        how: ``same answers``: the network was attacked, and the file answers its images as the network does.
+            ``white box``: the file itself was attacked, with its gradients. ``transfer and Square``: the file gives no
+            gradient; it was shown the adversarial images of the float network, and attacked by its logits alone.
+        clean: the two on clean images.
+        attacked: the two on the images that the attacks found on the network; None where the file itself was judged.
+        network: what `Report.to_dict` gives of the float network.
+        file: the same of the file, where it was judged itself; else None.
+    """
+
+    how: How
+    clean: Agreement
+    attacked: Agreement | None = None
+    network: dict[str, JsonValue]
+    file: dict[str, JsonValue] | None = None
+
+    @property
+    def judged(self) -> Report:
+        """The report that speaks about the file."""
+        return Report.from_dict(self.network if self.file is None else self.file)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What was found, and what it may be taken for."""
+        report, before = self.judged, Report.from_dict(self.network)
+        worst = report.worst_case
+        figure = f"{percent(worst.accuracy)} ({interval_text(worst.low, worst.high)}) of {report.config}"
+        said = [f"Beside the network, on clean images, the file answers {self.clean}."]
+        if self.how == "same answers":
+            assert self.attacked is not None
+            said.append(f"On the images that the attacks found on the network: {self.attacked}.")
+            if self.attacked.same == self.attacked.images and self.clean.same == self.clean.images:
+                said.append(f"The network's figures are therefore the file's: robust on {figure}.")
+            else:
+                said.append(f"The network's figures (robust on {figure}) are therefore not quite the file's.")
+        elif self.how == "white box":
+            said.append(f"The file itself was attacked, with its gradients: robust on {figure}.")
+        else:
+            said.append(
+                f"Not a white-box figure: the file gives no gradient. It withstood Square, which asks the file itself, "
+                f"and the images that attacks found on the float network, on {figure}. An attack with gradients "
+                f"through the rounding may find more. The float network, attacked with its gradients, is robust on "
+                f"{percent(before.worst_case.accuracy)} of the same images."
+            )
+        return said
+
+
+def judge_exported(
+    network: nn.Module,
+    file: nn.Module,
+    data: Iterable[Any],
+    *,
+    how: How = "same answers",
+    queries: int = 5000,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+    **options: Unpack[JudgeOptions],
+) -> Shipped:
+    """Judge a file beside the network that it was made of.
+
+    Args:
+        network: the float network; attacked with its gradients.
+        file: as `Format.read` gives it, such as an `ONNXNetwork`.
+        data: images and labels; see `pwoa_plugin.evaluate`.
+        how: see `Shipped`: ``transfer and Square`` for a quantized file, ``white box`` for one with other weights
+            and gradients.
+        queries: of Square, for each image.
+        state, progress, options: see `pwoa_plugin.evaluate`.
+
+    Raises:
+        ValueError: as `evaluate` does.
+    """
+    task = JudgeSettings.of(options).bind(data)
+    return judge_exported_task(network, file, task, how=how, queries=queries, state=state, progress=progress)
+
+
+def judge_exported_task(
+    network: nn.Module,
+    file: nn.Module,
+    task: Task,
+    *,
+    how: How,
+    queries: int = 5000,
+    state: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Shipped:
+    """See `judge_exported`."""
+    settings, images = task
+
+    def agreement(x: Tensor) -> Agreement:
+        views = [Logits(each, _normalisation(settings), settings.output) for each in (network, file)]
+        return compared(*views, x, batch_size=settings.batch_size)
+
+    clean = agreement(images.pixels)
+    report = judge_task(network, task, state=state, progress=progress and "network")
+    if how == "same answers":
+        assert report.adversarial is not None
+        return Shipped(how=how, clean=clean, attacked=agreement(report.adversarial), network=report.to_dict())
+    if how == "transfer and Square":
+        square = make_attack("Square", {"queries": queries})
+        attacks = (*(Transferred(attack, network, settings) for attack in settings.attacks), square)
+        protocol = Protocol(name="transfer-and-square", version=1, attacks=attacks)
+        settings = settings.model_copy(update={"protocol": protocol, "alarms": False})
+    own = judge_task(file, Task(settings, images), state=state, progress=progress and "file")
+    return Shipped(how=how, clean=clean, network=report.to_dict(), file=own.to_dict())
+
+
+def _normalisation(settings: JudgeSettings) -> Any:
+    return None if settings.mean is None or settings.std is None else (settings.mean, settings.std)

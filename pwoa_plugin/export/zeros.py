@@ -1,0 +1,51 @@
+"""Formats that store what pruning left of the weights: sparse files, and 2:4 for torch's own kernels."""
+
+from __future__ import annotations
+
+import importlib
+import os
+
+import torch
+from torch import Tensor, nn
+
+from .._wrapped import deep_copy
+from .base import Choices, Format
+from .pt2 import PT2, export_pt2
+
+_BF16 = 2e-2  # relative difference of outputs in bfloat16
+
+
+class Sparse(Format):
+    """``save_sparse`` of `sparse`."""
+
+    suffix = ".sparse.safetensors"
+    values = ("float32", "float16", "bfloat16")
+
+    def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
+        importlib.import_module(".sparse", __package__).save_sparse(model, path, values=choices.values or "float32")
+
+    def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
+        twin = deep_copy(model)
+        importlib.import_module(".sparse", __package__).load_sparse(twin, path)
+        return twin
+
+    def loading(self, name: str) -> str:
+        return (
+            "from pwoa_plugin import load_sparse\n\n"
+            f"load_sparse(network, {name!r})  # network: a new one of the same architecture\n"
+            "logits = network.eval()(images)"
+        )
+
+
+class SemiStructured(PT2):
+    """``to_semi_structured`` of `semi_structured` in bfloat16 on a GPU, then `export_pt2`."""
+
+    def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
+        twin = deep_copy(model)
+        if torch.cuda.is_available():  # without one, the conversion says what it needs
+            twin, images = twin.to("cuda", torch.bfloat16), images.to("cuda", torch.bfloat16)
+        importlib.import_module(".semi_structured", __package__).to_semi_structured(twin)
+        export_pt2(twin, path, images, tolerance=_BF16)
+
+    def loading(self, name: str) -> str:
+        return super().loading(name).replace("(images)", "(images.to('cuda', torch.bfloat16))")

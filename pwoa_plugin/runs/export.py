@@ -1,0 +1,278 @@
+"""`pwoa export`: a run's network, or a checkpoint, as a file that ships, with a card beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Unpack
+
+import torch
+from torch import Tensor, nn
+
+from .._files import named_path, near_name, write_text
+from .._random import seeded
+from .._text import did_you_mean
+from ..config import ConfigError, DataConfig, PwoAConfig
+from ..data import DATASETS, data_set, load_test, load_training
+from ..errors import FileError, InputError
+from ..export import Agreement, Choices, Format, compared, format_of, make_format
+from ..export.judging import How, Shipped, judge_exported_task
+from ..models.robustbench import PREFIX
+from ..robustness import JudgeSettings
+from ..robustness.settings import JudgeOptions, Task
+from .card import Card
+from .evaluate import bind_test_images, pruned_network
+from .files import read_report
+from .folder import RunFolder
+from .network import load_weights, make_network
+from .report import RunReport
+from .size import SizeReport, size_report
+
+_logger = logging.getLogger(__name__)
+
+_COMPARED = 1000  # test images, at most
+_EXAMPLES = 4  # images that a file is compared on before it is put in place
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """What `export` wrote.
+
+    Attributes:
+        path, card: the file, and the card beside it.
+        judgement: ``OUT.robustness.json``; None where the file was not judged.
+        bytes: of the file.
+        size: of the network.
+        agreement: of a quantized file with the network, on test images; else None.
+        shipped: how the file was judged; None where it was not.
+    """
+
+    path: Path
+    card: Path
+    judgement: Path | None
+    bytes: int
+    size: SizeReport
+    agreement: Agreement | None
+    shipped: Shipped | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """The network to be exported, and what is known of it."""
+
+    model: nn.Module
+    arch: str
+    checkpoint: str
+    data: DataConfig
+    shape: tuple[int, ...]
+    report: RunReport | None
+    judged_by: dict[str, Any]  # defaults of JudgeSettings
+
+
+def export(
+    source: str,
+    out: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    quantize: str | None = None,
+    values: str | None = None,
+    calibration: int = 512,
+    judge: bool = False,
+    queries: int = 5000,
+    arch: str | None = None,
+    key: str | None = None,
+    data: str | None = None,
+    data_root: str | None = None,
+    download: bool = True,
+    image_size: int | None = None,
+    channels: int | None = None,
+    progress: bool = True,
+    **options: Unpack[JudgeOptions],
+) -> Exported:
+    """Write a network as a file that ships, and a model card ``OUT.md`` beside it.
+
+    Args:
+        source: a finished run's folder, a checkpoint (with ``arch`` and ``data``), or ``robustbench:NAME``.
+        out: the file; one that is there is replaced whole or not at all.
+        format: a key of `pwoa_plugin.export.FORMATS`. Default: what the suffix of ``out`` stands for.
+        quantize: ``int8``, for ONNX.
+        values: dtype of a sparse file's values.
+        calibration: how many training images set the ranges of ``quantize``.
+        judge: attack the network or the file, as `pwoa_plugin.export.judging.Shipped` says, and write
+            ``OUT.robustness.json``. After a kill, the same call resumes.
+        queries: of Square on a quantized file, for each image.
+        arch, key, data, data_root, download, image_size, channels: see `pwoa_plugin.runs.compare.judge_networks`.
+        progress: whether bars are shown.
+        options: how to judge; see `JudgeSettings`.
+
+    Raises:
+        InputError: something cannot be used; one line says what. No file is written then.
+        ModuleNotFoundError: the format needs a package that is missing.
+    """
+    path = named_path("out", out)
+    kind = format_of(path, format)
+    made = make_format(kind)
+    _check_choices(made, kind, quantize, values, calibration)
+    if os.path.isdir(path):
+        raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
+    _check_source(source)
+    subject = _subject(source, arch, key, _data(source, data, data_root, download, image_size, channels))
+    sample = options.pop("sample", None)
+    settings = JudgeSettings.of(options, **subject.judged_by) if judge else None
+    calibrated = _calibration(subject.data, calibration) if quantize else None
+    choices = Choices(quantize=quantize, calibration=calibrated, values=values)
+    made.write(subject.model, path, _examples(subject.shape), choices)
+    file = made.read(path, subject.model)
+    agreement = None
+    if quantize:
+        images = load_test(subject.data, at_most=_COMPARED)[0]
+        agreement = compared(subject.model, file, images, output=subject.judged_by.get("output"))
+        _logger.info("beside the float network: %s", agreement)
+    shipped = None
+    if settings is not None:
+        task = bind_test_images(settings, subject.data, sample, at_most=_COMPARED)
+        shipped = _judged(subject.model, file, path, task, choices, queries, progress)
+    return _with_card(path, made, kind, subject, choices, agreement, shipped)
+
+
+def _judged(
+    model: nn.Module, file: nn.Module, path: Path, task: Task, choices: Choices, queries: int, progress: bool
+) -> Shipped:
+    """Judge the file, by what it allows; ``OUT.robustness.json`` is written, and the state removed."""
+    how: How = "same answers" if choices.values in (None, "float32") else "white box"
+    if choices.quantize:
+        how = "transfer and Square"
+    state = _beside(path, ".judging")
+    shipped = judge_exported_task(model, file, task, how=how, queries=queries, state=state, progress=progress)
+    write_text(_beside(path, ".robustness.json"), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
+    shutil.rmtree(state, ignore_errors=True)
+    return shipped
+
+
+def _with_card(
+    path: Path,
+    made: Format,
+    kind: str,
+    subject: _Subject,
+    choices: Choices,
+    agreement: Agreement | None,
+    shipped: Shipped | None,
+) -> Exported:
+    """Write the card of a file that is there."""
+    card = Card(
+        file=path,
+        format=made,
+        kind=kind,
+        arch=subject.arch,
+        checkpoint=subject.checkpoint,
+        data=subject.data.name,
+        shape=subject.shape,
+        size=size_report(subject.model),
+        report=subject.report,
+        quantize=choices.quantize,
+        values=choices.values,
+        agreement=agreement,
+        shipped=shipped,
+    )
+    write_text(_beside(path, ".md"), card.to_markdown())
+    return Exported(
+        path=path,
+        card=_beside(path, ".md"),
+        judgement=None if shipped is None else _beside(path, ".robustness.json"),
+        bytes=path.stat().st_size,
+        size=card.size,
+        agreement=agreement,
+        shipped=shipped,
+    )
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(path.name + suffix)
+
+
+def _check_source(source: str) -> None:
+    if not source.startswith((PREFIX, "shipped:")) and not os.path.exists(source):
+        cure = near_name(source) or "; give an existing path"
+        raise ConfigError(f"{source}: holds no run and is not a checkpoint{cure}")
+
+
+def _check_choices(made: Format, kind: str, quantize: str | None, values: str | None, calibration: int) -> None:
+    for name, given, known in (("quantize", quantize, made.quantizations), ("values", values, made.values)):
+        if given is not None and given not in known:
+            has = f"format {kind} has {', '.join(known) or 'none'}"
+            raise InputError(f"{name}={given!r}: {has}{did_you_mean(given, known)}")
+    if calibration < 1:
+        raise InputError(f"calibration={calibration}: give the number of images, 1 or more")
+    made.require(f"format {kind}")
+
+
+def _data(
+    source: str,
+    data: str | None,
+    data_root: str | None,
+    download: bool,
+    image_size: int | None,
+    channels: int | None,
+) -> DataConfig:
+    """The images that the network is for: those that are named, else the run's own."""
+    if data is not None:
+        fields: dict[str, Any] = {"name": data, "download": True}
+    elif os.path.isdir(source):
+        folder = RunFolder(source)
+        if not folder.read_facts().images:
+            cure = "export it there, with export_onnx(model, path, images)"
+            raise ConfigError(f"{folder}: its network or images were given in Python; {cure}")
+        own = PwoAConfig.from_yaml(folder.config, changes={"device": None}).data
+        assert own is not None
+        fields = own.model_dump()
+    else:
+        raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    fields |= {name: value for name, value in given.items() if value is not None}
+    return DataConfig(**fields | {"download": fields["download"] and download})
+
+
+def _subject(source: str, arch: str | None, key: str | None, data: DataConfig) -> _Subject:
+    classes, shape = data_set(data).describe(data)
+    if os.path.isdir(source):
+        if key is not None:
+            raise InputError(f"key={key!r}: goes with a checkpoint, and {source} is a run")
+        model = pruned_network(source, arch=arch)
+        report = read_report(source)
+        config = PwoAConfig.from_yaml(RunFolder(source).config, changes={"device": None})
+        judged_by = {name: getattr(config, name) for name in ("eps", "pixel_range", "output")}
+        facts = report.model.arch, report.model.checkpoint
+    else:
+        name = source if source.startswith(PREFIX) else arch
+        if name is None:
+            raise ConfigError(f"arch is missing; give --arch, the network that {source} is of, as resnet18-cifar")
+        model = make_network(name, classes=classes, channels=shape[0], data=data.name)
+        load_weights(model, source, key)
+        report, judged_by, facts = None, {}, (name, source)
+    arch_name, checkpoint = facts
+    return _Subject(
+        model=model.eval(),
+        arch=arch_name,
+        checkpoint=checkpoint,
+        data=data,
+        shape=tuple(shape),
+        report=report,
+        judged_by=judged_by,
+    )
+
+
+def _examples(shape: tuple[int, ...]) -> Tensor:
+    random = torch.Generator().manual_seed(0)
+    return torch.rand(_EXAMPLES, *shape, generator=random)
+
+
+def _calibration(data: DataConfig, count: int) -> Tensor:
+    """Natural training images as they are, drawn by class."""
+    plain = data.model_copy(update={"augment": False, "images": None, "validation": 0.0})
+    with seeded(0):
+        batch: Tensor = next(iter(load_training(plain, batch_size=count).train))[0]
+    return batch

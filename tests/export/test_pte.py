@@ -1,0 +1,28 @@
+"""ExecuTorch's programs, where the package is installed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+from pwoa_plugin.errors import MissingPackageError
+from pwoa_plugin.export import compared, make_format
+from pwoa_plugin.export.base import Choices
+
+
+def test_a_program_answers_as_the_network(trained: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    pytest.importorskip("executorch")
+    pte = make_format("pte")
+    pte.write(trained, tmp_path / "net.pte", images[0][:4], Choices())
+    agreement = compared(trained, pte.read(tmp_path / "net.pte", trained), images[0][:50])  # 16, 16, 16 and 2
+    assert agreement.same == 50
+    assert agreement.difference < 1e-4
+    assert [file.name for file in tmp_path.iterdir()] == ["net.pte"]
+
+
+def test_the_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingPackageError, match=r"executorch; pip install \"pwoa-plugin\[executorch\]\""):
+        make_format("pte").require("format pte")
