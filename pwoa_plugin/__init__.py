@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PwoAConfig
+    from .export.semi_structured import to_semi_structured
+    from .export.sparse import load_sparse, save_sparse
     from .masks import load_masks, save_masks
     from .method.loss import PwoALoss
     from .nni import PwoADistiller, PwoAPruner, make_evaluator
@@ -32,10 +34,13 @@ __all__ = [
     "export_onnx",
     "load_masks",
     "load_pruned",
+    "load_sparse",
     "make_evaluator",
     "save_masks",
     "save_pruned",
+    "save_sparse",
     "speedup",
+    "to_semi_structured",
 ]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
@@ -53,10 +58,13 @@ _HOME = {
     "export_onnx": "torch_pruning",
     "load_masks": "masks",
     "load_pruned": "torch_pruning",
+    "load_sparse": "export.sparse",
     "make_evaluator": "nni",
     "save_masks": "masks",
     "save_pruned": "torch_pruning",
+    "save_sparse": "export.sparse",
     "speedup": "removal",
+    "to_semi_structured": "export.semi_structured",
 }
 
 
