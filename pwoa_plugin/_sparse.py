@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 
@@ -175,7 +176,7 @@ class Header(Record):
         packed: by the tensor's name; its parts are in the file as ``NAME:PART``. All other tensors are there as they
             are.
         tied: names of tensors that share another's memory, and the other's name.
-        crc32: of the bytes of all tensors in the file, in the order of their names.
+        crc32: of the bytes of all tensors in the file, sorted by name.
     """
 
     version: Literal[1] = VERSION
@@ -247,12 +248,13 @@ def read_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> H
         raise InputError(f"its version is {version!r}, this release reads {VERSION}; update pwoa_plugin")
     header = checked(Header, content, "header")
     parts = [f"{name}:{part}" for name, packed in header.packed.items() for part in packed.parts]
-    known = tensors.keys() - parts | header.packed.keys()
-    if (
-        not tensors.keys() >= set(parts)
-        or not known.isdisjoint(header.tied)
-        or not known.issuperset(header.tied.values())
-    ):
+    whole = [*(tensors.keys() - set(parts)), *header.packed]
+    wrong = [
+        set(parts) - tensors.keys(),
+        set(header.tied.values()) - set(whole),
+        any(count > 1 for count in Counter([*parts, *whole, *header.tied]).values()),
+    ]
+    if any(wrong):
         raise InputError("its header does not name the tensors that are in it")
     if header.crc32 != _crc32(tensors):
         raise InputError("its bytes are not those that were written")

@@ -191,6 +191,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "a flipped bit": (flipped, "its bytes are not those"),
     "a part is missing": (lambda path: rewritten(path, header_of(path), **{"conv.weight:bitmap": None}), "not name"),
     "tied to nothing": (lambda path: rewritten(path, header_of(path) | {"tied": {"a": "b"}}), "not name"),
+    "one name twice": (lambda path: rewritten(path, header_of(path) | {"tied": {"scale": "table"}}), "not name"),
+    "a part of two": (
+        lambda path: rewritten(path, header_of(path), **{"wide.weight": torch.zeros(300, 400)}),
+        "not name",
+    ),
     "an unknown form": (
         lambda path: rewritten(path, json.dumps(header_of(path)).replace('"csr"', '"coo"')),
         "header.packed.wide.weight.form",
