@@ -21,11 +21,13 @@ from ._files import parse_json
 from ._weights import same_memory
 from .errors import InputError, memory_for
 
-FORMAT, VERSION = "pwoa-sparse", 1  # of a file; the header has a JSON object under this name
+FORMAT = "pwoa-sparse"  # of a file; its header has a JSON object under this name
+VERSION: Literal[1] = 1
 
 Form = Literal["dense", "bitmap", "csr"]
 DType = Literal["float64", "float32", "float16", "bfloat16"]
-DTYPES = {name: getattr(torch, name) for name in get_args(DType)}
+DTYPES: dict[DType, torch.dtype] = {name: getattr(torch, name) for name in get_args(DType)}
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MOST_VALUES = 2**53  # of one tensor
 _PARTS: dict[Form, tuple[str, ...]] = {
     "dense": ("values",),
@@ -100,7 +102,7 @@ def unpack(packed: Packed, parts: Mapping[str, Tensor]) -> Tensor:
     count, values = math.prod(packed.shape), parts["values"]
     if count > _MOST_VALUES:
         raise InputError(f"its shape {packed.shape} is too large")
-    if values.dtype not in DTYPES.values():
+    if values.dtype not in _NAMES:
         raise InputError(f"its values are {values.dtype}, and must be floats")
     values = values.to(DTYPES[packed.dtype])
     with memory_for(f"a tensor of shape {packed.shape}"):
@@ -209,10 +211,10 @@ def pack_state(state: Mapping[str, Tensor], narrowed: torch.dtype | None) -> tup
     first: dict[object, str] = {}
     for name, tensor in state.items():
         owner = first.setdefault(same_memory(tensor), name)
-        dtype = str(tensor.dtype).removeprefix("torch.")
+        dtype = _NAMES.get(tensor.dtype)
         if owner != name:
             tied[name] = owner
-        elif dtype not in DTYPES or tensor.dim() < 2:
+        elif dtype is None or tensor.dim() < 2:
             tensors[name] = tensor
         else:
             cast = _narrowed(name, tensor, narrowed)
