@@ -95,7 +95,7 @@ def test_sides_are_those_that_torchs_kernels_need(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda net: net.float(), r"no layer can be converted: .*fc1, tied \(float32; call model.bfloat16\(\)"),
+        (lambda net: net.float(), r"no layer can be converted: .*fc1, tied, head \(float32; call model.bfloat16\(\)"),
         (lambda net: nn.init.ones_(net.fc1.weight), r"no layer can be converted: .*head \(10 x 128 is no multiple"),
         (
             lambda net: [nn.init.ones_(p) for p in net.parameters()],
