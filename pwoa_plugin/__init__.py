@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .config import PwoAConfig
-    from .export import export_onnx
+    from .export import export_onnx, load_sparse, save_sparse, to_semi_structured
     from .masks import load_masks, save_masks
     from .method.loss import PwoALoss
     from .nni import PwoADistiller, PwoAPruner, make_evaluator
@@ -33,10 +33,13 @@ __all__ = [
     "export_onnx",
     "load_masks",
     "load_pruned",
+    "load_sparse",
     "make_evaluator",
     "save_masks",
     "save_pruned",
+    "save_sparse",
     "speedup",
+    "to_semi_structured",
 ]
 
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
@@ -54,10 +57,13 @@ _HOME = {
     "export_onnx": "export",
     "load_masks": "masks",
     "load_pruned": "torch_pruning",
+    "load_sparse": "export",
     "make_evaluator": "nni",
     "save_masks": "masks",
     "save_pruned": "torch_pruning",
+    "save_sparse": "export",
     "speedup": "removal",
+    "to_semi_structured": "export",
 }
 
 

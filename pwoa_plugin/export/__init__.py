@@ -9,7 +9,9 @@ from .formats import FORMATS, format_of, make_format
 from .int8 import quantize_onnx
 from .onnx import export_onnx
 from .pt2 import export_pt2
+from .semi_structured import to_semi_structured
 from .session import ONNXNetwork
+from .sparse import load_sparse, save_sparse
 
 __all__ = [
     "FORMATS",
@@ -21,6 +23,9 @@ __all__ = [
     "export_onnx",
     "export_pt2",
     "format_of",
+    "load_sparse",
     "make_format",
     "quantize_onnx",
+    "save_sparse",
+    "to_semi_structured",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 
 import torch
@@ -11,6 +10,8 @@ from torch import Tensor, nn
 from .._wrapped import deep_copy
 from .base import Choices, Format
 from .pt2 import PT2, export_pt2
+from .semi_structured import to_semi_structured
+from .sparse import load_sparse, save_sparse
 
 _BF16 = 2e-2  # relative difference of outputs in bfloat16
 
@@ -22,11 +23,11 @@ class Sparse(Format):
     values = ("float32", "float16", "bfloat16")
 
     def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
-        importlib.import_module(".sparse", __package__).save_sparse(model, path, values=choices.values or "float32")
+        save_sparse(model, path, values=choices.values or "float32")
 
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         twin = deep_copy(model)
-        importlib.import_module(".sparse", __package__).load_sparse(twin, path)
+        load_sparse(twin, path)
         return twin
 
     def loading(self, name: str) -> str:
@@ -44,7 +45,7 @@ class SemiStructured(PT2):
         twin = deep_copy(model)
         if torch.cuda.is_available():  # without one, the conversion says what it needs
             twin, images = twin.to("cuda", torch.bfloat16), images.to("cuda", torch.bfloat16)
-        importlib.import_module(".semi_structured", __package__).to_semi_structured(twin)
+        to_semi_structured(twin)
         export_pt2(twin, path, images, tolerance=_BF16)
 
     def loading(self, name: str) -> str:

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from .._files import named_path, near_name, read_tensors
 from .._network import check_network
+from .._sparse import FORMAT as _SPARSE
+from .._sparse import read_header, unpack_state
 from .._text import did_you_mean
 from .._wrapped import unwrapped
 from ..errors import InputError
@@ -203,7 +205,12 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
             f"checkpoint {str(file)!r} is of a network whose channels were removed; give its run's folder, or "
             "load it with pwoa_plugin.torch_pruning.load_pruned"
         )
-    return tensors
+    if _SPARSE not in header:
+        return tensors
+    try:
+        return unpack_state(tensors, read_header(tensors, header))
+    except InputError as error:
+        raise CheckpointError(f"checkpoint {str(file)!r} is no usable sparse file ({error})") from None
 
 
 def _load_pickle(file: Path, name: str, head: bytes) -> Any:

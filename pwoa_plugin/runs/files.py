@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Collection
+from pathlib import Path
 
 from .._checked import checked
 from .._files import write_text
@@ -49,7 +50,8 @@ def read_report(path: str | os.PathLike[str], status: Status | None = None) -> R
         "sparsity": 1 - sum(layer.kept for layer in facts.layers) / max(1, weights),
         "epochs": epochs,
         "seconds": epochs[-1].get("seconds") if epochs else 0.0,
-        "file_bytes": folder.pruned.stat().st_size if folder.pruned.is_file() else None,
+        "file_bytes": _bytes_of(folder.pruned),
+        "sparse_file_bytes": _bytes_of(folder.sparse),
         "other_evaluations": [evaluation.to_dict() for evaluation in _evaluations(folder, facts.robustness.values())],
     }
     try:
@@ -57,6 +59,10 @@ def read_report(path: str | os.PathLike[str], status: Status | None = None) -> R
     except InputError as error:
         damaged = folder.metrics if re.match(r"report\.(epochs|seconds)\b", str(error)) else folder.facts
         raise InputError(f"{damaged}: is damaged ({error}); give a folder that `pwoa prune` wrote") from None
+
+
+def _bytes_of(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
 
 
 def _evaluations(folder: RunFolder, latest: Collection[str]) -> list[Evaluation]:

@@ -145,6 +145,7 @@ class RunFolder(Folder):
         self.states_folder = self.path / "states"
         self.best = self.path / "best.safetensors"
         self.pruned = self.path / "pruned.safetensors"
+        self.sparse = self.path / "pruned.sparse.safetensors"
         self.masks = self.path / "masks.safetensors"
         self.robustness = self.path / "robustness"
         self.report = self.path / "report.json"

@@ -40,9 +40,11 @@ def headline(report: RunReport) -> list[str]:
 
 
 def bytes_text(report: RunReport) -> str:
-    """The bytes of the file that was written, with its zeros, and those that a sparse format would take."""
+    """The bytes of the file with the zeros, and those of the sparse file, or what one would have."""
     assert report.size is not None
     stored = f"Stored with its zeros the network has {size_text(report.size.dense_bytes)}"
     if report.file_bytes is not None:
         stored = f"Its file holds the zeros and has {report.file_bytes:,} bytes"
-    return f"{stored}; a sparse format would have {size_text(report.size.sparse_bytes)} (none is written)."
+    if report.sparse_file_bytes is not None:
+        return f"{stored}; its sparse file has {report.sparse_file_bytes:,} bytes."
+    return f"{stored}; a sparse file would have about {size_text(report.size.sparse_bytes)} (pwoa export writes one)."

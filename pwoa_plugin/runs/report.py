@@ -21,9 +21,10 @@ from .size import SizeReport
 if TYPE_CHECKING:
     from ..robustness import Report
 
-_FORMAT = 3  # of report.json; raise it when a reader of the old one would misread or refuse the new one
-# 2 added `verdict` and `remarks`, which are derived; 3 `other_evaluations`, `folder`, `file_bytes`, and more derived.
-_READ = (1, 2, 3)
+_FORMAT = 4  # of report.json; raise it when a reader of the old one would misread or refuse the new one
+# 2 added `verdict` and `remarks`, which are derived; 3 `other_evaluations`, `folder`, `file_bytes`, and more derived;
+# 4 `sparse_file_bytes`.
+_READ = (1, 2, 3, 4)
 
 _MOST = {"classes": 100_000, "channels": 1_000}  # of a run's images
 
@@ -162,6 +163,7 @@ class RunReport(_Run):
         sparsity: share of the prunable weights that are pruned.
         size: None before the hard prune.
         file_bytes: of the file of the pruned network; None where there is none.
+        sparse_file_bytes: of the run's sparse file (`save_sparse`); None where there is none.
         folder: of the run, as it was named.
         cost: before and after, where channels were removed; None otherwise.
         radius: of the perturbation, in pixel units.
@@ -185,6 +187,7 @@ class RunReport(_Run):
     sparsity: Share
     radius: Measure
     file_bytes: Amount | None = None
+    sparse_file_bytes: Amount | None = None
     folder: str = ""
     epochs: tuple[EpochReport, ...] = ()
     robustness: dict[Network, dict[str, JsonValue]] = Field(default_factory=dict)

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._checked import Amount, Measure, Record
+from .._sparse import form_bytes, smallest
 from .._weights import is_weighted, same_memory
 from .._wrapped import unwrapped
 from ..errors import InputError
@@ -119,29 +120,20 @@ def size_report(model: nn.Module) -> SizeReport:
 
 
 def _layer_size(name: str, weight: Tensor, stored: bool, tied_to: str | None) -> LayerSize:
-    nonzero, dense = int(weight.count_nonzero()), weight.nbytes
-    rows = weight.shape[0] if weight.dim() > 1 else 1
-    columns = weight.numel() // rows if rows else 0
-    values = nonzero * weight.element_size()
-    sizes = {"dense": dense, "bitmap": dense, "csr": dense}
-    if stored:
-        sizes["bitmap"] = -(-weight.numel() // 8) + values
-        sizes["csr"] = values + nonzero * _integer_bytes(columns - 1) + (rows + 1) * _integer_bytes(nonzero)
-    smallest = min(sizes, key=sizes.__getitem__)
+    nonzero = int(weight.count_nonzero())
+    sizes = form_bytes(weight, nonzero)
+    if not stored:
+        sizes |= dict.fromkeys(sizes, weight.nbytes)
+    form = smallest(sizes)
     return LayerSize(
         name=name,
         shape=tuple(weight.shape),
         weights=weight.numel(),
         nonzero=nonzero,
-        dense_bytes=dense,
+        dense_bytes=sizes["dense"],
         bitmap_bytes=sizes["bitmap"],
         csr_bytes=sizes["csr"],
         tied_to=tied_to,
-        format=smallest,
-        sparse_bytes=sizes[smallest],
+        format=form,
+        sparse_bytes=sizes[form],
     )
-
-
-def _integer_bytes(largest: int) -> int:
-    """Bytes of the smallest unsigned integer type that holds ``largest``."""
-    return next(size for size in (1, 2, 4, 8) if largest < 256**size)

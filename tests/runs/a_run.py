@@ -83,7 +83,7 @@ def _made() -> str:
         for name, net in (("pruned", model), ("dense", dense))
     }
     content = {
-        "format": 3,
+        "format": 4,
         "name": "a run",
         "status": "finished",
         "started": "2026-01-02T03:04:05+00:00",
@@ -117,6 +117,7 @@ def _made() -> str:
         "other_evaluations": [],
         "folder": "runs/a run",
         "file_bytes": 7_000,
+        "sparse_file_bytes": None,
     }
     return json.dumps(content)
 

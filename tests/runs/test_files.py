@@ -6,8 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from pwoa_plugin import save_sparse
 from pwoa_plugin.errors import InputError
+from pwoa_plugin.models import load_checkpoint
+from pwoa_plugin.models.lenet import LeNet
 from pwoa_plugin.runs.files import read_report, write_report
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.report import RunReport
@@ -34,6 +38,21 @@ def test_the_report_is_that_of_the_files(folder: RunFolder) -> None:
     assert write_report(folder) == report
     assert folder.page.exists()
     assert len(list(folder.plots.iterdir())) == 4
+
+
+def test_a_sparse_file_in_the_folder_is_in_the_report(folder: RunFolder) -> None:
+    assert read_report(folder.path).sparse_file_bytes is None
+    model = LeNet()
+    load_checkpoint(model, folder.pruned)
+    save_sparse(model, folder.sparse)
+    size = folder.sparse.stat().st_size
+    assert size < folder.pruned.stat().st_size / 3
+    assert write_report(folder).sparse_file_bytes == size
+    assert f"its sparse file has {size:,} bytes" in folder.markdown.read_text()
+    other = LeNet()
+    load_checkpoint(other, folder.sparse)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(other.state_dict()[name], tensor), name
 
 
 def test_a_run_before_its_first_step_has_no_report(folder: RunFolder) -> None:

@@ -30,7 +30,8 @@ def test_format_1_is_still_read() -> None:
     old = json.loads((Path(__file__).parent / "report-format-1.json").read_text())
     assert old["format"] == 1
     report = RunReport.from_dict(old)
-    added = {"format": 3, "other_evaluations": [], "folder": "", "file_bytes": None, "chosen": {}}
+    added = {"format": 4, "other_evaluations": [], "folder": "", "chosen": {}}
+    added |= {"file_bytes": None, "sparse_file_bytes": None}
     written = {key: value for key, value in report.to_dict().items() if key not in RunReport.derived}
     assert written == old | added
     assert report.epochs[0].terms.keys() == {"distillation", "features", "hsic_x", "hsic_y"}
@@ -220,12 +221,19 @@ def test_a_chart_without_admm_does_not_name_it() -> None:
     assert drawings(RunReport.from_dict(made))["admm"][0] == "Sparsity"
 
 
-def test_the_bytes_of_the_file_and_those_of_a_sparse_format_are_told_apart() -> None:
-    made = content() | {"file_bytes": 829_992}
-    report = RunReport.from_dict(made)
+@pytest.mark.parametrize(
+    ("there", "said", "tile"),
+    [
+        (None, "a sparse file would have about ", "in a sparse file</p>"),
+        (51_234, "its sparse file has 51,234 bytes.", "with its zeros; 51.2 kB in its sparse file</p>"),
+    ],
+)
+def test_the_bytes_of_the_file_and_of_the_sparse_one_are_told_apart(there: int | None, said: str, tile: str) -> None:
+    report = RunReport.from_dict(content() | {"file_bytes": 829_992, "sparse_file_bytes": there})
     for text in (headline(report)[0], to_markdown(report)):
-        assert "Its file holds the zeros and has 829,992 bytes; a sparse format would have " in text
+        assert f"Its file holds the zeros and has 829,992 bytes; {said}" in text
     assert "become" not in headline(report)[0]
+    assert tile in to_html(report)
 
 
 def test_information_is_no_warning() -> None:
