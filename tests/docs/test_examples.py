@@ -60,3 +60,17 @@ def test_attacks_of_your_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     columns = names["report"].attacks
     assert {"PGD-20", "HopSkipJump", "DeepFool", "DeepFool-20", "mine"} <= columns.keys()
     assert len(columns) == len(names["attacks"])
+
+
+def test_files_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+    images = torch.rand(24, 1, 8, 8)
+    names: dict[str, Any] = {"model": model, "images": images, "test_set": (images, model(images).argmax(1))}
+    (write,) = examples("shipping.md", "Writing a file")
+    (judge,) = examples("shipping.md", "How robust is what ships")
+    exec(write, names)
+    assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.pt2", "int8.onnx"}
+    exec(judge.replace("eps=", "queries=2, attacks='FGSM', eps="), names)
+    assert "Not a white-box figure" in capsys.readouterr().out

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import types
 from pathlib import Path
 
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_plugin.errors import InputError
-from pwoa_plugin.export import FORMATS, Choices, format_of, make_format
+from pwoa_plugin.export import FORMATS, Choices, format_of, make_format, zeros
 
 
 @pytest.mark.parametrize(
@@ -51,25 +49,25 @@ def test_every_format_can_be_made() -> None:
         compile(made.loading("it's.x"), name, "exec")
 
 
-def test_sparse_files_are_written_by_their_own_module(trained: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    module = types.ModuleType("sparse")
-    module.save_sparse = lambda model, path, *, values: calls.append(("save", path, values))  # type: ignore[attr-defined]
-    module.load_sparse = lambda model, path: calls.append(("load", path))  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pwoa_plugin.export.sparse", module)
-    sparse, path = make_format("sparse"), Path("a")
-    sparse.write(trained, path, torch.rand(2, 1, 8, 8), Choices(values="float16"))
+@pytest.mark.parametrize(("values", "exact"), [(None, True), ("float32", True), ("bfloat16", False)])
+def test_sparse_files_answer_as_the_network(
+    values: str | None, exact: bool, trained: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    sparse, path = make_format("sparse"), tmp_path / "a.sparse.safetensors"
+    sparse.write(trained, path, images[0][:2], Choices(values=values))
     twin = sparse.read(path, trained)
-    assert calls == [("save", path, "float16"), ("load", path)]
     assert twin is not trained
+    assert torch.equal(twin(images[0]), trained(images[0])) is exact
 
 
 def test_semi_structured_files_hold_what_is_left(
     trained: nn.Module, images: tuple[Tensor, Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.ModuleType("semi_structured")
-    module.to_semi_structured = lambda model: model.fc1.weight.data.mul_(2)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "pwoa_plugin.export.semi_structured", module)
+    with pytest.raises(InputError, match="2:4"):
+        make_format("semi-structured").write(trained, tmp_path / "a.pt2", images[0][:2], Choices())
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr(zeros, "to_semi_structured", lambda model: model.fc1.weight.data.mul_(2))
     make_format("semi-structured").write(trained, tmp_path / "a.pt2", images[0][:2], Choices())
     loaded = make_format("pt2").read(tmp_path / "a.pt2", trained)
     trained.fc1.weight.data.mul_(2)  # was not changed before
