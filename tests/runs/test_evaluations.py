@@ -18,6 +18,8 @@ from pwoa_plugin.runs.report import RunReport, headline
 
 from .a_run import content
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def evaluation(network: str, **config: Any) -> Evaluation:
     report = copy.deepcopy(content()["robustness"][network])
