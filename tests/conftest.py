@@ -16,6 +16,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from undrawn import save_empty
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.cli import main
@@ -141,6 +142,12 @@ def pwoa(capsys: pytest.CaptureFixture[str]) -> Run:
         return status, *capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are empty; see `undrawn.py`."""
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", save_empty)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -149,26 +150,41 @@ def verdicts(data: Any) -> list[bool]:
     return [*report.clean_correct.tolist(), *report.attacks["FGSM"].robust.tolist()]
 
 
+@functools.cache
+def expected_masks(batched: bool) -> Tensor:
+    return masks(BATCHES if batched else (X, Y))
+
+
+@functools.cache
+def expected_verdicts() -> list[bool]:
+    return verdicts((X, Y))
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", FORMS)
 def test_the_same_images_give_the_same_masks_and_verdicts(name: str) -> None:
-    plain = BATCHES if name.startswith("batches") else (X, Y)
-    assert torch.equal(masks(FORMS[name]), masks(plain))
-    assert verdicts(FORMS[name]) == verdicts((X, Y))
+    assert torch.equal(masks(FORMS[name]), expected_masks(name.startswith("batches")))
+    assert verdicts(FORMS[name]) == expected_verdicts()
+
+
+def trained(batches: Any) -> Tensor:
+    model = network()
+    evaluator = make_evaluator(model, batches, lr=0.1)
+    options: dict[str, Any] = {"perturbation": {"kind": "none"}, "origin_loss_lambda": 1.0}  # loaders draw seeds
+    distiller = PwoADistiller(model, [], evaluator, network(), **options)
+    distiller.compress(max_steps=2)
+    distiller.unwrap_model()
+    return model.state_dict()["0.weight"]
+
+
+@functools.cache
+def trained_by_batches() -> Tensor:
+    return trained(BATCHES)
 
 
 @pytest.mark.parametrize("name", BATCHED)
 def test_an_evaluator_s_batches_are_read_alike(name: str) -> None:
-    def trained(batches: Any) -> Tensor:
-        model = network()
-        evaluator = make_evaluator(model, batches, lr=0.1)
-        options: dict[str, Any] = {"perturbation": {"kind": "none"}, "origin_loss_lambda": 1.0}  # loaders draw seeds
-        distiller = PwoADistiller(model, [], evaluator, network(), **options)
-        distiller.compress(max_steps=2)
-        distiller.unwrap_model()
-        return model.state_dict()["0.weight"]
-
-    torch.testing.assert_close(trained(BATCHED[name]), trained(BATCHES))
+    torch.testing.assert_close(trained(BATCHED[name]), trained_by_batches())
 
 
 def test_other_doors_take_them_too(caplog: pytest.LogCaptureFixture) -> None:
@@ -176,7 +192,7 @@ def test_other_doors_take_them_too(caplog: pytest.LogCaptureFixture) -> None:
     data = (BYTES.numpy(), Y.tolist())
     said = "images are 8-bit: 0 to 255 are scaled to pixel_range=(0.0, 1.0)"
     report = compare({"a": network(), "b": network()}, data, **JUDGE).reports["b"]
-    assert report.clean_correct.tolist() == verdicts((X, Y))[:N]
+    assert report.clean_correct.tolist() == expected_verdicts()[:N]
     assert report.notes == (said,)
     few = {name: value for name, value in JUDGE.items() if name == "progress"}
     assert security_curve(network(), data, eps=[0.03], attack="FGSM", **few).n_images == N
@@ -207,7 +223,7 @@ def test_grey_and_odd_pictures() -> None:
 
 
 def test_one_pass_data_is_judged_and_unlabelled_data_is_pruned_with() -> None:
-    assert verdicts(iter(BATCHES)) == verdicts(batch for batch in BATCHES) == verdicts((X, Y))
+    assert verdicts(iter(BATCHES)) == verdicts(batch for batch in BATCHES) == expected_verdicts()
     without = {"hsic": {"lambda_y": 0}}
     for data in (X, X.numpy(), (X, None), PICTURES, Samples(lambda i: (X[i], None)), {"x": X}, X.split(16)):
         PwoAPruner(network(), config(data, **without)).compress()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -145,6 +146,12 @@ def compared(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list
     return [report.attacks["FGSM"].robust for report in comparison.reports.values()]
 
 
+@functools.cache
+def expected_of(door: Callable[..., list[Tensor]], form: Any = plain, outputs: int = 3) -> list[Tensor]:
+    """What a door makes of a network whose answers need no choice; of one output for two classes."""
+    return door(Net(form, outputs), images(max(2, outputs)), None)
+
+
 TRAINED = [by_config, structured, by_list, distilled, by_loss]
 DOORS = [*TRAINED, judged, compared]
 
@@ -153,12 +160,11 @@ DOORS = [*TRAINED, judged, compared]
 @pytest.mark.parametrize("door", DOORS)
 def test_every_door_finds_the_same_logits(door: Callable[..., list[Tensor]], form: str) -> None:
     answer, output = FORMS[form]
-    expected = door(Net(plain), images(), None)
     found = door(Net(answer), images(), output)
     if door is structured:  # keeps the layers of all outputs whole, those of the features too
         assert all(parameter.isfinite().all() for parameter in found)
         return
-    for one, other in zip(expected, found, strict=True):
+    for one, other in zip(expected_of(door), found, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -195,19 +201,17 @@ def test_a_network_that_wants_more_in_training_mode_is_refused(door: Callable[..
         door(Net(answer), images(), None)
 
 
+def pair_of_one(features: Tensor, z: Tensor, training: bool) -> Tensor:
+    return torch.cat([-z / 2, z / 2], 1)
+
+
 @pytest.mark.parametrize("form", [lambda z: z, lambda z: z.squeeze(1), lambda z: z[:, :, None, None]])
 @pytest.mark.parametrize("door", DOORS)
 def test_one_logit_is_the_pair_of_two_classes(
     door: Callable[..., list[Tensor]], form: Callable[[Tensor], Tensor]
 ) -> None:
-    data = images(classes=2)
-
-    def both(features: Tensor, z: Tensor, training: bool) -> Tensor:
-        return torch.cat([-z / 2, z / 2], 1)
-
-    expected = door(Net(both, classes=1), data, None)
-    found = door(Net(lambda f, z, t: form(z), classes=1), data, None)
-    for one, other in zip(expected, found, strict=True):
+    found = door(Net(lambda f, z, t: form(z), classes=1), images(classes=2), None)
+    for one, other in zip(expected_of(door, pair_of_one, 1), found, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -217,8 +221,8 @@ def test_labels_of_one_logit_may_be_those_of_binary_cross_entropy(
     door: Callable[..., list[Tensor]], form: Callable[[Tensor], Tensor]
 ) -> None:
     x, y = images(classes=2)
-    expected = door(Net(plain, classes=1), (x, y), None)
-    for one, other in zip(expected, door(Net(plain, classes=1), (x, form(y)), None), strict=True):
+    found = door(Net(plain, classes=1), (x, form(y)), None)
+    for one, other in zip(expected_of(door, plain, 1), found, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -243,14 +247,14 @@ def one_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("door", [by_config, structured, by_list, distilled])
 def test_wrappers_are_undone(door: Callable[..., list[Tensor]], wrapper: str) -> None:
-    expected, network = door(Net(plain), images(), None), Net(plain)
+    network = Net(plain)
     around = WRAPPERS[wrapper](network)
     door(around, images(), None)
     inside = around
     while inside is not network and hasattr(inside, "module"):
         inside = inside.module
     inside = getattr(inside, "_orig_mod", inside)
-    for one, other in zip(expected, inside.parameters(), strict=True):
+    for one, other in zip(expected_of(door), inside.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
 

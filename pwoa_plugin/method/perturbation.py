@@ -61,7 +61,7 @@ class Identity(Perturbation):
         return torch.zeros_like(x)
 
 
-class Uniform(Perturbation):
+class UniformNoise(Perturbation):
     """Independent uniform noise in [-1, 1] on every pixel."""
 
     def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -166,7 +166,7 @@ PERTURBATIONS: dict[str, type[Perturbation]] = {
     "patterns": Patterns,
     "sign": Sign,
     "block": BlockSign,
-    "uniform": Uniform,
+    "uniform": UniformNoise,
     "gaussian": Gaussian,
     "none": Identity,
 }

@@ -181,8 +181,8 @@ def make_estimator(
     return estimator
 
 
-def with_loss(estimator: PyTorchClassifier, loss: nn.Module) -> PyTorchClassifier:
-    """A second estimator on the same model, whose attacks ascend ``loss``, a scalar of logits and one-hot labels."""
-    twin = object.__new__(type(estimator))  # copy.copy would write the model to a file and read it again
-    vars(twin).update(vars(estimator), _loss=loss, _reduce_labels=False)
+def twin_of(estimator: PyTorchClassifier, kind: type[PyTorchClassifier], **changed: Any) -> PyTorchClassifier:
+    """A second estimator on the same model, of the class ``kind``."""
+    twin = object.__new__(kind)  # copy.copy would write the model to a file and read it again
+    vars(twin).update(vars(estimator), **changed)
     return twin

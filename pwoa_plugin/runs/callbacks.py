@@ -50,8 +50,8 @@ class Validation(Callback):
     Both figures are added to the epoch's entry in `Trainer.history`, as ``clean`` and ``agreement``.
     """
 
-    def __init__(self, run: Trainer, batches: Batches) -> None:
-        self.run, self.batches = run, batches
+    def __init__(self, trainer: Trainer, batches: Batches) -> None:
+        self.trainer, self.batches = trainer, batches
         self.images = 0
         self.dense_clean = 0.0
         self._teacher: Tensor | None = None
@@ -59,29 +59,29 @@ class Validation(Callback):
 
     def on_start(self, status: Status) -> None:
         """Compute the teacher's answers, once."""
-        config = self.run.config
-        self.batches.classes = self.run.batches.classes
-        perturbation, radius = config.perturbation, self.run.radius
+        config = self.trainer.config
+        self.batches.classes = self.trainer.batches.classes
+        perturbation, radius = config.perturbation, self.trainer.radius
         if perturbation.kind == "none" or radius == 0:
             perturbation = PerturbationConfig()
             known = perturbation.known_radius(config.eps, config.pixel_range)
             radius = self._agreeing_radius(perturbation) if known is None else known
         self._perturbation = perturbation.make(radius, config.pixel_range)
-        self._teacher, self.dense_clean = self._answers(self.run.teacher)
+        self._teacher, self.dense_clean = self._answers(self.trainer.teacher)
         self.images = len(self._teacher)
 
     def _agreeing_radius(self, perturbation: PerturbationConfig) -> float:
-        config = self.run.config
+        config = self.trainer.config
         with seeded(config.seed):
             images = self.batches.first(RADIUS_IMAGES)
-        answers = partial(self.run.loss.logits, self.run.teacher)
+        answers = partial(self.trainer.loss.logits, self.trainer.teacher)
         return largest_agreeing_radius(answers, images, perturbation, pixel_range=config.pixel_range, seed=config.seed)
 
     @torch.no_grad()
     def _answers(self, model: nn.Module) -> tuple[Tensor, float]:
         """Probabilities ``(N, K)`` on the perturbed images, and accuracy on the clean ones."""
         answers, correct = [], 0
-        with modes_kept(model), seeded(self.run.config.seed):  # training's random state stays as it is
+        with modes_kept(model), seeded(self.trainer.config.seed):  # training's random state stays as it is
             model.eval()
             len(self.batches)  # may have to read all batches, which must come before the order is drawn
             if not self._random:
@@ -89,20 +89,20 @@ class Validation(Callback):
             self.batches.set_random_state(self._random)  # the same order and draws every time
             for x, y in self.batches.epoch(check=self._teacher is None):
                 assert y is not None
-                correct += int((self.run.loss.logits(model, x).argmax(1) == y).sum())
-                answers.append(self.run.loss.logits(model, self._perturbation(x)).softmax(1))
+                correct += int((self.trainer.loss.logits(model, x).argmax(1) == y).sum())
+                answers.append(self.trainer.loss.logits(model, self._perturbation(x)).softmax(1))
         found = torch.cat(answers)
         return found, correct / len(found)
 
     def on_epoch_end(self, status: Status) -> None:
         assert self._teacher is not None
-        answers, clean = self._answers(self.run.model)
+        answers, clean = self._answers(self.trainer.model)
         status.validation = {
             "clean": clean,
             # In float32, probabilities may sum to a little more than 1.
             "agreement": min(1.0, float(torch.minimum(answers, self._teacher).double().sum(1).mean())),
         }
-        self.run.history[-1] |= status.validation
+        self.trainer.history[-1] |= status.validation
 
 
 def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -114,15 +114,15 @@ def best_epoch(history: list[dict[str, Any]]) -> dict[str, Any] | None:
 class KeepBest(Callback):
     """Writes the weights after each epoch that is the best so far; see `best_epoch`."""
 
-    def __init__(self, run: Trainer, folder: RunFolder) -> None:
-        self.run, self.folder = run, folder
+    def __init__(self, trainer: Trainer, folder: RunFolder) -> None:
+        self.trainer, self.folder = trainer, folder
 
     def on_epoch_end(self, status: Status) -> None:
-        best = best_epoch(self.run.history)
+        best = best_epoch(self.trainer.history)
         if best is not None and best["epoch"] == status.epoch:
             with self.folder.writing(self.folder.best):
                 facts = {"format": "pt", "epoch": str(status.epoch)}
-                write_tensors(self.folder.best, self.run.model.state_dict(), facts)
+                write_tensors(self.folder.best, self.trainer.model.state_dict(), facts)
 
 
 class Metrics(Callback):
@@ -133,14 +133,14 @@ class Metrics(Callback):
 
     def __init__(
         self,
-        run: Trainer,
+        trainer: Trainer,
         folder: RunFolder,
         validation: Validation | None = None,
         *,
         resumed_at: int = 0,
         epochs_done: int = 0,
     ) -> None:
-        self.run, self.folder, self.validation = run, folder, validation
+        self.trainer, self.folder, self.validation = trainer, folder, validation
         kept = [
             line
             for line in read_metrics(folder.metrics)
@@ -151,18 +151,18 @@ class Metrics(Callback):
             write_text(folder.metrics, "".join(json.dumps(line) + "\n" for line in kept))
 
     def on_start(self, status: Status) -> None:
-        judged = self.validation
+        judged, trainer = self.validation, self.trainer
         validation = {"images": judged.images, "dense_clean": judged.dense_clean} if judged else None
         with self.folder.writing():
-            self.folder.write_facts(radius=self.run.radius, hidden_layers=self.run.hidden_layers, validation=validation)
+            self.folder.write_facts(radius=trainer.radius, hidden_layers=trainer.hidden_layers, validation=validation)
 
     def _write(self, line: dict[str, Any]) -> None:
         with self.folder.writing(self.folder.metrics), self.folder.metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
     def _sparsity(self) -> float:
-        weights = [module.get_parameter("weight") for module in self.run.target.layers.values()]
-        dense = sum(layer.weights for layer in self.run.allocation.values())
+        weights = [module.get_parameter("weight") for module in self.trainer.target.layers.values()]
+        dense = sum(layer.weights for layer in self.trainer.allocation.values())
         return 1 - sum(int(weight.count_nonzero()) for weight in weights) / dense
 
     def on_report(self, status: Status) -> None:
@@ -174,8 +174,8 @@ class Metrics(Callback):
         self._write({"event": "step", "step": status.step, "epoch": status.epoch + 1, "phase": status.phase, **figures})
 
     def on_epoch_end(self, status: Status) -> None:
-        self.run.history[-1]["sparsity"] = self._sparsity()
-        self._write({"event": "epoch", "step": status.step, **self.run.history[-1]})
+        self.trainer.history[-1]["sparsity"] = self._sparsity()
+        self._write({"event": "epoch", "step": status.step, **self.trainer.history[-1]})
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -202,8 +202,8 @@ class SaveStates(Callback):
     that it takes at most a twentieth of the time.
     """
 
-    def __init__(self, run: Trainer, folder: RunFolder, *, every: float) -> None:
-        self.run, self.folder, self.every = run, folder, every
+    def __init__(self, trainer: Trainer, folder: RunFolder, *, every: float) -> None:
+        self.trainer, self.folder, self.every = trainer, folder, every
         self.stop_signal: int | None = None
         self._last = time.perf_counter()
         self._took = 0.0
@@ -230,7 +230,7 @@ class SaveStates(Callback):
         started = time.perf_counter()
         path = self.folder.state_at(status.step)
         with self.folder.writing(path):
-            write_state(path, self.run.state())
+            write_state(path, self.trainer.state())
         for old in self.folder.states()[_STATES_KEPT:]:
             old.unlink(missing_ok=True)
         self._saved = True

@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 import pwoa_plugin
 from pwoa_plugin.models import robust_lenet
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Run = Callable[..., tuple[int, str, str]]
 
 

@@ -175,6 +175,7 @@ def test_a_config_takes_network_and_weights_in_one() -> None:
 
 
 @needs_robustbench
+@pytest.mark.usefixtures("undrawn")
 def test_prune_and_evaluate_from_the_command_line(
     placed: Path,
     known_cifar: Callable[[Path], None],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pwoa_plugin.robustness import CarliniWagnerMargin, make_estimator, undisturbed
-from pwoa_plugin.robustness.estimator import Logits, with_loss
+from pwoa_plugin.robustness.estimator import Logits, twin_of
 
 
 def test_estimator_predicts_the_models_logits_within_the_pixel_range(
@@ -41,10 +41,10 @@ def test_a_model_of_any_dtype_gives_float32_logits_and_float32_gradients(
     assert gradient.abs().sum() > 0
 
 
-def test_with_loss_ascends_the_other_loss_on_the_same_model(model: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
+def test_a_twin_ascends_another_loss_on_the_same_model(model: nn.Module, held_out: tuple[Tensor, Tensor]) -> None:
     images, labels = held_out[0][:6], held_out[1][:6]
     first = make_estimator(model, n_classes=10, input_shape=(1, 8, 8))
-    second = with_loss(first, CarliniWagnerMargin())
+    second = twin_of(first, type(first), _loss=CarliniWagnerMargin(), _reduce_labels=False)
     model.eval()
     x = images.clone().requires_grad_()
     (expected,) = torch.autograd.grad(CarliniWagnerMargin()(model(x), labels), x)

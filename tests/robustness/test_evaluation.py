@@ -60,7 +60,7 @@ class Constant(nn.Module):
 
 def test_accuracies_against_an_independent_count(model: nn.Module, held_out: Pair, eps: float) -> None:
     images, labels = held_out
-    report = evaluate(model, held_out, eps=eps, attacks="FGSM", progress=False)
+    report = evaluate(model, held_out, eps=eps, attacks="FGSM", progress=False, alarms=False)
     model.eval()
     x = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), labels), x)
@@ -81,7 +81,7 @@ def test_attacks_go_at_the_clean_correct_images_and_wrong_ones_are_not_robust(
 ) -> None:
     images, labels = held_out
     attack = Recorded()
-    report = evaluate(model, held_out, eps=eps, attacks=attack, progress=False)
+    report = evaluate(model, held_out, eps=eps, attacks=attack, progress=False, alarms=False)
     correct = report.clean_correct
     assert 0 < correct.sum() < len(images)
     assert len(attack.given) == 1
@@ -92,7 +92,7 @@ def test_attacks_go_at_the_clean_correct_images_and_wrong_ones_are_not_robust(
 
 
 def test_worst_case_is_below_every_column(model: nn.Module, held_out: Pair, eps: float) -> None:
-    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False)
+    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False, alarms=False)
     columns = [column.robust for column in report.attacks.values()]
     expected = [all(column[i] for column in columns) for i in range(200)]
     assert report.worst_case.robust.tolist() == expected
@@ -107,15 +107,15 @@ def test_a_loader_a_pair_and_arrays_give_the_same_verdicts(model: nn.Module, hel
         [(images[:90], labels[:90].int()), (images[90:], labels[90:].int())],
         (images.double().numpy(), labels.numpy()),
     ]
-    reports = [evaluate(model, data, eps=eps, attacks="PGD-10", progress=False) for data in kinds]
+    reports = [evaluate(model, data, eps=eps, attacks="PGD-10", progress=False, alarms=False) for data in kinds]
     for report in reports[1:]:
         assert torch.equal(report.attacks["PGD-10"].robust, reports[0].attacks["PGD-10"].robust)
     assert reports[0].config.n_images == 200
 
 
 def test_a_column_does_not_depend_on_the_others(model: nn.Module, held_out: Pair, eps: float) -> None:
-    alone = evaluate(model, held_out, eps=eps, attacks=["PGD-10"], progress=False)
-    among = evaluate(model, held_out, eps=eps, attacks=["CW", "PGD-10"], progress=False)
+    alone = evaluate(model, held_out, eps=eps, attacks=["PGD-10"], progress=False, alarms=False)
+    among = evaluate(model, held_out, eps=eps, attacks=["CW", "PGD-10"], progress=False, alarms=False)
     assert torch.equal(alone.attacks["PGD-10"].robust, among.attacks["PGD-10"].robust)
 
 
@@ -150,10 +150,10 @@ def test_model_and_random_states_come_back(model: nn.Module, held_out: Pair, eps
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 def test_it_runs_where_the_caller_has_gradients_off(model: nn.Module, held_out: Pair, eps: float, around: Any) -> None:
-    expected = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False)
+    expected = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False, alarms=False)
     with around():
         images = held_out[0].clone()
-        report = evaluate(model, (images, held_out[1]), eps=eps, attacks=["FGSM", "CW"], progress=False)
+        report = evaluate(model, (images, held_out[1]), eps=eps, attacks=["FGSM", "CW"], progress=False, alarms=False)
     for name in ("FGSM", "CW"):
         assert torch.equal(report.attacks[name].robust, expected.attacks[name].robust)
 
@@ -161,7 +161,7 @@ def test_it_runs_where_the_caller_has_gradients_off(model: nn.Module, held_out: 
 def test_a_bf16_model_is_judged_as_it_is(model: nn.Module, held_out: Pair, eps: float) -> None:
     images, labels = held_out
     model.bfloat16()
-    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False)
+    report = evaluate(model, held_out, eps=eps, attacks=["FGSM", "PGD-10", "CW"], progress=False, alarms=False)
     model.eval()
     assert torch.equal(report.clean_correct, model(images.bfloat16()).argmax(1) == labels)
     assert all(column.accuracy < report.clean - 0.1 for column in report.attacks.values())
@@ -181,12 +181,12 @@ def test_an_attack_that_breaks_its_terms_is_named(
     model: nn.Module, held_out: Pair, change: Callable[[Tensor], Tensor], message: str
 ) -> None:
     with pytest.raises(RuntimeError, match=f"^escapee .*{message}"):
-        evaluate(model, held_out, eps=0.1, attacks=Recorded(change, name="escapee"), progress=False)
+        evaluate(model, held_out, eps=0.1, attacks=Recorded(change, name="escapee"), progress=False, alarms=False)
 
 
 def test_rounding_at_the_edge_of_the_ball_is_no_breach(model: nn.Module, held_out: Pair) -> None:
     attack = Recorded(lambda x: (x + 0.1 + 5e-6).clamp(0, 1))
-    report = evaluate(model, held_out, eps=0.1, attacks=attack, progress=False)
+    report = evaluate(model, held_out, eps=0.1, attacks=attack, progress=False, alarms=False)
     assert report.attacks["recorded"].n_robust > 0
 
 
@@ -373,7 +373,7 @@ FORMS: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_in_any_form_give_the_same_verdicts(model: nn.Module, held_out: Pair, eps: float, form: str) -> None:
     arguments = {"eps": eps, "attacks": ["FGSM", "PGD-10", "CW", "APGD-CE"], "sample": 80, "progress": False}
-    plain = evaluate(model, held_out, **arguments)
+    plain = evaluate(model, held_out, **arguments, alarms=False)
     report = evaluate(Wrapped(model, FORMS[form]), held_out, **arguments)
     assert torch.equal(report.clean_correct, plain.clean_correct)
     assert report.alarms == ()
@@ -493,8 +493,8 @@ def test_images_channels_last() -> None:
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_the_model_is_lent_to_the_gpu_and_comes_home(model: nn.Module, held_out: Pair, eps: float) -> None:
-    on_cpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False)
-    on_gpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], device="cuda", progress=False)
+    on_cpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], progress=False, alarms=False)
+    on_gpu = evaluate(model, held_out, eps=eps, attacks=["FGSM", "CW"], device="cuda", progress=False, alarms=False)
     assert on_gpu.config.device == "cuda:0"
     assert {p.device.type for p in model.parameters()} == {"cpu"}
     for name in ("FGSM", "CW"):

@@ -20,6 +20,8 @@ from pwoa_plugin.robustness import Comparison
 from pwoa_plugin.runs.compare import ComparisonFolder
 from pwoa_plugin.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Run = Callable[..., tuple[int, str, str]]
 
 

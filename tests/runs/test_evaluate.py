@@ -13,6 +13,8 @@ from pwoa_plugin.robustness import JudgeSettings, Report
 from pwoa_plugin.runs.evaluate import bind_test_images, judge, pruned_network
 from pwoa_plugin.runs.folder import RunFolder
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_a_run_is_judged_by_its_own_config(finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"

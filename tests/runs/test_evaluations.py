@@ -19,6 +19,8 @@ from pwoa_plugin.runs.report import RunReport
 
 from .a_run import content
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def evaluation(network: str, **config: Any) -> Evaluation:
     report = copy.deepcopy(content()["robustness"][network])

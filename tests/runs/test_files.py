@@ -16,6 +16,8 @@ from pwoa_plugin.runs.files import read_report, write_report
 from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.report import RunReport
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def folder(finished: Path, tmp_path: Path) -> RunFolder:

@@ -23,6 +23,8 @@ from pwoa_plugin.masks import load_masks, save_masks
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.runs.prune import prune
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Run = Callable[..., tuple[int, str, str]]
 
 # The fixtures are folders to write in, and the same for all examples.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,10 @@ import torch
 from data.files import write_cifar10, write_cifar100, write_mnist
 from safetensors.torch import load_file, save_file
 
-from pwoa_plugin.models import make_model
+from pwoa_plugin.models import WideResNet, make_model
+from pwoa_plugin.models.make import ARCHITECTURES
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 @pytest.mark.parametrize(
@@ -36,6 +40,8 @@ def test_two_steps(
     write(tmp_path / "data", 5, 5)
     known_cifar(tmp_path / "data")
     monkeypatch.chdir(tmp_path)
+    # The same network with fewer and narrower layers: the published one takes 15 seconds a run.
+    monkeypatch.setitem(ARCHITECTURES, "wrn-34-10", partial(WideResNet, 10, 4))
     torch.manual_seed(0)
     save_file(make_model(arch, num_classes=classes, in_channels=channels).state_dict(), "robust.safetensors")
     status, _, err = pwoa("init", "prune.yaml", "--preset", preset)

@@ -21,6 +21,7 @@ import faults
 import processes
 import pytest
 import torch
+import undrawn
 from interrupted import InterruptAt, same_end
 from safetensors.torch import load_file
 
@@ -36,10 +37,12 @@ from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 from pwoa_plugin.runs.rendering import to_markdown
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_killed_at_twenty_random_moments_it_ends_with_the_same_bits(config: PwoAConfig, tmp_path: Path) -> None:
     def start(out: Path) -> BaseProcess:
-        return processes.start(prune, config, out, resume=True, save_every=0.0)
+        return processes.start(undrawn.call, prune, config, out, resume=True, save_every=0.0)
 
     def finish(out: Path) -> float:
         started = time.perf_counter()

@@ -18,6 +18,8 @@ from pwoa_plugin.runs.stopping import stopping_at_once
 
 from .a_run import with_real_images
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 Run = Callable[..., tuple[int, str, str]]
 
 

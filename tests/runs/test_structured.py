@@ -19,7 +19,15 @@ from pwoa_plugin.runs.folder import RunFolder
 from pwoa_plugin.runs.prune import prune
 from pwoa_plugin.torch_pruning import load_pruned
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 STRUCTURED = {"granularity": "structured", "sparsity": 0.75, "allocation": "uniform"}
+
+
+@pytest.fixture(autouse=True)
+def few_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Latencies by three pairs of forwards, and not by seconds of them."""
+    monkeypatch.setattr("pwoa_plugin.runs.cost._SECONDS", 0.0)
 
 
 @pytest.fixture

@@ -90,7 +90,6 @@ def make_evaluator(
     if any(hasattr(module, "_nni_wrapper") for module in model.modules()):
         raise InputError("model is wrapped by a compressor; make the evaluator first, or call unwrap_model()")
     model = network_or_ddp(model)
-    model = network_or_ddp(model)
     _check_loader(train_loader, take_batch)
     if lr_scheduler_interval not in ("step", "epoch"):
         raise InputError(f"lr_scheduler_interval={lr_scheduler_interval!r}; use 'step' or 'epoch'")

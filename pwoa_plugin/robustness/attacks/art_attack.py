@@ -21,6 +21,7 @@ from torch import Tensor
 from ..._pixels import positive_pixels
 from ..._text import did_you_mean
 from ...errors import InputError
+from ..estimator import twin_of
 from .base import Attack, AttackSettings
 from .described import json_ready, source_digest
 
@@ -76,12 +77,6 @@ class _Probabilities(PyTorchClassifier):
     def predict(self, *args: Any, **kwargs: Any) -> np.ndarray:
         probabilities: np.ndarray = softmax(super().predict(*args, **kwargs), axis=1)
         return probabilities
-
-    @classmethod
-    def of(cls, estimator: PyTorchClassifier) -> PyTorchClassifier:
-        twin: PyTorchClassifier = object.__new__(cls)
-        twin.__dict__.update(vars(estimator))
-        return twin
 
 
 class ARTAttack(Attack):
@@ -246,7 +241,7 @@ class ARTAttack(Attack):
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
         if self._is_arts and self.kind.__name__ in _OF_PROBABILITIES:
-            estimator = _Probabilities.of(estimator)
+            estimator = twin_of(estimator, _Probabilities)
         made: Any = self.kind(estimator, **self._arguments(settings))
         own = {key: value for key, value in self.options.items() if key in ("eps", "norm")}
         asked = {"eps": settings.eps, "norm": settings.art_norm}

@@ -101,8 +101,7 @@ class StandardAutoAttack(EvasionAttack):
         art.exceptions.EstimatorError: the estimator is not a `PyTorchClassifier`.
     """
 
-    _options: ClassVar[list[str]] = ["eps", "norm", "batch_size", "seed", "parts", "queries"]
-    attack_params: ClassVar[list[str]] = [*EvasionAttack.attack_params, *_options]
+    attack_params: ClassVar[list[str]] = ["eps", "norm", "batch_size", "seed", "parts", "queries"]
     _estimator_requirements = (PyTorchClassifier,)
 
     def __init__(

@@ -9,7 +9,7 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor, nn
 
-from ..estimator import with_loss
+from ..estimator import twin_of
 from .base import AttackSettings
 from .pgd import PGD
 
@@ -61,4 +61,5 @@ class CW(PGD):
         super().__init__(steps=steps, step_size=step_size, restarts=restarts, targets=targets, name=name)
 
     def build(self, estimator: PyTorchClassifier, settings: AttackSettings) -> EvasionAttack:
-        return super().build(with_loss(estimator, CarliniWagnerMargin()), settings)
+        margin = twin_of(estimator, type(estimator), _loss=CarliniWagnerMargin(), _reduce_labels=False)
+        return super().build(margin, settings)

@@ -13,7 +13,7 @@ from art.estimators.classification import PyTorchClassifier
 from art.exceptions import EstimatorError
 from torch import Tensor, nn
 
-from pwoa_plugin.robustness import StandardAutoAttack, evaluate, make_estimator
+from pwoa_plugin.robustness import AutoAttack, StandardAutoAttack, evaluate, make_estimator
 from pwoa_plugin.robustness.attacks.autoattack import _Affine, _dynamic_check_contained
 
 Digits = Callable[[int], tuple[Tensor, Tensor]]
@@ -34,14 +34,17 @@ def art_classifier(model: nn.Module, n_classes: int, **arguments: object) -> PyT
 
 
 def test_verdicts_and_images_are_those_of_pyautoattack_itself(make_model: Models, digits: Digits) -> None:
-    eps = 0.18
+    eps, queries = 0.18, 500
     images, labels = (part[-20:] for part in digits(10))
     model = make_model(10)
-    report = evaluate(model, (images, labels), eps=eps, attacks="AutoAttack", batch_size=15, seed=3, progress=False)
+    attack = AutoAttack(queries=queries)
+    report = evaluate(model, (images, labels), eps=eps, attacks=attack, batch_size=15, seed=3, progress=False)
     wrapped = StandardAutoAttack(art_classifier(model, 10), eps=eps, batch_size=15, seed=3)
-    found = wrapped.generate(images.numpy(), np.eye(10)[labels.numpy()])
     model.eval()
     direct = pyautoattack.AutoAttack(model, norm="Linf", eps=eps, version="standard", seed=3, device="cpu")
+    assert wrapped.queries == direct.square.n_queries == AutoAttack().queries
+    wrapped.queries = direct.square.n_queries = queries
+    found = wrapped.generate(images.numpy(), np.eye(10)[labels.numpy()])
     with _dynamic_check_contained():
         expected, answers = direct.run_standard_evaluation(images, labels, batch_size=15)
     assert np.array_equal(found, expected.numpy())
