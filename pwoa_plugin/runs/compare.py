@@ -20,7 +20,7 @@ from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
 from ..errors import FileError, InputError
-from ..models.robustbench import PREFIX
+from ..models import Own, Wanted, names_code, source_of
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
 from ..robustness.attacks.described import json_ready
@@ -28,7 +28,7 @@ from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
-from .network import laid_out, load_weights, make_network
+from .network import check_own, laid_out, load_weights, make_network, own_of
 
 _logger = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def judge_networks(
     After a kill, the same call resumes; after the end, it returns what is there.
 
     Args:
-        sources: checkpoints, ``robustbench:NAME``, or folders of finished runs, whose pruned networks are meant; each
-            may have a name before it, ``NAME=PATH``. The others are compared with the first.
+        sources: checkpoints, ``robustbench:NAME``, ``timm:NAME``, ``hf:owner/name``, or folders of
+            finished runs, whose pruned networks are meant; each may have a name before it, ``NAME=PATH``. The others
+            are compared with the first.
         out: folder of the comparison.
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
         key: of the state dict in checkpoints with several.
@@ -128,10 +129,14 @@ def judge_networks(
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
-    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    owns = {source.name: _own(source) for source in named}
+    given = {"root": data_root, "image_size": image_size or _own_size(owns, data), "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
     classes, shape = data_set(images).describe(images)
-    networks = {source.name: _network(source, images.name, settings.norm, classes, shape[0]) for source in named}
+    networks = {
+        source.name: _network(source, owns[source.name], settings, Wanted(classes, shape[0], images.name), shape)
+        for source in named
+    }
     task = bind_test_images(settings, images, sample)
     device = str(settings.device or "cpu")
     models = {name: laid_out(network, task.images.pixels, device) for name, network in networks.items()}
@@ -199,15 +204,19 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
-        if not path.startswith((PREFIX, "shipped:")) and not os.path.exists(path):
+        if not _is_named(path) and not os.path.exists(path):
             cure = near_name(path) or "; give an existing path"
             raise ConfigError(f"{path}: holds no run and is not a checkpoint{cure}")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
 
+def _is_named(path: str) -> bool:
+    return path.startswith("shipped:") or source_of(path) is not None
+
+
 def _short_name(path: str) -> str:
-    if path.startswith((PREFIX, "shipped:")):
+    if _is_named(path):
         return path.partition(":")[2].rpartition("/")[2]
     plain = Path(path)
     return plain.resolve().name if os.path.isdir(plain) else plain.stem
@@ -224,12 +233,47 @@ def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool
     return DataConfig(**fields | given | {"download": fields["download"] and download})
 
 
-def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:
+def _own(source: _Source) -> Own:
+    return Own() if os.path.isdir(source.path) else own_of(_arch(source), source.path)
+
+
+def _own_size(owns: Mapping[str, Own], data: str | None) -> int | None:
+    """The size of a folder's images that is not given: that which all networks were trained with."""
+    sizes = {own.size for own in owns.values()}
+    return sizes.pop() if data == "folder" and len(sizes) == 1 else None
+
+
+def _arch(source: _Source) -> str | None:
+    """The architecture: as given, or the source's own name where that decides it."""
+    of_path = source_of(source.path)
+    if of_path is not None and (source.arch is None or "arch" in of_path.fixed):
+        return source.path
+    return source.arch
+
+
+def _network(
+    source: _Source, own: Own, settings: JudgeSettings, wanted: Wanted, shape: tuple[int, int, int]
+) -> nn.Module:
     if os.path.isdir(source.path):
-        return pruned_network(source.path, arch=source.arch if source.arch and ":" in source.arch else None)
-    name = source.path if source.path.startswith(PREFIX) else source.arch
+        return pruned_network(source.path, arch=source.arch if names_code(source.arch) else None)
+    name = _arch(source)
     if name is None:
         raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
-    model = make_network(name, classes=classes, channels=channels, data=data, norm=norm)
+    check_own(name, own, classes=wanted.classes, shape=shape)
+    mean, std = own.mean, own.std
+    if mean is not None and (settings.mean is not None or len(mean) != shape[0]):
+        _logger.info("%s was trained with mean %s and std %s, which are not used", source.name, mean, std)
+        mean = std = None
+    elif mean is not None:
+        _logger.info("%s: took over its mean %s and std %s; --mean and --std replace them", source.name, mean, std)
+    model = make_network(
+        name,
+        classes=wanted.classes,
+        channels=wanted.channels,
+        data=wanted.data,
+        norm=settings.norm,
+        mean=mean,
+        std=std,
+    )
     load_weights(model, source.path, source.key)
     return model
