@@ -201,7 +201,8 @@ class Prune(Command):
 
         for name in self.log:
             if name not in TRACKERS:
-                raise InputError(f"--log {name}: unknown{did_you_mean(name, TRACKERS, f'give {", ".join(TRACKERS)}')}")
+                hint = did_you_mean(name, TRACKERS, f"give {', '.join(TRACKERS)}")
+                raise InputError(f"--log {name}: unknown{hint}")
         return [TRACKERS[name](self.out / "logs" / name) for name in dict.fromkeys(self.log)]
 
 
