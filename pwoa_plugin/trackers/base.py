@@ -123,7 +123,7 @@ class Tracker(Callback, ABC):
         with self._lest_it_fails():
             self.open({}, self._logged)
             for path in sorted(plots.glob("*.png")):
-                self.image(path.stem, path, self._logged)
+                self.image(f"plots/{path.stem}", path, self._logged)
             self.close()
 
     def _sparsity(self) -> Iterator[tuple[str, float]]:

@@ -52,7 +52,7 @@ class MLflow(Tracker):
         self._client.log_batch(self._id, metrics=metrics)
 
     def image(self, name: str, path: Path, step: int) -> None:
-        self._client.log_artifact(self._id, str(path), "plots")
+        self._client.log_artifact(self._id, str(path), name.rpartition("/")[0])
 
     def close(self) -> None:
         self._client.set_terminated(self._id)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ def in_tensorboard(folder: Path) -> tuple[Log, dict[str, Any], set[str]]:
     content = found.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     hparams = HParamsPluginData.FromString(content).session_start_info.hparams
     config = {name: getattr(value, value.WhichOneof("kind")) for name, value in hparams.items()}
-    return scalars, config, set(tags["images"])
+    return scalars, config, {name.removeprefix("plots/") for name in tags["images"]}
 
 
 def in_mlflow(folder: Path) -> tuple[Log, dict[str, Any], set[str]]:
@@ -60,34 +61,45 @@ def in_wandb(folder: Path) -> tuple[Log, dict[str, Any], set[str]]:
         ids |= {record.run.run_id} - {""}
         for item in record.run.config.update:
             config[item.key] = json.loads(item.value_json)
-        values = {item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
-        for name, value in values.items():
-            if isinstance(value, dict):
-                images |= {name} if value.get("_type") == "image-file" else set()
+        values = {tuple(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+        for name, *parts in values:
+            if parts:
+                images |= {name.removeprefix("plots/")}
             elif not name.startswith("_"):
-                scalars.setdefault(name, []).append((values["_step"], value))
+                scalars.setdefault(name, []).append((values["_step",], values[name,]))
     assert ids == {(folder / "wandb.id").read_text()}
     return scalars, config, images
 
 
 def wandb_records(folder: Path) -> list[Any]:
-    """The records of W&B's transaction logs: LevelDB's log format after a header of 7 bytes."""
+    """The records of W&B's transaction logs: LevelDB's log format after a header of 7 bytes.
+
+    W&B's own process writes them, and may be a little late.
+    """
+    for _ in range(100):
+        files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
+        records = [records_in(file) for file in files]
+        if all(each and each[-1].HasField("exit") for each in records):
+            break
+        time.sleep(0.1)
+    return [record for each in records for record in each]
+
+
+def records_in(file: Path) -> list[Any]:
     from wandb.proto.wandb_internal_pb2 import Record
 
-    records = []
-    for file in sorted(folder.glob("wandb/offline-run-*/*.wandb")):
-        data, at, whole = file.read_bytes(), 7, b""
-        while at + 7 <= len(data):
-            left = 32768 - at % 32768
-            if left < 7:
-                at += left
-                continue
-            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
-            whole += data[at + 7 : at + 7 + length]
-            at += 7 + length
-            if kind in (1, 4):  # whole, or the last part
-                records.append(Record.FromString(whole))
-                whole = b""
+    records, data, at, whole = [], file.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+        whole += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            records.append(Record.FromString(whole))
+            whole = b""
     return records
 
 
