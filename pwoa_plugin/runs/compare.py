@@ -130,7 +130,8 @@ def judge_networks(
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
     owns = {source.name: _own(source) for source in named}
-    given = {"root": data_root, "image_size": image_size or _own_size(owns, data), "channels": channels}
+    image_size = _own_size(owns, data) if image_size is None else image_size
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
     classes, shape = data_set(images).describe(images)
     networks = {
