@@ -29,14 +29,9 @@ from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 from pwoa_plugin.method.phases import Phase
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
 from pwoa_plugin.method.trainer import Trainer
-<<<<<<< HEAD
-from pwoa_plugin.robustness import Attack, AttackSettings, Cost, attacks
-=======
 from pwoa_plugin.models import SOURCES, Own, Source, Wanted
-from pwoa_plugin.robustness import AttackSettings, attacks
-from pwoa_plugin.robustness.attacks.pgd import PGD
+from pwoa_plugin.robustness import Attack, AttackSettings, Cost, attacks
 from pwoa_plugin.runs.network import make_network, own_of
->>>>>>> 207438f (Describe names, trackers, extras and the site; README and changelog)
 
 Pair = tuple[Tensor, Tensor]
 
@@ -210,7 +205,6 @@ def test_a_toolkit(trained: TinyNet, images: Pair, monkeypatch: pytest.MonkeyPat
     assert isinstance(backend_of(config(images, granularity="single")), Toolkit)
 
 
-<<<<<<< HEAD
 def test_a_format(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Whole(Format):
         suffix = ".whole"
@@ -231,7 +225,8 @@ def test_a_format(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(FORMATS, "whole", "whole:Whole")
     assert main(["export", str(finished), str(tmp_path / "net.whole"), "--quiet"]) == 0
     assert "load_file('net.whole')" in (tmp_path / "net.whole.md").read_text()
-=======
+
+
 class Toys(Source):
     def build(self, name: str, wanted: Wanted) -> nn.Module:
         return TinyNet(channels=wanted.channels, classes=wanted.classes)
@@ -248,4 +243,3 @@ def test_a_source_of_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     assert isinstance(made, TinyNet)
     assert PwoAConfig(sparsity=0.5, model={"arch": "toys:small", "checkpoint": "a.pt"}).model is not None
     assert own_of("toys:small", "a.pt").mean == (0.5,)
->>>>>>> 207438f (Describe names, trackers, extras and the site; README and changelog)

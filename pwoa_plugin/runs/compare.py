@@ -20,7 +20,7 @@ from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
 from ..errors import FileError, InputError
-from ..models import Own, Wanted, names_code, source_of
+from ..models import Wanted, names_code
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
 from ..robustness.attacks.described import json_ready
@@ -28,7 +28,7 @@ from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
-from .network import check_own, laid_out, load_weights, make_network, own_of
+from .network import architecture_of, is_named, laid_out, load_network, own_of
 
 _logger = logging.getLogger(__name__)
 
@@ -129,15 +129,12 @@ def judge_networks(
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
-    owns = {source.name: _own(source) for source in named}
-    image_size = _own_size(owns, data) if image_size is None else image_size
+    image_size = _own_size(named, data) if image_size is None else image_size
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
     classes, shape = data_set(images).describe(images)
-    networks = {
-        source.name: _network(source, owns[source.name], settings, Wanted(classes, shape[0], images.name), shape)
-        for source in named
-    }
+    wanted = Wanted(classes, shape[0], images.name, settings.norm)
+    networks = {source.name: _network(source, wanted, shape, settings.mean is None) for source in named}
     task = bind_test_images(settings, images, sample)
     device = str(settings.device or "cpu")
     models = {name: laid_out(network, task.images.pixels, device) for name, network in networks.items()}
@@ -205,19 +202,15 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
-        if not _is_named(path) and not os.path.exists(path):
+        if not is_named(path) and not os.path.exists(path):
             cure = near_name(path) or "; give an existing path"
             raise ConfigError(f"{path}: holds no run and is not a checkpoint{cure}")
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
 
-def _is_named(path: str) -> bool:
-    return path.startswith("shipped:") or source_of(path) is not None
-
-
 def _short_name(path: str) -> str:
-    if _is_named(path):
+    if is_named(path):
         return path.partition(":")[2].rpartition("/")[2]
     plain = Path(path)
     return plain.resolve().name if os.path.isdir(plain) else plain.stem
@@ -234,47 +227,19 @@ def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool
     return DataConfig(**fields | given | {"download": fields["download"] and download})
 
 
-def _own(source: _Source) -> Own:
-    return Own() if os.path.isdir(source.path) else own_of(_arch(source), source.path)
-
-
-def _own_size(owns: Mapping[str, Own], data: str | None) -> int | None:
+def _own_size(sources: Sequence[_Source], data: str | None) -> int | None:
     """The size of a folder's images that is not given: that which all networks were trained with."""
-    sizes = {own.size for own in owns.values()}
-    return sizes.pop() if data == "folder" and len(sizes) == 1 else None
+    if data != "folder":
+        return None
+    sizes = {own_of(architecture_of(each.path, each.arch), each.path).size for each in sources if not _is_run(each)}
+    return sizes.pop() if len(sizes) == 1 else None
 
 
-def _arch(source: _Source) -> str | None:
-    """The architecture: as given, or the source's own name where that decides it."""
-    of_path = source_of(source.path)
-    if of_path is not None and (source.arch is None or "arch" in of_path.fixed):
-        return source.path
-    return source.arch
+def _is_run(source: _Source) -> bool:
+    return os.path.isdir(source.path)
 
 
-def _network(
-    source: _Source, own: Own, settings: JudgeSettings, wanted: Wanted, shape: tuple[int, int, int]
-) -> nn.Module:
-    if os.path.isdir(source.path):
+def _network(source: _Source, wanted: Wanted, shape: tuple[int, int, int], normalise: bool) -> nn.Module:
+    if _is_run(source):
         return pruned_network(source.path, arch=source.arch if names_code(source.arch) else None)
-    name = _arch(source)
-    if name is None:
-        raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
-    check_own(name, own, classes=wanted.classes, shape=shape)
-    mean, std = own.mean, own.std
-    if mean is not None and (settings.mean is not None or len(mean) != shape[0]):
-        _logger.info("%s was trained with mean %s and std %s, which are not used", source.name, mean, std)
-        mean = std = None
-    elif mean is not None:
-        _logger.info("%s: took over its mean %s and std %s; --mean and --std replace them", source.name, mean, std)
-    model = make_network(
-        name,
-        classes=wanted.classes,
-        channels=wanted.channels,
-        data=wanted.data,
-        norm=settings.norm,
-        mean=mean,
-        std=std,
-    )
-    load_weights(model, source.path, source.key)
-    return model
+    return load_network(source.path, source.arch, source.key, wanted, shape, normalise=normalise)

@@ -99,7 +99,7 @@ def own_of(arch: str | None, checkpoint: str) -> Own:
     return replace(own, size=own.size or by_arch.size, fixed_size=by_arch.fixed_size)
 
 
-def check_own(name: str, own: Own, *, classes: int | None, shape: tuple[int, int, int]) -> None:
+def check_own(name: str, own: Own, *, classes: int | None, shape: tuple[int, ...]) -> None:
     """Refuse images that a network cannot take, and classes that are not its own.
 
     Args:
@@ -119,6 +119,61 @@ def check_own(name: str, own: Own, *, classes: int | None, shape: tuple[int, int
             f"{name} has {own.classes} classes, and the images have {classes}; give images of its classes, or "
             f"model.num_classes={own.classes} if the first {classes} are theirs"
         )
+
+
+def is_named(checkpoint: str) -> bool:
+    """Whether a checkpoint is a name, and no path."""
+    return checkpoint.startswith("shipped:") or source_of(checkpoint) is not None
+
+
+def architecture_of(checkpoint: str, arch: str | None) -> str | None:
+    """The name of a checkpoint's architecture: ``arch``, or its own where that decides it; None if nothing does."""
+    source = source_of(checkpoint)
+    decides = source is not None and (arch is None or "arch" in source.fixed)
+    return checkpoint if decides else arch
+
+
+def load_network(
+    checkpoint: str,
+    arch: str | None,
+    key: str | None,
+    wanted: Wanted,
+    shape: tuple[int, ...],
+    *,
+    normalise: bool = True,
+) -> nn.Module:
+    """The network of a checkpoint with its weights, in eval mode.
+
+    Args:
+        checkpoint: a path or a name.
+        arch: its architecture, where the name does not say it.
+        key: of the state dict in a file with several.
+        wanted: what it is for.
+        shape: ``(C, H, W)`` of an image.
+        normalise: whether the network gets the normalisation that it was trained with, where its source says it.
+    """
+    name = architecture_of(checkpoint, arch)
+    if name is None:
+        raise ConfigError(f"arch is missing; give --arch, the network that {checkpoint} is of, as resnet18-cifar")
+    own = own_of(name, checkpoint)
+    check_own(name, own, classes=wanted.classes, shape=shape)
+    mean, std = own.mean, own.std
+    if mean is not None and not (normalise and len(mean) == shape[0]):
+        _logger.info("%s was trained with mean %s and std %s, which are not used", checkpoint, mean, std)
+        mean = std = None
+    elif mean is not None:
+        _logger.info("%s: took over its mean %s and std %s; --mean and --std replace them", checkpoint, mean, std)
+    model = make_network(
+        name,
+        classes=wanted.classes,
+        channels=wanted.channels,
+        data=wanted.data,
+        norm=wanted.norm,
+        mean=mean,
+        std=std,
+    )
+    load_weights(model, checkpoint, key)
+    return model
 
 
 def with_own(config: PwoAConfig, arch: str | None) -> tuple[PwoAConfig, tuple[str, ...]]:
