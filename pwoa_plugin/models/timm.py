@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -63,7 +64,9 @@ class Timm(Source):
 
 def import_timm() -> Any:
     try:
-        return importlib.import_module("timm")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # timm 1.0.9 uses what torch 2.14 deprecates
+            return importlib.import_module("timm")
     except ImportError as error:
         raise missing("timm:...", "timm", "hub") from error
 
