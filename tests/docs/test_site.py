@@ -72,5 +72,4 @@ def test_every_extra_is_in_the_table() -> None:
 
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8").partition("## Extras")[2]
-    assert re.findall(r"^\| `(\w+)` \|", page, re.M) == sorted(extras, key=page.find)
-    assert set(re.findall(r"^\| `(\w+)` \|", page, re.M)) == set(extras)
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.M)) == sorted(extras)
