@@ -16,17 +16,21 @@ if TYPE_CHECKING:
     from .removal import speedup
     from .robustness import Report, compare, evaluate
     from .torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
+    from .trackers import MLflow, TensorBoard, WandB
 
 __version__ = "0.1.0"
 
 # What every installation has: `from pwoa_plugin import *` needs no optional package.
 __all__ = [
+    "MLflow",
     "PwoAConfig",
     "PwoADistiller",
     "PwoAGroupPruner",
     "PwoALoss",
     "PwoAPruner",
     "Report",
+    "TensorBoard",
+    "WandB",
     "__version__",
     "compare",
     "evaluate",
@@ -45,13 +49,16 @@ __all__ = [
 # Imported at first use, so that `import pwoa_plugin` takes milliseconds and no toolkit.
 _HOME = {
     "LightningEvaluator": "nni.evaluators.lightning",
+    "MLflow": "trackers",
     "PwoAConfig": "config",
     "PwoADistiller": "nni",
     "PwoAGroupPruner": "torch_pruning",
     "PwoALoss": "method.loss",
     "PwoAPruner": "nni",
     "Report": "robustness",
+    "TensorBoard": "trackers",
     "TransformersEvaluator": "nni.evaluators.transformers",
+    "WandB": "trackers",
     "compare": "robustness",
     "evaluate": "robustness",
     "export_onnx": "export",

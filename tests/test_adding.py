@@ -29,7 +29,9 @@ from pwoa_plugin.method.perturbation import PERTURBATIONS, Perturbation
 from pwoa_plugin.method.phases import Phase
 from pwoa_plugin.method.sparsity import SPARSITY_SETS, SparsitySet
 from pwoa_plugin.method.trainer import Trainer
+from pwoa_plugin.models import SOURCES, Own, Source, Wanted
 from pwoa_plugin.robustness import Attack, AttackSettings, Cost, attacks
+from pwoa_plugin.runs.network import make_network, own_of
 
 Pair = tuple[Tensor, Tensor]
 
@@ -223,3 +225,21 @@ def test_a_format(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(FORMATS, "whole", "whole:Whole")
     assert main(["export", str(finished), str(tmp_path / "net.whole"), "--quiet"]) == 0
     assert "load_file('net.whole')" in (tmp_path / "net.whole.md").read_text()
+
+
+class Toys(Source):
+    def build(self, name: str, wanted: Wanted) -> nn.Module:
+        return TinyNet(channels=wanted.channels, classes=wanted.classes)
+
+    def describe(self, name: str) -> Own:
+        return Own(mean=(0.5,), std=(2.0,))
+
+
+def test_a_source_of_networks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pwoa_plugin.models.toys", types.ModuleType("toys"))
+    monkeypatch.setattr(sys.modules["pwoa_plugin.models.toys"], "Toys", Toys, raising=False)
+    monkeypatch.setitem(SOURCES, "toys", "toys:Toys")
+    made = make_network("toys:small", classes=3, channels=1, data="mnist")
+    assert isinstance(made, TinyNet)
+    assert PwoAConfig(sparsity=0.5, model={"arch": "toys:small", "checkpoint": "a.pt"}).model is not None
+    assert own_of("toys:small", "a.pt").mean == (0.5,)

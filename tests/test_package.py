@@ -17,9 +17,11 @@ def test_public_names_are_there() -> None:
         _ = pwoa_plugin.nothing
 
 
+OPTIONAL = ["pytorch_lightning", "transformers", "onnx", "onnxruntime", "executorch", "timm", "huggingface_hub"]
+OPTIONAL += ["robustbench", "tensorboard", "wandb", "mlflow", "mlxtend"]
 STATEMENTS = {
-    "star": "sys.modules.update(dict.fromkeys(['pytorch_lightning', 'transformers', 'onnx', 'onnxruntime']));"
-    "from pwoa_plugin import *; PwoAPruner, evaluate, save_pruned, export_onnx",
+    "star": f"sys.modules.update(dict.fromkeys({OPTIONAL}));"
+    "from pwoa_plugin import *; PwoAPruner, evaluate, save_pruned, export_onnx, TensorBoard, WandB, MLflow, save_sparse",
     "method": "import pwoa_plugin.method.loss, pwoa_plugin.config, pwoa_plugin.method.oneshot",
     "removal": "import pwoa_plugin.removal",
     "robustness": "import pwoa_plugin.robustness",

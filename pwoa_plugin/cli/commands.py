@@ -119,12 +119,16 @@ class Prune(Command):
     output: Annotated[str | None, Option(help="replaces output: index or key of the logits in what is returned")] = None
     set: Annotated[list[str] | None, Option(metavar="FIELD=VALUE", help="as admm.epochs=0; repeatable")] = None
     save_every: Annotated[float, Option(metavar="SECONDS", help="time between two saved states")] = 60.0
+    log: Annotated[
+        list[str] | None, Option(metavar="TRACKER", help="tensorboard, wandb or mlflow, in OUT/logs; repeatable")
+    ] = None
     quiet: Quiet = False
     json: JSONLines = False
 
     def run(self, line: list[str]) -> int:
         config = self._read_config()
         console = set_up_logging(self.quiet, self.json)
+        from ..models import names_code
         from ..runs.callbacks import Stopped
         from ..runs.files import read_report
         from ..runs.headline import headline
@@ -137,7 +141,7 @@ class Prune(Command):
                 resume=self.resume,
                 arch=self.arch,
                 save_every=self.save_every,
-                callbacks=self._progress(console) if config.progress or self.json else [],
+                callbacks=[*(self._progress(console) if config.progress or self.json else []), *self._trackers()],
                 command=line,
             )
         except Stopped as stopped:
@@ -149,8 +153,8 @@ class Prune(Command):
             write_json("finished", folder=str(folder), report=str(folder.report))
         elif not self.quiet:
             judging = f"pwoa evaluate {shlex.quote(str(folder))}"
-            if self.arch and ":" in self.arch:
-                judging += f" --arch {shlex.quote(self.arch)}"
+            if names_code(self.arch):
+                judging += f" --arch {shlex.quote(str(self.arch))}"
             say(" ".join(headline(read_report(folder.path))), sys.stderr)
             say(f"Its report is {folder.page}. How robust it is: {judging}", sys.stderr)
         return 0
@@ -158,6 +162,7 @@ class Prune(Command):
     def _read_config(self) -> PwoAConfig:
         from .._yaml import YAMLError, parse_yaml
         from ..config import ConfigError, PwoAConfig
+        from ..models import names_code, source_of
 
         changes: dict[str, Any] = {}
         for text in self.set or ():
@@ -173,12 +178,13 @@ class Prune(Command):
                 changes[name] = value
         if self.checkpoint is not None:
             changes["model.checkpoint"] = self.checkpoint
-            if self.checkpoint.startswith("robustbench:"):  # network and weights in one
-                changes |= dict.fromkeys(f"model.{name}" for name in ("arch", "key", "num_classes", "mean", "std"))
+            if (source := source_of(self.checkpoint)) is not None:  # network and weights in one
+                decided = [*source.fixed, *(["std"] if "mean" in source.fixed else [])]
+                changes |= dict.fromkeys(f"model.{name}" for name in decided)
         if self.key is not None:
             changes["model.key"] = self.key
         if self.arch is not None:  # your own code goes to `prune`; a config holds none
-            changes["model.arch"] = None if ":" in self.arch else self.arch
+            changes["model.arch"] = None if names_code(self.arch) else self.arch
         return PwoAConfig.from_yaml(self.config, changes=changes)
 
     def _progress(self, console: Console) -> list[Callback]:
@@ -187,6 +193,17 @@ class Prune(Command):
         if self.quiet:
             return []
         return [JSONProgress(sys.stdout)] if self.json else [default_progress(console)]
+
+    def _trackers(self) -> list[Callback]:
+        if not self.log:
+            return []
+        from ..trackers import TRACKERS
+
+        for name in self.log:
+            if name not in TRACKERS:
+                hint = did_you_mean(name, TRACKERS, f"give {', '.join(TRACKERS)}")
+                raise InputError(f"--log {name}: unknown{hint}")
+        return [TRACKERS[name](self.out / "logs" / name) for name in dict.fromkeys(self.log)]
 
 
 @dataclass(kw_only=True)
@@ -291,7 +308,9 @@ class Evaluate(_Judging):
     The network is a run's, a checkpoint or RobustBench's. The judgement of a run is added to its report.
     """
 
-    network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
+    network: Annotated[
+        str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME, timm:NAME, hf:owner/name")
+    ]
     dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
 
     def run(self, line: list[str]) -> int:
@@ -341,7 +360,10 @@ class Compare(_Judging):
     """
 
     networks: Annotated[
-        list[str], Argument(help="checkpoint, robustbench:NAME or run; NAME=PATH names it", metavar="NETWORK")
+        list[str],
+        Argument(
+            help="checkpoint, robustbench:NAME, timm:NAME, hf:owner/name or run; NAME=PATH names it", metavar="NETWORK"
+        ),
     ]
 
     def run(self, line: list[str]) -> int:

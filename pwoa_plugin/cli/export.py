@@ -31,7 +31,9 @@ class Export(Command):
 
     needs = "runs.export"
 
-    network: Annotated[str, Argument(help="the --out of `pwoa prune`, a checkpoint, or robustbench:NAME")]
+    network: Annotated[
+        str, Argument(help="the --out of `pwoa prune`, a checkpoint, robustbench:NAME, timm:NAME or hf:owner/name")
+    ]
     out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; NAME.md beside it")]
     format: Annotated[
         str | None, Option(help="sparse, onnx, pt2, pte, semi-structured", show_default="by the suffix")

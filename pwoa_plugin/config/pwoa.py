@@ -11,10 +11,11 @@ from pydantic import model_validator
 from .._files import write_text
 from .._section import ConfigError
 from .._yaml import dump_yaml
-from ..data.config import DataConfig
+from ..data.config import NO_SIZE, DataConfig
 from ..errors import InputError
 from ..method.settings import TrainingConfig
 from ..models.config import ModelConfig
+from ..models.sources import source_of
 from .files import read_fields
 from .paper import published_fields
 
@@ -34,6 +35,13 @@ class PwoAConfig(TrainingConfig):
             raise InputError(
                 f"pixel_range={self.pixel_range} does not go with data, whose pixels are in [0, 1]; leave it out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _size_of_images(self) -> PwoAConfig:
+        named = self.model is not None and (source_of(self.model.arch) or source_of(self.model.checkpoint))
+        if self.data is not None and self.data.name == "folder" and self.data.image_size is None and not named:
+            raise InputError(NO_SIZE)
         return self
 
     @classmethod

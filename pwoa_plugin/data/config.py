@@ -19,6 +19,8 @@ DATASETS: dict[str, str] = {
     "folder": "folder:Folder",
 }
 
+NO_SIZE = "data.image_size is missing; give the size to which a folder's images are resized, such as 224"
+
 
 class DataConfig(Section):
     """The images of a run from a file; in Python, ``train_loader`` takes its place.
@@ -30,7 +32,8 @@ class DataConfig(Section):
             a download), or ``folder``: ``root/train/CLASS/*.png`` and ``root/test/CLASS/*.png`` (``val`` will do).
         root: folder of the data, in torchvision's layout for its own data sets.
         download: whether missing files may be downloaded.
-        image_size: for ``folder``: the shorter side is resized to it, the middle square is cut out.
+        image_size: for ``folder``: the shorter side is resized to it, the middle square is cut out. Default:
+            the size that the network was trained with, where ``timm:`` or ``hf:`` says it.
         channels: for ``folder``: 3, or 1 for grey images.
         augment: random crop after padding by 4 pixels, and horizontal flip (as in the paper). Default: on CIFAR only.
         validation: share of the training images held out, drawn by class; the best epoch is chosen by them. 0: none.
@@ -53,8 +56,6 @@ class DataConfig(Section):
     @model_validator(mode="after")
     def _image_size(self) -> DataConfig:
         named_path("root", self.root)
-        if self.name == "folder" and self.image_size is None:
-            raise InputError("image_size is missing; give the size to which a folder's images are resized, such as 224")
         if self.name != "folder" and self.image_size is not None:
             raise InputError(f"image_size={self.image_size} goes with name='folder'; {self.name} has its own size")
         return self

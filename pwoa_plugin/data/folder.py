@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._text import one_line
-from .config import DataConfig
+from .config import NO_SIZE, DataConfig
 from .images import DataError, ImageSet, check_root
 
 _MOST_PIXELS = 178_956_970  # of a file: PIL's own limit
@@ -26,7 +26,8 @@ class Folder(ImageSet):
 
     @classmethod
     def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
-        assert config.image_size is not None  # checked by the config
+        if config.image_size is None:  # and the network does not say it either
+            raise DataError(NO_SIZE)
         return len(_class_names(config)), (config.channels, config.image_size, config.image_size)
 
     def __init__(self, config: DataConfig, *, train: bool) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -44,6 +46,9 @@ class Status:
 class Callback:
     """Override what you need. Callbacks watch a run; they may add to ``status.validation`` and to the history."""
 
+    def on_run(self, run: Any) -> None:
+        """Before `on_start`: the `Trainer`, whose ``config``, ``allocation`` and ``target`` may be read."""
+
     def on_start(self, status: Status) -> None:
         """Before the first step, also of a resumed run."""
 
@@ -58,6 +63,9 @@ class Callback:
 
     def on_end(self, status: Status | None) -> None:
         """At the end, also after an error; None if the run never began."""
+
+    def on_written(self, plots: Path) -> None:
+        """When a run in a folder has written its report; the folder of its plots, PNG files."""
 
 
 @contextlib.contextmanager

@@ -156,6 +156,7 @@ class Trainer:
         ):
             run = self._prepare(resume)
             for callback in callbacks:
+                callback.on_run(self)
                 callback.on_start(run.status)
             while run.status.epoch < self.epochs:
                 self._enter_epoch(run)

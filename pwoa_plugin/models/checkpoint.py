@@ -25,6 +25,7 @@ from .._text import did_you_mean
 from .._wrapped import unwrapped
 from ..errors import InputError
 from .normalisation import normalisation_of
+from .sources import source_of
 from .training_aids import CheckpointError as CheckpointError
 from .training_aids import without_training_aids
 
@@ -75,8 +76,8 @@ def read_checkpoint(path: str | os.PathLike[str], key: str | None = None) -> Che
 
     Args:
         path: a ``.safetensors`` file; or any format of `torch.save`, with the state dict at the top or under a usual
-            key (``state_dict``, ``model``...); or ``shipped:NAME`` with a name in `SHIPPED`. The file's content
-            decides what it is, not its name.
+            key (``state_dict``, ``model``...); or ``shipped:NAME`` with a name in `SHIPPED`; or ``hf:owner/name`` or
+            ``timm:NAME``, safetensors of the Hugging Face Hub. The file's content decides what it is, not its name.
         key: of the state dict in the file, dotted where nested; None: the first usual one.
     """
     name = str(named_path("checkpoint", path))
@@ -173,6 +174,8 @@ def _resolve(name: str) -> Path:
         if file is None:
             raise CheckpointError(f"checkpoint {name!r} is not shipped; there is shipped:{', shipped:'.join(SHIPPED)}")
         return Path(__file__).with_name(file)
+    if (source := source_of(name)) is not None and (of_source := source.weights(name)) is not None:
+        return of_source
     path = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
     if not os.path.exists(path):
         cure = near_name(path) or "; give a .safetensors, .pt or .pth file"

@@ -50,6 +50,13 @@ def make_model(
             model = ARCHITECTURES[arch](num_classes, in_channels)
         else:
             model = _from_torchvision(arch, num_classes, in_channels)
+    return normalised(model, in_channels, mean, std)
+
+
+def normalised(
+    model: nn.Module, in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> nn.Module:
+    """The network, with `normalise_inputs` where mean and std are given; InputError if they are not by channel."""
     if mean is None and std is None:
         return model
     mean, std = per_channel("model.mean", mean), per_channel("model.std", std)

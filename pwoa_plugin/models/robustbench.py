@@ -11,7 +11,7 @@ import sys
 import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,12 +19,22 @@ from torch import nn
 from .._text import did_you_mean, named
 from ..errors import InputError, missing
 from .checkpoint import CheckpointError, read_checkpoint
+from .sources import Source, Wanted
 
 logger = logging.getLogger(__name__)
 
 PREFIX = "robustbench:"
 _DATASETS = ("cifar10", "cifar100", "imagenet")
 _THREATS = ("Linf", "L2", "corruptions")
+
+
+class RobustBench(Source):
+    """``robustbench:NAME`` or ``robustbench:DATASET/THREAT/NAME``, network and weights in one."""
+
+    fixed: ClassVar[tuple[str, ...]] = ("arch", "key", "num_classes", "mean")
+
+    def build(self, name: str, wanted: Wanted) -> nn.Module:
+        return load_robustbench(name, dataset=wanted.data, threat=wanted.norm)
 
 
 def robustbench_spec(source: str, *, dataset: str = "cifar10", threat: str = "Linf") -> tuple[str, str, str]:

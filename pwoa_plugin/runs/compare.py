@@ -20,7 +20,7 @@ from .._versions import installed_versions
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import DATASETS, data_set
 from ..errors import FileError, InputError
-from ..models.robustbench import PREFIX
+from ..models import Wanted, names_code
 from ..pages import write_plots
 from ..robustness import AttackSettings, Comparison, JudgeSettings
 from ..robustness.attacks.described import json_ready
@@ -28,7 +28,7 @@ from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
-from .network import laid_out, load_weights, make_network
+from .network import architecture_of, is_named, laid_out, load_network, own_of
 
 _logger = logging.getLogger(__name__)
 
@@ -106,8 +106,9 @@ def judge_networks(
     After a kill, the same call resumes; after the end, it returns what is there.
 
     Args:
-        sources: checkpoints, ``robustbench:NAME``, or folders of finished runs, whose pruned networks are meant; each
-            may have a name before it, ``NAME=PATH``. The others are compared with the first.
+        sources: checkpoints, ``robustbench:NAME``, ``timm:NAME``, ``hf:owner/name``, or folders of
+            finished runs, whose pruned networks are meant; each may have a name before it, ``NAME=PATH``. The others
+            are compared with the first.
         out: folder of the comparison.
         arch: of the checkpoints: one for all, or one for each source; ``package.module:function`` for your own.
         key: of the state dict in checkpoints with several.
@@ -128,10 +129,12 @@ def judge_networks(
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
+    image_size = _own_size(named, data) if image_size is None else image_size
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
     classes, shape = data_set(images).describe(images)
-    networks = {source.name: _network(source, images.name, settings.norm, classes, shape[0]) for source in named}
+    wanted = Wanted(classes, shape[0], images.name, settings.norm)
+    networks = {source.name: _network(source, wanted, shape, settings.mean is None) for source in named}
     task = bind_test_images(settings, images, sample)
     device = str(settings.device or "cpu")
     models = {name: laid_out(network, task.images.pixels, device) for name, network in networks.items()}
@@ -199,7 +202,7 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
-        if not path.startswith((PREFIX, "shipped:")) and not os.path.exists(path):
+        if not is_named(path) and not os.path.exists(path):
             cure = near_name(path) or "; give an existing path"
             raise ConfigError(f"{path}: holds no run and is not a checkpoint{cure}")
         found[name] = _Source(name, path, of_source)
@@ -207,7 +210,7 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
 
 
 def _short_name(path: str) -> str:
-    if path.startswith((PREFIX, "shipped:")):
+    if is_named(path):
         return path.partition(":")[2].rpartition("/")[2]
     plain = Path(path)
     return plain.resolve().name if os.path.isdir(plain) else plain.stem
@@ -224,12 +227,19 @@ def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool
     return DataConfig(**fields | given | {"download": fields["download"] and download})
 
 
-def _network(source: _Source, data: str, norm: str, classes: int, channels: int) -> nn.Module:
-    if os.path.isdir(source.path):
-        return pruned_network(source.path, arch=source.arch if source.arch and ":" in source.arch else None)
-    name = source.path if source.path.startswith(PREFIX) else source.arch
-    if name is None:
-        raise ConfigError(f"arch is missing; give --arch, the network that {source.path} is of, as resnet18-cifar")
-    model = make_network(name, classes=classes, channels=channels, data=data, norm=norm)
-    load_weights(model, source.path, source.key)
-    return model
+def _own_size(sources: Sequence[_Source], data: str | None) -> int | None:
+    """The size of a folder's images that is not given: that which all networks were trained with."""
+    if data != "folder":
+        return None
+    sizes = {own_of(architecture_of(each.path, each.arch), each.path).size for each in sources if not _is_run(each)}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
+def _is_run(source: _Source) -> bool:
+    return os.path.isdir(source.path)
+
+
+def _network(source: _Source, wanted: Wanted, shape: tuple[int, int, int], normalise: bool) -> nn.Module:
+    if _is_run(source):
+        return pruned_network(source.path, arch=source.arch if names_code(source.arch) else None)
+    return load_network(source.path, source.arch, source.key, wanted, shape, normalise=normalise)

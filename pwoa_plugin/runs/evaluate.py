@@ -12,7 +12,7 @@ from .._digest import digest_of, digest_of_json
 from ..backends import backend_of
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import load_test
-from ..models.robustbench import PREFIX
+from ..models import names_code
 from ..robustness import JudgeSettings, Report
 from ..robustness.evaluation import judge_task
 from ..robustness.settings import JudgeOptions, Task
@@ -116,7 +116,7 @@ def _architecture(folder: RunFolder, config: PwoAConfig, arch: str | None) -> nn
     if facts.images.keys() != {"classes", "channels"}:
         raise ConfigError(f"{folder}: its network was given in Python; judge with pwoa_plugin.evaluate(model, images)")
     name = facts.model.arch
-    if ":" in name and not name.startswith(PREFIX) and arch is None:
+    if names_code(name) and arch is None:
         raise ConfigError(f"arch: the run's network is your own code; give --arch {name}")
     return network_of(config, arch or name, **facts.images)
 

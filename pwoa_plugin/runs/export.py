@@ -21,14 +21,14 @@ from ..data import DATASETS, data_set, load_test, load_training
 from ..errors import FileError, InputError
 from ..export import Agreement, Choices, Format, compared, format_of, make_format
 from ..export.judging import How, Shipped, judge_exported_task
-from ..models.robustbench import PREFIX
+from ..models import Wanted
 from ..robustness import JudgeSettings
 from ..robustness.settings import JudgeOptions, Task
 from .card import Card
 from .evaluate import bind_test_images, pruned_network
 from .files import read_report
 from .folder import RunFolder
-from .network import load_weights, make_network
+from .network import architecture_of, is_named, load_network, own_of
 from .report import RunReport
 from .size import SizeReport, size_report
 
@@ -96,7 +96,8 @@ def export(
     """Write a network as a file that ships, and a model card ``OUT.md`` beside it.
 
     Args:
-        source: a finished run's folder, a checkpoint (with ``arch`` and ``data``), or ``robustbench:NAME``.
+        source: a finished run's folder, a checkpoint (with ``arch`` and ``data``), or a name: ``robustbench:NAME``,
+            ``timm:NAME``, ``hf:owner/name``.
         out: the file; one that is there is replaced whole or not at all.
         format: a key of `pwoa_plugin.export.FORMATS`. Default: what the suffix of ``out`` stands for.
         quantize: ``int8``, for ONNX.
@@ -120,7 +121,7 @@ def export(
     if os.path.isdir(path):
         raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
     _check_source(source)
-    subject = _subject(source, arch, key, _data(source, data, data_root, download, image_size, channels))
+    subject = _subject(source, arch, key, _data(source, arch, data, data_root, download, image_size, channels))
     sample = options.pop("sample", None)
     settings = JudgeSettings.of(options, **subject.judged_by) if judge else None
     calibrated = _calibration(subject.data, calibration) if quantize else None
@@ -195,7 +196,7 @@ def _beside(path: Path, suffix: str) -> Path:
 
 
 def _check_source(source: str) -> None:
-    if not source.startswith((PREFIX, "shipped:")) and not os.path.exists(source):
+    if not is_named(source) and not os.path.exists(source):
         cure = near_name(source) or "; give an existing path"
         raise ConfigError(f"{source}: holds no run and is not a checkpoint{cure}")
 
@@ -212,6 +213,7 @@ def _check_choices(made: Format, kind: str, quantize: str | None, values: str | 
 
 def _data(
     source: str,
+    arch: str | None,
     data: str | None,
     data_root: str | None,
     download: bool,
@@ -231,6 +233,8 @@ def _data(
         fields = own.model_dump()
     else:
         raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
+    if fields["name"] == "folder" and image_size is None and not os.path.isdir(source):
+        image_size = own_of(architecture_of(source, arch), source).size
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     fields |= {name: value for name, value in given.items() if value is not None}
     return DataConfig(**fields | {"download": fields["download"] and download})
@@ -247,12 +251,8 @@ def _subject(source: str, arch: str | None, key: str | None, data: DataConfig) -
         judged_by = {name: getattr(config, name) for name in ("eps", "pixel_range", "output")}
         facts = report.model.arch, report.model.checkpoint
     else:
-        name = source if source.startswith(PREFIX) else arch
-        if name is None:
-            raise ConfigError(f"arch is missing; give --arch, the network that {source} is of, as resnet18-cifar")
-        model = make_network(name, classes=classes, channels=shape[0], data=data.name)
-        load_weights(model, source, key)
-        report, judged_by, facts = None, {}, (name, source)
+        model = load_network(source, arch, key, Wanted(classes, shape[0], data.name), shape)
+        report, judged_by, facts = None, {}, (str(architecture_of(source, arch)), source)
     arch_name, checkpoint = facts
     return _Subject(
         model=model.eval(),

@@ -7,7 +7,7 @@ import datetime
 import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ from .begin import check_config, check_network, is_begun, last_good_state
 from .callbacks import KeepBest, Metrics, SaveStates, Stopped, Validation, best_epoch, read_metrics
 from .files import write_report
 from .folder import RunFolder
-from .network import load_weights, network_name, network_of
+from .network import load_weights, network_name, network_of, with_own
 from .size import size_report
 from .stopping import stopping
 
@@ -78,6 +78,9 @@ def prune(
         callbacks = [default_progress()] if config.progress else []
     folder = RunFolder(out)
     begun = is_begun(folder, resume)
+    notes: tuple[str, ...] = ()
+    if model is None and config.train_loader is None:
+        config, notes = with_own(config, arch)
     if begun:
         check_config(folder, config)
         if folder.read_facts().status == "finished" and backend_of(config).is_saved(folder):
@@ -89,6 +92,7 @@ def prune(
     if folder.exists():
         folder.check_writable()
     given = _load(config, model, validation, arch)
+    given = replace(given, notes=(*notes, *given.notes))
     trainer = backend_of(config).build(given.model, given.config)
     digest = digest_of(given.model)
     if begun:
@@ -106,6 +110,8 @@ def prune(
             _train(trainer, folder, state, given.validation, save_every, callbacks)
             with folder.writing():
                 _finish(trainer, config, folder)
+        for callback in callbacks:
+            callback.on_written(folder.plots)
     return folder
 
 

@@ -288,7 +288,9 @@ class RunReport(_Run):
     def not_judged(self) -> str:
         """How to have the run judged."""
         eps, arch = self.config.get("eps"), self.model.arch
-        own = f" --arch {shlex.quote(arch)}" if ":" in arch and not arch.startswith("robustbench:") else ""
+        from ..models.sources import names_code  # not at the top: brings torch
+
+        own = f" --arch {shlex.quote(arch)}" if names_code(arch) else ""
         radius = eps if isinstance(eps, (int, float)) else "EPS"
         return (
             f"Not judged yet: pwoa evaluate {shlex.quote(self.folder) if self.folder else 'FOLDER'}{own} --eps {radius}"

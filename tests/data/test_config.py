@@ -15,7 +15,7 @@ def test_every_name_is_a_data_set(name: str) -> None:
 
 def test_the_size_of_images_belongs_to_a_folder() -> None:
     with pytest.raises(ValueError, match="image_size is missing"):
-        DataConfig(name="folder")
+        data_set(DataConfig(name="folder")).describe(DataConfig(name="folder"))
     with pytest.raises(ValueError, match="image_size=32 goes with name='folder'"):
         DataConfig(name="mnist", image_size=32)
     with pytest.raises(ValueError, match="name='svhn' is unknown; use one of mnist, cifar10"):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import pwoa_plugin
 from pwoa_plugin import PwoAConfig, PwoALoss, PwoAPruner
 from pwoa_plugin.robustness import make_estimator
 
@@ -74,3 +75,33 @@ def test_files_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert {file.name for file in tmp_path.iterdir()} == {"model.onnx", "model.pt2", "int8.onnx"}
     exec(judge.replace("eps=", "queries=2, attacks='FGSM', eps="), names)
     assert "Not a white-box figure" in capsys.readouterr().out
+
+
+def test_every_public_name_has_an_example_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    text = (DOCS / "api.md").read_text(encoding="utf-8")
+    found = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE))
+    assert set(found) == {*dir(pwoa_plugin)} - {"__version__"}
+    setup = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    assert setup is not None
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(setup[1], names)
+    for name, example in found.items():
+        assert f"import {name}\n" in example
+        exec(example, names)
+
+
+@pytest.mark.parametrize("page", ["index.md", "config.md", "trackers.md"])
+def test_examples_of_a_page(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 3))
+    x, y = torch.rand(48, 1, 4, 4), torch.arange(48) % 3
+    y = model(x).argmax(1)
+    config = PwoAConfig(sparsity=0.5, train_loader=(x, y), batch_size=16, epochs=1, eps=0.1, progress=False)
+    names = {"model": model, "robust_model": model, "loader": (x, y), "images": x, "labels": y, "config": config}
+    found = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(encoding="utf-8"), re.DOTALL)
+    assert found
+    for example in found:
+        exec(example, names)
