@@ -21,7 +21,7 @@ OPTIONAL = ["pytorch_lightning", "transformers", "onnx", "onnxruntime", "executo
 OPTIONAL += ["robustbench", "tensorboard", "wandb", "mlflow", "mlxtend"]
 STATEMENTS = {
     "star": f"sys.modules.update(dict.fromkeys({OPTIONAL}));"
-    "from pwoa_plugin import *; PwoAPruner, evaluate, save_pruned, export_onnx, TensorBoard, WandB, MLflow, save_sparse",
+    "from pwoa_plugin import *; PwoAPruner, evaluate, save_sparse, export_onnx, TensorBoard, WandB, MLflow",
     "method": "import pwoa_plugin.method.loss, pwoa_plugin.config, pwoa_plugin.method.oneshot",
     "removal": "import pwoa_plugin.removal",
     "robustness": "import pwoa_plugin.robustness",

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from pwoa_plugin.models import (
     CheckpointError,
@@ -356,8 +357,8 @@ def test_an_averaged_models_counter_is_left_out(net: Net, source: State, tmp_pat
 def test_masks_of_torchs_pruning_are_multiplied_in(net: Net, source: State, tmp_path: Path, prefix: str) -> None:
     pruned = Net()
     pruned.load_state_dict(source)
-    torch.nn.utils.prune.l1_unstructured(pruned.conv1, "weight", 0.5)
-    torch.nn.utils.prune.random_unstructured(pruned.fc, "bias", 0.5)
+    prune.l1_unstructured(pruned.conv1, "weight", 0.5)
+    prune.random_unstructured(pruned.fc, "bias", 0.5)
     save_file({prefix + key: value for key, value in pruned.state_dict().items()}, tmp_path / "pruned.safetensors")
     notes = load_checkpoint(net, tmp_path / "pruned.safetensors")
     assert torch.equal(net.conv1.weight, pruned.conv1.weight)
