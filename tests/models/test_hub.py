@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -246,7 +245,6 @@ def test_from_the_command_line(
     assert status == 0, err
     assert "took over its mean (0.485" in caplog.text
     assert "robust" in out
-    os.rename("images", "other")
     status, _, err = pwoa("evaluate", "hf:someone/robus", *data_options, *how)
     assert status == 2
     assert err.count("\n") == 1
