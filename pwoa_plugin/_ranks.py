@@ -6,18 +6,21 @@ environment nothing here imports anything, and every function does what one proc
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import datetime
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .errors import InputError, PwoAError, RunError, missing
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.distributed import ProcessGroup
 
 _T = TypeVar("_T")
+_Sequence = TypeVar("_Sequence", bound=Any)  # of items, or a tensor of rows
 
 # As Accelerate reads them: torchrun, then PMI (``srun --mpi=pmi2``), Open MPI, MVAPICH.
 _NAMES = (
@@ -61,6 +64,14 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def own_part(items: _Sequence) -> _Sequence:
+    """This process's slice of a list or a tensor that all have; slices differ by one item at most."""
+    each, rest = divmod(len(items), size())
+    start = each * rank() + min(rank(), rest)
+    part: _Sequence = items[start : start + each + (rank() < rest)]
+    return part
+
+
 def timeout() -> float:
     """Seconds that a process waits for the others: ``PWOA_RANKS_TIMEOUT``, or 600."""
     text = os.environ.get("PWOA_RANKS_TIMEOUT", "")
@@ -99,12 +110,22 @@ def begin() -> bool:
         from accelerate import PartialState
     except ModuleNotFoundError:
         raise missing("a run in several processes", "accelerate", "ranks") from None
+    if not distributed.is_initialized():
+        atexit.register(_end)
     with explained():
         PartialState(cpu=not on_gpus, backend=backend, timeout=waits)
         if distributed.get_world_size() != size():
             raise InputError(f"the process group has {distributed.get_world_size()} processes, the launcher {size()}")
         _group = distributed.new_group(backend="gloo", timeout=waits)
     return True
+
+
+def _end() -> None:
+    """End the threads of the process group, which abort a process that exits without."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def device_here(device: Any) -> Any:
@@ -139,19 +160,29 @@ def gathered(value: _T) -> list[_T]:
 
 def from_main(value: _T) -> _T:
     """The value that rank 0 has, in every process. It is pickled; the others' own is of no account."""
+    found: _T = from_rank(0, value)
+    return found
+
+
+def from_rank(source: int, value: Any) -> Any:
+    """`from_main` for any process."""
     if not begin():
         return value
     from torch import distributed
 
-    values = [value if is_main() else None]
+    values = [value if rank() == source else None]
     with explained():
-        distributed.broadcast_object_list(values, src=0, group=_group)
-    found: Any = values[0]
-    return value if is_main() else found
+        distributed.broadcast_object_list(values, src=source, group=_group)
+    return value if rank() == source else values[0]
+
+
+def tensor_from_main(tensor: Tensor) -> Tensor:
+    """`from_main` for a tensor, on the device of the own one."""
+    return from_main(tensor.cpu()).to(tensor.device) if begin() else tensor
 
 
 def number_from_main(value: int) -> int:
-    """`from_main` for an integer, a fifth of its time; for every step."""
+    """`from_main` for an integer, in half of its time; for every step."""
     if not begin():
         return value
     import torch
@@ -163,14 +194,37 @@ def number_from_main(value: int) -> int:
     return int(held)
 
 
+def on_main(function: Callable[[], _T]) -> _T:
+    """What the function returns or raises (of our own errors) in rank 0, which alone calls it, in every process."""
+    if not begin():
+        return function()
+    result: Any = None
+    with together():
+        if is_main():
+            result = function()
+    found: _T = from_main(result)
+    return found
+
+
+def difference(facts: Mapping[str, Any]) -> tuple[int, str] | None:
+    """The first rank whose facts are not those of rank 0, and the name of one that differs; None if all are equal."""
+    first, *others = gathered(dict(facts))
+    for number, other in enumerate(others, 1):
+        for name in first | other:
+            if first.get(name) != other.get(name):
+                return number, name
+    return None
+
+
 def agree(what: str, value: Any, cure: str) -> None:
     """InputError in every process unless all give an equal value, such as a digest."""
-    if not begin():
-        return
-    values = gathered(value)
-    other = next((number for number, each in enumerate(values) if each != values[0]), None)
-    if other is not None:
-        raise _told_by_main(InputError(f"{what} of rank {other} differs from that of rank 0; {cure}"))
+    agree_on({what: value}, cure)
+
+
+def agree_on(facts: Mapping[str, Any], cure: str) -> None:
+    """InputError in every process, naming a fact that differs, unless all give equal facts."""
+    if begin() and (found := difference(facts)):
+        raise told_by_main(InputError(f"{found[1]} of rank {found[0]} is not that of rank 0; {cure}"))
 
 
 @contextlib.contextmanager
@@ -190,10 +244,11 @@ def together() -> Iterator[None]:
     first = next(number for number, each in enumerate(found) if each is not None)
     kind, said = found[first] or (RunError, "")
     alike = all(each == found[first] for each in found)
-    raise _told_by_main(kind(said if alike else f"rank {first}: {said}")) from error
+    raise told_by_main(kind(said if alike else f"rank {first}: {said}")) from error
 
 
-def _told_by_main(error: PwoAError) -> PwoAError:
+def told_by_main(error: PwoAError) -> PwoAError:
+    """The error, which every process raises, so that one line is enough."""
     vars(error)["in_all_ranks"] = True
     return error
 
@@ -217,6 +272,6 @@ def explained() -> Iterator[None]:
         known = isinstance(error, distributed.DistError) or any(sign in str(error) for sign in _LOST)
         if isinstance(error, PwoAError) or not several() or not known:
             raise
-        raise _told_by_main(
+        raise told_by_main(
             RunError(f"another process of the {size()} has ended, or did not answer within {timeout():g} s")
         ) from error
