@@ -43,13 +43,13 @@ class Counted(Protocol):
 
 
 class ElsewhereError(PwoAError):
-    """Another process has failed or ended; `shared` raises ``error``, or what that process has told, instead.
+    """Another process has failed or ended; `shared` raises ``error`` instead.
 
     No work's own handler takes it for an error of the model.
     """
 
-    def __init__(self, error: PwoAError | None = None) -> None:
-        super().__init__(*([] if error is None else [str(error)]))
+    def __init__(self, error: PwoAError) -> None:
+        super().__init__(str(error))
         self.error = error
 
 
@@ -121,8 +121,8 @@ class _Team:
             return
         self._looked = now
         with self._reached():
-            if self.failure() is not None:
-                raise ElsewhereError
+            if (first := self.failure()) is not None:
+                raise ElsewhereError(_told(*first))
             signs = self._store.multi_get([f"sign/{other}" for other in self._signs])
         self.heard = 0
         for (other, (last, silent)), sign in zip([*self._signs.items()], signs, strict=True):
@@ -218,9 +218,10 @@ def shared(*, alone: bool = False) -> Iterator[None]:
 
 def _of_all(team: _Team, error: BaseException) -> BaseException:
     """What this process raises after an error of its own or of another; rank 0 tells it."""
-    if isinstance(error, ElsewhereError) and error.error is not None:
+    elsewhere = isinstance(error, ElsewhereError)
+    if isinstance(error, ElsewhereError):
         error = error.error
-    in_all = isinstance(error, ElsewhereError) or getattr(error, "in_all_ranks", False)
+    in_all = elsewhere or getattr(error, "in_all_ranks", False)
     from torch.distributed import DistError
 
     try:
@@ -231,9 +232,13 @@ def _of_all(team: _Team, error: BaseException) -> BaseException:
         return error
     if first is None:
         return error
-    number, kind, text = first
-    if isinstance(error, Exception) and (number == rank() or str(error) == text):
+    if isinstance(error, Exception) and (first[0] == rank() or str(error) == first[2]):
         return told_by_main(error) if isinstance(error, PwoAError) else error
+    return _told(*first)
+
+
+def _told(number: int, kind: type[PwoAError], text: str) -> PwoAError:
+    """The error that process ``number`` has failed with, for the others."""
     return told_by_main(kind(f"rank {number}: {text}"))
 
 
