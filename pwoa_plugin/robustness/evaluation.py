@@ -38,7 +38,7 @@ from .looks import Looks
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
 from .settings import JudgeOptions, JudgeSettings, Task, check_known, takes
-from .sharing import agree, in_processes, is_main, known, of_main, own_device, size
+from .sharing import agree, in_processes, is_main, known, of_all, of_main, own_device, size
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +132,8 @@ def judge_task(
         if settings.alarms:
             data = images.pixels, images.labels, clean.right
             alarms = clean.looks.alarms() + find_alarms(estimator, *data, attacked, settings.attacks, columns)
-    notes = (*images.notes, *([view.note] if view.note else ()), *found.notes)
+        asked = [note for note in of_all(view.note) if note]  # a process may not have asked the model
+    notes = (*images.notes, *asked[:1], *found.notes)
     for alarm in (alarms or ()) if is_main() else ():
         logger.warning("%s: %s", alarm.name, visible(str(alarm)))
     for note in notes:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .._devices import check_device
 from .._logits import Output
+from .._network import check_network
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
@@ -221,6 +222,7 @@ class Task(NamedTuple):
         """The task for processes to be started: they get the model on the CPU, so that the settings name its device."""
         if processes in (None, 1):
             return self
+        check_network(model)
         device = self.settings.device or model_device(model)
         return self._replace(settings=self.settings.model_copy(update={"device": device}))
 

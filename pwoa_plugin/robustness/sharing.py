@@ -308,6 +308,11 @@ def of_main(value: _T) -> _T:
     return value if size() == 1 else from_main(value)
 
 
+def of_all(value: _T) -> list[_T]:
+    """The values of all processes that share the work, by rank."""
+    return [value] if size() == 1 else gathered(value)
+
+
 def on_main(function: Callable[[], _T]) -> _T:
     """What the function returns in rank 0, which alone calls it, in every process that shares the work."""
     return function() if size() == 1 else on_rank_0(function)
