@@ -22,6 +22,14 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def seed_of_part(seed: int, part: int) -> int:
+    """The seed of one part of something seeded, such as a batch, so that no other part changes its draws.
+
+    The first part, 0, has the whole's seed.
+    """
+    return int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving."""

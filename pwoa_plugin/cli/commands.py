@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from typer import Argument, Option
 
+from .._launch import is_launched_here, launch_line, needs_launching
+from .._ranks import is_main
 from .._text import did_you_mean
 from ..errors import FileError, InputError
 from .output import say, set_up_logging, write_json
@@ -256,6 +258,9 @@ class _Judging(Command):
     curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
     curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
+    processes: Annotated[
+        int | None, Option(help="of this machine, that share the images", show_default="1, or those of torchrun")
+    ] = None
     out: Annotated[
         Path | None, Option(help="folder of the table and page", show_default="judged/NAMES, or the run's own")
     ] = None
@@ -268,20 +273,24 @@ class _Judging(Command):
 
     def _until_stopped(self, line: list[str], judge: Callable[[], int]) -> int:
         """The status of ``judge``; after Ctrl-C, how to go on is said."""
+        from ..robustness.sharing import shared
         from ..runs.callbacks import Stopped
         from ..runs.stopping import stopping_at_once
 
+        if needs_launching(self.processes):
+            return launch_line(line, self.processes or 1)
+        set_up_logging(self.quiet or not is_main(), self.json and is_main())
         try:
-            with stopping_at_once():
+            with stopping_at_once(), shared():
                 return judge()
         except Stopped as stopped:
-            sys.stderr.write(f"stopped; finished batches are kept; go on with: {shlex.join(line)}\n")
+            if is_main() and not is_launched_here():
+                sys.stderr.write(f"stopped; finished batches are kept; go on with: {shlex.join(line)}\n")
             return 128 + stopped.signal
 
     def _judge_together(self, networks: list[str], protocol: str | None) -> int:
         if self.curve_attack and not self.curve:
             raise InputError(f"--curve-attack {self.curve_attack}: goes with --curve and its radii")
-        set_up_logging(self.quiet, self.json)
         from ..runs.compare import default_out, judge_networks
 
         folder, comparison = judge_networks(
@@ -292,6 +301,8 @@ class _Judging(Command):
             progress=not self.quiet and not self.json,
             **self._given("arch", "key", "data", "data_root", "image_size", "channels", *_HOW),
         )
+        if not is_main():
+            return 0
         if self.json:
             write_json("compared", folder=str(folder), **comparison.to_dict())
             return 0
@@ -314,18 +325,19 @@ class Evaluate(_Judging):
     dense: Annotated[bool, Option("--dense", help="of a run: judge the network before pruning, too")] = False
 
     def run(self, line: list[str]) -> int:
+        return self._until_stopped(line, self._judge)
+
+    def _judge(self) -> int:
         in_its_folder = os.path.isdir(self.network) and self.data is None and self.out is None
         if not in_its_folder and self.dense:
             raise InputError("--dense goes with a run that is judged in its own folder; use `pwoa compare` for others")
         if not in_its_folder:
-            protocol = self.protocol or (None if self.attacks else "paper")
-            return self._until_stopped(line, lambda: self._judge_together([self.network], protocol))
+            return self._judge_together([self.network], self.protocol or (None if self.attacks else "paper"))
         for name in ("mean", "std", "curve", "curve_attack", "image_size", "channels", "key"):
             if getattr(self, name):
                 option = f"--{name.replace('_', '-')}"
                 raise InputError(f"{option} does not go with a run in its own folder; give --out as well")
-        set_up_logging(self.quiet, self.json)
-        return self._until_stopped(line, self._judge_run)
+        return self._judge_run()
 
     def _judge_run(self) -> int:
         from ..runs.evaluate import judge
@@ -341,6 +353,8 @@ class Evaluate(_Judging):
             progress=not self.quiet and not self.json,
             **self._given("data_root", "protocol", *_HOW),
         )
+        if not is_main():
+            return 0
         for name, report in reports.items():
             if self.json:
                 write_json("judged", network=name, **report.to_dict())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import combinations, pairwise, permutations, product
 
 import torch
@@ -18,6 +19,7 @@ from .attacks import CW, FGSM, PGD, Attack, AttackSettings, AutoAttack
 from .estimator import Logits, input_gradients, is_right, predict
 from .journal import Journal
 from .report import AttackReport
+from .sharing import dealt
 from .statistics import paired
 
 _PROBED = 32  # images, and as many correct ones
@@ -98,7 +100,7 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
         figures = {"count": count, "n": len(logits), "lead": underflow, "median": float(gaps.median())}
         found.append(make_alarm("saturated-logits", squared=squared, **figures))
     batches = zip(images.split(settings.batch_size), labels.split(settings.batch_size), strict=True)
-    gradients = [_gradient(view, *batch) for batch in batches]
+    gradients = dealt([partial(_gradient, view, *batch) for batch in batches])
     whole = [gradient for gradient in gradients if gradient is not None]
     if len(whole) < len(gradients):
         return [*found, make_alarm("no-gradients")]
@@ -128,21 +130,28 @@ def _of_attacks(estimator: PyTorchClassifier, images: Tensor, labels: Tensor, se
 
     found = []
     few_steps, many_steps = f"PGD-{_FEW_STEPS}", f"PGD-{_MANY_STEPS}"
-    anything = int(holds(PGD(steps=20), eps=span, norm="Linf").sum())
-    if anything > max(1, _SURVIVORS * n):
-        found.append(make_alarm("survives-any-eps", eps=span, count=anything, n=n))
     widest = span if settings.norm == "Linf" else span * images[0].numel() ** 0.5
     radii = [settings.eps / 2, settings.eps, min(2 * settings.eps, widest)]
-    curve = [holds(PGD(steps=_FEW_STEPS), eps=eps) for eps in radii]
+    free, many, margin, black, one, *curve = dealt(
+        [
+            partial(holds, PGD(steps=20), eps=span, norm="Linf"),
+            partial(holds, PGD(steps=_MANY_STEPS)),
+            partial(holds, CW(steps=_FEW_STEPS)),
+            partial(holds, AutoAttack(name="Square", parts=["square"], queries=_QUERIES)),
+            partial(holds, FGSM()),
+            *(partial(holds, PGD(steps=_FEW_STEPS), eps=eps) for eps in radii),
+        ]
+    )
+    if (anything := int(free.sum())) > max(1, _SURVIVORS * n):
+        found.append(make_alarm("survives-any-eps", eps=span, count=anything, n=n))
     for (less, before), (more, after) in pairwise(zip(radii, curve, strict=True)):
         found += _contradiction("rises-with-eps", before, after, attack=few_steps, less=less, more=more)
-    one, few, many, margin = holds(FGSM()), curve[1], holds(PGD(steps=_MANY_STEPS)), holds(CW(steps=_FEW_STEPS))
+    few = curve[1]
     found += _contradiction("more-steps-weaker", one, few, fewer="FGSM", more=few_steps)
     found += _contradiction("more-steps-weaker", few, many, fewer=few_steps, more=many_steps)
     found += _contradiction("not-converged", many, few, _STEEP, fewer=few_steps, more=many_steps)
     found += _contradiction("margin-stronger", margin, few, margin=f"CW-{_FEW_STEPS}", entropy=few_steps)
     white = few & many & margin
-    black = holds(AutoAttack(name="Square", parts=["square"], queries=_QUERIES))
     if _many(count := int((white & ~black).sum()), n):
         square = f"Square with {_QUERIES} queries"
         found.append(make_alarm("black-box-stronger", black=square, white="PGD and CW", count=count, n=n))

@@ -19,6 +19,7 @@ from .curve import Curve, draw_curve
 from .evaluation import check_model, judge_task
 from .report import Report
 from .settings import CompareOptions, JudgeSettings, Task, check_known, takes
+from .sharing import agree, in_processes, is_main
 from .weights import count_weights
 
 
@@ -29,6 +30,7 @@ def compare(
     *,
     state: str | os.PathLike[str] | None = None,
     progress: bool = True,
+    processes: int | None = None,
     **options: Unpack[CompareOptions],
 ) -> Comparison:
     """Judge models on the same images with the same attacks.
@@ -36,7 +38,7 @@ def compare(
     Args:
         models: by name; the others are compared with the first, the dense one say.
         data: see `evaluate`; read once.
-        state, progress: see `evaluate`.
+        state, progress, processes: see `evaluate`.
         options: how to judge; all are described below.
 
     Raises:
@@ -52,7 +54,8 @@ def compare(
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"models: {short(name)} is no name; give a text for each, as {{'dense': model}}")
     task = JudgeSettings.of(options, protocol="standard").bind(data)
-    return compare_task(models, task, state=state, progress=progress)
+    task = task.for_processes(processes, next(iter(models.values())))
+    return in_processes(processes, compare_task, dict(models), task, state=state, progress=progress)
 
 
 def compare_task(
@@ -64,6 +67,8 @@ def compare_task(
 ) -> Comparison:
     """See `compare`."""
     settings, n_images = task.settings, len(task.images.labels)
+    progress = progress and is_main()
+    agree({"models": list(models), "curve": settings.curve}, "start all with the same")
     costs: dict[str, Cost | None] = {}
     for name, model in models.items():  # all of them, before hours go into the first
         with _named(name):

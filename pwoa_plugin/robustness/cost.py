@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 
@@ -11,6 +12,7 @@ from .._text import visible
 from ..pages.text import duration
 from .attacks import Attack, Cost
 from .estimator import Logits
+from .sharing import forwards_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,15 @@ def cost_text(subject: str, costs: Mapping[str, Cost | None], pace: float | None
     return f"{said}, about {duration(pace * whole.passes)} or less as fast as the first batches"
 
 
+def idle_text(n_images: int, batch_size: int, processes: int) -> str | None:
+    """What to do where processes share fewer batches than they are; None where each has one."""
+    n_batches = math.ceil(n_images / batch_size)
+    if n_batches >= min(processes, n_images):
+        return None
+    best = max(1, n_images // (4 * processes))
+    return f"{processes} processes share {n_batches} batches of {batch_size} images; give a batch_size of about {best}"
+
+
 def announce(text: str, *, shown: bool) -> None:
     """Say it on stderr where progress is shown, else in the log."""
     if shown:
@@ -59,7 +70,8 @@ def announce(text: str, *, shown: bool) -> None:
 
 
 class Meter:
-    """How far an attack is: by the images that it has done and, in between, by the images through the model.
+    """How far an attack is: by the images that it has done and, in between, by the images through the model, in all
+    processes that share the evaluation.
 
     Args:
         rows: where to show it.
@@ -75,15 +87,18 @@ class Meter:
 
     def reported(self, done: float) -> None:
         """The attack has done so many images."""
-        self._share, self._at = max(self._share, done / max(1, self._n)), self._view.n_forwards
+        share = done / max(1, self._n)
+        if share > self._share:
+            self._share, self._at = share, self._view.n_forwards + forwards_elsewhere()
         self.moved()
 
     def moved(self) -> None:
         """The model has been asked again."""
-        share, asked = self._share, self._view.n_forwards - self._first
+        n_forwards = self._view.n_forwards + forwards_elsewhere()
+        share, asked = self._share, n_forwards - self._first
         elapsed = time.monotonic() - self._began
         if self._expected:
-            share = min(share + (self._view.n_forwards - self._at) / self._expected, 0.99)
+            share = min(share + max(0, n_forwards - self._at) / self._expected, 0.99)
             left = (1 - share) * self._expected * elapsed / asked if asked else None
         else:
             left = elapsed * (1 - share) / share if share else None

@@ -21,6 +21,7 @@ from .attacks import AnyAttack
 from .evaluation import judge_task
 from .report import Written
 from .settings import JudgeOptions, JudgeSettings, Task, check_known, radii_of
+from .sharing import agree, in_processes, is_main
 from .statistics import wilson_interval
 
 _RISE = 0.01  # of the images: a smaller rise is a few draws of the attack
@@ -70,6 +71,7 @@ def security_curve(
     attack: AnyAttack = "PGD-20",
     state: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
+    processes: int | None = None,
     **options: Any,
 ) -> Curve:
     """Robust accuracy under one attack at several radii, with one seed, and nothing smoothed.
@@ -79,7 +81,7 @@ def security_curve(
         data: see `evaluate`; read once.
         eps: radii in pixel units, or one; 0 is added, where it is not among them.
         attack: one attack, as in ``attacks`` of `evaluate`.
-        state, progress: see `evaluate`.
+        state, progress, processes: see `evaluate`.
         options: of `evaluate`, but for ``attacks``, ``protocol`` and ``alarms``.
 
     Raises:
@@ -93,7 +95,8 @@ def security_curve(
         raise InputError(f"eps is {given}; give the radii of the curve, such as [2/255, 4/255, 8/255]")
     above = next((radius for radius in radii if fraction(radius) not in (0, "0")), radii[0])
     of_curve = {"attacks": attack, "eps": above, "curve": radii, "curve_attack": attack}
-    return draw_curve(model, JudgeSettings.of({**options, **of_curve}).bind(data), state=state, progress=progress)
+    task = JudgeSettings.of({**options, **of_curve}).bind(data).for_processes(processes, model)
+    return in_processes(processes, draw_curve, model, task, state=state, progress=progress)
 
 
 def draw_curve(
@@ -104,6 +107,8 @@ def draw_curve(
     radii = sorted(set(settings.curve) - {0.0})
     n, attack = len(images.labels), settings.curve_attack
     tasks = [Task(settings.at(radius, attack), images) for radius in radii]
+    progress = progress if is_main() else False
+    agree({"curve": radii}, "start all with the same")
     if progress:
         names = f"{progress}: " if isinstance(progress, str) else ""
         say(f"{names}security curve of {len(radii)} radii, each of which is judged as follows")

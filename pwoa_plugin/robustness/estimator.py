@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from .._modes import modes_kept
 from .._network import check_network
 from ..errors import InputError
 from ..models.normalisation import Normalisation
+from .sharing import dealt
 
 
 def model_device(model: nn.Module) -> torch.device:
@@ -73,14 +75,18 @@ class Logits(nn.Module):
         return self
 
 
-def predict(view: nn.Module, images: Tensor, batch_size: int, *, gradients: bool = False) -> Tensor:
-    """Logits ``(N, classes)`` of a `Logits`, float32, on the CPU.
+def predict(view: Logits, images: Tensor, batch_size: int, *, gradients: bool = False) -> Tensor:
+    """Logits ``(N, classes)``, float32, on the CPU; the batches are `dealt`.
 
     ``gradients``: whether the model is asked as attacks ask it, on images that need a gradient.
     """
-    batches = (batch.clone().requires_grad_() if gradients else batch for batch in images.split(batch_size))
-    with torch.set_grad_enabled(gradients):
-        return torch.cat([view(batch).detach().cpu() for batch in batches])
+
+    def answer(batch: Tensor) -> Tensor:
+        with torch.set_grad_enabled(gradients):
+            logits: Tensor = view(batch.clone().requires_grad_() if gradients else batch)
+            return logits.detach().cpu()
+
+    return torch.cat(dealt([partial(answer, batch) for batch in images.split(batch_size)], view))
 
 
 def is_right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -90,12 +96,13 @@ def is_right(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def input_gradients(view: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor | None:
-    """Gradient of a loss of the logits with respect to the images; None where none reaches them."""
+    """Gradient of a loss of the logits with respect to the images, on the CPU; None where none reaches them."""
     x = images.clone().requires_grad_()
     try:
         with torch.enable_grad():
             value = loss(view(x))
-            return torch.autograd.grad(value, x, allow_unused=True)[0] if value.requires_grad else None
+            (gradient,) = torch.autograd.grad(value, x, allow_unused=True) if value.requires_grad else (None,)
+            return None if gradient is None else gradient.cpu()
     except torch.OutOfMemoryError:
         raise
     except RuntimeError:  # numpy in the forward, or an operation without a derivative

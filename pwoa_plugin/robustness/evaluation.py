@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -29,14 +30,15 @@ from .attacks import Attack, AttackRun, AttackSettings
 from .attacks.ball import SLACK
 from .attacks.base import OnProgress
 from .attacks.described import json_ready
-from .cost import Meter, announce, cost_text, costs_of
+from .cost import Meter, announce, cost_text, costs_of, idle_text
 from .estimator import Logits, input_gradients, make_estimator, placed, predict, undisturbed
 from .images import Images
-from .journal import Journal
+from .journal import FORMAT, Journal
 from .looks import Looks
 from .protocol import load_protocol
 from .report import AttackReport, Config, Report
 from .settings import JudgeOptions, JudgeSettings, Task, check_known, takes
+from .sharing import agree, in_processes, is_main, known, of_all, of_main, own_device, size
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +54,7 @@ def evaluate(
     *,
     state: str | os.PathLike[str] | None = None,
     progress: bool | str = True,
+    processes: int | None = None,
     **options: Unpack[JudgeOptions],
 ) -> Report:
     """Clean accuracy of a model, and its robust accuracy under attacks in an Linf or L2 ball.
@@ -70,6 +73,9 @@ def evaluate(
         state: folder for finished batches. After a kill, the same call resumes from them and ends with the same
             verdicts; another call leaves them alone. They stay until you delete them.
         progress: show a progress bar on stderr; a text is shown before the attacks' names.
+        processes: how many processes to start on this machine, which share the images; the verdicts are the same. They
+            get what is given by pickle, and a script's work must begin with ``if __name__ == "__main__":``. Default:
+            those that ``torchrun`` started, or this one. 1: this one alone, whatever others do.
         options: how to judge, such as ``eps``, ``protocol``, ``attacks`` and ``norm``; all are described below.
 
     Returns:
@@ -83,13 +89,17 @@ def evaluate(
         RuntimeError: an attack of this package left the ball or the pixel range, or returned NaN. Of other attacks such
             an image counts as not broken, and ``Report.notes`` says how many.
         OSError: a finished batch cannot be written.
+
+    Where ``torchrun`` has started several processes, each must call this with the same model, images and settings. They
+    share the work, and each gets the whole report.
     """
     if unknown := options.keys() & {"curve", "curve_attack"}:
         raise InputError(f"{min(unknown)}: only compare draws a curve; see security_curve for one model")
     check_known(options, JudgeOptions.__annotations__)
     if state is not None:
         named_path("state", state)
-    return judge_task(model, JudgeSettings.of(options).bind(data), state=state, progress=progress)
+    task = JudgeSettings.of(options).bind(data).for_processes(processes, model)
+    return in_processes(processes, judge_task, model, task, state=state, progress=progress)
 
 
 def judge_task(
@@ -97,15 +107,17 @@ def judge_task(
 ) -> Report:
     """See `evaluate`."""
     settings, images = task
-    with _view(model, settings) as view:
+    progress = progress if is_main() else False
+    with _view(model, task) as view:
         clean = _first_look(view, task)
         n_classes = clean.logits.shape[1]
         of_attacks = settings.model_dump(include={"eps", "norm", "pixel_range", "step_size", "batch_size", "seed"})
         attacked = AttackSettings(n_classes=n_classes, **of_attacks)
         config = _config(task, attacked, view.device)
+        agree(config.model_dump(exclude={"device"}), "start all with the same")
         _check_gradients(settings.attacks, clean)
         folder = None if state is None else Path(state) / _key(config, model, task, clean)
-        journal = Journal(folder, lambda: view.n_forwards)
+        journal = Journal(folder, view)
         estimator = make_estimator(
             view,
             n_classes=n_classes,
@@ -120,8 +132,9 @@ def judge_task(
         if settings.alarms:
             data = images.pixels, images.labels, clean.right
             alarms = clean.looks.alarms() + find_alarms(estimator, *data, attacked, settings.attacks, columns)
-    notes = (*images.notes, *([view.note] if view.note else ()), *found.notes)
-    for alarm in alarms or ():
+        asked = [note for note in of_all(view.note) if note]  # a process may not have asked the model
+    notes = (*images.notes, *asked[:1], *found.notes)
+    for alarm in (alarms or ()) if is_main() else ():
         logger.warning("%s: %s", alarm.name, visible(str(alarm)))
     for note in notes:
         logger.info("%s", visible(note))
@@ -140,18 +153,24 @@ def judge_task(
 def check_model(model: nn.Module, task: Task) -> int:
     """Ask a model about a few images, as `judge_task` does before its attacks; its number of classes."""
     settings, images = task
-    with _view(model, settings) as view:
-        few = Images(images.pixels[:_LOOKED_AT], images.labels[:_LOOKED_AT], images.width)
-        clean = _first_look(view, Task(settings, few))
+    few = Task(settings, Images(images.pixels[:_LOOKED_AT], images.labels[:_LOOKED_AT], images.width))
+    with _view(model, few) as view:
+        clean = _first_look(view, few)
         images.check_classes(clean.logits.shape[1])
         _check_gradients(settings.attacks, clean)
     return clean.logits.shape[1]
 
 
 @contextmanager
-def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
-    """The model as attacks are to see it, with everything global seeded; all is restored afterwards."""
+def _view(model: nn.Module, task: Task) -> Iterator[Logits]:
+    """The model as attacks are to see it, with everything global seeded; all is restored afterwards.
+
+    Processes that share the evaluation have the same of everything, but for the device.
+    """
     check_network(model)
+    settings, images = task
+    if size() > 1:
+        agree(_facts(model, settings, images), "start all with the same; each gets its share of the images here")
     normalisation = None
     if settings.mean is not None and settings.std is not None:
         normalisation = settings.mean, settings.std
@@ -160,11 +179,20 @@ def _view(model: nn.Module, settings: JudgeSettings) -> Iterator[Logits]:
     with (
         seeded(settings.seed),
         undisturbed(model),
-        placed(model, settings.device),
+        placed(model, own_device(settings.device)),
         _reproducible(),
         torch.inference_mode(False),  # of the caller: tensors made in it are of no use to autograd
     ):
         yield Logits(model, normalisation, settings.output)
+
+
+def _facts(model: nn.Module, settings: JudgeSettings, images: Images) -> dict[str, Any]:
+    """What processes must have in common before the first look."""
+    versions = {f"the version of {name}": version for name, version in installed_versions().items()}
+    asked = settings.model_dump(mode="json", include={"eps", "norm", "seed", "batch_size", "step_size", "alarms"})
+    attacks = [(attack.name, attack.code) for attack in settings.attacks]
+    facts = {"attacks": attacks, "the network": digest_of(model), "the set of images": images.sha256}
+    return {**versions, **asked, **facts}
 
 
 class Clean(NamedTuple):
@@ -187,7 +215,7 @@ def _first_look(view: Logits, task: Task) -> Clean:
     """Look at the clean images; checks that the model takes them, in batches of any size."""
     settings, images = task
     logits = _clean_logits(view, images, settings.batch_size)
-    gradients = input_gradients(view, images.pixels[:_LOOKED_AT], _sum)
+    gradients = known(partial(input_gradients, view, images.pixels[:_LOOKED_AT], _sum))
     looks = Looks(view, images, logits, settings, gradients=gradients is not None)
     return Clean(logits, looks.clean(), gradients, looks)
 
@@ -234,7 +262,7 @@ def _config(task: Task, attacked: AttackSettings, device: torch.device) -> Confi
         attacks={attack.name: json_ready(attack.parameters(attacked)) for attack in settings.attacks},
         n_images=len(images.pixels),
         n_classes=attacked.n_classes,
-        device=str(device),
+        device=of_main(str(device)),
         protocol=settings.protocol.name,
         protocol_version=settings.protocol.version,
         images_sha256=images.sha256,
@@ -255,6 +283,7 @@ def _key(config: Config, model: nn.Module, task: Task, clean: Clean) -> str:
         "logits": digest_of_tensors(logits=clean.logits),
         "gradients": "" if clean.gradients is None else digest_of_tensors(gradients=clean.gradients),
         "versions": installed_versions(),
+        "steps": FORMAT,
     }
     return digest_of_json(asked)[:16]
 
@@ -280,6 +309,8 @@ def _run_attacks(
     prefix = f"{progress} " if isinstance(progress, str) else ""
     subject = f"{progress}: judging" if isinstance(progress, str) else "judging"
     announce(cost_text(f"{subject} {len(felled):,} images", costs, clean.looks.pace), shown=bool(progress))
+    if is_main() and (idle := idle_text(n_right, attacked.batch_size, size())):
+        announce(idle, shown=bool(progress))
     with Rows(shown=bool(progress)) as rows:
         for number, attack in enumerate(attacks):
             own = replace(attacked, journal=attacked.journal.of(f"{number:02d}-{attack.name}"))

@@ -6,22 +6,24 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
 
-from .._random import random_state, set_random_state
+from .._random import seeded
 from .._sealed import read_sealed, write_sealed
 from .._text import one_line
 from ..errors import InputError
+from .sharing import Counted, dealt
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = "pwoa-step-1"
+FORMAT = "pwoa-step-2"
+"""Of the files: 2 seeds each step by itself, so that it holds no random state."""
 _SLACK = 1.001  # of the radius
-_RANDOM = "random."
 
 
 class Ball(NamedTuple):
@@ -44,69 +46,108 @@ class Ball(NamedTuple):
         return bool((farthest <= _SLACK * self.eps).all())
 
 
+class Step(NamedTuple):
+    """A batch of an attack, or of one stage of an ensemble.
+
+    Attributes:
+        name: unique among the steps of a journal.
+        compute: returns the step's tensor; may draw from the global random generators.
+        seed: of these draws, so that no other step changes them.
+        ball: in which the tensor is to be.
+    """
+
+    name: str
+    compute: Callable[[], Tensor]
+    seed: int
+    ball: Ball | None = None
+
+
+class _Done(NamedTuple):
+    """A finished step; ``seconds`` and ``forwards`` are what it cost, if it was read."""
+
+    found: Tensor
+    notes: list[str]
+    seconds: float = 0.0
+    forwards: int = 0
+
+
 class Journal:
     """What one attack has found so far, step by step.
 
-    A step is a batch, or a batch of one stage of an ensemble. Each is one safetensors file, whole or missing, with the
-    random state after it, its cost and a checksum of each. A step on disk is read instead of computed, and leaves the
-    same random state.
+    Steps are dealt out to the processes that share an evaluation (`sharing`). Each is one safetensors file, whole or
+    missing, with its cost and a checksum of each. A step on disk is read instead of computed.
 
     Args:
         folder: of the files; made when the first is written. None keeps nothing.
-        forwards: returns how many images have gone through the model until now.
+        model: counts the images that have gone through it.
 
     Attributes:
+        model: as given.
         seconds, forwards: time and images through the model that the steps read here cost when they were computed.
     """
 
-    def __init__(self, folder: str | os.PathLike[str] | None = None, forwards: Callable[[], int] = lambda: 0) -> None:
+    def __init__(self, folder: str | os.PathLike[str] | None = None, model: Counted | None = None) -> None:
         self.folder = None if folder is None else Path(folder)
         self.seconds = 0.0
         self.forwards = 0
-        self._count = forwards
+        self.model = model
 
     def of(self, name: str) -> Journal:
         """The journal of a part, in a folder below this one's."""
         part = re.sub(r"[^A-Za-z0-9._-]+", "_", name)
-        return Journal(self.folder and self.folder / part, self._count)
+        return Journal(self.folder and self.folder / part, self.model)
 
-    def step(
-        self, name: str, compute: Callable[[], Tensor], notes: list[str] | None = None, ball: Ball | None = None
-    ) -> Tensor:
-        """The tensor of a step: read if the step is done; else computed, and written before it is returned.
+    def run(
+        self,
+        steps: Sequence[Step],
+        notes: list[str] | None = None,
+        on_done: Callable[[int], None] = lambda done: None,
+    ) -> list[Tensor]:
+        """The tensors of the steps, on the CPU: read if a step is done; else computed, and written before it counts.
 
         A file that is damaged, of another step, or not what ``ball`` says is computed again.
 
         Args:
-            name: unique among the steps.
-            compute: returns the tensor; may draw from the global random generators.
-            notes: the attack's; those that it had after the step are restored when the step is read.
-            ball: in which the tensor is to be.
+            steps: none of which depends on another.
+            notes: the attack's, to which computing adds; those of all steps are in it afterwards.
+            on_done: called with the number of steps that are done.
         """
-        if self.folder is None:
-            return compute()
-        path = self.folder / f"{name}.safetensors"
-        if (found := self._read(path, notes, ball)) is not None:
-            return found
-        started, forwards = time.perf_counter(), self._count()
-        found = compute()
-        facts = {
-            "step": self._place(path),
-            "seconds": time.perf_counter() - started,
-            "forwards": self._count() - forwards,
-            "notes": notes or [],
-            "inside": ball is not None and ball.holds(found),
-        }
-        state = {_RANDOM + key: value for key, value in random_state().items()}
-        write_sealed(path, {"found": found, **state}, facts, _FORMAT)
-        return found
+        said = [] if notes is None else notes
+        before = [*said]
+        done = dealt([partial(self._done, step, said) for step in steps], self.model, on_done)
+        said[:] = before  # and in the order of the steps, whoever did them
+        for each in done:
+            said += [note for note in each.notes if note not in said]
+            self.seconds += each.seconds
+            self.forwards += each.forwards
+        return [each.found for each in done]
 
-    def _read(self, path: Path, notes: list[str] | None, ball: Ball | None) -> Tensor | None:
+    def _done(self, step: Step, notes: list[str]) -> _Done:
+        path = None if self.folder is None else self.folder / f"{step.name}.safetensors"
+        if path is not None and (read := self._read(path, step.ball)) is not None:
+            return read
+        started, forwards = time.perf_counter(), self._count()
+        with seeded(step.seed):
+            found = step.compute().cpu()
+        if path is not None:
+            facts = {
+                "step": self._place(path),
+                "seconds": time.perf_counter() - started,
+                "forwards": self._count() - forwards,
+                "notes": notes,
+                "inside": step.ball is not None and step.ball.holds(found),
+            }
+            write_sealed(path, {"found": found}, facts, FORMAT)
+        return _Done(found, [*notes])
+
+    def _count(self) -> int:
+        return 0 if self.model is None else self.model.n_forwards
+
+    def _read(self, path: Path, ball: Ball | None) -> _Done | None:
         if not path.exists():
             return None
-        before = random_state()
         try:
-            tensors, facts = read_sealed(path, _FORMAT, "finished batch")
+            tensors, facts = read_sealed(path, FORMAT, "finished batch")
             found: Tensor = tensors.pop("found")
             if facts["step"] != self._place(path):
                 raise InputError(f"is of the step {facts['step']}")
@@ -114,17 +155,10 @@ class Journal:
                 raise InputError(f"holds {found.dtype} {tuple(found.shape)} for {tuple(ball.centres.shape)}")
             if ball is not None and facts["inside"] and not ball.holds(found):
                 raise InputError("has left the ball")
-            said, seconds, forwards = [str(note) for note in facts["notes"]], facts["seconds"], facts["forwards"]
-            set_random_state({key.removeprefix(_RANDOM): value for key, value in tensors.items()})
+            return _Done(found, [str(note) for note in facts["notes"]], facts["seconds"], facts["forwards"])
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError) as error:
             logger.warning("%s is damaged (%s); computed again", path, one_line(error))
-            set_random_state(before)
             return None
-        if notes is not None:
-            notes += [note for note in said if note not in notes]
-        self.seconds += seconds
-        self.forwards += forwards
-        return found
 
     @staticmethod
     def _place(path: Path) -> str:

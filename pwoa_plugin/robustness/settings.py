@@ -10,15 +10,18 @@ from typing import Annotated, Any, NamedTuple, Self, TypedDict, TypeVar
 
 import torch
 from pydantic import BeforeValidator, ConfigDict, model_validator
+from torch import nn
 
 from .._devices import check_device
 from .._logits import Output
+from .._network import check_network
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
 from .._text import did_you_mean, short
 from ..errors import InputError
 from .attacks import AnyAttack, Attack, make_attack
+from .estimator import model_device
 from .images import Images, collect
 from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
 
@@ -214,6 +217,14 @@ class Task(NamedTuple):
 
     settings: JudgeSettings
     images: Images
+
+    def for_processes(self, processes: int | None, model: nn.Module) -> Task:
+        """The task for processes to be started: they get the model on the CPU, so that the settings name its device."""
+        if processes in (None, 1):
+            return self
+        check_network(model)
+        device = self.settings.device or model_device(model)
+        return self._replace(settings=self.settings.model_copy(update={"device": device}))
 
 
 def takes(options: type[JudgeOptions]) -> Callable[[_F], _F]:

@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -26,6 +28,7 @@ from ..robustness import AttackSettings, Comparison, JudgeSettings
 from ..robustness.attacks.described import json_ready
 from ..robustness.comparing import compare_task
 from ..robustness.settings import CompareOptions, Task
+from ..robustness.sharing import is_main, on_main, shared
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
 from .network import architecture_of, is_named, laid_out, load_network, own_of
@@ -45,6 +48,21 @@ class ComparisonFolder(Folder):
         self.plots = self.path / "plots"
         self.asked = self.path / "asked.json"
         self.state = self.path / "state"
+
+    def check(self) -> None:
+        """Refuse a folder that holds something else, or that cannot be written to."""
+        if not os.path.exists(self.asked):
+            self.check_out(but=self.asked)
+        elif not self.json.exists():
+            self.check_writable()
+
+    def begin(self, asked: dict[str, Any]) -> Comparison | None:
+        """`finished`; where it is None, the folder says what is asked."""
+        if (there := self.finished(asked)) is None:
+            if self.asked.exists():
+                _logger.info("resuming in %s", self)
+            write_text(self.asked, json.dumps(asked, indent=1) + "\n")
+        return there
 
     def finished(self, asked: dict[str, Any]) -> Comparison | None:
         """The finished comparison in the folder; None if it is not finished yet. Refuses another comparison."""
@@ -103,7 +121,8 @@ def judge_networks(
 ) -> tuple[ComparisonFolder, Comparison]:
     """Judge networks, named by where they are, on the test images of a data set.
 
-    After a kill, the same call resumes; after the end, it returns what is there.
+    After a kill, the same call resumes; after the end, it returns what is there. Processes that ``torchrun`` started
+    share the work; rank 0 writes.
 
     Args:
         sources: checkpoints, ``robustbench:NAME``, ``timm:NAME``, ``hf:owner/name``, or folders of
@@ -117,11 +136,24 @@ def judge_networks(
         progress: whether bars are shown.
         options: how to judge; see `JudgeSettings`. ``eps`` and ``output`` default to a run's; ``sample`` 0 is all.
     """
-    folder = ComparisonFolder(out)
-    if not os.path.exists(folder.asked):
-        folder.check_out(but=folder.asked)
-    elif not folder.json.exists():
-        folder.check_writable()
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    fields = {name: value for name, value in given.items() if value is not None}
+    with shared():
+        return _judge(ComparisonFolder(out), sources, arch, key, data, download, fields, progress, options)
+
+
+def _judge(
+    folder: ComparisonFolder,
+    sources: Sequence[str],
+    arch: Sequence[str],
+    key: str | None,
+    data: str | None,
+    download: bool,
+    fields: dict[str, Any],
+    progress: bool,
+    options: CompareOptions,
+) -> tuple[ComparisonFolder, Comparison]:
+    on_main(folder.check)
     named = [replace(source, key=key) for source in _named(sources, arch)]
     runs = [RunFolder(source.path) for source in named if os.path.isdir(source.path)]
     configs = [PwoAConfig.from_yaml(run.config, changes={"device": None}) for run in runs]
@@ -129,9 +161,9 @@ def judge_networks(
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
-    image_size = _own_size(named, data) if image_size is None else image_size
-    given = {"root": data_root, "image_size": image_size, "channels": channels}
-    images = _data_config(configs, data, download, {name: value for name, value in given.items() if value is not None})
+    if "image_size" not in fields and (own := _own_size(named, data)) is not None:
+        fields["image_size"] = own
+    images = _data_config(configs, data, download, fields)
     classes, shape = data_set(images).describe(images)
     wanted = Wanted(classes, shape[0], images.name, settings.norm)
     networks = {source.name: _network(source, wanted, shape, settings.mean is None) for source in named}
@@ -139,19 +171,17 @@ def judge_networks(
     device = str(settings.device or "cpu")
     models = {name: laid_out(network, task.images.pixels, device) for name, network in networks.items()}
     asked = _asked(models, task, classes)
-    with folder.locked():
-        if (there := folder.finished(asked)) is not None:
+    with folder.locked() if is_main() else nullcontext():
+        if (there := on_main(partial(folder.begin, asked))) is not None:
             _logger.info("%s is finished already", folder)
             return folder, there
-        if folder.asked.exists():
-            _logger.info("resuming in %s", folder)
-        write_text(folder.asked, json.dumps(asked, indent=1) + "\n")
         try:
             comparison = compare_task(models, task, state=folder.state, progress=progress)
         except InputError:
-            folder.clear()
+            if is_main():
+                folder.clear()
             raise
-        folder.write(comparison)
+        on_main(partial(folder.write, comparison))
     return folder, comparison
 
 

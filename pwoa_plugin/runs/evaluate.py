@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import nullcontext
+from functools import partial
 from typing import Any, Unpack
 
 from torch import nn
@@ -16,6 +18,7 @@ from ..models import names_code
 from ..robustness import JudgeSettings, Report
 from ..robustness.evaluation import judge_task
 from ..robustness.settings import JudgeOptions, Task
+from ..robustness.sharing import is_main, main_first, on_main, shared
 from .files import read_report, write_report
 from .folder import RunFolder
 from .network import laid_out, load_weights, network_of
@@ -33,6 +36,8 @@ def judge(
 ) -> dict[str, Report]:
     """Judge what a finished run made, and add it to the run's report. After a kill, the same call resumes.
 
+    Processes that ``torchrun`` started share the work; rank 0 writes.
+
     Args:
         path: of the run.
         dense: judge the network before pruning, too.
@@ -46,10 +51,22 @@ def judge(
     Returns:
         ``{"pruned": Report}``, and ``"dense"``.
     """
-    folder = RunFolder(path)
+    with shared():
+        return _judge(RunFolder(path), dense, arch, data_root, download, progress, options)
+
+
+def _judge(
+    folder: RunFolder,
+    dense: bool,
+    arch: str | None,
+    data_root: str | None,
+    download: bool,
+    progress: bool,
+    options: JudgeOptions,
+) -> dict[str, Report]:
     config = _config_of_finished(folder, **({} if options.get("device") is None else {"device": None}))
     read_report(folder.path)  # a damaged file is told now, not after the attacks
-    folder.check_writable()
+    on_main(folder.check_writable)
     if config.data is None:
         raise ConfigError(f"{folder}: its images were given in Python; judge with pwoa_plugin.evaluate(model, images)")
     sample = options.pop("sample", None)
@@ -63,14 +80,15 @@ def judge(
         networks["dense"] = _dense(folder, config, arch)
     task = bind_test_images(settings, config.data, sample, at_most=1000)
     reports: dict[str, Report] = {}
-    with folder.locked():
+    with folder.locked() if is_main() else nullcontext():
         state = folder.robustness / "state"
         for name, model in networks.items():
             laid_out(model, task.images.pixels, str(settings.device or "cpu"))
             reports[name] = judge_task(model, task, state=state, progress=name if progress else False)
-            _keep(folder, name, reports[name])
-        write_report(folder)
-        shutil.rmtree(state, ignore_errors=True)
+            on_main(partial(_keep, folder, name, reports[name]))
+        on_main(partial(write_report, folder))
+        if is_main():
+            shutil.rmtree(state, ignore_errors=True)
     return reports
 
 
@@ -81,7 +99,8 @@ def bind_test_images(settings: JudgeSettings, data: DataConfig, sample: int | No
     fewer.
     """
     most = None if sample == 0 else settings.protocol.sample or at_most
-    pair = load_test(data, images=sample or None, at_most=most, seed=settings.seed)
+    with main_first() if data.download else nullcontext():
+        pair = load_test(data, images=sample or None, at_most=most, seed=settings.seed)
     return settings.model_copy(update={"sample": len(pair[0])}).bind(pair)
 
 

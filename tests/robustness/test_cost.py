@@ -15,7 +15,7 @@ from pwoa_plugin.robustness import (
     make_attack,
     make_estimator,
 )
-from pwoa_plugin.robustness.cost import cost_of
+from pwoa_plugin.robustness.cost import cost_of, idle_text
 from pwoa_plugin.robustness.estimator import Logits
 
 Pair = tuple[Tensor, Tensor]
@@ -41,6 +41,15 @@ def test_the_cost_is_what_is_counted_where_nothing_is_broken(attack: Attack, n_c
     assert cost is not None
     assert view.n_forwards / 4 <= cost.forwards <= 1.1 * view.n_forwards / 4 + 4
     assert cost.passes >= cost.forwards
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "processes", "best"),
+    [(200, 256, 2, 25), (200, 100, 2, None), (3, 1, 8, None), (5, 5, 8, 1)],
+)
+def test_processes_without_a_batch_are_told(images: int, batch_size: int, processes: int, best: int | None) -> None:
+    said = idle_text(images, batch_size, processes)
+    assert (said is None) if best is None else (said or "").endswith(f"give a batch_size of about {best}")
 
 
 def test_the_cost_is_said_before(

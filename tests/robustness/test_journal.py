@@ -8,55 +8,66 @@ import signal
 import textwrap
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-import numpy as np
 import processes
 import pytest
 import torch
 from torch import Tensor, nn
 
 from pwoa_plugin._files import write_tensors
-from pwoa_plugin._random import random_state
 from pwoa_plugin._sealed import write_sealed
 from pwoa_plugin.robustness import Report, evaluate
-from pwoa_plugin.robustness.journal import Ball, Journal
+from pwoa_plugin.robustness.journal import FORMAT, Ball, Journal, Step
 
 Pair = tuple[Tensor, Tensor]
 
 
-def test_a_step_is_computed_once_and_leaves_the_same_random_state(tmp_path: Path) -> None:
-    ends = []
-    for calls_expected in (1, 0):
-        calls: list[int] = []
+class Counting(nn.Identity):
+    n_forwards = 0
 
-        def compute(calls: list[int] = calls) -> Tensor:
-            calls.append(1)
-            return torch.rand(3)
 
-        torch.manual_seed(7)
-        journal = Journal(tmp_path, lambda: 5).of("a|b")
-        notes: list[str] = [] if not calls_expected else ["said"]
-        found = journal.step("first", compute, notes)
-        ends.append((found.tolist(), torch.rand(1).item(), notes))
-        assert len(calls) == calls_expected
-        assert (journal.seconds > 0) is not bool(calls_expected)
+def step(folder: Path | None, compute: Callable[[], Tensor], ball: Ball | None = None) -> Tensor:
+    return Journal(folder).run([Step("a", compute, 0, ball)])[0]
+
+
+def test_a_step_is_computed_once_and_costs_what_it_did(tmp_path: Path) -> None:
+    ends, calls = [], []
+
+    def compute(number: int) -> Tensor:
+        calls.append(number)
+        model.n_forwards += 5
+        notes.append(f"said {number}")
+        return torch.rand(3)
+
+    for _ in range(2):
+        model, notes = Counting(), ["first"]
+        journal = Journal(tmp_path, model).of("a|b")
+        state = torch.get_rng_state()
+        found = journal.run([Step(str(seed), partial(compute, seed), seed) for seed in (3, 4)], notes)
+        assert torch.equal(torch.get_rng_state(), state)
+        ends.append((torch.stack(found).tolist(), notes, model.n_forwards + journal.forwards))
+    assert calls == [3, 4]
+    assert journal.seconds > 0
     assert ends[0] == ends[1]
+    assert ends[0][1:] == (["first", "said 3", "said 4"], 10)
+    torch.manual_seed(4)
+    assert ends[0][0][1] == torch.rand(3).tolist()  # its own seed's, whatever was drawn before
 
 
 def test_a_damaged_step_is_computed_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Journal(tmp_path).step("a", lambda: torch.ones(2))
+    step(tmp_path, lambda: torch.ones(2))
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-9])
-    assert Journal(tmp_path).step("a", lambda: torch.zeros(2)).tolist() == [0, 0]
+    assert step(tmp_path, lambda: torch.zeros(2)).tolist() == [0, 0]
     assert "is damaged" in caplog.text
-    assert Journal(tmp_path).step("a", lambda: torch.ones(2)).tolist() == [0, 0]
+    assert step(tmp_path, lambda: torch.ones(2)).tolist() == [0, 0]
 
 
 def test_a_journal_of_nowhere_keeps_nothing() -> None:
-    journal = Journal().of("a")
-    assert [journal.step("a", lambda i=i: torch.tensor(i)).item() for i in (1, 2)] == [1, 2]
+    assert [step(None, lambda i=i: torch.tensor(i)).item() for i in (1, 2)] == [1, 2]
 
 
 def same(one: Report, other: Report) -> bool:
@@ -180,22 +191,17 @@ BALL = Ball(torch.zeros(2, 1, 2, 2), 0.1, "Linf")
 
 def _write(path: Path, found: Tensor, **changed: object) -> None:
     facts = {"step": f"{path.parent.name}/{path.stem}", "seconds": 1.0, "forwards": 2, "notes": [], "inside": True}
-    state = {f"random.{name}": value for name, value in random_state().items()}
-    tensors = {"found": found, **state, **{name: value for name, value in changed.items() if name.startswith("random")}}
-    write_sealed(path, tensors, facts | {k: v for k, v in changed.items() if k in facts}, "pwoa-step-1")
+    write_sealed(path, {"found": found}, facts | changed, FORMAT)
 
 
 DAMAGED: dict[str, Callable[[Path], None]] = {
-    "the random state": lambda path: _write(path, BALL.centres, **{"random.torch": torch.zeros(3, dtype=torch.uint8)}),
-    "numpy's": lambda path: _write(path, BALL.centres, **{"random.numpy": torch.full((626,), -(2**40))}),
-    "python's": lambda path: _write(path, BALL.centres, **{"random.python": torch.full((626,), 2**62)}),
     "the shape": lambda path: _write(path, BALL.centres[:1]),
     "the dtype": lambda path: _write(path, BALL.centres.double()),
     "the ball": lambda path: _write(path, BALL.centres + 0.2),
     "NaN": lambda path: _write(path, BALL.centres * torch.nan),
     "another step": lambda path: _write(path, BALL.centres, step="elsewhere/b"),
     "a fact": lambda path: _write(path, BALL.centres, notes=None),
-    "no checksum": lambda path: write_tensors(path, {"found": BALL.centres, **random_state()}, {"cost": "{}"}),
+    "no checksum": lambda path: write_tensors(path, {"found": BALL.centres}, {"cost": "{}"}),
     "no file of tensors": lambda path: path.write_text("[" * 100_000),
 }
 
@@ -206,15 +212,11 @@ def test_a_step_that_is_not_what_was_written_is_computed_again(
 ) -> None:
     path = tmp_path / "a.safetensors"
     _write(path, BALL.centres)
-    assert Journal(tmp_path).step("a", lambda: BALL.centres + 0.05, ball=BALL).sum() == 0
+    assert step(tmp_path, lambda: BALL.centres + 0.05, BALL).sum() == 0
     DAMAGED[what](path)
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    assert Journal(tmp_path).step("a", lambda: BALL.centres + 0.05, ball=BALL).amax() == 0.05
+    assert step(tmp_path, lambda: BALL.centres + 0.05, BALL).amax() == 0.05
     assert "is damaged" in caplog.text
-    drawn = torch.rand(1).item(), np.random.rand(), random.random()
-    torch.manual_seed(5), np.random.seed(5), random.seed(5)
-    assert drawn == (torch.rand(1).item(), np.random.rand(), random.random())
-    assert Journal(tmp_path).step("a", lambda: BALL.centres, ball=BALL).amax() == 0.05
+    assert step(tmp_path, lambda: BALL.centres, BALL).amax() == 0.05
 
 
 @pytest.mark.parametrize("seed", range(40))

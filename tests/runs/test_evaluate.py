@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import ranks
 import torch
 
 from pwoa_plugin.data.config import DataConfig
@@ -41,3 +43,41 @@ def test_test_images_are_bound(mnist_root: Path, sample: int | None, at_most: in
     data = DataConfig(name="mnist", root=str(mnist_root), download=False)
     settings = JudgeSettings.of({"attacks": "FGSM", "eps": 0.3})
     assert len(bind_test_images(settings, data, sample, at_most).images.labels) == expected
+
+
+SHARED = """
+import os
+os.environ.update(ENVIRONMENT)
+import sys
+from pwoa_plugin.cli import main
+
+sys.stdout = open(f"{OUT}-{os.environ['RANK']}", "w")
+sys.exit(main(LINE))
+"""
+
+
+def test_processes_share_a_judgement_and_one_writes_it(
+    finished: Path, tmp_path: Path, pwoa: Callable[..., tuple[int, str, str]]
+) -> None:
+    line = ["--attacks", "PGD-2", "--batch-size", "4", "--eps", "0.1"]
+    found = []
+    for name in ("one", "two"):
+        shutil.copytree(finished, tmp_path / name)
+        asked = ["evaluate", str(tmp_path / name), *line]
+        if name == "one":
+            status, _, _ = pwoa(*asked)
+            assert status == 0
+        else:
+            script = tmp_path / "judge.py"
+            script.write_text(SHARED)
+            started = ranks.start(script, 2, {"LINE": asked, "OUT": str(tmp_path / "said")})
+            for process in started:
+                process.join(180)
+            assert [process.exitcode for process in started] == [0, 0]
+            assert (tmp_path / "said-0").read_text().startswith("pruned: ")
+            assert (tmp_path / "said-1").read_text() == ""
+        (file,) = (tmp_path / name / "robustness").glob("*.json")
+        found.append(Report.from_json(file))
+        assert not (tmp_path / name / "robustness" / "state").exists()
+    assert torch.equal(found[0].worst_case.robust, found[1].worst_case.robust)
+    assert found[0].config == found[1].config

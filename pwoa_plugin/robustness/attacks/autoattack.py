@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar
@@ -24,7 +24,8 @@ from ..._pixels import positive_pixels
 from ..._random import seeded
 from ...errors import InputError
 from ..estimator import undisturbed
-from ..journal import Ball, Journal
+from ..journal import Ball, Journal, Step
+from ..sharing import dealt
 from .base import Attack, AttackSettings, Cost, OnProgress, positive_int, project
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -171,12 +172,11 @@ class StandardAutoAttack(EvasionAttack):
         ):
             labels = self._labels(x, y)
             runner = self._runner(to_unit, names)
-            given = _watch(runner, len(images), on_progress or (lambda done: None), journal or Journal(), notes)
-            found, answers = runner.run_standard_evaluation(to_unit(images), labels, batch_size=int(self.batch_size))
+            cascade = _Cascade(runner, journal or Journal(), notes)
+            found = cascade.run(to_unit(images), labels, int(self.batch_size), on_progress or (lambda done: None))
         self.notes = tuple(notes)
-        counts = [*(given.get(name, 0) for name in names), int((answers == labels).sum())]
-        self.felled = {name: max(0, counts[i] - counts[i + 1]) for i, name in enumerate(names)}
-        adversarial: np.ndarray = to_unit.inverse(found.cpu(), images, norm=self.norm, eps=self.eps).numpy()
+        self.felled = cascade.felled
+        adversarial: np.ndarray = to_unit.inverse(found, images, norm=self.norm, eps=self.eps).numpy()
         return adversarial
 
     def _labels(self, x: np.ndarray, y: np.ndarray | None) -> Tensor:
@@ -238,33 +238,84 @@ class _Affine:
         return torch.where(changed, moved.clamp(self.low, self.high), images)
 
 
-def _watch(runner: Any, n_images: int, on_progress: OnProgress, journal: Journal, notes: list[str]) -> dict[str, int]:
-    """Have the attacks report each batch that they finish, and keep it in the journal.
+class _Cascade:
+    """pyautoattack's attacks in turn, each on the images left over, packed anew, which saves much of the time.
 
-    The batches are pyautoattack's own: it packs the images left over anew for each attack, which saves much of the
-    time, and seeds each batch, so that reading some of them from the journal does not change the others.
+    Checks, batches, seeds and order are those of its ``run_standard_evaluation``. Batches of one attack do not depend
+    on each other, so that they are steps of the journal.
 
-    Returns:
-        How many images each attack was given; it grows while they run.
+    Attributes:
+        felled: on how many images each attack succeeded.
     """
-    attacks = dict(zip(STANDARD, (runner.apgd, runner.apgd_targeted, runner.fab, runner.square), strict=True))
-    targets = runner.fab.n_target_classes
-    by_name = {"apgd-ce": 1, "apgd-t": targets, "fab-t": 2 * targets, "square": runner.square.n_queries / 300}
-    lengths = [by_name[name] for name in runner.attacks_to_run]  # how long a stage takes for one image, about
-    given: dict[str, int] = {}
 
-    def watched(stage: int, name: str, perturb: Callable[..., Tensor], x: Tensor, y: Tensor) -> Tensor:
-        seen = given.setdefault(name, 0)
-        ball = Ball(x, runner.epsilon, runner.norm)
-        found = journal.step(f"{stage}-{name}-{seen:08d}", partial(perturb, x, y), notes, ball).to(x.device)
-        given[name] += len(x)
-        before = sum(lengths[:stage]) * n_images
-        on_progress((before + lengths[stage] * given[name]) / sum(lengths))
+    def __init__(self, runner: Any, journal: Journal, notes: list[str]) -> None:
+        self._runner, self._journal, self._notes = runner, journal, notes
+        self._names: list[str] = runner.attacks_to_run
+        runner.apgd.loss, runner.fab.targeted = "ce", True
+        attacks = runner.apgd, runner.apgd_targeted, runner.fab, runner.square
+        self._attacks = dict(zip(STANDARD, attacks, strict=True))
+        self.felled = dict.fromkeys(self._names, 0)
+
+    def run(self, images: Tensor, labels: Tensor, batch_size: int, on_progress: OnProgress) -> Tensor:
+        """The images, in [0, 1], in place of each that an attack has broken what it made of it."""
+        from pyautoattack.checks import check_square_sr
+
+        self._check(images[:batch_size], labels[:batch_size])
+        found, n = images.clone(), len(images)
+        left = (self._answers(images, batch_size) == labels).nonzero().squeeze(1)
+        accuracy = {"clean": len(left) / n}
+        for stage, name in enumerate(self._names):
+            if not len(left):
+                break
+            steps = []
+            for start, which in zip(range(0, n, batch_size), left.split(batch_size), strict=False):
+                x, y = images[which], labels[which]
+                ball = Ball(x, self._runner.epsilon, self._runner.norm)
+                compute = partial(self._perturb, name, x, y)
+                steps.append(Step(f"{stage}-{name}-{start:08d}", compute, int(self._runner.seed), ball))
+            report = partial(self._report, on_progress, stage, n, len(left), batch_size)
+            made = torch.cat(self._journal.run(steps, self._notes, report))
+            right = self._answers(made, batch_size) == labels[left]
+            found[left[~right]] = made[~right]
+            self.felled[name] = int((~right).sum())
+            left = left[right]
+            accuracy[name] = len(left) / n
+        check_square_sr(accuracy, logger=self._runner.logger)
         return found
 
-    for stage, name in enumerate(runner.attacks_to_run):
-        attacks[name].perturb = partial(watched, stage, name, attacks[name].perturb)
-    return given
+    def _check(self, images: Tensor, labels: Tensor) -> None:
+        """pyautoattack's own checks; what they find becomes notes."""
+        from pyautoattack import checks
+
+        runner, logger = self._runner, self._runner.logger
+        x, y = images.to(runner.device), labels.to(runner.device)
+        checks.check_randomized(runner.get_logits, x, y, bs=len(x), logger=logger)
+        n_classes = checks.check_range_output(runner.get_logits, x, logger=logger)
+        checks.check_dynamic(runner.model, x, False, logger=logger)
+        n_targets = runner.apgd_targeted.n_target_classes, runner.fab.n_target_classes
+        checks.check_n_classes(n_classes, self._names, *n_targets, logger=logger)
+
+    def _perturb(self, name: str, images: Tensor, labels: Tensor) -> Tensor:
+        attack, device = self._attacks[name], self._runner.device
+        attack.seed = self._runner.get_seed()
+        with torch.no_grad():
+            perturbed: Tensor = attack.perturb(images.to(device), labels.to(device))
+            return perturbed
+
+    def _answers(self, images: Tensor, batch_size: int) -> Tensor:
+        def answer(batch: Tensor) -> Tensor:
+            with torch.no_grad():
+                classes: Tensor = self._runner.get_logits(batch.to(self._runner.device)).argmax(1).cpu()
+                return classes
+
+        return torch.cat(dealt([partial(answer, batch) for batch in images.split(batch_size)], self._journal.model))
+
+    def _report(self, on_progress: OnProgress, stage: int, n: int, left: int, batch_size: int, done: int) -> None:
+        """Report ``done`` batches of a stage with ``left`` of ``n`` images: how long each takes is known about."""
+        targets = self._runner.fab.n_target_classes
+        of_one = {"apgd-ce": 1, "apgd-t": targets, "fab-t": 2 * targets, "square": self._runner.square.n_queries / 300}
+        lengths = [of_one[name] for name in self._names]
+        on_progress((sum(lengths[:stage]) * n + lengths[stage] * min(done * batch_size, left)) / sum(lengths))
 
 
 class AutoAttack(Attack):

@@ -17,11 +17,11 @@ from art.attacks.attack import EvasionAttack
 from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 
-from ..._random import generators_seeded, seeded
+from ..._random import generators_seeded, seed_of_part, seeded
 from ..._text import named, short
 from ...errors import InputError, PwoAError, missing
 from ..estimator import undisturbed
-from ..journal import Ball, Journal
+from ..journal import Ball, Journal, Step
 from .ball import kept_in_ball
 from .described import source_digest
 
@@ -212,16 +212,16 @@ class Attack(ABC):
         settings: AttackSettings,
         on_progress: OnProgress,
     ) -> np.ndarray:
-        """Run the ART attack batch by batch, so that progress shows."""
-        adversarial = np.empty_like(images)
-        for start in range(0, len(images), settings.batch_size):
-            stop = min(start + settings.batch_size, len(images))
-            x, y = images[start:stop], labels[start:stop]
-            ball = Ball(torch.from_numpy(x), settings.eps if self.bounded else float("inf"), settings.norm)
-            found = settings.journal.step(f"{start:08d}", partial(self._batch, attack, x, y), ball=ball)
-            adversarial[start:stop] = found.numpy()
-            on_progress(stop)
-        return adversarial
+        """Run the ART attack batch by batch; each draws at random for itself."""
+        size, radius = settings.batch_size, settings.eps if self.bounded else float("inf")
+        steps = []
+        for start in range(0, len(images), size):
+            x, y = images[start : start + size], labels[start : start + size]
+            ball = Ball(torch.from_numpy(x), radius, settings.norm)
+            seed = seed_of_part(settings.seed, start // size)
+            steps.append(Step(f"{start:08d}", partial(self._batch, attack, x, y), seed, ball))
+        found = settings.journal.run(steps, on_done=lambda done: on_progress(min(done * size, len(images))))
+        return torch.cat(found).numpy() if found else images
 
     def _batch(self, attack: EvasionAttack, images: np.ndarray, labels: np.ndarray) -> Tensor:
         with self._failures_named():
