@@ -22,15 +22,20 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch (CPU and every CUDA device), numpy and `random`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving."""
     seed = check_seed(seed)
     before = random_state()
     try:
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+        seed_all(seed)
         yield
     finally:
         set_random_state(before)
