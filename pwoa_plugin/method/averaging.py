@@ -57,11 +57,13 @@ def averaged(student: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def mean_of_ranks(values: list[float]) -> list[float]:
-    """The mean over all processes of each value."""
+def mean_of_ranks(values: dict[str, float]) -> dict[str, float]:
+    """The mean over all processes of each value; one that a process does not have is 0 there."""
     if not _ranks.several():
         return values
-    return torch.tensor(_ranks.gathered(values), dtype=torch.float64).mean(0).tolist()
+    found = _ranks.gathered(values)
+    names = dict.fromkeys(name for each in found for name in each)
+    return {name: sum(each.get(name, 0.0) for each in found) / len(found) for name in names}
 
 
 @torch.no_grad()

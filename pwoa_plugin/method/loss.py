@@ -365,7 +365,7 @@ class PwoALoss(nn.Module):
 
     def _check_new(self, student: nn.Module) -> None:
         """Check a student at its first call; without gradients it is compared, not trained."""
-        if not isinstance(student, nn.Module) or student not in self._students:
+        if not isinstance(student, nn.Module) or unwrapped(student) not in self._students:
             (check_trainable if torch.is_grad_enabled() else check_network)(student, "student")
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:

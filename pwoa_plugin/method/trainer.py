@@ -229,9 +229,9 @@ class Trainer:
 
     def _report(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
-        means = mean_of_ranks(torch.stack(list(run.sums.values())).div(run.epochs.done).tolist())
-        status.terms = dict(zip(run.sums, means, strict=True))
-        status.loss = math.fsum(means)
+        means = torch.stack(list(run.sums.values())).div(run.epochs.done).tolist()
+        status.terms = mean_of_ranks(dict(zip(run.sums, means, strict=True)))
+        status.loss = math.fsum(status.terms.values())
         check_loss(status)
         for callback in callbacks:
             callback.on_report(status)
