@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,6 +33,7 @@ def averaging(model: nn.Module, images: Tensor, logits: Callable[[nn.Module, Ten
     if not _ranks.begin() or isinstance(model, DistributedDataParallel):
         return model
     unused = _ranks.from_main(_has_unused(model, images, logits))
+    warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)  # of 1x1 convolutions: costs a copy
     with _ranks.explained():
         return DistributedDataParallel(model, find_unused_parameters=unused, gradient_as_bucket_view=True)
 
