@@ -30,15 +30,20 @@ def seed_of_part(seed: int, part: int) -> int:
     return int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch (CPU and every CUDA device), numpy and `random`."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seed torch (CPU and every CUDA device), numpy and `random`; restore all states on leaving."""
     seed = check_seed(seed)
     before = random_state()
     try:
-        torch.manual_seed(seed)
-        np.random.seed(seed)
-        random.seed(seed)
+        seed_all(seed)
         yield
     finally:
         set_random_state(before)

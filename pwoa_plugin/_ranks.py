@@ -64,6 +64,11 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def go_on() -> str:
+    """How a line begins that says how to continue."""
+    return "go on, by the same launcher, with" if several() else "go on with"
+
+
 def own_part(items: _Sequence) -> _Sequence:
     """This process's slice of a list or a tensor that all have; slices differ by one item at most."""
     each, rest = divmod(len(items), size())
@@ -263,7 +268,7 @@ _LOST = ("onnection", "imed out", "imeout", "peer", "gloo", "NCCL", "Broken pipe
 
 @contextlib.contextmanager
 def explained() -> Iterator[None]:
-    """Raise a RunError, told by rank 0 alone, where another process has ended or does not answer."""
+    """Raise a RunError where another process has ended or does not answer. Ranks 0 and 1 tell: one may be it."""
     try:
         yield
     except RuntimeError as error:
@@ -272,6 +277,8 @@ def explained() -> Iterator[None]:
         known = isinstance(error, distributed.DistError) or any(sign in str(error) for sign in _LOST)
         if isinstance(error, PwoAError) or not several() or not known:
             raise
-        raise told_by_main(
-            RunError(f"another process of the {size()} has ended, or did not answer within {timeout():g} s")
-        ) from error
+        lost = RunError(
+            f"another process of the {size()} has ended, or did not answer within {timeout():g} s; "
+            "a run in a folder goes on with --resume"
+        )
+        raise (lost if rank() < 2 else told_by_main(lost)) from error

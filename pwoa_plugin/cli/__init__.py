@@ -16,9 +16,8 @@ import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .. import __version__
+from .. import __version__, _ranks
 from .._interrupt import leave_at_once, leave_in_order
-from .._ranks import is_main, is_told_elsewhere, rank
 from .._text import one_line
 from ..errors import InputError, PwoAError, RunError, TrainingError, is_out_of_memory
 
@@ -51,10 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()  # here, where a reader that has gone away is noticed
         return status
     except KeyboardInterrupt:
-        if not is_main():
+        if not _ranks.is_main():
             return 130
         again = [*arguments, "--resume"] if command.resumes and "--resume" not in arguments else arguments
-        sys.stderr.write(f"stopped; go on with: {one_line(shlex.join(['pwoa', *again]))}\n")
+        sys.stderr.write(f"stopped; {_ranks.go_on()}: {one_line(shlex.join(['pwoa', *again]))}\n")
         return 130
     except BrokenPipeError:  # `pwoa show | head`
         with contextlib.suppress(OSError):
@@ -63,10 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if os.environ.get("PWOA_DEBUG"):
             raise
-        if is_told_elsewhere(error):
+        if _ranks.is_told_elsewhere(error):
             return 2 if isinstance(error, InputError) else 1
-        if not is_main():
-            program = f"{program}: rank {rank()}"
+        if not _ranks.is_main():
+            program = f"{program}: rank {_ranks.rank()}"
         if isinstance(error, (TrainingError, RunError)):
             return _fail(program, str(error), 1)
         if isinstance(error, PwoAError):

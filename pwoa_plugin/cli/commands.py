@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from typer import Argument, Option
 
 from .._launch import is_launched_here, launch_line, needs_launching
-from .._ranks import is_main
+from .._ranks import go_on, is_main, together
 from .._text import did_you_mean
 from ..errors import FileError, InputError
 from .output import say, set_up_logging, write_json
@@ -128,8 +128,9 @@ class Prune(Command):
     json: JSONLines = False
 
     def run(self, line: list[str]) -> int:
-        config = self._read_config()
-        console = set_up_logging(self.quiet, self.json)
+        with together():
+            config = self._read_config()
+        console = set_up_logging(self.quiet or not is_main(), self.json and is_main())
         from ..models import names_code
         from ..runs.callbacks import Stopped
         from ..runs.files import read_report
@@ -148,9 +149,12 @@ class Prune(Command):
             )
         except Stopped as stopped:
             again = [argument for argument in line if argument != "--resume"]
-            said = f"stopped, and saved; go on with: {shlex.join([*again, '--resume'])}"
-            say(said, sys.stderr)
+            said = f"stopped, and saved; {go_on()}: {shlex.join([*again, '--resume'])}"
+            if is_main():
+                say(said, sys.stderr)
             return 128 + stopped.signal
+        if not is_main():
+            return 0
         if self.json:
             write_json("finished", folder=str(folder), report=str(folder.report))
         elif not self.quiet:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .. import _ranks
 from .augment import crop_and_flip, draw_crops_and_flips
 from .config import DATASETS, DataConfig
 from .images import DataError, ImageSet
@@ -48,17 +49,25 @@ class Loader:
         whole, rest = divmod(len(self._index), self._batch_size)
         return whole + (rest > (1 if self._shuffle and whole else 0))
 
+    @property
+    def sizes(self) -> list[int]:
+        """Images in each batch."""
+        return [len(batch) for batch in self._index.split(self._batch_size)][: len(self)]
+
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         return self.batches_from(0)
 
-    def batches_from(self, start: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches_from(self, start: int, shared: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
         """An epoch from batch ``start`` on; earlier batches are not read. Draws as a whole epoch does.
+
+        ``shared``: this process's part of each batch, in the order of rank 0.
 
         A batch is ``(x, y)``: ``x`` float32 ``(N, C, H, W)`` in [0, 1], ``y`` int64 ``(N,)``.
         """
         generator = torch.Generator()
         if self._shuffle or self._augment:
-            generator.manual_seed(int(torch.empty((), dtype=torch.int64, device="cpu").random_()))
+            seed = int(torch.empty((), dtype=torch.int64, device="cpu").random_())
+            generator.manual_seed(_ranks.number_from_main(seed) if shared else seed)
         index = self._index
         if self._shuffle:
             index = index[torch.randperm(len(index), generator=generator)]
@@ -66,7 +75,11 @@ class Loader:
         if self._augment:
             corners, flips = draw_crops_and_flips(len(index), generator)
             changes = list(zip(corners.split(self._batch_size), flips.split(self._batch_size), strict=True))[start:]
-        return self._make_batches(list(index.split(self._batch_size)[start : len(self)]), changes)
+        batches = list(index.split(self._batch_size)[start : len(self)])
+        if shared:
+            batches = list(map(_ranks.own_part, batches))
+            changes = changes and [(_ranks.own_part(corner), _ranks.own_part(flip)) for corner, flip in changes]
+        return self._make_batches(batches, changes)
 
     def _make_batches(
         self, batches: list[Tensor], changes: list[tuple[Tensor, Tensor]] | None

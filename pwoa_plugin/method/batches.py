@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from .. import _ranks
 from .._data import (
     as_images,
     as_labels,
@@ -29,6 +30,7 @@ from .._data import (
 from .._random import random_state, set_random_state
 from .._reading import retold
 from ..errors import InputError
+from .shares import Share, share_of
 
 _logger = logging.getLogger(__name__)
 
@@ -39,12 +41,22 @@ class _TensorLoader:
     def __init__(self, x: Tensor, y: Tensor | None, batch_size: int) -> None:
         self.x, self.y, self.batch_size = x, y, batch_size
 
-    def batches_from(self, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """An epoch from batch ``start`` on; draws the order of the whole epoch at once."""
-        order = torch.randperm(len(self.x)).to(self.x.device)
-        return (
-            (self.x[index], None if self.y is None else self.y[index]) for index in order.split(self.batch_size)[start:]
-        )
+    @property
+    def sizes(self) -> list[int]:
+        """Images in each batch."""
+        return [min(self.batch_size, len(self.x) - at) for at in range(0, len(self.x), self.batch_size)]
+
+    def batches_from(self, start: int, shared: bool = False) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """An epoch from batch ``start`` on; draws the order of the whole epoch at once.
+
+        ``shared``: this process's part of each batch, in the order of rank 0.
+        """
+        order = torch.randperm(len(self.x))
+        if shared:
+            order = _ranks.from_main(order)
+        whole = order.to(self.x.device).split(self.batch_size)[start:]
+        parts = map(_ranks.own_part, whole) if shared else whole
+        return ((self.x[index], None if self.y is None else self.y[index]) for index in parts)
 
 
 def _divided(images: int, size: int) -> tuple[int, int]:
@@ -68,10 +80,12 @@ class Batches:
         labels_because: why labels are needed; None: they are not.
         reads_labels: read labels where the data has some, needed or not; otherwise ``y`` is None.
         name: of the source in messages.
+        shared: whether each process of several gets its share (see `shares`), rather than all images.
 
     Attributes:
         classes: the number of logits, against which labels are checked; None until it is known.
         read: batches of this epoch that were read, including those left out.
+        weight: of the mean over the last batch's images in the mean over those of all processes.
 
     Raises:
         InputError: the source is missing, empty, or can be read only once.
@@ -88,12 +102,13 @@ class Batches:
         labels_because: str | None = None,
         reads_labels: bool = False,
         name: str = "train_loader",
+        shared: bool = False,
     ) -> None:
         self.name, self.device, self.dtype = name, device, dtype
         self.pixel_range, self.labels_because = pixel_range, labels_because
         self._reads_labels = reads_labels or labels_because is not None
         self.classes: int | None = None
-        self.read = 0
+        self.read, self.weight = 0, 1.0
         self._said: str | None = None
         if is_whole(source):
             x, y = whole_set(source, name, labelled=labels_because is not None)
@@ -108,6 +123,7 @@ class Batches:
         elif isinstance(refuse_no_batches(source, name), Iterator):
             raise InputError(f"{name} is an iterator that can be read once only; give a DataLoader or a list")
         self._source = source
+        self._share = share_of(source, name) if shared and _ranks.several() else None
 
     def __len__(self) -> int:
         """Batches in an epoch, without those left out; InputError if there is none."""
@@ -117,6 +133,8 @@ class Batches:
     @cached_property
     def _counts(self) -> tuple[int, int]:
         """The number of batches, and of those with one image as far as the source tells."""
+        if self._share is not None:
+            return self._count_shared(self._share), 0
         there, of_one = self._count()
         if there == 0:
             raise InputError(f"{self.name} is empty; give at least one batch of natural images")
@@ -126,6 +144,15 @@ class Batches:
                 "batches of 2 or more"
             )
         return there, of_one
+
+    def _count_shared(self, share: Share) -> int:
+        sizes = share.sizes()
+        least = min(_ranks.gathered(self._count()[0])) if sizes is None else len(sizes)
+        if least == 0:
+            raise InputError(
+                f"{self.name} gives no batch of two images for each of {_ranks.size()} processes; give larger ones"
+            )
+        return least
 
     def _count(self) -> tuple[int, int]:
         source = self._source
@@ -142,8 +169,10 @@ class Batches:
         sizes = [len(x) if hasattr(x, "__len__") else 0 for x, _ in self._raw(0, {})]
         return len(sizes), sizes.count(1)
 
-    def _raw(self, start: int, random_state: Mapping[str, Tensor]) -> Iterator[tuple[Any, Any]]:
-        if hasattr(self._source, "batches_from"):  # skips without reading
+    def _raw(self, start: int, random_state: Mapping[str, Tensor], alone: bool = False) -> Iterator[tuple[Any, Any]]:
+        if self._share is not None and not alone:
+            batches = self._share.batches_from(start)
+        elif hasattr(self._source, "batches_from"):  # skips without reading
             batches = self._source.batches_from(start)
         else:
             batches = iter(self._source)
@@ -172,7 +201,12 @@ class Batches:
         return list(dict.fromkeys(generator for generator in found if isinstance(generator, torch.Generator)))
 
     def epoch(
-        self, *, check: bool = False, start: int = 0, random_state: Mapping[str, Tensor] | None = None
+        self,
+        *,
+        check: bool = False,
+        start: int = 0,
+        random_state: Mapping[str, Tensor] | None = None,
+        alone: bool = False,
     ) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One epoch of batches.
 
@@ -181,10 +215,12 @@ class Batches:
                 runs do it in their first epoch only.
             start: skip this many batches, counted as in `read`. The order is drawn as for a whole epoch.
             random_state: set after the skipped batches.
+            alone: give this process all images, and ask nothing of the others.
         """
-        there, _ = self._counts
+        share = None if alone else self._share
+        there = self._counts[0] if share is self._share else 2
         self.read = start
-        for x, y in self._raw(start, random_state or {}):
+        for x, y in self._raw(start, random_state or {}, alone):
             self._log_scale(x)
             x = as_images(x, self.pixel_range, self.name, check=check)
             labels = None
@@ -197,8 +233,15 @@ class Batches:
             self.read += 1
             if len(x) == 1 and there > 1:
                 continue
+            if share is not None:
+                self.weight = len(x) * _ranks.size() / share.of_all(self.read - 1, len(x))
             x = x.to(self.device, self.dtype, non_blocking=True)
             yield x, None if labels is None else labels.classes.to(self.device, non_blocking=True)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell sources that draw by it, as `DistributedSampler` does, the number of the epoch to come."""
+        if self._share is not None:
+            self._share.set_epoch(epoch)
 
     def _log_scale(self, x: Any) -> None:
         said = scale_note(x, self.pixel_range)
@@ -209,11 +252,13 @@ class Batches:
     def first(self, images: int) -> Tensor:
         """``images`` images, or all if there are fewer, from the start of an epoch: checked, on the device.
 
+        Of several processes, each reads its own.
+
         Raises:
             InputError: images or labels cannot be used, or all pixels are within a grey level of the lowest value.
         """
         found: list[Tensor] = []
-        for x, _ in self.epoch(check=True):
+        for x, _ in self.epoch(check=True, alone=True):
             found.append(x)
             if sum(map(len, found)) >= images:
                 break

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from .. import _ranks
 from ..errors import TrainingError
+from .callback import Status
 
 _CURE = "the model is as it was before; lower the learning rate"
 _CALLS_BETWEEN_CHECKS = 10
@@ -27,6 +31,17 @@ def check_finite(model: nn.Module, step: int) -> None:
     if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
         name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
         raise TrainingError(f"{name} is not finite after step {step}; {_CURE}")
+
+
+def check_loss(status: Status) -> None:
+    """TrainingError, in all processes, if a term of the loss is not finite."""
+    if not math.isfinite(status.loss):
+        bad = ", ".join(name for name, value in status.terms.items() if not math.isfinite(value))
+        error = TrainingError(
+            f"the loss is not finite at step {status.step} ({bad}); the model is as it was: lower optimizer.lr (now "
+            f"{status.lr:.3g}) or the weight of that term"
+        )
+        raise _ranks.told_by_main(error)
 
 
 class FiniteLosses:

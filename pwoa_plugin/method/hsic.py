@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from .. import _ranks
 from .._section import Section, check_options, key_of, names
 from ..errors import InputError
 
@@ -165,6 +166,8 @@ class HSICConfig(Section):
         estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
         options: of the estimator.
         share: share of the steps with these terms, drawn at random; there they count ``1 / share`` times.
+        gather: among several processes, compare the images of all, whose hidden activations each gets; otherwise each
+            compares its own. See docs/scale.md.
     """
 
     lambda_x: float = Field(default=2e-4, ge=0)
@@ -173,6 +176,7 @@ class HSICConfig(Section):
     layers: Annotated[Literal["auto"] | tuple[str, ...], BeforeValidator(names)] = "auto"
     estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
     options: dict[str, Any] = Field(default_factory=dict)
+    gather: bool = False
     share: float = Field(default=1.0, gt=0, le=1)
 
     @property
@@ -264,3 +268,31 @@ def hsic(
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:
     """Labels ``(m,)`` int64 as float32 one-hot rows ``(m, num_classes)``."""
     return F.one_hot(labels, num_classes).float()
+
+
+class _RowsOfAll(torch.autograd.Function):
+    """Rows of all processes, as many of each; the gradient of all processes' losses flows back to each."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        parts = [torch.empty_like(rows) for _ in range(_ranks.size())]
+        torch.distributed.all_gather(parts, rows.contiguous())
+        return torch.stack(parts)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        gradient = gradient.contiguous()
+        torch.distributed.all_reduce(gradient)
+        return gradient[_ranks.rank()]
+
+
+def rows_of_all(x: Tensor) -> Tensor:
+    """The samples of all processes, ``(m, ...)`` as ``(sum of m, d)``, differentiable; in one process ``x`` itself."""
+    if not _ranks.begin():
+        return x
+    rows = x.flatten(1) if x.dim() > 1 else x[:, None]
+    sizes = _ranks.gathered(len(rows))
+    found = _RowsOfAll.apply(F.pad(rows, (0, 0, 0, max(sizes) - len(rows))))
+    together = torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
+    return together if x.dim() > 1 else together[:, 0]

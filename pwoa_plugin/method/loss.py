@@ -33,7 +33,7 @@ from .hidden import (
     read_hidden,
     unusable,
 )
-from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot
+from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot, rows_of_all
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
 from .probe import find_classes, try_examples, try_input_gradients, try_training_mode
@@ -139,7 +139,8 @@ class PwoALoss(nn.Module):
 
     def hidden_layers_of(self, student: nn.Module) -> list[str]:
         """The hidden layers of one student; empty before `prepare`."""
-        return self._students[student].layers if student in self._students else []
+        known = self._students.get(unwrapped(student))
+        return [] if known is None else known.layers
 
     @property
     def needs_labels(self) -> bool:
@@ -223,7 +224,8 @@ class PwoALoss(nn.Module):
         self._perturb = self.perturbation.make(radius, self.pixel_range)
 
     def _layers_of(self, student: nn.Module, images: Tensor) -> StudentLayers:
-        if student not in self._students:
+        network = unwrapped(student)
+        if network not in self._students:
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
@@ -234,8 +236,8 @@ class PwoALoss(nn.Module):
                         "or name such layers in hsic.layers"
                     )
             try_training_mode(student, images, self.output)
-            self._students[student] = StudentLayers(layers)
-        return self._students[student]
+            self._students[network] = StudentLayers(layers)
+        return self._students[network]
 
     # -- a batch ---------------------------------------------------------------------------------
 
@@ -363,10 +365,13 @@ class PwoALoss(nn.Module):
 
     def _check_new(self, student: nn.Module) -> None:
         """Check a student at its first call; without gradients it is compared, not trained."""
-        if not isinstance(student, nn.Module) or student not in self._students:
+        if not isinstance(student, nn.Module) or unwrapped(student) not in self._students:
             (check_trainable if torch.is_grad_enabled() else check_network)(student, "student")
 
     def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
+        if self.hsic.gather:
+            x, y = rows_of_all(x), None if y is None else rows_of_all(y)
+            hidden = [rows_of_all(z) for z in hidden]
         references, weights = {}, {"hsic_x": self.hsic.lambda_x, "hsic_y": -self.hsic.lambda_y}
         if self.hsic.lambda_x > 0:
             references["hsic_x"] = gaussian_kernel(x, self.hsic.sigma)

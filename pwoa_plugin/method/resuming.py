@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 
 from torch import Tensor
 
+from .. import _ranks
+from .._random import seed_all
 from .batches import Batches
 from .snapshot import Snapshot
 
@@ -50,3 +53,19 @@ class ResumableEpochs:
         self._at_start, self._at_resume = saved.part("at_start").tensors, saved.part("now").tensors
         if not self.done:
             self.batches.set_random_state(self._at_resume)
+
+    def use_own_states(self, seed: int, step: int) -> None:
+        """After `load_state` in another process than rank 0, whose random states were saved: its own (`seed_step`)."""
+        seed_step(seed, step - self.done)
+        self._at_start = self.batches.random_state()
+        seed_step(seed, step)
+        self._at_resume = self.batches.random_state()
+
+
+def seed_step(seed: int, step: int) -> None:
+    """Give each process but the first random numbers of its own for a step; they follow from its rank and the step.
+
+    So a state needs the random state of rank 0 alone.
+    """
+    if rank := _ranks.rank():
+        seed_all(zlib.crc32(f"{seed} {step} {rank}".encode()))

@@ -55,8 +55,11 @@ class TrainingConfig(Section):
         exclude: names or patterns of layers that stay dense and do not count in ``sparsity``.
         epochs: of the whole run: ADMM or gradual pruning, then fine-tuning. None: 12, or more if the images are few: as
             many as give 1,500 steps (at 128 images a batch, more than 12 below 16,000 images).
-        batch_size: if ``train_loader`` is a Dataset or tensors. None: 128; below 512 images a quarter of them, at least
-            16, unless ``epochs`` is set.
+        batch_size: if ``train_loader`` is a Dataset or tensors: of all processes together. None: 128; below 512 images
+            a quarter of them, at least 16, unless ``epochs`` is set.
+        accumulate: compute the gradient of a batch in so many parts, one after the other: less memory.
+        checkpoint: keep no activations inside the network's blocks, and compute them again for the gradient: less
+            memory, about a third more time.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
         adversarial: train on adversarial examples, see `AdversarialConfig`; None (the default): none is made.
@@ -78,6 +81,8 @@ class TrainingConfig(Section):
     exclude: Names = ()
     epochs: int | None = Field(default=None, ge=1)
     batch_size: int | None = Field(default=None, ge=2)
+    accumulate: int = Field(default=1, ge=1)
+    checkpoint: bool = False
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
@@ -133,6 +138,8 @@ class TrainingConfig(Section):
             raise InputError(
                 f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"
             )
+        if self.hsic.gather and (self.accumulate > 1 or self.hsic.share < 1):
+            raise InputError("hsic.gather: goes neither with accumulate nor with hsic.share below 1; leave it out")
         lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if self.epochs is not None and sum(lengths.values()) > self.epochs:
             given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)

@@ -6,30 +6,35 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .. import _ranks
 from .._devices import dtype_of
 from .._modes import train_mode
 from .._network import check_trainable
 from .._section import Section
 from .._wrapped import network_or_ddp, unwrapped
-from ..errors import InputError, PwoAError, TrainingError
+from ..errors import InputError, PwoAError
+from .agreement import agree_on_length, agree_on_start, first_images, prepare
 from .allocation import LayerAllocation, allocation_table
+from .averaging import averaging, check_equal, mean_of_ranks
 from .batches import Batches
 from .callback import Callback, Status, always_ended
-from .finite import check_finite
+from .checkpointing import blocks_of
+from .finite import check_finite, check_loss
 from .hidden import check_readable
 from .layers import warn_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
-from .optimizers import ScheduledOptimizer, trained_parameters
+from .optimizers import trained_parameters
 from .perturbation import RADIUS_IMAGES
 from .phases import ADMMPhase, GradualPhase, Phase
 from .restore import restored_on_error
-from .resuming import ResumableEpochs
+from .resuming import ResumableEpochs, seed_step
 from .run import Run
 from .schedule import Schedule
 from .settings import TrainingConfig
@@ -69,13 +74,14 @@ class Trainer:
         }
         config = type(config)(**fields)
         self.model, self.network, self.config = network_or_ddp(model), unwrapped(model), config
+        agree_on_start(config, self.network)
         check_readable(self.model)
         if target is None:
             named = {name: getattr(config, name) for name in ("granularity", "allocation", "include", "exclude")}
             target = mask_target(self.network, config.sparsity, **named)
             warn_of_uncounted(self.network)
         self.target = target
-        self.device = torch.device(config.device) if config.device else next(model.parameters()).device
+        self.device = _ranks.device_here(config.device or next(model.parameters()).device)
         of_loss = ("distillation", "perturbation", "hsic", "adversarial", "eps", "pixel_range", "seed", "output")
         self.loss = PwoALoss(model, **{name: getattr(config, name) for name in of_loss}).to(self.device)
         self.loss.check_student(self.model)
@@ -91,7 +97,10 @@ class Trainer:
             pixel_range=config.pixel_range,
             labels_because=because if self.loss.needs_labels else None,
             reads_labels=self.loss.reads_labels,
+            shared=True,
         )
+        self._blocks = blocks_of(self.network) if config.checkpoint else []
+        agree_on_length(self.batches)
         self.config, self.epochs = config.with_length(self.batches)
         self.loss.distillation = self.config.distillation  # whose temperature may depend on the number of images
         self.history: list[dict[str, object]] = []
@@ -150,6 +159,7 @@ class Trainer:
             raise InputError("torch.inference_mode is on, where nothing can be trained; call this outside")
         with (
             torch.enable_grad(),
+            _ranks.explained(),
             restored_on_error(self.model, self.target.undo),
             layout_kept(self.model),
             always_ended(callbacks, self._end),
@@ -164,7 +174,7 @@ class Trainer:
                 self._epoch(run, callbacks)
             run.schedule.finish()
             self._adopt_parameters(run)
-            check_finite(self.model, run.status.step)
+            self._check(run.status)
         self.target.discard_undo()
         return self.masks
 
@@ -179,10 +189,10 @@ class Trainer:
     def _epoch(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
         seen, started = 0, time.perf_counter()
+        self.batches.set_epoch(status.epoch)
         for x, y in run.epochs.epoch(check=status.epoch == 0):
             self._step(run, x, y)
-            seen += len(x)
-            run.add_terms(self.loss.terms)
+            seen += len(x) * _ranks.size()
             status.seconds = time.perf_counter() - run.began
             status.images_per_second = seen / (time.perf_counter() - started)
             if run.epochs.done % _STEPS_BETWEEN_REPORTS == 1:
@@ -205,9 +215,7 @@ class Trainer:
         assert run.optimizer is not None
         optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(self.device.type, run.dtype, enabled=run.dtype is not None):
-            loss = self.loss.of_checked(self.model, x, y)
-        run.scaler.scale(loss).backward()
+        run.backward(self.loss, x, y, parts=self.config.accumulate, weight=self.batches.weight)
         run.scaler.unscale_(optimizer)
         run.schedule.after_backward()
         run.scaler.step(optimizer)
@@ -215,19 +223,17 @@ class Trainer:
         status.lr = run.optimizer.next_lr()
         status.step += 1
         run.schedule.after_step()
+        if phase.residual != status.residual:  # ADMM has updated Z and U
+            check_equal(self.network, self.target, run.schedule, status.step)
         status.rho, status.residual = phase.rho, phase.residual
+        seed_step(self.config.seed, status.step)
 
     def _report(self, run: Run, callbacks: Sequence[Callback]) -> None:
         status = run.status
         means = torch.stack(list(run.sums.values())).div(run.epochs.done).tolist()
-        status.terms = dict(zip(run.sums, means, strict=True))
-        status.loss = math.fsum(means)
-        if not math.isfinite(status.loss):
-            bad = ", ".join(name for name, value in status.terms.items() if not math.isfinite(value))
-            raise TrainingError(
-                f"the loss is not finite at step {status.step} ({bad}); the model is as it was: lower optimizer.lr "
-                f"(now {status.lr:.3g}) or the weight of that term"
-            )
+        status.terms = mean_of_ranks(dict(zip(run.sums, means, strict=True)))
+        status.loss = math.fsum(status.terms.values())
+        check_loss(status)
         for callback in callbacks:
             callback.on_report(status)
 
@@ -237,11 +243,11 @@ class Trainer:
         """Ready for the first step, or for the next one after a saved state."""
         config = self.config
         known = config.perturbation.known_radius(config.eps, config.pixel_range)
-        images = self.batches.first(RADIUS_IMAGES if known is None else 2)
+        images = first_images(self.batches, RADIUS_IMAGES if known is None else 2)
         if self.device.type == "cpu":
             lay_out_both(self.network, self.teacher, images[:2])
         self.model.to(self.device)
-        self.loss.prepare(self.model, images)
+        prepare(self.loss, self.model, images)
         self.batches.classes = self.loss.classes
         _logger.info("allocation by the dense weights\n%s", allocation_table(self.allocation))
         self.target.begin(images[:2])
@@ -253,6 +259,8 @@ class Trainer:
         self._run = run = Run(
             schedule=self._make_schedule(per_epoch, status),
             epochs=ResumableEpochs(self.batches),
+            student=averaging(self.model, images[:2], self.loss.logits),
+            blocks=self._blocks,
             images=images[:2],
             parameters=trained_parameters(self.model),
             status=status,
@@ -261,6 +269,7 @@ class Trainer:
             scaler=torch.amp.GradScaler(self.device.type, enabled=dtype == torch.float16),
         )
         self.schedule = run.schedule
+        seed_step(config.seed, 0)
         if resume is None:
             run.schedule.start()
             self._enter_phase(run)
@@ -275,12 +284,16 @@ class Trainer:
         return run
 
     def _make_schedule(self, per_epoch: int, status: Status) -> Schedule:
-        def check() -> None:
-            check_finite(self.model, status.step)
-
+        check = partial(self._check, status)
         phases = self.phases(per_epoch, check)
         tuning = status.steps - sum(phase.length for phase in phases)
         return Schedule(self.target, phases, tuning=tuning, check=check)
+
+    def _check(self, status: Status) -> None:
+        """Before a cut, and at the end: weights are finite, and the same in all processes."""
+        with _ranks.together():
+            check_finite(self.model, status.step)
+        check_equal(self.network, self.target, self.schedule, status.step)
 
     def phases(self, per_epoch: int, check: Callable[[], None]) -> list[Phase]:
         """The phases before fine-tuning, each of whole epochs; a new one is a line here.
@@ -309,25 +322,7 @@ class Trainer:
         phase = run.schedule.phase
         self.loss.use_hsic = phase.uses_hsic
         run.status.phase, run.status.rho, run.status.residual = phase.name, phase.rho, phase.residual
-        self._choose_optimizer(run)
-
-    def _choose_optimizer(self, run: Run) -> None:
-        """Make a new optimizer if the phase has its own, had its own, or replaced the parameters."""
-        config, phase, done = self.config, run.schedule.phase, run.status.step
-        own = config.admm.optimizer if phase.name == "admm" else None
-        if run.optimizer is not None and run.optimizer_is_own == (own is not None):
-            return
-        run.optimizer_is_own = own is not None
-        steps, schedule = run.status.steps, config.schedule
-        if own is not None:
-            steps, schedule = phase.length, config.admm.schedule
-        elif config.admm.optimizer is not None:
-            # The run's schedule counts from ADMM's end.
-            before = sum(other.done for other in run.schedule.phases if other.name == "admm")
-            steps, done = steps - before, done - before
-        run.optimizer = ScheduledOptimizer(
-            run.parameters, own or config.optimizer, schedule, steps=steps, per_epoch=run.per_epoch, done=done
-        )
+        run.choose_optimizer(self.config)
 
     def _adopt_parameters(self, run: Run) -> None:
         """If channels were removed, the parameters are new: they need a new optimizer and layout."""
@@ -337,6 +332,7 @@ class Trainer:
             for parameter in run.parameters:
                 parameter.grad = None
             run.parameters, run.optimizer = parameters, None
+            run.student = averaging(self.model, run.images, self.loss.logits)
             if self.device.type == "cpu":
                 lay_out_both(self.network, self.teacher, run.images)
 
@@ -354,6 +350,7 @@ class Trainer:
             "hidden_layers": self.hidden_layers,
             "history": [dict(entry) for entry in self.history],
             "scaler": run.scaler.state_dict(),
+            "processes": _ranks.size(),
         }
         return Snapshot.of(
             facts,
@@ -388,3 +385,7 @@ class Trainer:
         self.loss.set_radius(facts["radius"])
         run.sums = {name: total.to(self.device) for name, total in saved.part("sum").tensors.items()}
         run.epochs.load_state(saved.part("epochs"))
+        if (before := facts.get("processes", 1)) != _ranks.size():
+            _logger.warning("begun in %d processes, resumed in %d: not bit for bit", before, _ranks.size())
+        if _ranks.rank():
+            run.epochs.use_own_states(self.config.seed, status.step)

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from .. import _ranks
 from .._random import seeded
 from ..config import PwoAConfig
 from ..errors import InputError
@@ -48,7 +49,7 @@ class ByConfig:
     def run(self, target: SpaceTarget) -> None:
         """Train and prune the model; ``target`` then holds its masks."""
         callbacks = list(self._callbacks)
-        if self.trainer.config.progress:
+        if self.trainer.config.progress and _ranks.is_main():
             from ..progress import default_progress
 
             callbacks.append(default_progress())

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import _ranks
 from .._files import parse_json, write_tensors, write_text
 from .._modes import modes_kept
 from .._random import seeded
@@ -96,7 +97,7 @@ class Validation(Callback):
 
     def on_epoch_end(self, status: Status) -> None:
         assert self._teacher is not None
-        answers, clean = self._answers(self.trainer.model)
+        answers, clean = self._answers(self.trainer.network)  # alone: another process may not take part
         status.validation = {
             "clean": clean,
             # In float32, probabilities may sum to a little more than 1.
@@ -199,7 +200,7 @@ class SaveStates(Callback):
     """Saves the state every ``every`` seconds (0: after every step), at the end, and on a signal to stop.
 
     The first epoch's end has one saved, too, if there is none yet. Where saving is slow, states are further apart, so
-    that it takes at most a twentieth of the time.
+    that it takes at most a twentieth of the time. Of several processes, all call this; rank 0 decides, and writes.
     """
 
     def __init__(self, trainer: Trainer, folder: RunFolder, *, every: float) -> None:
@@ -210,23 +211,24 @@ class SaveStates(Callback):
         self._saved = bool(folder.states())
 
     def on_step(self, status: Status) -> None:
-        stop = self.stop_signal
+        stop = _ranks.number_from_main(self.stop_signal or 0)
         wait = max(self.every, _SHARE_OF_TIME * self._took) if self.every else 0.0
-        if stop is not None or time.perf_counter() - self._last >= wait:
+        if stop or time.perf_counter() - self._last >= wait:
             self.save(status)
-        if stop is not None:
+        if stop:
             raise Stopped(stop)
 
     def on_epoch_end(self, status: Status) -> None:
-        if status.epoch == status.epochs or not self._saved:
+        stop = _ranks.number_from_main(self.stop_signal or 0)
+        if status.epoch == status.epochs or not self._saved or stop or not self.every:
             self.save(status)
-            if self.stop_signal is not None and status.epoch < status.epochs:
-                raise Stopped(self.stop_signal)
-        elif self.stop_signal is not None or not self.every:
-            self.on_step(status)
+        if stop and status.epoch < status.epochs:
+            raise Stopped(stop)
 
     def save(self, status: Status) -> None:
         """Write the state, and remove all states but the newest two."""
+        if not _ranks.is_main():
+            return
         started = time.perf_counter()
         path = self.folder.state_at(status.step)
         with self.folder.writing(path):

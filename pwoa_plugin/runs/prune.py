@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .. import _ranks
 from .._devices import dtype_of
 from .._digest import digest_of
 from .._files import read_tensors
@@ -23,10 +24,11 @@ from ..backends import backend_of
 from ..config import ConfigError, PwoAConfig
 from ..data import load_training
 from ..errors import InputError, RunError, TrainingError
+from ..method.averaging import copy_from_main
 from ..method.batches import Batches
 from ..method.callback import Callback
 from ..method.settings import BATCH_SIZE
-from ..method.snapshot import Snapshot
+from ..method.snapshot import Snapshot, tensors_of
 from ..method.trainer import Trainer
 from ..progress import default_progress
 from .begin import check_config, check_network, is_begun, last_good_state
@@ -76,11 +78,48 @@ def prune(
         raise ConfigError(f"save_every={save_every:g}: give seconds, 0 or more")
     if callbacks is None:
         callbacks = [default_progress()] if config.progress else []
+    if not _ranks.is_main():
+        callbacks = []
     folder = RunFolder(out)
-    begun = is_begun(folder, resume)
     notes: tuple[str, ...] = ()
     if model is None and config.train_loader is None:
-        config, notes = with_own(config, arch)
+        with _ranks.together():
+            config, notes = with_own(config, arch)
+    begun, finished = _ranks.on_main(lambda: _look(folder, config, resume))
+    if finished:
+        return folder
+    with _ranks.together():
+        given = _load(config, model, validation, arch)
+        given = replace(given, notes=(*notes, *given.notes))
+    trainer = backend_of(config).build(given.model, given.config)
+    digest = digest_of(given.model)
+    if begun:
+        _ranks.on_main(lambda: check_network(folder, given.arch, digest))
+    if not _ranks.is_main():
+        _train(trainer, folder, _ranks.from_main(None), None, save_every, ())
+    else:
+        with folder.locked():
+            state = _ranks.from_main(last_good_state(folder) if begun else None)
+            with _status_noted(folder):
+                with folder.writing():
+                    if begun:
+                        folder.write_facts(status="running")
+                    else:
+                        config.to_yaml(folder.config)
+                        folder.facts.unlink(missing_ok=True)
+                        folder.write_facts(**_facts(trainer, given, digest, command), status="running")
+                _train(trainer, folder, state, given.validation, save_every, callbacks)
+                with folder.writing():
+                    _finish(trainer, config, folder)
+            for callback in callbacks:
+                callback.on_written(folder.plots)
+    copy_from_main(tensors_of(trainer.model))
+    return folder
+
+
+def _look(folder: RunFolder, config: PwoAConfig, resume: bool) -> tuple[bool, bool]:
+    """Whether the folder holds a run to be resumed, and whether that is finished; what is refused, is now."""
+    begun = is_begun(folder, resume)
     if begun:
         check_config(folder, config)
         if folder.read_facts().status == "finished" and backend_of(config).is_saved(folder):
@@ -88,31 +127,10 @@ def prune(
             if not folder.has_report():
                 with folder.locked():
                     write_report(folder)
-            return folder
+            return True, True
     if folder.exists():
         folder.check_writable()
-    given = _load(config, model, validation, arch)
-    given = replace(given, notes=(*notes, *given.notes))
-    trainer = backend_of(config).build(given.model, given.config)
-    digest = digest_of(given.model)
-    if begun:
-        check_network(folder, given.arch, digest)
-    with folder.locked():
-        state = last_good_state(folder) if begun else None
-        with _status_noted(folder):
-            with folder.writing():
-                if begun:
-                    folder.write_facts(status="running")
-                else:
-                    config.to_yaml(folder.config)
-                    folder.facts.unlink(missing_ok=True)
-                    folder.write_facts(**_facts(trainer, given, digest, command), status="running")
-            _train(trainer, folder, state, given.validation, save_every, callbacks)
-            with folder.writing():
-                _finish(trainer, config, folder)
-        for callback in callbacks:
-            callback.on_written(folder.plots)
-    return folder
+    return begun, False
 
 
 @dataclass(frozen=True)
@@ -175,6 +193,7 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
         "command": list(command),
         "device": str(trainer.device),
         "threads": torch.get_num_threads(),
+        **({"processes": _ranks.size()} if _ranks.several() else {}),
         "config": config.model_dump(mode="json"),
         "chosen": _chosen(given.config, trainer),
         "layers": _layers(trainer, kept),
@@ -222,6 +241,10 @@ def _train(
         judged = Validation(trainer, batches)
     status = state.facts["status"] if state else {"step": 0, "epoch": 0}
     saver = SaveStates(trainer, folder, every=save_every)
+    if not _ranks.is_main():
+        with seeded(config.seed), stopping(saver):
+            trainer.fit([saver], state)
+        return
     metrics = Metrics(trainer, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"])
     watching = [*([judged] if judged else []), metrics, KeepBest(trainer, folder), saver, *callbacks]
     with seeded(config.seed), stopping(saver):

@@ -141,6 +141,7 @@ class RunFacts(_Run):
     format: Literal[1] = 1
     status: Status = "running"
     threads: Amount | None = None
+    processes: Amount = 1
     images: dict[Literal["classes", "channels"], Annotated[int, Field(gt=0)]] = Field(default_factory=dict)
     radius: Measure | None = None
     robustness: dict[Network, str] = Field(default_factory=dict)

@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 
+from .. import _ranks
 from ..errors import RunError, TrainingError
 from .callbacks import SaveStates, Stopped
 
@@ -50,12 +51,18 @@ def stopping_at_once() -> Iterator[None]:
 
 @contextlib.contextmanager
 def stopping(saver: SaveStates) -> Iterator[None]:
-    """SIGINT and SIGTERM save after the step and raise `Stopped`; the second signal raises KeyboardInterrupt."""
+    """SIGINT and SIGTERM save after the step and raise `Stopped`; the second signal raises KeyboardInterrupt.
+
+    Of several processes, each gets the signal more than once: from the terminal and from ``torchrun``, which kills them
+    if they take too long.
+    """
 
     def stop(number: int, frame: object) -> None:
         if os.getpid() != here:  # a loader's worker, which inherits this
             return
         if saver.stop_signal is not None:
+            if _ranks.several():
+                return
             raise KeyboardInterrupt
         saver.stop_signal = number
         _logger.warning("stopping after this step; a second signal stops at once, without saving")

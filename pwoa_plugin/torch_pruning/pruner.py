@@ -11,6 +11,7 @@ import torch_pruning as tp
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import _ranks
 from .._devices import dtype_of
 from .._modes import modes_kept
 from .._network import check_trainable
@@ -187,7 +188,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         if self.run is None:
             raise InputError("compress: give PwoAGroupPruner a config=PwoAConfig(...) that says how to train")
         callbacks = list(self.callbacks)
-        if self.run.config.progress:
+        if self.run.config.progress and _ranks.is_main():
             from ..progress import default_progress
 
             callbacks.append(default_progress())
@@ -314,7 +315,7 @@ def _images_of(config: PwoAConfig, model: nn.Module) -> Tensor:
             dtype=dtype_of(model),
             pixel_range=config.pixel_range,
         )
-        return batches.first(2)
+        return _ranks.tensor_from_main(batches.first(2))
 
 
 def _check_logits(model: nn.Module, images: Tensor, config: PwoAConfig) -> None:

@@ -18,6 +18,7 @@ def test_terms_are_summed_by_name(trained: nn.Module) -> None:
     run = Run(
         schedule=Schedule(mask_target(trained, 0.5), []),
         epochs=ResumableEpochs(Batches(images, batch_size=2, device=torch.device("cpu"))),
+        student=trained,
         images=images[:2],
         parameters=list(trained.parameters()),
         status=Status(phase="", epochs=1, steps=2),

@@ -1,0 +1,50 @@
+"""Functions called in several processes at once, started by torch's own launcher, as ``torchrun`` does.
+
+A launch costs seconds, so that tests share them. Functions must be importable, and so stand in files beside this one.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import processes  # noqa: F401 (has the fork server import what the functions need)
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.multiprocessing.spawn import ProcessContext, start_processes
+
+
+def launch(function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any]:
+    """What the function returns in each process, by rank; torch's ChildFailedError if one fails."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        start_method="forkserver",
+        monitor_interval=0.05,
+        max_restarts=0,
+    )
+    found = elastic_launch(config, function)(*args)
+    return [found[rank] for rank in range(ranks)]
+
+
+def start(function: Callable[..., Any], *args: Any, ranks: int = 2) -> ProcessContext:
+    """Start the function in processes that nothing watches, as on machines of their own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = start_processes(_call, (ranks, port, function, args), nprocs=ranks, join=False, start_method="forkserver")
+    assert isinstance(context, ProcessContext)
+    return context
+
+
+def _call(rank: int, ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+    os.environ.update({name: str(value) for name, value in names.items()})
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    function(*args)
