@@ -121,7 +121,8 @@ def begin() -> bool:
         PartialState(cpu=not on_gpus, backend=backend, timeout=waits)
         if distributed.get_world_size() != size():
             raise InputError(f"the process group has {distributed.get_world_size()} processes, the launcher {size()}")
-        _group = distributed.new_group(backend="gloo", timeout=waits)
+        made = distributed.new_group(backend="gloo", timeout=waits)
+        _group = made if isinstance(made, distributed.ProcessGroup) else None
     return True
 
 

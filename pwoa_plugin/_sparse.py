@@ -137,7 +137,7 @@ def _csr_places(shape: tuple[int, ...], parts: Mapping[str, Tensor], values: Ten
         raise InputError("its row pointers do not rise from 0 to the number of values")
     if (column >= columns).any():
         raise InputError(f"a column is beyond the {columns} of the tensor")
-    places = np.repeat(np.arange(rows) * columns, lengths) + column
+    places: np.ndarray[Any, np.dtype[Any]] = np.repeat(np.arange(rows) * columns, lengths) + column
     if (np.diff(places) <= 0).any():
         raise InputError("the columns of a row do not rise")
     return places

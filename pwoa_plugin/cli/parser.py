@@ -15,8 +15,11 @@ from typer.main import get_command
 
 from .. import __version__
 from .._text import did_you_mean
-from .commands import COMMANDS, Command
+from .commands import Command, Init, Prune, Show
 from .export import Export
+from .judging import Compare, Evaluate
+
+COMMANDS = (Init, Prune, Evaluate, Compare, Show, Export)
 
 
 class _Command(TyperCommand):
@@ -87,7 +90,7 @@ def parse(arguments: list[str]) -> Command | int:
         help="Prune an adversarially robust network without adversarial examples, and report how robust it is.",
         epilog="pwoa init prune.yaml; pwoa prune prune.yaml --out runs/a; pwoa evaluate runs/a; pwoa show runs/a",
     )(_options)
-    for command in (*COMMANDS, Export):
+    for command in COMMANDS:
         program.command(cls=_Command)(command)
     parsed: Command | int = get_command(program).main(arguments, prog_name="pwoa", standalone_mode=False)
     return parsed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 
 from .._files import named_path
 from .._text import did_you_mean
@@ -49,5 +50,5 @@ def format_of(path: str | os.PathLike[str], name: str | None = None) -> str:
     return name
 
 
-def _listed(names: object) -> str:
-    return ", ".join(dict.fromkeys(names))  # type: ignore[call-overload,no-any-return]
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(names))

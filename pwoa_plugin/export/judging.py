@@ -162,8 +162,8 @@ def judge_exported_task(
     settings, images = task
 
     def agreement(x: Tensor) -> Agreement:
-        views = [Logits(each, _normalisation(settings), settings.output) for each in (network, file)]
-        return compared(*views, x, batch_size=settings.batch_size)
+        one, other = (Logits(each, _normalisation(settings), settings.output) for each in (network, file))
+        return compared(one, other, x, batch_size=settings.batch_size)
 
     clean = agreement(images.pixels)
     report = judge_task(network, task, state=state, progress=progress and "network")

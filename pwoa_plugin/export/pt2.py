@@ -72,7 +72,7 @@ def export_pt2(
 def _loaded(path: str | os.PathLike[str]) -> nn.Module:
     """The network of a file that this process has written."""
     with open(path, "rb") as file:
-        return torch.export.load(file).module()  # type: ignore[arg-type]
+        return torch.export.load(file).module()
 
 
 class _Program(nn.Module):

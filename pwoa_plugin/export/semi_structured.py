@@ -102,7 +102,7 @@ def _with_kernels_of_their_own(network: nn.Module) -> set[nn.Module]:
 
 def _why_dense(module: nn.Module, has_own_kernels: bool) -> str:
     """Why a layer cannot be converted; empty if it can be."""
-    weight: Tensor = module.weight
+    weight = module.get_parameter("weight")
     if not _is_2_4(weight):
         return _NOT_2_4
     if not isinstance(module, nn.Linear):

@@ -23,7 +23,7 @@ class Sparse(Format):
     values = ("float32", "float16", "bfloat16")
 
     def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
-        save_sparse(model, path, values=choices.values or "float32")
+        save_sparse(model, path, values=choices.values or "float32")  # type: ignore[arg-type]
 
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         twin = deep_copy(model)

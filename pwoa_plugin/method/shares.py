@@ -148,7 +148,7 @@ class _Own(Share):
 
     def set_epoch(self, epoch: int) -> None:
         for holder in (getattr(self._loader, "sampler", None), getattr(self._loader, "dataset", None)):
-            if hasattr(holder, "set_epoch"):
+            if holder is not None and hasattr(holder, "set_epoch"):
                 holder.set_epoch(epoch)
 
 

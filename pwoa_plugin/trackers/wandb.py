@@ -38,7 +38,7 @@ class WandB(Tracker):
         given = {"id": name, "resume": "allow", "dir": str(self.folder), "settings": settings}
         self._log = wandb.init(**given | self._options, config=dict(config) or None)
         self.keep_id(name)
-        return max(step, self._log.starting_step - 1)
+        return max(step, int(self._log.starting_step) - 1)
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         self._log.log(dict(values), step=step)

@@ -25,7 +25,8 @@ from safetensors.torch import save
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin._section import Section
-from pwoa_plugin.cli.commands import Compare, Evaluate, Init, Prune, Show
+from pwoa_plugin.cli.commands import Init, Prune, Show
+from pwoa_plugin.cli.judging import Compare, Evaluate
 from pwoa_plugin.errors import PwoAError, RunError
 from pwoa_plugin.method.settings import TrainingConfig
 from pwoa_plugin.method.trainer import Trainer
