@@ -11,22 +11,6 @@ from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = ("CHANGELOG.md", "CONTRIBUTING.md", "examples/*.ipynb")
-PENDING = {"scale.md"}  # pages that the navigation names and that may not be written yet
-
-
-def on_config(config: Any) -> Any:
-    config.nav = _written(config.nav, Path(config.docs_dir))
-    return config
-
-
-def _written(nav: Any, docs: Path) -> Any:
-    """The navigation without pending pages that are not there."""
-    if isinstance(nav, list):
-        return [entry for entry in (_written(each, docs) for each in nav) if entry]
-    if isinstance(nav, dict):
-        kept = {title: _written(entry, docs) for title, entry in nav.items()}
-        return {title: entry for title, entry in kept.items() if entry}
-    return None if nav in PENDING and not (docs / nav).exists() else nav
 
 
 @event_priority(100)  # before mkdocs-jupyter looks for notebooks
