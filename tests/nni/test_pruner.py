@@ -24,7 +24,7 @@ def test_refused_before_the_model_is_touched(trained: nn.Module, images: Pair) -
     forwards = {name: module.forward for name, module in trained.named_modules()}
     refusals = {
         "no convolution or linear layer": lambda: PwoAPruner(trained, config(images, exclude=["nowhere"])),
-        "the model has no prunable layer": lambda: PwoAPruner(nn.Sequential(nn.Flatten()), config(images)),
+        "the model has no prunable layer": lambda: PwoAPruner(nn.Sequential(nn.BatchNorm2d(1)), config(images)),
         "train_loader is missing": lambda: PwoAPruner(trained, config(None)),
         "train_loader is empty": lambda: PwoAPruner(trained, config([])).compress(),
         "outside pixel_range": lambda: PwoAPruner(trained, config((images[0] * 255, images[1]))).compress(),
