@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ def _with_kernels_of_their_own(network: nn.Module) -> set[nn.Module]:
 
 def _why_dense(module: nn.Module, has_own_kernels: bool) -> str:
     """Why a layer cannot be converted; empty if it can be."""
-    weight = module.get_parameter("weight")
+    weight: Any = module.weight  # a parametrized one is no parameter
     if not _is_2_4(weight):
         return _NOT_2_4
     if not isinstance(module, nn.Linear):

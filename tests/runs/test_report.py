@@ -103,7 +103,7 @@ def test_autoattack_and_many_images_need_no_warning() -> None:
 @pytest.mark.parametrize(
     ("path", "value", "named"),
     [
-        (("format",), 4, "report.format"),
+        (("format",), 5, "report.format"),
         (("status",), "done", "report.status"),
         (("seconds",), "5", "report.seconds"),
         (("seconds",), float("nan"), "report"),
