@@ -8,10 +8,11 @@ Student forward and backward plus the teacher's forward alone would be 1.33.
 
 ``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under
 masks. ``no-hsic``: the same without HSIC. ``quarter``: HSIC and hidden features in a random quarter of the steps.
-``gradual``: the default's with its share of a cut (every nineteenth step: 12 epochs of 20,000 images). ``admm``: with ADMM's
-gradient, and its dual update every eleventh step. ``adversarial``: the default with one-step adversarial examples.
-``n-fgsm``, ``pgd-7``: a step of adversarial fine-tuning, by one step and by seven. Peak memory is what a step needs
-beyond what was in use before: the allocator's on a GPU, the largest resident size of a separate process on the CPU.
+``gradual``: the default's with its share of a cut (every nineteenth step: 12 epochs of 20,000 images). ``admm``: with
+ADMM's gradient, and its dual update every eleventh step. ``adversarial``: the default with one-step adversarial
+examples. ``n-fgsm``, ``pgd-7``: a step of adversarial fine-tuning, by one step and by seven. Peak memory is what a step
+needs beyond what was in use before: the allocator's on a GPU, the largest resident size of a separate process on the
+CPU.
 """
 
 from __future__ import annotations
