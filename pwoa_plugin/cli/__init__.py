@@ -13,6 +13,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -95,6 +96,7 @@ def _ready(arguments: list[str]) -> Command | int:
         message = error.format_message().rstrip(".")
         return _fail(program, f"{message[:1].lower()}{message[1:]} (see {program} --help)", 2)
     if not isinstance(command, int):
+        warnings.filterwarnings("ignore", category=FutureWarning)  # for the authors of the packages that are imported
         importlib.import_module(f"..{command.needs}", __package__)
     return command
 
