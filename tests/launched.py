@@ -6,6 +6,7 @@ A launch costs seconds, so that tests share them. Functions must be importable, 
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import uuid
 from collections.abc import Callable
@@ -29,7 +30,13 @@ def launch(function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any
         monitor_interval=0.05,
         max_restarts=0,
     )
-    found = elastic_launch(config, function)(*args)
+    numbers = signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    try:
+        found = elastic_launch(config, function)(*args)
+    finally:  # the launcher leaves its own
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     return [found[rank] for rank in range(ranks)]
 
 
