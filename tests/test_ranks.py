@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import signal
 import sys
-import time
 from pathlib import Path
 
 import in_ranks
@@ -96,11 +95,10 @@ def test_processes_tell_each_other() -> None:
 def test_waiting_ends_with_one_line(tmp_path: Path, how: str) -> None:
     context = start(in_ranks.wait_for_the_other, tmp_path, how)
     first, second = context.processes
-    began = time.perf_counter()
-    first.join(60)
-    assert time.perf_counter() - began < 30
+    first.join(120)  # long before the other, if it is there, ends
+    assert first.exitcode == 0
     said = (tmp_path / "told").read_text()
-    assert said.startswith("another process of the 2 has ended, or did not answer within 3 s; ")
+    assert said.startswith("another process of the 2 has ended, or did not answer within 10 s; ")
     second.kill()
     second.join()
     assert second.exitcode == -signal.SIGKILL
