@@ -50,7 +50,8 @@ class Transferred(Attack):
         return self.attack.build(self._estimator(estimator.input_shape, settings), settings)
 
     def parameters(self, settings: AttackSettings) -> dict[str, Any]:
-        return {**self.attack.parameters(settings), "transferred": "from the float network"}
+        # Inside: a reader must not take it for the attack itself, which AutoAttack's parameters would make it do.
+        return {"transferred": "from the float network", "attack": self.attack.parameters(settings)}
 
     @property
     def code(self) -> str:

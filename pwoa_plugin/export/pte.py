@@ -19,21 +19,20 @@ from ..removal.inputs import tensors_of
 from .base import Choices, Format, require
 from .traced import TOLERANCE, traced
 
-_MOST_IMAGES = 16  # at once: a program's memory is planned ahead
-
 _logger = logging.getLogger(__name__)
 
 
 def export_pte(model: nn.Module, path: str | os.PathLike[str], example_inputs: Any, *, check: bool = True) -> None:
     """Write a network as a ``.pte`` file, in eval mode; an existing file is replaced whole or not at all.
 
-    What ExecuTorch's XNNPACK backend can run goes to it; the rest runs in portable kernels. The file takes 1 to 16
-    images.
+    What ExecuTorch's XNNPACK backend can run goes to it; the rest runs in portable kernels. The file takes as many
+    images as the example has: its memory is planned ahead, and ExecuTorch 1.5.1 with torch 2.14 plans for 15 images
+    whatever bound a free number has.
 
     Args:
         model: any network, pruned or not; it is not changed.
         path: of the file, ``.pte``.
-        example_inputs: a tensor or a tuple of tensors, batch first, of at most 15 images.
+        example_inputs: a tensor or a tuple of tensors, batch first; one image suits most devices.
         check: run the file in ExecuTorch before it is put in place, and compare the outputs.
 
     Raises:
@@ -46,7 +45,7 @@ def export_pte(model: nn.Module, path: str | os.PathLike[str], example_inputs: A
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
-    given = traced(model, example_inputs, batch=True, most=_MOST_IMAGES + 1)  # its memory holds one less
+    given = traced(model, example_inputs, batch=False)
     with replaced_whole(path) as scratch, warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
@@ -65,7 +64,7 @@ def export_pte(model: nn.Module, path: str | os.PathLike[str], example_inputs: A
 
 
 class PTENetwork(nn.Module):
-    """A ``.pte`` file as a network without gradients, on the CPU; more images than it takes go in several batches."""
+    """A ``.pte`` file as a network without gradients, on the CPU; it takes any number of images, in several calls."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
@@ -73,12 +72,18 @@ class PTENetwork(nn.Module):
 
         self.program = Runtime.get().load_program(os.fspath(path))
         self.method = self.program.load_method("forward")
+        self.images: int = self.method.metadata.input_tensor_meta(0).sizes()[0]  # of a call
 
     def forward(self, *inputs: Tensor) -> Any:
-        batches = zip(*(each.detach().contiguous().split(_MOST_IMAGES) for each in inputs), strict=True)
+        count = len(inputs[0])
+        # The last call's images are filled up by copies of the last.
+        index = torch.arange(count + -count % self.images).clamp_max(count - 1)
         # What execute() returns lies in the program's own memory, which the next call writes to.
-        found = [[part.clone() for part in self.method.execute(list(batch))] for batch in batches]
-        whole = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+        found = [
+            [part.clone() for part in self.method.execute([each.detach()[few].contiguous() for each in inputs])]
+            for few in index.split(self.images)
+        ]
+        whole = tuple(torch.cat(parts)[:count] for parts in zip(*found, strict=True))
         return whole[0] if len(whole) == 1 else whole
 
 
@@ -91,7 +96,7 @@ class PTE(Format):
     extra = "executorch"
 
     def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
-        export_pte(model, path, images)
+        export_pte(model, path, images[:1])
 
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         return PTENetwork(path)
@@ -100,5 +105,5 @@ class PTE(Format):
         return (
             "from executorch.runtime import Runtime\n\n"
             f"program = Runtime.get().load_program({name!r})\n"
-            f"(logits,) = program.load_method('forward').execute([images])  # at most {_MOST_IMAGES} images"
+            "(logits,) = program.load_method('forward').execute([images])  # one image, (1, C, H, W)"
         )

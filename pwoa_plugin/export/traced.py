@@ -58,17 +58,16 @@ class Traced(NamedTuple):
         return worst
 
 
-def traced(model: nn.Module, example_inputs: Any, *, batch: bool, most: int | None = None) -> Traced:
+def traced(model: nn.Module, example_inputs: Any, *, batch: bool) -> Traced:
     """Run a copy of the network on its inputs and, where ``batch``, on one image more.
-
-    ``most``: how many images a file takes at once.
 
     Raises:
         InputError: the network cannot be traced, or does not take the inputs.
     """
     check_model(model := unwrapped(model))
     twin = deep_copy(model).eval()
-    inputs = map_tensors(Tensor.detach, example_inputs)
+    # Copies: torch.export keeps its inputs in the file, and of a slice the whole set of images that it is of.
+    inputs = map_tensors(lambda tensor: tensor.detach().clone(), example_inputs)
     given = [inputs]
     if batch:
         if any(tensor.dim() and len(tensor) == 1 for tensor in tensors_of(inputs)):
@@ -83,7 +82,7 @@ def traced(model: nn.Module, example_inputs: Any, *, batch: bool, most: int | No
         twin = _Whole(twin).eval()
     shapes: Any = None
     if batch:
-        first = torch.export.Dim("batch", max=most)
+        first = torch.export.Dim("batch")
         shapes = map_tensors(lambda tensor: {0: first} if tensor.dim() else None, keywords or arguments)
         if isinstance(twin, _Whole):
             shapes = {"x": shapes[0]}

@@ -33,6 +33,12 @@ def test_a_file_answers_as_the_network_for_any_number_of_images(
         assert agreement.difference < 1e-4
 
 
+def test_a_program_holds_its_example_and_not_the_images_beside_it(trained: nn.Module, tmp_path: Path) -> None:
+    images = torch.rand(2000, 1, 8, 8)  # 512 kB
+    export_pt2(trained, tmp_path / "net.pt2", images[:2])
+    assert (tmp_path / "net.pt2").stat().st_size < 100_000
+
+
 @pytest.mark.parametrize("suffix", EXPORTS)
 def test_a_file_that_answers_something_else_is_not_put_in_place(
     suffix: str, trained: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from pwoa_plugin import evaluate
 from pwoa_plugin.errors import InputError
 from pwoa_plugin.export import Choices, ONNXNetwork, export_onnx, make_format
 from pwoa_plugin.export.judging import Shipped, judge_exported
+from pwoa_plugin.robustness import Report
 
 HOW = {"eps": 0.2, "attacks": ["FGSM", "PGD-10"], "progress": False}
 
@@ -61,3 +62,14 @@ def test_a_quantized_file_is_judged_by_transfer_and_square(
     said = " ".join(shipped.sentences)
     assert said.count("Not a white-box figure") == 1
     assert Shipped(**shipped.to_dict()).sentences == shipped.sentences
+
+
+def test_a_transferred_autoattack_is_not_taken_for_autoattack_on_the_file(
+    trained: nn.Module, few: tuple[Tensor, Tensor]
+) -> None:
+    how = HOW | {"attacks": "AutoAttack"}
+    shipped = judge_exported(trained, trained, few, how="transfer and Square", queries=20, **how)
+    assert shipped.file is not None
+    assert Report.from_dict(shipped.network).autoattack is not None
+    assert list(shipped.judged.attacks) == ["AutoAttack, transferred", "Square"]
+    assert shipped.judged.autoattack is None
