@@ -1,6 +1,6 @@
 """2:4 networks on torch's semi-structured kernels, beside the same weights dense: error and time, in one run.
 
-    python -m benchmarks.semi_structured [--networks vit-b-16 resnet50] [--batch 128] [--pairs 30] [--device cuda]
+    python -m benchmarks.semi_structured [--networks vit-b-16 resnet50] [--batch 128] [--pairs 30] [--device cuda] [--unfold]
 
 The weights are not trained: neither figure depends on that. Both networks answer the same images in bfloat16,
 interleaved; the times are medians. An error is the largest difference from the float32 network's logits, over their
@@ -49,14 +49,14 @@ def milliseconds(model: nn.Module, x: Tensor) -> float:
 
 
 @torch.inference_mode()
-def compare(name: str, batch: int, pairs: int, device: str) -> None:
+def compare(name: str, batch: int, pairs: int, device: str, unfold: bool) -> None:
     torch.manual_seed(0)
     model = NETWORKS[name]().eval()
     prune_once(model, 0.5, granularity="2:4")
     dense = copy.deepcopy(model).to(device, torch.bfloat16)
     sparse = copy.deepcopy(dense)
     try:
-        report = to_semi_structured(sparse)
+        report = to_semi_structured(sparse, unfold=unfold)
     except InputError as error:
         print(f"{name:10} {error}")
         return
@@ -80,10 +80,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--unfold", action="store_true", help="convert convolutions beyond 1x1, too")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {args.device}, batch {args.batch}")
     for name in args.networks:
-        compare(name, args.batch, args.pairs, args.device)
+        compare(name, args.batch, args.pairs, args.device, args.unfold)
 
 
 if __name__ == "__main__":

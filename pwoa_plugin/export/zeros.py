@@ -49,4 +49,10 @@ class SemiStructured(PT2):
         export_pt2(twin, path, images, tolerance=_BF16)
 
     def loading(self, name: str) -> str:
-        return super().loading(name).replace("(images)", "(images.to('cuda', torch.bfloat16))")
+        return (
+            "import torch\n\n"
+            "# Any semi-structured tensor makes torch ready to run those of the file.\n"
+            'torch.sparse.to_sparse_semi_structured(torch.zeros(64, 64, dtype=torch.bfloat16, device="cuda"))\n'
+            f"network = torch.export.load({name!r}).module()  # load only files that you trust\n"
+            'logits = network(images.to("cuda", torch.bfloat16))'
+        )

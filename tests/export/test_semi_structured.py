@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from pwoa_plugin import to_semi_structured
-from pwoa_plugin.export import semi_structured
+from pwoa_plugin.export import make_format, semi_structured
+from pwoa_plugin.export.base import Choices
 from pwoa_plugin.method.oneshot import prune_once
 from pwoa_plugin.method.sparsity import NofM
 
@@ -55,16 +60,16 @@ def test_linear_layers_that_are_2_4_are_converted_and_others_named(converted: li
     report = to_semi_structured(net)
     assert report.converted == ("fc1", "tied")
     assert report.dense == {
-        "conv": "torch has 2:4 kernels for linear layers only",
+        "conv": "torch has no 2:4 kernels for convolutions; unfold=True makes them products of matrices",
         "attention.out_proj": "torch's fused attention reads its weight",
         "computed": "its weights are not 2:4",
         "free": "its weights are not 2:4",
         "head": "10 x 128 is no multiple of 16 x 16",
     }
     assert repr(report) == (
-        "2 of 7 layers run on 2:4 kernels; dense: conv (torch has 2:4 kernels for linear layers only); "
-        "attention.out_proj (torch's fused attention reads its weight); computed, free (its weights are not 2:4); "
-        "head (10 x 128 is no multiple of 16 x 16)"
+        "2 of 7 layers run on 2:4 kernels; dense: conv (torch has no 2:4 kernels for convolutions; unfold=True makes "
+        "them products of matrices); attention.out_proj (torch's fused attention reads its weight); computed, free "
+        "(its weights are not 2:4); head (10 x 128 is no multiple of 16 x 16)"
     )
     assert len(converted) == 1
     assert torch.equal(converted[0], weight)
@@ -157,6 +162,75 @@ def test_a_machine_without_such_kernels_is_named(
     with pytest.raises(ValueError, match=said) as refused:
         semi_structured._check_device(torch.device(device))
     assert "\n" not in str(refused.value)
+
+
+# -- torch's own tensors, with a product on the CPU in the place of the GPU's ----
+
+STAND_IN = """
+import torch
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass as dense
+
+torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = True
+torch.sparse.SparseSemiStructuredTensorCUTLASS._validate_device_dim_dtype_shape = classmethod(lambda cls, tensor: None)
+library = torch.library.Library("aten", "IMPL")
+library.impl("_sparse_semi_structured_mm", lambda packed, meta, x: dense(packed, meta) @ x, "CPU")
+library.impl(
+    "_sparse_semi_structured_addmm", lambda bias, packed, meta, x: dense(packed, meta) @ x + bias[:, None], "CPU"
+)
+"""
+
+
+@pytest.fixture
+def stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    tensor, cutlass = torch.sparse.SparseSemiStructuredTensor, torch.sparse.SparseSemiStructuredTensorCUTLASS
+    monkeypatch.setattr(semi_structured, "_check_device", lambda device: None)
+    monkeypatch.setattr(tensor, "_FORCE_CUTLASS", tensor._FORCE_CUTLASS)
+    monkeypatch.setattr(cutlass, "_validate_device_dim_dtype_shape", cutlass._validate_device_dim_dtype_shape)
+    names: dict[str, Any] = {}
+    exec(STAND_IN, names)
+    yield
+    names["library"]._destroy()
+
+
+def convolutional() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(64, 64, 3, stride=2, padding=(1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(64, 64, 1, stride=2, bias=False),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(64, 64),
+        nn.Linear(64, 3),
+    )
+    prune_once(model, 0.5, granularity="2:4", exclude=["6"])
+    return model.bfloat16().eval()
+
+
+@pytest.mark.parametrize(("unfold", "converted"), [(False, ("2", "5")), (True, ("0", "2", "5"))])
+@torch.no_grad()
+def test_convolutions_as_products_answer_as_they_did(stand_in: None, unfold: bool, converted: tuple[str, ...]) -> None:
+    model, x = convolutional(), torch.rand(5, 64, 9, 8).bfloat16()
+    before = model(x).float()
+    assert to_semi_structured(model, unfold=unfold).converted == converted
+    assert all(isinstance(model[int(i)].weight, torch.sparse.SparseSemiStructuredTensor) for i in converted)
+    assert (model(x).float() - before).abs().max() <= 2**-6 * before.abs().max()
+
+
+def test_a_program_is_written_and_its_cards_lines_load_it_elsewhere(stand_in: None, tmp_path: Path) -> None:
+    model, x = convolutional(), torch.rand(5, 64, 9, 8).bfloat16()
+    path, made = tmp_path / "net.pt2", make_format("semi-structured")
+    made.write(model, path, x[:2], Choices())
+    assert not isinstance(model[5].weight, torch.sparse.SparseSemiStructuredTensor)
+    torch.save(x, tmp_path / "x.pt")
+    code = f"{STAND_IN}\nimages = torch.load({str(tmp_path / 'x.pt')!r})\n{made.loading(str(path))}"
+    code = code.replace('"cuda"', '"cpu"') + f"\ntorch.save(logits, {str(tmp_path / 'logits.pt')!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-500:]
+    with torch.no_grad():
+        expected = model(x).float()
+    found = torch.load(tmp_path / "logits.pt").float()
+    assert (found - expected).abs().max() <= 2**-6 * expected.abs().max()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
