@@ -1,6 +1,6 @@
 """2:4 networks on torch's semi-structured kernels, beside the same weights dense: error and time, in one run.
 
-    python -m benchmarks.semi_structured [--networks vit-b-16 resnet50] [--batch 128] [--pairs 30] [--device cuda] [--unfold]
+    python -m benchmarks.semi_structured [--networks vit-b-16 resnet50] [--batch 128] [--pairs 30] [--unfold]
 
 The weights are not trained: neither figure depends on that. Both networks answer the same images in bfloat16,
 interleaved; the times are medians. An error is the largest difference from the float32 network's logits, over their

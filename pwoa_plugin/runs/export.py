@@ -123,20 +123,21 @@ def export(
     _check_source(source)
     subject = _subject(source, arch, key, _data(source, arch, data, data_root, download, image_size, channels))
     sample = options.pop("sample", None)
-    settings = JudgeSettings.of(options, **subject.judged_by) if judge else None
+    # Images are read before anything is written: what is wrong with them leaves no file without its card.
+    task = None
+    if judge:
+        settings = JudgeSettings.of(options, **subject.judged_by)
+        task = bind_test_images(settings, subject.data, sample, at_most=_COMPARED)
     calibrated = _calibration(subject.data, calibration) if quantize else None
+    images = load_test(subject.data, at_most=_COMPARED)[0] if quantize else None
     choices = Choices(quantize=quantize, calibration=calibrated, values=values)
     made.write(subject.model, path, _examples(subject.shape), choices)
     file = made.read(path, subject.model)
     agreement = None
-    if quantize:
-        images = load_test(subject.data, at_most=_COMPARED)[0]
+    if images is not None:
         agreement = compared(subject.model, file, images, output=subject.judged_by.get("output"))
         _logger.info("beside the float network: %s", agreement)
-    shipped = None
-    if settings is not None:
-        task = bind_test_images(settings, subject.data, sample, at_most=_COMPARED)
-        shipped = _judged(subject.model, file, path, task, choices, queries, progress)
+    shipped = None if task is None else _judged(subject.model, file, path, task, choices, queries, progress)
     return _with_card(path, made, kind, subject, choices, agreement, shipped)
 
 
