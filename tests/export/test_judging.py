@@ -54,6 +54,7 @@ def test_a_quantized_file_is_judged_by_transfer_and_square(
         evaluate(file, few, **HOW | {"attacks": "PGD-10"})
     shipped = judge_exported(trained, file, few, how="transfer and Square", queries=50, **HOW)
     assert list(shipped.judged.attacks) == ["FGSM, transferred", "PGD-10, transferred", "Square"]
+    assert list(shipped.network["attacks"]) == ["FGSM", "PGD-10", "Square"]  # like is compared with like
     # The images of the transferred attack are the float network's: they break the file nearly as often.
     white = evaluate(trained, few, **HOW)
     moved = shipped.judged.attacks["PGD-10, transferred"].n_robust
@@ -62,6 +63,15 @@ def test_a_quantized_file_is_judged_by_transfer_and_square(
     said = " ".join(shipped.sentences)
     assert said.count("Not a white-box figure") == 1
     assert Shipped(**shipped.to_dict()).sentences == shipped.sentences
+
+
+def test_attacks_without_gradients_that_are_named_take_squares_place(
+    trained: nn.Module, few: tuple[Tensor, Tensor]
+) -> None:
+    square = {"attack": "Square", "queries": 5, "name": "Square-5"}
+    how = HOW | {"attacks": ["FGSM", square]}
+    shipped = judge_exported(trained, trained, few, how="transfer and Square", **how)
+    assert list(shipped.judged.attacks) == ["FGSM, transferred", "Square-5"]
 
 
 def test_a_transferred_autoattack_is_not_taken_for_autoattack_on_the_file(
