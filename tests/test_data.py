@@ -194,6 +194,7 @@ def test_other_doors_take_them_too(caplog: pytest.LogCaptureFixture) -> None:
     report = compare({"a": network(), "b": network()}, data, **JUDGE).reports["b"]
     assert report.clean_correct.tolist() == expected_verdicts()[:N]
     assert report.notes == (said,)
+    assert security_curve(network(), data, **JUDGE | {"eps": [0.03], "attack": "FGSM"}).n_images == N  # type: ignore
     few = {name: value for name, value in JUDGE.items() if name == "progress"}
     assert security_curve(network(), data, eps=[0.03], attack="FGSM", **few).n_images == N
     loss = PwoALoss(network(), eps=0.1)

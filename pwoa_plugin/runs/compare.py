@@ -17,10 +17,10 @@ from typing import Any, Unpack
 from torch import nn
 
 from .._digest import digest_of
-from .._files import near_name, write_text
+from .._files import write_text
 from .._versions import installed_versions
-from ..config import ConfigError, DataConfig, PwoAConfig
-from ..data import DATASETS, data_set
+from ..config import ConfigError, PwoAConfig
+from ..data import data_set
 from ..errors import FileError, InputError
 from ..models import Wanted, names_code
 from ..pages import write_plots
@@ -31,7 +31,8 @@ from ..robustness.settings import CompareOptions, Task
 from ..robustness.sharing import is_main, on_main, shared
 from .evaluate import bind_test_images, pruned_network
 from .folder import Folder, RunFolder
-from .network import architecture_of, is_named, laid_out, load_network, own_of
+from .network import is_named, laid_out, load_network
+from .sources import check_there, images_for, is_run
 
 _logger = logging.getLogger(__name__)
 
@@ -136,8 +137,7 @@ def judge_networks(
         progress: whether bars are shown.
         options: how to judge; see `JudgeSettings`. ``eps`` and ``output`` default to a run's; ``sample`` 0 is all.
     """
-    given = {"root": data_root, "image_size": image_size, "channels": channels}
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = {"root": data_root, "image_size": image_size, "channels": channels}
     with shared():
         return _judge(ComparisonFolder(out), sources, arch, key, data, download, fields, progress, options)
 
@@ -155,15 +155,14 @@ def _judge(
 ) -> tuple[ComparisonFolder, Comparison]:
     on_main(folder.check)
     named = [replace(source, key=key) for source in _named(sources, arch)]
-    runs = [RunFolder(source.path) for source in named if os.path.isdir(source.path)]
+    runs = [RunFolder(source.path) for source in named if is_run(source.path)]
     configs = [PwoAConfig.from_yaml(run.config, changes={"device": None}) for run in runs]
     sample = options.pop("sample", None)
     eps = next((config.eps for config in configs if config.eps), None)
     output = next((config.output for config in configs if config.output is not None), None)
     settings = JudgeSettings.of(options, protocol="standard", eps=eps, output=output)
-    if "image_size" not in fields and (own := _own_size(named, data)) is not None:
-        fields["image_size"] = own
-    images = _data_config(configs, data, download, fields)
+    own = next((config.data for config in configs if config.data is not None), None)
+    images = images_for([(each.path, each.arch) for each in named], data, own, download=download, **fields)
     classes, shape = data_set(images).describe(images)
     wanted = Wanted(classes, shape[0], images.name, settings.norm)
     networks = {source.name: _network(source, wanted, shape, settings.mean is None) for source in named}
@@ -232,9 +231,7 @@ def _named(sources: Sequence[str], arch: Sequence[str]) -> list[_Source]:
             name = path  # two files of one name
         if name in found:
             raise ConfigError(f"{source!r} comes twice; give NAME=PATH with different names")
-        if not is_named(path) and not os.path.exists(path):
-            cure = near_name(path) or "; give an existing path"
-            raise ConfigError(f"{path}: holds no run and is not a checkpoint{cure}")
+        check_there(path)
         found[name] = _Source(name, path, of_source)
     return list(found.values())
 
@@ -246,30 +243,7 @@ def _short_name(path: str) -> str:
     return plain.resolve().name if os.path.isdir(plain) else plain.stem
 
 
-def _data_config(configs: Sequence[PwoAConfig], data: str | None, download: bool, given: dict[str, Any]) -> DataConfig:
-    own = next((config.data for config in configs if config.data is not None), None)
-    if data is not None:
-        fields: dict[str, Any] = {"name": data, "download": True}
-    elif own is not None:
-        fields = own.model_dump()
-    else:
-        raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-    return DataConfig(**fields | given | {"download": fields["download"] and download})
-
-
-def _own_size(sources: Sequence[_Source], data: str | None) -> int | None:
-    """The size of a folder's images that is not given: that which all networks were trained with."""
-    if data != "folder":
-        return None
-    sizes = {own_of(architecture_of(each.path, each.arch), each.path).size for each in sources if not _is_run(each)}
-    return sizes.pop() if len(sizes) == 1 else None
-
-
-def _is_run(source: _Source) -> bool:
-    return os.path.isdir(source.path)
-
-
 def _network(source: _Source, wanted: Wanted, shape: tuple[int, int, int], normalise: bool) -> nn.Module:
-    if _is_run(source):
+    if is_run(source.path):
         return pruned_network(source.path, arch=source.arch if names_code(source.arch) else None)
     return load_network(source.path, source.arch, source.key, wanted, shape, normalise=normalise)

@@ -13,11 +13,11 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .._files import named_path, near_name, write_text
+from .._files import named_path, write_text
 from .._random import seeded
 from .._text import did_you_mean
 from ..config import ConfigError, DataConfig, PwoAConfig
-from ..data import DATASETS, data_set, load_test, load_training
+from ..data import data_set, load_test, load_training
 from ..errors import FileError, InputError
 from ..export import Agreement, Choices, Format, compared, format_of, make_format
 from ..export.judging import How, Shipped, judge_exported_task
@@ -28,9 +28,10 @@ from .card import Card
 from .evaluate import bind_test_images, pruned_network
 from .files import read_report
 from .folder import RunFolder
-from .network import architecture_of, is_named, load_network, own_of
+from .network import architecture_of, load_network
 from .report import RunReport
 from .size import SizeReport, size_report
+from .sources import check_there, images_for, is_run
 
 _logger = logging.getLogger(__name__)
 
@@ -120,8 +121,11 @@ def export(
     _check_choices(made, kind, quantize, values, calibration)
     if os.path.isdir(path):
         raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
-    _check_source(source)
-    subject = _subject(source, arch, key, _data(source, arch, data, data_root, download, image_size, channels))
+    check_there(source)
+    config = _config_of(source, data)
+    given = {"root": data_root, "image_size": image_size, "channels": channels}
+    own = None if config is None else config.data
+    subject = _subject(source, arch, key, config, images_for([(source, arch)], data, own, download=download, **given))
     sample = options.pop("sample", None)
     # Images are read before anything is written: what is wrong with them leaves no file without its card.
     task = None
@@ -196,12 +200,6 @@ def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
 
 
-def _check_source(source: str) -> None:
-    if not is_named(source) and not os.path.exists(source):
-        cure = near_name(source) or "; give an existing path"
-        raise ConfigError(f"{source}: holds no run and is not a checkpoint{cure}")
-
-
 def _check_choices(made: Format, kind: str, quantize: str | None, values: str | None, calibration: int) -> None:
     for name, given, known in (("quantize", quantize, made.quantizations), ("values", values, made.values)):
         if given is not None and given not in known:
@@ -212,43 +210,25 @@ def _check_choices(made: Format, kind: str, quantize: str | None, values: str | 
     made.require(f"format {kind}")
 
 
-def _data(
-    source: str,
-    arch: str | None,
-    data: str | None,
-    data_root: str | None,
-    download: bool,
-    image_size: int | None,
-    channels: int | None,
-) -> DataConfig:
-    """The images that the network is for: those that are named, else the run's own."""
-    if data is not None:
-        fields: dict[str, Any] = {"name": data, "download": True}
-    elif os.path.isdir(source):
-        folder = RunFolder(source)
-        if not folder.read_facts().images:
-            cure = "export it there, with export_onnx(model, path, images)"
-            raise ConfigError(f"{folder}: its network or images were given in Python; {cure}")
-        own = PwoAConfig.from_yaml(folder.config, changes={"device": None}).data
-        assert own is not None
-        fields = own.model_dump()
-    else:
-        raise ConfigError(f"data is missing; give --data, one of {', '.join(DATASETS)}")
-    if fields["name"] == "folder" and image_size is None and not os.path.isdir(source):
-        image_size = own_of(architecture_of(source, arch), source).size
-    given = {"root": data_root, "image_size": image_size, "channels": channels}
-    fields |= {name: value for name, value in given.items() if value is not None}
-    return DataConfig(**fields | {"download": fields["download"] and download})
+def _config_of(source: str, data: str | None) -> PwoAConfig | None:
+    """The config of a run; None of other sources. Without ``data``, its own images have to be there."""
+    if not is_run(source):
+        return None
+    folder = RunFolder(source)
+    facts = folder.read_facts()
+    if data is None and not facts.images:
+        cure = "export it there, with export_onnx(model, path, images)"
+        raise ConfigError(f"{folder}: its network or images were given in Python; {cure}")
+    return PwoAConfig.from_yaml(folder.config, changes={"device": None})
 
 
-def _subject(source: str, arch: str | None, key: str | None, data: DataConfig) -> _Subject:
+def _subject(source: str, arch: str | None, key: str | None, config: PwoAConfig | None, data: DataConfig) -> _Subject:
     classes, shape = data_set(data).describe(data)
-    if os.path.isdir(source):
+    if config is not None:
         if key is not None:
             raise InputError(f"key={key!r}: goes with a checkpoint, and {source} is a run")
         model = pruned_network(source, arch=arch)
         report = read_report(source)
-        config = PwoAConfig.from_yaml(RunFolder(source).config, changes={"device": None})
         judged_by = {name: getattr(config, name) for name in ("eps", "pixel_range", "output")}
         facts = report.model.arch, report.model.checkpoint
     else:
