@@ -29,6 +29,20 @@ if TYPE_CHECKING:
 Quiet = Annotated[bool, Option("--quiet", help="no progress, only errors and results")]
 JSONLines = Annotated[bool, Option("--json", help="progress and result as JSON lines on stdout")]
 
+# What networks are judged by, in all commands that judge.
+DataName = Annotated[
+    str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
+]
+DataRoot = Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")]
+NoDownload = Annotated[bool, Option("--no-download", help="never download images")]
+ImageSize = Annotated[int | None, Option(help="of --data folder")]
+Channels = Annotated[int | None, Option(help="of --data folder: 1 or 3")]
+Eps = Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")]
+Norm = Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")]
+Part = Annotated[
+    str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
+]
+
 _CONFIGS = files("pwoa_plugin") / "configs"
 
 
@@ -53,6 +67,10 @@ class Command(ABC):
         Returns:
             The exit status.
         """
+
+    def _given(self, *names: str) -> dict[str, Any]:
+        """Those of these options that were given, as keywords."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 def _presets() -> list[str]:

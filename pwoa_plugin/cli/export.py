@@ -10,7 +10,19 @@ from typing import Annotated
 from typer import Argument, Option
 
 from ..errors import InputError
-from .commands import Command, JSONLines, Quiet
+from .commands import (
+    Channels,
+    Command,
+    DataName,
+    DataRoot,
+    Eps,
+    ImageSize,
+    JSONLines,
+    NoDownload,
+    Norm,
+    Part,
+    Quiet,
+)
 from .output import say, set_up_logging, write_json
 
 #: Options that `pwoa_plugin.runs.export.export` knows by the same names.
@@ -45,18 +57,16 @@ class Export(Command):
     calibration: Annotated[int, Option(help="training images that set the ranges of --quantize")] = 512
     arch: Annotated[str | None, Option(help="of a checkpoint; may be package.module:function")] = None
     key: Annotated[str | None, Option(help="of the state dict in a checkpoint with several")] = None
-    data: Annotated[
-        str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
-    ] = None
-    data_root: Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")] = None
-    no_download: Annotated[bool, Option("--no-download", help="never download images")] = False
-    image_size: Annotated[int | None, Option(help="of --data folder")] = None
-    channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
+    data: DataName = None
+    data_root: DataRoot = None
+    no_download: NoDownload = False
+    image_size: ImageSize = None
+    channels: Channels = None
     judge: Annotated[bool, Option("--judge", help="attack it, into OUT.robustness.json and the card")] = False
     protocol: Annotated[str | None, Option(help="quick, paper, standard or a YAML file", show_default="paper")] = None
     attacks: Annotated[list[str] | None, Option(metavar="NAME...", help="replace a protocol")] = None
-    norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
-    eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
+    norm: Norm = None
+    eps: Eps = None
     sample: Annotated[
         int | None,
         Option("--sample", "--images", help="test images, 0: all", show_default="the protocol's, else at most 1000"),
@@ -64,15 +74,13 @@ class Export(Command):
     queries: Annotated[int, Option(help="of Square on a quantized file, for each image")] = 5000
     seed: Annotated[int | None, Option(help="of the draw and of the attacks", show_default="0")] = None
     batch_size: Annotated[int | None, Option(help="images in a batch", show_default="256")] = None
-    output: Annotated[
-        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
-    ] = None
+    output: Part = None
     device: Annotated[str | None, Option(help="where the network is attacked", show_default="cpu")] = None
     quiet: Quiet = False
     json: JSONLines = False
 
     def run(self, line: list[str]) -> int:
-        judging = {name: value for name in _HOW if (value := getattr(self, name)) is not None}
+        judging = self._given(*_HOW)
         if judging and not self.judge:
             raise InputError(f"--{next(iter(judging)).replace('_', '-')} goes with --judge")
         set_up_logging(self.quiet, self.json)
@@ -84,7 +92,7 @@ class Export(Command):
             judge=self.judge,
             download=not self.no_download,
             progress=not self.quiet and not self.json,
-            **{name: getattr(self, name) for name in _GIVEN},
+            **self._given(*_GIVEN),
             **judging,
         )
         if self.json:

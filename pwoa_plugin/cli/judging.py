@@ -8,14 +8,26 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
 from .._launch import is_launched_here, launch_line, needs_launching
 from .._ranks import is_main
 from ..errors import InputError
-from .commands import Command, JSONLines, Quiet
+from .commands import (
+    Channels,
+    Command,
+    DataName,
+    DataRoot,
+    Eps,
+    ImageSize,
+    JSONLines,
+    NoDownload,
+    Norm,
+    Part,
+    Quiet,
+)
 from .output import say, set_up_logging, write_json
 
 if TYPE_CHECKING:
@@ -49,15 +61,13 @@ class _Judging(Command):
         Option(metavar="ARCH...", help="of checkpoints, one for all or one for each; may be package.module:function"),
     ] = None
     key: Annotated[str | None, Option(help="of the state dict in checkpoints with several, as state_dict_ema")] = None
-    data: Annotated[
-        str | None, Option(help="mnist, cifar10, cifar100, mnist-sample or folder", show_default="the run's own")
-    ] = None
-    data_root: Annotated[str | None, Option(help="folder of the data", show_default="the run's own, or data")] = None
-    no_download: Annotated[bool, Option("--no-download", help="never download images")] = False
-    image_size: Annotated[int | None, Option(help="of --data folder")] = None
-    channels: Annotated[int | None, Option(help="of --data folder: 1 or 3")] = None
-    eps: Annotated[str | None, Option(help="radius in pixel units, as 8/255", show_default="the run's own")] = None
-    norm: Annotated[str | None, Option(help="Linf or L2", show_default="the protocol's, or Linf")] = None
+    data: DataName = None
+    data_root: DataRoot = None
+    no_download: NoDownload = False
+    image_size: ImageSize = None
+    channels: Channels = None
+    eps: Eps = None
+    norm: Norm = None
     protocol: Annotated[
         str | None,
         Option(help="quick, paper, standard or a YAML file", show_default="paper; to compare, standard"),
@@ -82,9 +92,7 @@ class _Judging(Command):
     seed: Annotated[int, Option(help="of the draw and of the attacks")] = 0
     mean: Annotated[list[float] | None, Option(metavar="VALUE...", help="the network wants (x - mean) / std")] = None
     std: Annotated[list[float] | None, Option(metavar="VALUE...", help="goes with --mean")] = None
-    output: Annotated[
-        str | None, Option(help="index or key of the logits in what the network returns", show_default="the run's own")
-    ] = None
+    output: Part = None
     curve: Annotated[list[str] | None, Option(metavar="EPS...", help="radii of a security curve")] = None
     curve_attack: Annotated[str | None, Option(help="attack of the curve", show_default="PGD-20")] = None
     device: Annotated[str | None, Option(help="cpu, cuda...", show_default="the run's own")] = None
@@ -96,10 +104,6 @@ class _Judging(Command):
     ] = None
     quiet: Quiet = False
     json: JSONLines = False
-
-    def _given(self, *names: str) -> dict[str, Any]:
-        """Those of these options that were given, as keywords of `judge` and `judge_networks`."""
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def _until_stopped(self, line: list[str], judge: Callable[[], int]) -> int:
         """The status of ``judge``; after Ctrl-C, how to go on is said."""
