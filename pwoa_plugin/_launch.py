@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 from ._ranks import is_main, several, size, told_by_main
 from ._text import named
-from .errors import InputError, PwoAError, RunError, missing
+from .errors import InputError, PwoAError, RunError, require
 
 _T = TypeVar("_T")
 
@@ -132,13 +132,10 @@ def _unsendable(processes: int, error: Exception) -> InputError:
 
 def _launch(processes: int, entry: Callable[..., Any] | str, *args: Any) -> None:
     """Start the processes and wait for them; threads are divided among them, unless OMP_NUM_THREADS says how many."""
-    import importlib.util
-
     import torch
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    if importlib.util.find_spec("accelerate") is None:
-        raise missing("processes", "accelerate", "ranks")
+    require("processes", ("accelerate",), "ranks")
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

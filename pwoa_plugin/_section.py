@@ -18,7 +18,7 @@ from pydantic import (
     field_validator,
 )
 
-from ._text import did_you_mean, short
+from ._text import short, unknown_key
 from .errors import InputError
 
 
@@ -35,8 +35,7 @@ def _refusal(error: ValidationError, known: list[str]) -> ConfigError:
     for detail in error.errors(include_url=False):
         field = ".".join(str(part) for part in detail["loc"])
         if detail["type"] == "extra_forbidden":
-            hint = did_you_mean(field, known, f"known: {', '.join(known)}")
-            lines.append(f"{field}: unknown key{hint}")
+            lines.append(unknown_key(field, known))
         elif detail["type"] != "value_error":
             lines.append(f"{field}={short(detail['input'])}: {detail['msg'][0].lower()}{detail['msg'][1:]}")
         elif isinstance(nested := detail["ctx"]["error"], ConfigError):

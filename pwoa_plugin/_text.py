@@ -6,7 +6,7 @@ import difflib
 import re
 import reprlib
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 _DIRECTIONS = frozenset({"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"})
 
@@ -52,6 +52,12 @@ def short(value: object, most: int = 100) -> str:
     except Exception:  # an integer of more than 4,300 digits, or a __repr__ of the user's that fails
         shown = f"<{type(value).__name__}>"
     return shown if len(shown) <= most else shown[: most - 3] + "..."
+
+
+def unknown_key(name: str, known: Sequence[str]) -> str:
+    """The message about a key that is not among the known ones, with the near one, or all."""
+    hint = did_you_mean(name, known, f"known: {', '.join(known)}")
+    return f"{name}: unknown key{hint}"
 
 
 def did_you_mean(name: object, known: Iterable[str], otherwise: str = "", *, most: int = 1) -> str:

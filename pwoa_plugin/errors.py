@@ -6,6 +6,7 @@ Whatever else is raised is a fault of ours or of another package: the command li
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 from collections.abc import Iterator
 
 
@@ -34,6 +35,12 @@ def missing(what: str, packages: str, extra: str = "") -> MissingPackageError:
     install = f'"pwoa-plugin[{extra}]"' if extra else packages
     name = packages.partition(",")[0].partition(" ")[0]
     return MissingPackageError(f"{what} needs {packages}; pip install {install}", name=name)
+
+
+def require(what: str, packages: tuple[str, ...], extra: str = "") -> None:
+    """Raise a MissingPackageError, which names ``what`` needs them, unless the packages are installed."""
+    if absent := [name for name in packages if importlib.util.find_spec(name) is None]:
+        raise missing(what, ", ".join(absent), extra)
 
 
 class TrainingError(PwoAError, RuntimeError):

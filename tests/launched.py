@@ -40,18 +40,26 @@ def launch(function: Callable[..., Any], *args: Any, ranks: int = 2) -> list[Any
     return [found[rank] for rank in range(ranks)]
 
 
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def environment(rank: int, ranks: int, port: int) -> dict[str, str]:
+    """What a launcher tells a process of its place."""
+    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in names.items()}
+
+
 def start(function: Callable[..., Any], *args: Any, ranks: int = 2) -> ProcessContext:
     """Start the function in processes that nothing watches, as on machines of their own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = start_processes(_call, (ranks, port, function, args), nprocs=ranks, join=False, start_method="forkserver")
+    given = ranks, free_port(), function, args
+    context = start_processes(_call, given, nprocs=ranks, join=False, start_method="forkserver")
     assert isinstance(context, ProcessContext)
     return context
 
 
 def _call(rank: int, ranks: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-    os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(environment(rank, ranks, port))
     function(*args)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from ..errors import missing
+from ..errors import require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +70,3 @@ class Format(ABC):
     @abstractmethod
     def loading(self, name: str) -> str:
         """Python that loads the file ``name`` and asks it about ``images``, for its card."""
-
-
-def require(what: str, packages: tuple[str, ...], extra: str = "") -> None:
-    """Raise a MissingPackageError, which names ``what`` needs them, unless the packages are installed."""
-    absent = [name for name in packages if importlib.util.find_spec(name) is None]
-    if absent:
-        raise missing(what, ", ".join(absent), extra)

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from .._files import check_file, named_path, replaced_whole
 from .._text import named
-from ..errors import InputError
-from .base import require
+from ..errors import InputError, require
 from .session import PACKAGES, ONNXNetwork
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from .._files import replaced_whole
 from .._text import named
-from ..errors import InputError
+from ..errors import InputError, require
 from ..removal.inputs import tensors_of
-from .base import Choices, Format, require
+from .base import Choices, Format
 from .int8 import quantize_onnx
 from .session import PACKAGES, ONNXNetwork, open_session
 from .traced import TOLERANCE, Traced, traced
@@ -62,8 +62,7 @@ def export_onnx(
                     verbose=False,
                 )
         except Exception as error:
-            cure = "; try batch=False, for files that take as many images as the example has" if batch else ""
-            raise InputError(f"model: torch.onnx.export fails on it ({named(error)}){cure}") from error
+            raise InputError(f"model: torch.onnx.export fails on it ({named(error)}){given.cure}") from error
         if check:
             _check(scratch, given)
 

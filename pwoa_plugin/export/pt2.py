@@ -51,17 +51,13 @@ def export_pt2(
         warnings.simplefilter("ignore")
         # torch.export.save wants the suffix, and a scratch file has another one.
         try:
-            with torch.no_grad():
-                program = torch.export.export(
-                    given.twin, given.arguments, given.keywords, dynamic_shapes=given.shapes, strict=False
-                )
+            program = given.program()
             with scratch.open("wb") as file:
                 torch.export.save(program, file)
         except OSError:
             raise
         except Exception as error:
-            cure = "; try batch=False, for files that take as many images as the example has" if batch else ""
-            raise InputError(f"model: torch.export fails on it ({named(error)}){cure}") from error
+            raise InputError(f"model: torch.export fails on it ({named(error)}){given.cure}") from error
         if check:
             loaded = _loaded(scratch)
             with torch.no_grad():

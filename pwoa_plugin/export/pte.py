@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from .._files import replaced_whole
 from .._text import named
-from ..errors import InputError
+from ..errors import InputError, require
 from ..removal.inputs import tensors_of
-from .base import Choices, Format, require
+from .base import Choices, Format
 from .traced import TOLERANCE, traced
 
 _logger = logging.getLogger(__name__)
@@ -50,10 +50,9 @@ def export_pte(model: nn.Module, path: str | os.PathLike[str], example_inputs: A
         warnings.simplefilter("ignore")
         try:
             with torch.no_grad():
-                program = torch.export.export(
-                    given.twin, given.arguments, given.keywords, dynamic_shapes=given.shapes, strict=False
-                )
-                lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+                lowered = to_edge_transform_and_lower(
+                    given.program(), partitioner=[XnnpackPartitioner()]
+                ).to_executorch()
         except Exception as error:
             raise InputError(f"model: ExecuTorch's export fails on it ({named(error)}); try pt2 or onnx") from error
         scratch.write_bytes(lowered.buffer)

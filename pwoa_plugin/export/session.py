@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from .._files import check_file, named_path
 from .._text import named
-from ..errors import InputError
-from .base import require
+from ..errors import InputError, require
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 

@@ -42,6 +42,18 @@ class Traced(NamedTuple):
     shapes: Any
     samples: list[tuple[Any, list[Tensor]]]
 
+    def program(self) -> torch.export.ExportedProgram:
+        """What `torch.export` makes of the copy."""
+        with torch.no_grad():
+            return torch.export.export(
+                self.twin, self.arguments, self.keywords, dynamic_shapes=self.shapes, strict=False
+            )
+
+    @property
+    def cure(self) -> str:
+        """What a user may try where an exporter fails."""
+        return "" if self.shapes is None else "; try batch=False, for files that take as many images as the example has"
+
     def check(self, run: Callable[[Any], list[Tensor]], what: str, tolerance: float) -> float:
         """The largest difference of ``run``'s outputs from the network's; InputError if above the tolerance."""
         worst = 0.0

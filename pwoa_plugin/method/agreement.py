@@ -41,4 +41,5 @@ def prepare(loss: PwoALoss, model: nn.Module, images: Tensor) -> None:
     """`PwoALoss.prepare` in every process, with the radius that rank 0 finds."""
     with _ranks.together():
         loss.prepare(model, images)
-    loss.set_radius(_ranks.from_main(loss.radius or 0.0))
+    if _ranks.begin():
+        loss.set_radius(_ranks.from_main(loss.radius or 0.0))

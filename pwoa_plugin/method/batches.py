@@ -30,7 +30,7 @@ from .._data import (
 from .._random import random_state, set_random_state
 from .._reading import retold
 from ..errors import InputError
-from .shares import Share, share_of
+from .shares import Share, read_from, share_of
 
 _logger = logging.getLogger(__name__)
 
@@ -175,9 +175,7 @@ class Batches:
         elif hasattr(self._source, "batches_from"):  # skips without reading
             batches = self._source.batches_from(start)
         else:
-            batches = iter(self._source)
-            for _ in range(start):
-                next(batches, None)
+            batches = read_from(self._source, start)
         if start:
             self.set_random_state(random_state)
         for batch in retold(batches, self.name):

@@ -28,6 +28,14 @@ def is_enough(images: int) -> bool:
     return images >= 2 * _ranks.size()
 
 
+def read_from(source: Any, start: int) -> Iterator[Any]:
+    """The batches of a source from number ``start`` on; those before are read now."""
+    batches: Iterator[Any] = iter(source)
+    for _ in range(start):
+        next(batches, None)
+    return batches
+
+
 class Share(ABC):
     """This process's part of a source of batches."""
 
@@ -114,10 +122,7 @@ class _OfLoader(Share):
         return self._order.sizes
 
     def batches_from(self, start: int) -> Iterator[Any]:
-        batches = iter(self._loader)
-        for _ in range(start):
-            next(batches, None)
-        return batches
+        return read_from(self._loader, start)
 
 
 class _Own(Share):
@@ -133,9 +138,7 @@ class _Own(Share):
         return None
 
     def batches_from(self, start: int) -> Iterator[Any]:
-        batches = iter(self._loader)
-        for _ in range(start):
-            next(batches, None)
+        batches = read_from(self._loader, start)
         while True:
             batch = next(batches, None)
             there = _ranks.gathered(0 if batch is None else len(split_batch(batch, self._name)[0]))

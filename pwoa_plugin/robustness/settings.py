@@ -18,7 +18,7 @@ from .._network import check_network
 from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
-from .._text import did_you_mean, short
+from .._text import short, unknown_key
 from ..errors import InputError
 from .attacks import AnyAttack, Attack, make_attack
 from .estimator import model_device
@@ -84,8 +84,7 @@ def check_known(options: Mapping[str, Any], known: Iterable[str]) -> None:
     known = [*known]
     for name in options:
         if name not in known:
-            hint = did_you_mean(name, known, f"known: {', '.join(known)}")
-            raise InputError(f"{name}: unknown key{hint}")
+            raise InputError(unknown_key(name, known))
 
 
 class JudgeSettings(Section):

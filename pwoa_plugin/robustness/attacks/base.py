@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from ..._random import generators_seeded, seed_of_part, seeded
 from ..._text import named, short
-from ...errors import InputError, PwoAError, missing
+from ...errors import InputError, PwoAError, require
 from ..estimator import undisturbed
 from ..journal import Ball, Journal, Step
 from .ball import kept_in_ball
@@ -148,8 +147,7 @@ class Attack(ABC):
     def require(self) -> None:
         """Raise a MissingPackageError unless the attack's ``packages`` are installed."""
         for package in self.packages:
-            if importlib.util.find_spec(package) is None:
-                raise missing(f"attacks: {self.name}", package)
+            require(f"attacks: {self.name}", (package,))
 
     def run(
         self,
