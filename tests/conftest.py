@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 # One thread a process, so that workers do not wait for each other and sums do not depend on the machine's cores.
 # Set before torch is imported; processes that tests start inherit it.
@@ -22,6 +23,11 @@ from pwoa_plugin import PwoAConfig
 from pwoa_plugin.cli import main
 
 torch.set_num_threads(1)  # in case a pytest plugin has imported torch already
+
+# Every run draws the same examples and none is late, so that a change alone makes a test fail.
+# `--hypothesis-profile default` draws others.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
+settings.load_profile("repeatable")
 
 
 class TinyNet(nn.Module):
