@@ -13,6 +13,8 @@ from hypothesis import settings
 # One thread a process, so that workers do not wait for each other and sums do not depend on the machine's cores.
 # Set before torch is imported; processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
+# W&B reads its environment once in a process, at its first run there.
+os.environ |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
 
 import torch
 from torch import Tensor, nn

@@ -35,7 +35,8 @@ class WandB(Tracker):
         self.folder.mkdir(parents=True, exist_ok=True)
         name = self.kept_id or uuid.uuid4().hex[:12]
         settings = wandb.Settings(console="off", silent=True)  # the run's own lines stay as they are
-        given = {"id": name, "resume": "allow", "dir": str(self.folder), "settings": settings}
+        folder = os.path.abspath(self.folder)  # W&B's own process keeps the working directory of its start
+        given = {"id": name, "resume": "allow", "dir": folder, "settings": settings}
         self._log = wandb.init(**given | self._options, config=dict(config) or None)
         self.keep_id(name)
         return max(step, int(self._log.starting_step) - 1)

@@ -79,7 +79,6 @@ def test_files_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_every_public_name_has_an_example_that_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_SILENT", "true")
     text = (DOCS / "api.md").read_text(encoding="utf-8")
     found = dict(re.findall(r"^## (\w+)\n\n```python\n(.*?)```", text, re.DOTALL | re.MULTILINE))
     assert set(found) == {*dir(pwoa_plugin)} - {"__version__"}
