@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
@@ -142,9 +145,10 @@ def plain_config(**changed: Any) -> PwoAConfig:
     return PwoAConfig(**fields | changed)
 
 
-def pruned(config: PwoAConfig, norm: bool = False) -> Told:
+def pruned(config: PwoAConfig, model: nn.Module | None = None) -> Told:
+    model = network() if model is None else copy.deepcopy(model)
     exact = config.perturbation.kind == "none"  # what compares with one process: no rounding hides there
-    model, masks = PwoAPruner(network(norm).double() if exact else network(norm), config).compress()
+    model, masks = PwoAPruner(model.double() if exact else model, config).compress()
     mask = {name: targets["weight"].bool() for name, targets in masks.items()}
     return {"weights": {n: t.detach().clone() for n, t in model.state_dict().items()}, "masks": mask}
 
@@ -156,10 +160,10 @@ def prune_variants() -> dict[str, Told]:
         "plain": pruned(plain_config()),
         "accumulated": pruned(plain_config(accumulate=3)),
         "checkpointed": pruned(plain_config(checkpoint=True)),
-        "admm": pruned(plain_config(admm={"epochs": 1}, **real), norm=True),
-        "all": pruned(plain_config(accumulate=2, checkpoint=True, autocast="bfloat16", **real), norm=True),
+        "admm": pruned(plain_config(admm={"epochs": 1}, **real), network(norm=True)),
+        "all": pruned(plain_config(accumulate=2, checkpoint=True, autocast="bfloat16", **real), network(norm=True)),
         "gathered": pruned(plain_config(hsic={"gather": True, "lambda_x": 0.5, "lambda_y": 0.1}, batch_size=23)),
-        "searched": pruned(plain_config(perturbation={"kind": "uniform"}, hsic={}), norm=True),
+        "searched": pruned(plain_config(perturbation={"kind": "uniform"}, hsic={}), network(norm=True)),
     }
     torch.manual_seed(0)
     spare, _ = PwoAPruner(WithSpare(), plain_config(exclude=["spare"], **real)).compress()
@@ -240,9 +244,60 @@ def refuse_what_differs() -> Told:
     }
 
 
-def train() -> Told:
+def write_pictures(root: Path, number: int = 44) -> None:
+    """Image files in folders by class, and the same in .tar shards; each is of one grey, 5 times its number."""
+    import webdataset
+
+    shards = [webdataset.TarWriter(str(root / f"{shard}.tar")) for shard in range(4)]
+    for at in range(number):
+        ending = "jpg" if at % 2 else "png"
+        file = root / "imagenet" / "train" / f"class{at % 3}" / f"{at}.{ending}"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (32, 24), (5 * at,) * 3).save(file)
+        shards[at % 4].write({"__key__": str(at), ending: file.read_bytes(), "cls": at % 3})
+    for shard in shards:
+        shard.close()
+
+
+def read_files(snippet: str) -> dict[str, Told]:
+    """Images read and networks pruned, by loaders of `write_pictures`; ``snippet`` is the docs' loader of a folder."""
+    import datasets
+    import webdataset as wds
+    from datasets.distributed import split_dataset_by_node
+
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(3, 8, 7, 4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 3))
+    names: dict[str, Any] = {"network": nn.Sequential(*layers)}
+    exec(snippet.replace("batch_size=1024", "batch_size=8").replace("num_workers=8", "num_workers=1"), names)
+    shards = wds.WebDataset("{0..3}.tar", nodesplitter=wds.split_by_node, shardshuffle=4)
+    samples = shards.shuffle(16).decode("torchrgb").to_tuple("png;jpg", "cls")
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False  # ask nothing of the network
+    streamed = datasets.load_dataset("imagefolder", data_dir="imagenet", cache_dir=".", split="train", streaming=True)
+    own = split_dataset_by_node(streamed.shuffle(seed=0, buffer_size=16), _ranks.rank(), _ranks.size())
+    loaders: dict[str, Any] = {
+        "ImageFolder": names["loader"],
+        "WebDataset": DataLoader(samples.batched(4), batch_size=None),
+        "WebLoader": wds.WebLoader(samples, batch_size=4, num_workers=1).unbatched().shuffle(16).batched(4),
+        "datasets": DataLoader(own.with_format("torch"), batch_size=4),
+    }
+    found = {}
+    for name, loader in loaders.items():
+        batches = Batches(loader, batch_size=8, device=torch.device("cpu"), shared=True)
+        read = [round(image.mean().item() * 255 / 5) for x, _ in batches.epoch() for image in x]
+        found[name] = {"read": _ranks.gathered(read)} | pruned(plain_config(train_loader=loader), names["model"])
+    return found
+
+
+def train(root: Path, snippet: str) -> Told:
     """All of the above, in one launch."""
-    return {"runs": prune_variants(), "images": see_all_images(), "refused": refuse_what_differs()}
+    os.chdir(root)
+    multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in torchrun's own processes
+    return {
+        "runs": prune_variants(),
+        "images": see_all_images(),
+        "refused": refuse_what_differs(),
+        "files": read_files(snippet),
+    }
 
 
 # -- runs in folders -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from .. import _ranks
 from .._data import (
@@ -161,7 +161,8 @@ class Batches:
         with contextlib.suppress(TypeError):  # no length after all
             # The user's own collate_fn may make anything of a batch.
             if isinstance(source, DataLoader) and source.batch_size and collates_plainly(source):
-                counted = _divided(len(source.sampler), source.batch_size)  # type: ignore[arg-type]
+                images: Any = source.dataset if isinstance(source.dataset, IterableDataset) else source.sampler
+                counted = _divided(len(images), source.batch_size)
                 if counted[0] == len(source):
                     return counted
             if not isinstance(source, (list, tuple)):

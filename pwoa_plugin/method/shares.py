@@ -22,6 +22,9 @@ from ..errors import InputError
 
 _logger = logging.getLogger(__name__)
 
+# WebDataset's stages of which each process reads its own part, or draws its own; the last refuses several processes.
+_SPLITTING = ("split_by_node", "ResampledShards", "resampled_", "single_node_only")
+
 
 def is_enough(images: int) -> bool:
     """Whether a batch has two images or more for each process."""
@@ -165,28 +168,56 @@ def share_of(source: Any, name: str) -> Share:
         return _OfParts(source)
     if isinstance(source, (list, tuple)):
         return _OfList(source, name)
-    data = getattr(source, "dataset", source)
-    if isinstance(getattr(source, "sampler", None), DistributedSampler) or getattr(data, "sharded", False):
+    if _is_said(source):
         return _Own(source, name)
-    if isinstance(source, DataLoader) and not isinstance(data, IterableDataset):
+    if isinstance(source, DataLoader) and not isinstance(source.dataset, IterableDataset):
         if source.batch_sampler is None:
             raise InputError(f"{name}: a DataLoader with batch_size=None cannot be split among processes; set it")
         return _OfLoader(source)
-    return _stream(source, data, name)
+    return _stream(source, name)
 
 
-def _stream(source: Any, data: Any, name: str) -> Share:
+def _is_said(source: Any) -> bool:
+    """Whether a source says that each process reads only its own part."""
+    sampled = isinstance(getattr(source, "sampler", None), DistributedSampler)
+    return sampled or bool(getattr(getattr(source, "dataset", source), "sharded", False))
+
+
+def _stream(source: Any, name: str) -> Share:
     """The share of a stream: by the splitting that WebDataset and Hugging Face's ``datasets`` have themselves."""
-    makers = {base.__module__.partition(".")[0] for base in type(data).__mro__}
-    if "webdataset" in makers or getattr(data, "_distributed", None) is not None:
+    data = getattr(source, "dataset", source)
+    if _is_split(data):
         return _Own(source, name)
     cure = "set its attribute sharded = True once each process reads only its own part"
-    if "datasets" in makers:
+    if "datasets" in _packages(data):
         cure = "split it by datasets.distributed.split_dataset_by_node(data, rank, world_size)"
+    elif "webdataset" in _packages(data):
+        cure = f"give it wds.split_by_node (as nodesplitter), or {cure}"
     raise InputError(
         f"{name}: a {type(data).__name__} cannot be split among {_ranks.size()} processes; give a Dataset, a "
         f"DataLoader of one, or tensors, or {cure}"
     )
+
+
+def _is_split(data: Any) -> bool:
+    """Whether a stream, or a stage of WebDataset's pipeline, gives each process its own part."""
+    if _is_said(data) or ("datasets" in _packages(data) and getattr(data, "_distributed", None) is not None):
+        return True
+    if isinstance(data, DataLoader):  # of a WebLoader
+        return _is_split(data.dataset)
+    if "webdataset" in _packages(data):
+        if mixed := getattr(data, "datasets", None):
+            return all(map(_is_split, mixed))
+        if stages := getattr(data, "pipeline", None):
+            return any(map(_is_split, stages))
+    function = getattr(data, "f", getattr(data, "func", data))  # of a stage or a partial with arguments
+    names = {getattr(kind, "__name__", "") for kind in (function, *type(data).__mro__)}
+    return not names.isdisjoint(_SPLITTING)
+
+
+def _packages(data: Any) -> set[str]:
+    """The packages that the classes of an object are from."""
+    return {base.__module__.partition(".")[0] for base in type(data).__mro__}
 
 
 def rows_of(x: Tensor, y: Tensor | None, parts: int) -> list[tuple[Tensor, Tensor | None]]:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, RandomSampler, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler, TensorDataset
 
 from pwoa_plugin.errors import InputError
 from pwoa_plugin.method.batches import Batches
@@ -27,6 +27,20 @@ class Stream:
 
     def __iter__(self) -> Iterator[Tensor]:
         yield from self.batches
+
+
+class OfSamples(IterableDataset[Tensor]):
+    """A stream of samples that says how many there are."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.readings = images, 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        self.readings += 1
+        return iter(self.images)
 
 
 SOURCES = {
@@ -57,6 +71,7 @@ WITH_ONE = {
     "loader by a sampler": DataLoader(NINE, batch_size=4, sampler=RandomSampler(NINE)),
     "ready batches": DataLoader([(X[:4], Y[:4]), (X[4:8], Y[4:8])], batch_size=1, collate_fn=lambda batch: batch[0]),
     "loader that drops it": DataLoader(NINE, batch_size=4, drop_last=True),
+    "loader of a stream": DataLoader(OfSamples(X[:9]), batch_size=4),
     "list": [X[:4], X[4:5], X[5:9]],
     "no length": Stream([X[:4], X[4:8], X[8:9]]),
 }
@@ -79,6 +94,12 @@ def test_the_length_is_what_the_loader_says() -> None:
     two_views = DataLoader(NINE, batch_size=4, collate_fn=lambda items: torch.stack([x for x, _ in items] * 2))
     assert [len(x) for x, _ in make(two_views).epoch()] == [8, 8, 2]
     assert len(make(two_views)) == 3
+
+
+def test_a_stream_with_a_length_is_not_read_to_count_it() -> None:
+    stream = OfSamples(X)
+    assert len(make(DataLoader(stream, batch_size=4))) == 3
+    assert stream.readings == 0
 
 
 def test_what_was_read_is_left_out_by_its_number() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import in_ranks
@@ -13,14 +14,20 @@ from launched import launch, start
 
 from pwoa_plugin.runs.folder import RunFolder
 
+SCALE = Path(__file__).parents[2] / "docs" / "scale.md"
+
 
 @pytest.fixture(scope="module")
-def trained() -> list[in_ranks.Told]:
-    return launch(in_ranks.train)
+def trained(tmp_path_factory: pytest.TempPathFactory) -> list[in_ranks.Told]:
+    root = tmp_path_factory.mktemp("pictures")
+    in_ranks.write_pictures(root)
+    (snippet,) = re.findall(r"```python\n(.*?)```", SCALE.read_text(encoding="utf-8"), re.DOTALL)
+    return launch(in_ranks.train, root, snippet)
 
 
-def test_processes_end_equal_to_the_bit(trained: list[in_ranks.Told]) -> None:
-    first, second = (told["runs"] for told in trained)
+@pytest.mark.parametrize("kind", ["runs", "files"])
+def test_processes_end_equal_to_the_bit(trained: list[in_ranks.Told], kind: str) -> None:
+    first, second = (told[kind] for told in trained)
     for name, one in first.items():
         for part in ("weights", "masks"):
             assert one[part].keys() == second[name][part].keys()
@@ -54,6 +61,19 @@ def test_no_image_is_lost_or_seen_twice(trained: list[in_ranks.Told]) -> None:
     for name, (of_first, of_second) in first.items():
         assert sorted(of_first + of_second) == list(range(45)), name
         assert abs(len(of_first) - len(of_second)) <= 6, name
+
+
+def test_no_file_is_lost_or_read_twice(trained: list[in_ranks.Told]) -> None:
+    for name, found in trained[0]["files"].items():
+        of_first, of_second = found["read"]
+        assert sorted(of_first + of_second) == list(range(44)), name
+        assert abs(len(of_first) - len(of_second)) <= 6, name
+
+
+def test_networks_are_pruned_from_files(trained: list[in_ranks.Told]) -> None:
+    for name, found in trained[0]["files"].items():
+        kept = torch.cat([mask.flatten() for mask in found["masks"].values()]).float().mean()
+        assert kept == pytest.approx(0.5, abs=0.01), name
 
 
 def test_what_differs_is_refused_in_one_line_by_all(trained: list[in_ranks.Told]) -> None:
