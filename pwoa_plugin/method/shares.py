@@ -178,9 +178,13 @@ def share_of(source: Any, name: str) -> Share:
 
 
 def _is_said(source: Any) -> bool:
-    """Whether a source says that each process reads only its own part."""
+    """Whether a source says that each process reads only its own part, as one that Accelerate prepared does."""
     sampled = isinstance(getattr(source, "sampler", None), DistributedSampler)
-    return sampled or bool(getattr(getattr(source, "dataset", source), "sharded", False))
+    return (
+        sampled
+        or "accelerate" in _packages(source)
+        or bool(getattr(getattr(source, "dataset", source), "sharded", False))
+    )
 
 
 def _stream(source: Any, name: str) -> Share:

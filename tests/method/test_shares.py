@@ -9,6 +9,7 @@ import datasets
 import pytest
 import torch
 import webdataset as wds
+from accelerate.data_loader import prepare_data_loader
 from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, TensorDataset
 
@@ -67,6 +68,7 @@ def images(**options: Any) -> Any:
         lambda: in_stages(wds.SimpleShardList(SHARDS), wds.resampled()),
         lambda: wds.RandomMix([of_shards(wds.split_by_node), of_shards(resampled=True)]),
         lambda: images(sampler=DistributedSampler(range(8), 2, 0)),
+        lambda: prepare_data_loader(DataLoader(torch.zeros(8, 1), batch_size=4), num_processes=2, process_index=0),
         lambda: wds.WebLoader(split_by_hugging_face(), batch_size=4),
         lambda: said_of(of_shards()),
         lambda: wds.WebLoader(said_of(of_shards()), batch_size=4),
