@@ -1,6 +1,7 @@
 """Peak memory and time of two steps of large networks, with and without activation checkpointing.
 
     python -m benchmarks.memory
+    python -m benchmarks.memory --networks resnet18 --batch 64 --steps 4 --out DIR    # time beside processes
 
 ResNet-50 and ViT-B/16 (torchvision's, random weights) on random images of 224 x 224, and ResNet-18 of CIFAR's size; a
 batch of 16 in all, one and two processes (gloo), a step of ADMM and one of fine-tuning. Memory is the largest resident
@@ -61,7 +62,8 @@ def cell(args: argparse.Namespace, path: Path) -> None:
     torch.manual_seed(0)
     side = NETWORKS[args.network]
     model = network(args.network).eval()
-    images = torch.rand(args.batch, 3, side, side), torch.randint(CLASSES[args.network], (args.batch,))
+    count = args.batch * args.steps
+    images = torch.rand(count, 3, side, side), torch.randint(CLASSES[args.network], (count,))
     config = PwoAConfig(
         sparsity=0.9,
         train_loader=images,
@@ -102,6 +104,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=1, help="of each phase")
     parser.add_argument("--accumulate", type=int, default=1)
     parser.add_argument("--network", help=argparse.SUPPRESS)  # one cell, in its own processes
     parser.add_argument("--checkpoint", action="store_true", help=argparse.SUPPRESS)
