@@ -28,17 +28,17 @@ from .output import say, set_up_logging, write_json
 #: Options that `pwoa_plugin.runs.export.export` knows by the same names.
 _GIVEN = (
     *("format", "quantize", "values", "calibration", "queries", "arch", "key"),
-    *("data", "data_root", "image_size", "channels"),
+    *("data", "data_root", "image_size", "channels", "output"),
 )
-_HOW = ("protocol", "attacks", "norm", "eps", "sample", "seed", "batch_size", "output", "device")
+_HOW = ("protocol", "attacks", "norm", "eps", "sample", "seed", "batch_size", "device")
 
 
 @dataclass(kw_only=True)
 class Export(Command):
     """Write a network as a file that ships, with a model card beside it.
 
-    The network is a finished run's, a checkpoint or RobustBench's. The file is compared with it before it is put in
-    place.
+    The network is a finished run's, a checkpoint or a named one. The file is read again, compared with it and judged
+    before it is put in place.
     """
 
     needs = "runs.export"
