@@ -33,7 +33,7 @@ class WandB(Tracker):
     def open(self, config: Mapping[str, Any], step: int) -> int:
         wandb = importlib.import_module("wandb")
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.kept_id or uuid.uuid4().hex[:12]
+        name = (step and self.kept_id) or uuid.uuid4().hex[:12]
         settings = wandb.Settings(console="off", silent=True)  # the run's own lines stay as they are
         given = {"id": name, "resume": "allow", "dir": str(self.folder), "settings": settings}
         self._log = wandb.init(**given | self._options, config=dict(config) or None)
