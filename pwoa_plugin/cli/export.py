@@ -46,7 +46,7 @@ class Export(Command):
     network: Annotated[
         str, Argument(help="the --out of `pwoa prune`, a checkpoint, robustbench:NAME, timm:NAME or hf:owner/name")
     ]
-    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; NAME.md beside it")]
+    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; OUT.md beside it")]
     format: Annotated[
         str | None, Option(help="sparse, onnx, pt2, pte, semi-structured", show_default="by the suffix")
     ] = None
@@ -97,7 +97,9 @@ class Export(Command):
         )
         if self.json:
             agreement = done.agreement and done.agreement.to_dict()
-            write_json("exported", file=str(done.path), bytes=done.bytes, card=str(done.card), agreement=agreement)
+            judgement = done.judgement and str(done.judgement)
+            said = {"file": str(done.path), "bytes": done.bytes, "card": str(done.card)}
+            write_json("exported", **said, agreement=agreement, judgement=judgement)
             return 0
         say(f"{done.path}: {done.bytes:,} bytes; the network's tensors have {done.size.dense_bytes:,}")
         for sentence in done.shipped.sentences if done.shipped else ():

@@ -38,12 +38,13 @@ class Timm(Source):
 
     def weights(self, name: str) -> Path:
         config = self._config(name)
-        if config.get("hf_hub_filename") or not config.get("hf_hub_id"):
+        if not _has_safetensors(config):
             plain = name.partition(":")[2].partition(".")[0]
             tags = import_timm().list_models(f"{plain}.*", pretrained=True)
+            others = [f"timm:{tag}" for tag in tags if _has_safetensors(self._config(f"timm:{tag}"))]
             raise InputError(
-                f"{name!r}: timm has no safetensors of it{did_you_mean(name[5:], tags, ', '.join(tags[:5]), most=3)}; "
-                f"name another, or give model.arch=timm:{plain} and a model.checkpoint of your own"
+                f"{name!r}: timm has no safetensors of it; name {', '.join(others[:5]) or 'another network'}, or give "
+                f"model.arch=timm:{plain} and a model.checkpoint of your own"
             )
         return hub_file(f"hf:{config['hf_hub_id']}", "model.safetensors", said=name)
 
@@ -60,6 +61,11 @@ class Timm(Source):
             raise InputError(f"{name!r}: timm has no such weights of {architecture}{near}")
         found = timm.get_pretrained_cfg(plain)
         return {} if found is None else dict(found.to_dict())
+
+
+def _has_safetensors(config: Mapping[str, Any]) -> bool:
+    """Whether the hub has ``model.safetensors``; files of another name may be pickled."""
+    return bool(config.get("hf_hub_id")) and not config.get("hf_hub_filename")
 
 
 def import_timm() -> Any:

@@ -260,6 +260,10 @@ def test_weights_of_timm_are_those_of_its_repository(cache: Path, tmp_path: Path
         ("timm:resnet5", "timm has no network 'resnet5'; did you mean .*resnet50"),
         ("timm:resnet50.a1_in2k", "timm has no such weights of resnet50; did you mean resnet50.a1_in1k"),
         ("timm:resnet50.a1_in1k", "model.safetensors of timm/resnet50.a1_in1k is not in the hub's cache"),
+        (
+            "timm:convnext_base.clip_laion2b",
+            "has no safetensors of it; name timm:convnext_base.clip_laion2b_augreg_ft_in1k, .*, or give",
+        ),
         ("timm:test_vit2", "timm has no network 'test_vit2'; did you mean test_vit"),
     ],
 )

@@ -80,7 +80,9 @@ def test_a_checkpoint_as_a_program(pwoa: Run, mnist_root: Path, tmp_path: Path) 
     judging = ["--judge", "--attacks", "FGSM", "--eps", 0.2, "--sample", 20]
     status, out, said = pwoa("export", source, tmp_path / "net.pt2", *given, *judging)
     assert status == 0, said
-    assert json.loads(out.splitlines()[-1])["file"].endswith("net.pt2")
+    last = json.loads(out.splitlines()[-1])
+    assert last["file"].endswith("net.pt2")
+    assert last["judgement"].endswith("net.pt2.robustness.json")
     judged = json.loads((tmp_path / "net.pt2.robustness.json").read_text())
     assert judged["attacked"]["same"] == judged["attacked"]["images"] == 20
     card = (tmp_path / "net.pt2.md").read_text()
