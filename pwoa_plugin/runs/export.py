@@ -287,7 +287,7 @@ def _examples(shape: tuple[int, ...]) -> Tensor:
 
 
 def _calibration(data: DataConfig, count: int) -> Tensor:
-    """Natural training images as they are, drawn by class."""
+    """Natural training images as they are, drawn at random."""
     plain = data.model_copy(update={"augment": False, "images": None, "validation": 0.0})
     with seeded(0):
         batch: Tensor = next(iter(load_training(plain, batch_size=count).train))[0]
