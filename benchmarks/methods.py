@@ -69,8 +69,9 @@ class Task:
         epochs, batch_size, seed: of the training.
         lr: of Adam, for every method but the default and the published one, which have their own.
         fields: of `PwoAConfig`, over the method's own.
-        pgd_by_epoch: what single-step methods note after each epoch, at most 50 times: accuracy by PGD-10 on training images. It shows
-            catastrophic overfitting, where it falls towards 0 within an epoch while the loss keeps falling.
+        pgd_by_epoch: what single-step methods note after each epoch, at most 50 times: accuracy by PGD-10 on training
+            images. It shows catastrophic overfitting, where it falls towards 0 within an epoch while the loss keeps
+            falling.
         watch_seconds: what those looks took; not part of the method's own time.
     """
 
