@@ -187,7 +187,7 @@ def plot(cells: Cells, folder: Path, subject: str) -> None:
             axes.set_xlim(-0.5, 2 * axes.dataLim.x1)
         axes.set_ylabel("AutoAttack accuracy, %")
         axes.set_ylim(bottom=-3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="center", bbox_to_anchor=(0.55, 0.36))
         axes.grid(alpha=0.3)
         figure.tight_layout()
         figure.savefig(folder / f"{subject}-robustness-by-{name}.png", dpi=120)
