@@ -68,7 +68,8 @@ class PwoALoss(nn.Module):
             `attack_if_due` at each epoch of a loop of your own.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image.
-        seed: of the search for the radius if neither ``eps`` nor ``perturbation.radius`` is given.
+        seed: of the steps that are drawn for HSIC and features, and of the search for the radius if neither ``eps`` nor
+            ``perturbation.radius`` is given.
         student_channels: if the student has only some of the teacher's channels: ``{hidden layer: (dimension of its
             input, indices that are left)}``, such as `PwoAGroupPruner.student_channels`. It is read at every call.
         kept: the old name of ``student_channels``.
@@ -79,6 +80,8 @@ class PwoALoss(nn.Module):
         radius: of the perturbation, in pixel units; None before the first call.
         hidden_layers: names of the last student's modules whose inputs are the T_j; empty before the first call.
         use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
+        step: number of the next training call, by which the steps with HSIC and features are drawn; counted here, and
+            set by a trainer.
         attacking: whether adversarial examples take the place of the random perturbation; set it at any time.
         layers_field: where the user named hidden layers, for messages.
 
@@ -130,6 +133,7 @@ class PwoALoss(nn.Module):
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
         self._calls = 0
+        self.step = 0
         self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
@@ -288,7 +292,9 @@ class PwoALoss(nn.Module):
             y = None
         self._calls += 1
         with single_image_explained():
-            return self.of_checked(student, x, y)
+            value = self.of_checked(student, x, y)
+        self.step += torch.is_grad_enabled()
+        return value
 
     def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""
@@ -304,8 +310,9 @@ class PwoALoss(nn.Module):
         elif self._perturb is not None:
             x = self._perturb(x)
         config = self.distillation
-        with_hsic = self.use_hsic and self.hsic.wanted and len(x) > 1 and happens(self.hsic.share)
-        with_features = config.feature_weight > 0 and happens(config.feature_share)
+        hsic_share, feature_share = self._shares()
+        with_hsic = self.use_hsic and self.hsic.wanted and len(x) > 1 and happens(hsic_share, self.seed, self.step, 0)
+        with_features = config.feature_weight > 0 and happens(feature_share, self.seed, self.step, 1)
         with_gradients = (
             config.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < config.gradient_share
         )
@@ -346,11 +353,16 @@ class PwoALoss(nn.Module):
         elif config.gradient_weight > 0:  # in every call, so that means are over all calls
             terms["gradients"] = torch.zeros((), device=x.device)
         if with_features and (alike := known.alike(hidden, teacher_hidden, self.student_channels)):
-            terms["features"] = config.feature_weight / config.feature_share * feature_loss(hidden, alike)
+            terms["features"] = config.feature_weight / feature_share * feature_loss(hidden, alike)
         if with_hsic and hidden:
-            terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
+            found = self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
+            terms |= {name: term / hsic_share for name, term in found.items()}
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _shares(self) -> tuple[float, float]:
+        """The shares of the steps with HSIC and with features; a call without gradients has all terms."""
+        return (self.hsic.share, self.distillation.feature_share) if torch.is_grad_enabled() else (1.0, 1.0)
 
     def _asked_of_hidden_layers(self) -> list[str]:
         """The terms of hidden layers that were asked for: a weight is neither 0 nor the default."""
@@ -378,7 +390,7 @@ class PwoALoss(nn.Module):
         if self.hsic.lambda_y > 0 and y is not None:
             references["hsic_y"] = linear_kernel(one_hot(y, classes))
         values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
-        return {name: weights[name] / self.hsic.share * value for name, value in zip(references, values, strict=True)}
+        return {name: weights[name] * value for name, value in zip(references, values, strict=True)}
 
 
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:

@@ -138,8 +138,8 @@ class TrainingConfig(Section):
             raise InputError(
                 f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"
             )
-        if self.hsic.gather and (self.accumulate > 1 or self.hsic.share < 1):
-            raise InputError("hsic.gather: goes neither with accumulate nor with hsic.share below 1; leave it out")
+        if self.hsic.gather and self.accumulate > 1:
+            raise InputError("hsic.gather: does not go with accumulate; leave one of them out")
         lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if self.epochs is not None and sum(lengths.values()) > self.epochs:
             given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)

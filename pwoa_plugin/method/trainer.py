@@ -215,6 +215,7 @@ class Trainer:
         assert run.optimizer is not None
         optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
         optimizer.zero_grad(set_to_none=True)
+        self.loss.step = status.step
         run.backward(self.loss, x, y, parts=self.config.accumulate, weight=self.batches.weight)
         run.scaler.unscale_(optimizer)
         run.schedule.after_backward()
