@@ -7,6 +7,7 @@ epochs, batch size and seed as the others.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -68,8 +69,9 @@ class Task:
         epochs, batch_size, seed: of the training.
         lr: of Adam, for every method but the default and the published one, which have their own.
         fields: of `PwoAConfig`, over the method's own.
-        pgd_by_epoch: what single-step methods note after each epoch: accuracy by PGD-10 on training images. It shows
-            catastrophic overfitting, where it falls towards 0 within an epoch while the loss keeps falling.
+        pgd_by_epoch: what single-step methods note after each epoch, at most 50 times: accuracy by PGD-10 on training
+            images. It shows catastrophic overfitting, where it falls towards 0 within an epoch while the loss keeps
+            falling.
         watch_seconds: what those looks took; not part of the method's own time.
     """
 
@@ -148,8 +150,14 @@ def tune_gradually(model: nn.Module, task: Task, loss: Loss) -> None:
         while schedule.due:
             schedule.advance()
 
+    epochs = itertools.count(1)
+
+    def after_epoch() -> None:
+        if next(epochs) % math.ceil(task.epochs / 50) == 0:  # a look costs as much as some epochs of few images
+            watch(model, task)
+
     schedule.start()
-    train(model, task, loss, after_step, lambda: watch(model, task))
+    train(model, task, loss, after_step, after_epoch)
     schedule.finish()
 
 

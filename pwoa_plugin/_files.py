@@ -75,16 +75,20 @@ def replaced_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def unwritable(path: str | os.PathLike[str], error: Exception) -> FileError:
-    """What to raise where ``path`` cannot be written, because of an OSError or of what a library made of one."""
+    """What to raise where ``path`` cannot be written, because of an OSError or of what a library made of one.
+
+    Of a scratch file, the message names the file whose place it was to take.
+    """
+    path = Path(path)
+    if scratch := _SCRATCH.fullmatch(path.name):
+        path = path.with_name(scratch["target"])
     number = getattr(error, "errno", None)
     if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):  # safetensors' texts
         number = int(found[1])
     if number in _FULL:
-        return DiskFullError(
-            f"{os.fspath(path)}: cannot be written ({_FULL[number]}); free some space, and run the same again"
-        )
+        return DiskFullError(f"{path}: cannot be written ({_FULL[number]}); free some space, and run the same again")
     reason = os.strerror(number) if number else one_line(error)
-    return FileError(f"{os.fspath(path)}: cannot be written ({reason}); give a place that can be written to")
+    return FileError(f"{path}: cannot be written ({reason}); give a place that can be written to")
 
 
 def is_scratch(path: Path) -> bool:

@@ -178,6 +178,7 @@ class Header(Record):
         packed: by the tensor's name; its parts are in the file as ``NAME:PART``. All other tensors are there as they
             are.
         tied: names of tensors that share another's memory, and the other's name.
+        removals: the layer, whether they are its filters, and the channels: of each removal; None where none was made.
         crc32: of the bytes of all tensors in the file, sorted by name.
     """
 
@@ -185,6 +186,7 @@ class Header(Record):
     packed: dict[str, Packed]
     tied: dict[str, str]
     crc32: Amount
+    removals: list[tuple[str, bool, tuple[Amount, ...]]] | None = None
 
     def shapes(self, tensors: Mapping[str, Tensor]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
         """Shape and dtype of every tensor of the network, before any is unpacked."""
@@ -194,7 +196,9 @@ class Header(Record):
         return found | {name: found[first] for name, first in self.tied.items()}
 
 
-def pack_state(state: Mapping[str, Tensor], narrowed: torch.dtype | None) -> tuple[dict[str, Tensor], Header]:
+def pack_state(
+    state: Mapping[str, Tensor], narrowed: torch.dtype | None, removals: Any = None
+) -> tuple[dict[str, Tensor], Header]:
     """The tensors of a file, and its header.
 
     Floats of two and more dimensions are packed; all else stays as it is.
@@ -202,6 +206,7 @@ def pack_state(state: Mapping[str, Tensor], narrowed: torch.dtype | None) -> tup
     Args:
         state: strided tensors with values, by name.
         narrowed: packed values of wider types are cast to it; None casts nothing.
+        removals: those of the `Header`.
     """
     if clash := next((name for name in state if name.rpartition(":")[0] in state), ""):
         raise InputError(f"{clash}: its name may be that of a part; rename it without ':'")
@@ -224,7 +229,7 @@ def pack_state(state: Mapping[str, Tensor], narrowed: torch.dtype | None) -> tup
             else:
                 packed[name] = Packed(form=form, shape=tuple(tensor.shape), dtype=dtype)
                 tensors |= {f"{name}:{part}": stored for part, stored in parts.items()}
-    return tensors, Header(packed=packed, tied=tied, crc32=_crc32(tensors))
+    return tensors, Header(packed=packed, tied=tied, crc32=_crc32(tensors), removals=removals)
 
 
 def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -232,7 +237,8 @@ def _narrowed(name: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         return tensor
     cast = tensor.detach().to(dtype)
     if (cast.isinf() & ~tensor.isinf()).any():
-        raise InputError(f"{name} has values beyond {str(dtype)[6:]}'s range; give values='bfloat16' or 'float32'")
+        wider = "'bfloat16' or 'float32'" if dtype == torch.float16 else "'float32'"
+        raise InputError(f"{name} has values beyond {str(dtype)[6:]}'s range; give values={wider}")
     return cast
 
 
@@ -278,7 +284,7 @@ def unpack_state(tensors: Mapping[str, Tensor], header: Header) -> dict[str, Ten
 
 def metadata_of(header: Header) -> dict[str, str]:
     """One entry: safetensors writes several in any order, and files of equal networks would differ."""
-    return {FORMAT: json.dumps(header.to_dict())}
+    return {FORMAT: json.dumps(header.model_dump(exclude_none=True))}
 
 
 def _crc32(tensors: Mapping[str, Tensor]) -> int:

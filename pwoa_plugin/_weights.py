@@ -8,6 +8,9 @@ from torch.nn.utils import parametrize
 
 from ._wrapped import unwrapped
 
+#: An attribute of a network that lost channels; its copies have it, too. Plain lists, for pickles.
+REMOVALS = "_pwoa_removals"
+
 
 def is_weighted(module: nn.Module) -> bool:
     """True for convolutions and linear layers (transposed ones and subclasses too) that hold a weight matrix."""

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import random
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -63,6 +64,14 @@ def full_disk(ending: str) -> Iterator[None]:
         yield
     finally:
         os.replace = replace
+
+
+def in_little_room(target: Callable[..., Any], *args: Any, stderr: Path) -> Any:
+    """Call ``target`` in a process that cannot write a file of more than 20,000 bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    with stderr.open("w") as said, contextlib.redirect_stderr(said):
+        return target(*args)
 
 
 def damaged(content: bytes, draws: random.Random) -> bytes:

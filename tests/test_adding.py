@@ -216,7 +216,7 @@ def test_a_format(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             model.load_state_dict(load_file(path))
             return model
 
-        def loading(self, name: str) -> str:
+        def loading(self, name: str, new: str, removed: bool) -> str:
             return f"load_file({name!r})"
 
     home = types.ModuleType("pwoa_plugin.export.whole")

@@ -28,17 +28,17 @@ from .output import say, set_up_logging, write_json
 #: Options that `pwoa_plugin.runs.export.export` knows by the same names.
 _GIVEN = (
     *("format", "quantize", "values", "calibration", "queries", "arch", "key"),
-    *("data", "data_root", "image_size", "channels"),
+    *("data", "data_root", "image_size", "channels", "output"),
 )
-_HOW = ("protocol", "attacks", "norm", "eps", "sample", "seed", "batch_size", "output", "device")
+_HOW = ("protocol", "attacks", "norm", "eps", "sample", "seed", "batch_size", "device")
 
 
 @dataclass(kw_only=True)
 class Export(Command):
     """Write a network as a file that ships, with a model card beside it.
 
-    The network is a finished run's, a checkpoint or RobustBench's. The file is compared with it before it is put in
-    place.
+    The network is a finished run's, a checkpoint or a named one. The file is read again, compared with it and judged
+    before it is put in place.
     """
 
     needs = "runs.export"
@@ -46,7 +46,7 @@ class Export(Command):
     network: Annotated[
         str, Argument(help="the --out of `pwoa prune`, a checkpoint, robustbench:NAME, timm:NAME or hf:owner/name")
     ]
-    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; NAME.md beside it")]
+    out: Annotated[Path, Argument(help="file: NAME.onnx, .pt2, .pte or .sparse.safetensors; OUT.md beside it")]
     format: Annotated[
         str | None, Option(help="sparse, onnx, pt2, pte, semi-structured", show_default="by the suffix")
     ] = None
@@ -97,7 +97,9 @@ class Export(Command):
         )
         if self.json:
             agreement = done.agreement and done.agreement.to_dict()
-            write_json("exported", file=str(done.path), bytes=done.bytes, card=str(done.card), agreement=agreement)
+            judgement = done.judgement and str(done.judgement)
+            said = {"file": str(done.path), "bytes": done.bytes, "card": str(done.card)}
+            write_json("exported", **said, agreement=agreement, judgement=judgement)
             return 0
         say(f"{done.path}: {done.bytes:,} bytes; the network's tensors have {done.size.dense_bytes:,}")
         for sentence in done.shipped.sentences if done.shipped else ():

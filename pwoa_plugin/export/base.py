@@ -37,6 +37,8 @@ class Format(ABC):
     """What ``Choices.values`` may be."""
     library: ClassVar[str] = "pytorch"
     """What reads the file, as Hugging Face's model cards name it."""
+    exact: ClassVar[bool] = True
+    """Whether the file has the network's own values, where `Choices` leave them."""
     packages: ClassVar[tuple[str, ...]] = ()
     extra: ClassVar[str] = ""
 
@@ -68,5 +70,12 @@ class Format(ABC):
         """
 
     @abstractmethod
-    def loading(self, name: str) -> str:
-        """Python that loads the file ``name`` and asks it about ``images``, for its card."""
+    def loading(self, name: str, new: str, removed: bool) -> str:
+        """Python that loads the file ``name`` and asks it about ``images``, for its card; it runs as it stands.
+
+        Args:
+            name: of the file, in the working folder.
+            new: Python that makes a new network of the same architecture; it needs ``make_network`` of
+                `pwoa_plugin.runs.network`.
+            removed: whether channels were removed from the network.
+        """

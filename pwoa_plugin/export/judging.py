@@ -95,6 +95,13 @@ class Shipped(Record):
         return Report.from_dict(self.network if self.file is None else self.file)
 
     @property
+    def own(self) -> Report | None:
+        """The figures that are the file's own; None where its answers are not all the network's."""
+        alike = [each for each in (self.clean, self.attacked) if each is not None]
+        is_own = self.how != "same answers" or all(each.same == each.images for each in alike)
+        return self.judged if is_own else None
+
+    @property
     def sentences(self) -> list[str]:
         """What was found, and what it may be taken for."""
         report, before = self.judged, Report.from_dict(self.network)
@@ -104,7 +111,7 @@ class Shipped(Record):
         if self.how == "same answers":
             assert self.attacked is not None
             said.append(f"On the images that the attacks found on the network: {self.attacked}.")
-            if self.attacked.same == self.attacked.images and self.clean.same == self.clean.images:
+            if self.own is not None:
                 said.append(f"The network's figures are therefore the file's: robust on {figure}.")
             else:
                 said.append(f"The network's figures (robust on {figure}) are therefore not quite the file's.")

@@ -61,6 +61,8 @@ def export_onnx(
                     external_data=False,
                     verbose=False,
                 )
+        except OSError:
+            raise
         except Exception as error:
             raise InputError(f"model: torch.onnx.export fails on it ({named(error)}){given.cure}") from error
         if check:
@@ -100,7 +102,7 @@ class ONNX(Format):
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         return ONNXNetwork(path)
 
-    def loading(self, name: str) -> str:
+    def loading(self, name: str, new: str, removed: bool) -> str:
         return (
             "import onnxruntime\n\n"
             f"session = onnxruntime.InferenceSession({name!r}, providers=['CPUExecutionProvider'])\n"

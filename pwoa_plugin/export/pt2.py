@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import warnings
@@ -49,15 +50,12 @@ def export_pt2(
     given = traced(model, example_inputs, batch=batch)
     with replaced_whole(path) as scratch, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        # torch.export.save wants the suffix, and a scratch file has another one.
+        written = io.BytesIO()  # on a full disk, torch's own writer ends the process
         try:
-            program = given.program()
-            with scratch.open("wb") as file:
-                torch.export.save(program, file)
-        except OSError:
-            raise
+            torch.export.save(given.program(), written)
         except Exception as error:
             raise InputError(f"model: torch.export fails on it ({named(error)}){given.cure}") from error
+        scratch.write_bytes(written.getbuffer())
         if check:
             loaded = _loaded(scratch)
             with torch.no_grad():
@@ -96,7 +94,7 @@ class PT2(Format):
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         return _Program(_loaded(path))
 
-    def loading(self, name: str) -> str:
+    def loading(self, name: str, new: str, removed: bool) -> str:
         return (
             "import torch\n\n"
             f"network = torch.export.load({name!r}).module()  # load only files that you trust\n"

@@ -100,7 +100,7 @@ class PTE(Format):
     def read(self, path: str | os.PathLike[str], model: nn.Module) -> nn.Module:
         return PTENetwork(path)
 
-    def loading(self, name: str) -> str:
+    def loading(self, name: str, new: str, removed: bool) -> str:
         return (
             "from executorch.runtime import Runtime\n\n"
             f"program = Runtime.get().load_program({name!r})\n"

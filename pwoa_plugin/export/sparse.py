@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from .._files import read_tensors, write_tensors
-from .._sparse import metadata_of, pack_state, read_header, unpack_state
+from .._sparse import Header, metadata_of, pack_state, read_header, unpack_state
+from .._weights import REMOVALS
 from .._wrapped import unwrapped
 from ..errors import InputError
 
@@ -26,6 +27,7 @@ def save_sparse(
 
     Each weight (floats of two and more dimensions) is written in the smallest of a bitmap with the nonzero values,
     compressed rows, and dense. Biases, normalisation, buffers and integers are written as they are, a tied weight once.
+    Of a network that lost channels the file says which, for `load_pruned`.
 
     Args:
         model: the network; a wrapper around it (``DistributedDataParallel``, ``torch.compile``...) is left out.
@@ -34,13 +36,14 @@ def save_sparse(
             round the values of wider weights, and nothing else.
 
     Raises:
-        ValueError: a tensor cannot be written, or has values beyond float16's range; no file is written.
+        ValueError: a tensor cannot be written, or has values beyond their range; no file is written.
         OSError: the file cannot be written.
     """
     if values not in _VALUES:
         raise InputError(f"save_sparse: values={values!r} is unknown; use {', '.join(_VALUES)}")
+    network = unwrapped(model)
     try:
-        tensors, header = pack_state(_plain_state(unwrapped(model)), _VALUES[values])
+        tensors, header = pack_state(_plain_state(network), _VALUES[values], getattr(network, REMOVALS, None))
     except InputError as error:
         raise InputError(f"save_sparse: {error}") from None
     write_tensors(path, tensors, metadata_of(header))
@@ -51,7 +54,8 @@ def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Load what `save_sparse` wrote into a network. No code in a file is ever run; on an error the model is unchanged.
 
     Args:
-        model: a network of the same architecture, with the dtypes of the one that was saved.
+        model: a network of the same architecture, with the dtypes of the one that was saved. One that lost channels
+            is loaded by `load_pruned`.
         path: of the file.
 
     Raises:
@@ -63,7 +67,7 @@ def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> None:
     try:
         header = read_header(tensors, metadata)
         wanted = _plain_state(network)
-        _check_fit(header.shapes(tensors), wanted)
+        _check_fit(header, tensors, wanted)
         state = OrderedDict(unpack_state(tensors, header))
     except InputError as error:
         raise InputError(f"{name}: is no usable sparse file ({error}); make one with save_sparse()") from None
@@ -84,8 +88,9 @@ def _plain_state(network: nn.Module) -> dict[str, Tensor]:
     return state
 
 
-def _check_fit(found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], wanted: Mapping[str, Tensor]) -> None:
+def _check_fit(header: Header, tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Refuse a file whose names, shapes and dtypes are not the network's."""
+    found = header.shapes(tensors)
     problems = [f"{name} is not in the file" for name in wanted.keys() - found.keys()]
     problems += [f"{name} is not in the network" for name in found.keys() - wanted.keys()]
     for name in found.keys() & wanted.keys():
@@ -96,4 +101,5 @@ def _check_fit(found: Mapping[str, tuple[tuple[int, ...], torch.dtype]], wanted:
             problems.append(f"{name} is {dtype} in the file and {tensor.dtype} in the network, which to() casts")
     if problems:
         more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        raise InputError(f"it is of another network: {min(problems)}{more}")
+        cure = "; channels were removed from it: load_pruned() makes it of a whole one" if header.removals else ""
+        raise InputError(f"it is of another network: {min(problems)}{more}{cure}")

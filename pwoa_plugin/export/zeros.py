@@ -30,16 +30,21 @@ class Sparse(Format):
         load_sparse(twin, path)
         return twin
 
-    def loading(self, name: str) -> str:
+    def loading(self, name: str, new: str, removed: bool) -> str:
+        load = f"load_sparse(network, {name!r})"
+        if removed:
+            load = f"network = load_pruned(network, {name!r}, example_inputs=images[:1])"
         return (
-            "from pwoa_plugin import load_sparse\n\n"
-            f"load_sparse(network, {name!r})  # network: a new one of the same architecture\n"
-            "logits = network.eval()(images)"
+            f"from pwoa_plugin import {'load_pruned' if removed else 'load_sparse'}\n"
+            "from pwoa_plugin.runs.network import make_network\n\n"
+            f"network = {new}\n{load}\nlogits = network(images)"
         )
 
 
 class SemiStructured(PT2):
     """``to_semi_structured`` of `semi_structured` in bfloat16 on a GPU, then `export_pt2`."""
+
+    exact = False
 
     def write(self, model: nn.Module, path: str | os.PathLike[str], images: Tensor, choices: Choices) -> None:
         twin = deep_copy(model)
@@ -48,7 +53,7 @@ class SemiStructured(PT2):
         to_semi_structured(twin)
         export_pt2(twin, path, images, tolerance=_BF16)
 
-    def loading(self, name: str) -> str:
+    def loading(self, name: str, new: str, removed: bool) -> str:
         return (
             "import torch\n\n"
             "# Any semi-structured tensor makes torch ready to run those of the file.\n"

@@ -203,17 +203,19 @@ def _load_safetensors(file: Path) -> dict[str, Tensor]:
         tensors, header = read_tensors(file, "safetensors file")
     except InputError as error:
         raise CheckpointError(f"checkpoint {error}; save or download it again") from None
-    if _NARROWED in header:
+    narrowed = _NARROWED in header
+    if _SPARSE in header:
+        try:
+            sparse = read_header(tensors, header)
+            narrowed, tensors = bool(sparse.removals), unpack_state(tensors, sparse)
+        except InputError as error:
+            raise CheckpointError(f"checkpoint {str(file)!r} is no usable sparse file ({error})") from None
+    if narrowed:
         raise CheckpointError(
             f"checkpoint {str(file)!r} is of a network whose channels were removed; give its run's folder, or "
             "load it with pwoa_plugin.torch_pruning.load_pruned"
         )
-    if _SPARSE not in header:
-        return tensors
-    try:
-        return unpack_state(tensors, read_header(tensors, header))
-    except InputError as error:
-        raise CheckpointError(f"checkpoint {str(file)!r} is no usable sparse file ({error})") from None
+    return tensors
 
 
 def _load_pickle(file: Path, name: str, head: bytes) -> Any:

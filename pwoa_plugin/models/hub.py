@@ -44,7 +44,7 @@ def hub_file(name: str, file: str, *, said: str) -> Path:
         said: what the user wrote, for messages.
 
     Raises:
-        CheckpointError: there is no such repository, revision or file, or no connection.
+        CheckpointError: there can be no such name, there is no such repository, revision or file, or no connection.
     """
     repo, revision, _ = spec_of(name)
     try:
@@ -52,11 +52,11 @@ def hub_file(name: str, file: str, *, said: str) -> Path:
         errors = importlib.import_module("huggingface_hub.errors")
     except ImportError as error:
         raise missing(said, "huggingface_hub", "hub") from error
-    there = hub.try_to_load_from_cache(repo, file, revision=revision)
-    if isinstance(there, str):
-        return Path(there)
     place = f"{repo}{f'@{revision}' if revision else ''}"
     try:
+        there = hub.try_to_load_from_cache(repo, file, revision=revision)
+        if isinstance(there, str):
+            return Path(there)
         path = hub.hf_hub_download(repo, file, revision=revision)
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
@@ -75,7 +75,11 @@ def hub_file(name: str, file: str, *, said: str) -> Path:
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
         cure = _near(hub, repo) or f"; see https://huggingface.co/{repo.partition('/')[0]}"
         raise CheckpointError(f"{said!r}: the hub has no {place}, or it is private{cure}") from error
-    except (OSError, errors.HfHubHTTPError, errors.HFValidationError) as error:
+    except ValueError as error:
+        raise CheckpointError(
+            f"{said!r}: the hub can have no such name ({named(error, 200)}); give hf:owner/name as it is there"
+        ) from error
+    except Exception as error:  # of the HTTP client, which is another one in other releases of huggingface_hub
         raise CheckpointError(
             f"{said!r}: {file} cannot be downloaded ({named(error, 200)}); run again later"
         ) from error

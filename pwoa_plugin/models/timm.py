@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from .._text import did_you_mean, named
-from ..errors import InputError, memory_for, missing
+from ..errors import InputError, is_out_of_memory, memory_for, missing
 from .hub import hub_file
 from .sources import Own, Source, Wanted
 
@@ -38,12 +38,13 @@ class Timm(Source):
 
     def weights(self, name: str) -> Path:
         config = self._config(name)
-        if config.get("hf_hub_filename") or not config.get("hf_hub_id"):
+        if not _has_safetensors(config):
             plain = name.partition(":")[2].partition(".")[0]
             tags = import_timm().list_models(f"{plain}.*", pretrained=True)
+            others = [f"timm:{tag}" for tag in tags if _has_safetensors(self._config(f"timm:{tag}"))]
             raise InputError(
-                f"{name!r}: timm has no safetensors of it{did_you_mean(name[5:], tags, ', '.join(tags[:5]), most=3)}; "
-                f"name another, or give model.arch=timm:{plain} and a model.checkpoint of your own"
+                f"{name!r}: timm has no safetensors of it; name {', '.join(others[:5]) or 'another network'}, or give "
+                f"model.arch=timm:{plain} and a model.checkpoint of your own"
             )
         return hub_file(f"hf:{config['hf_hub_id']}", "model.safetensors", said=name)
 
@@ -62,6 +63,11 @@ class Timm(Source):
         return {} if found is None else dict(found.to_dict())
 
 
+def _has_safetensors(config: Mapping[str, Any]) -> bool:
+    """Whether the hub has ``model.safetensors``; files of another name may be pickled."""
+    return bool(config.get("hf_hub_id")) and not config.get("hf_hub_filename")
+
+
 def import_timm() -> Any:
     try:
         with warnings.catch_warnings():
@@ -72,11 +78,15 @@ def import_timm() -> Any:
 
 
 def own_of(config: Mapping[str, Any]) -> Own:
-    """What a ``pretrained_cfg`` says."""
-    mean, std, size = (config.get(name) for name in ("mean", "std", "input_size"))
+    """What a ``pretrained_cfg`` says.
+
+    Raises:
+        LookupError, TypeError, ValueError: it says it in another form than timm's.
+    """
+    classes, mean, std, size = (config.get(name) for name in ("num_classes", "mean", "std", "input_size"))
     given = bool(mean) and bool(std) and len(mean) == len(std)  # type: ignore[arg-type]
     return Own(
-        classes=config.get("num_classes"),
+        classes=None if classes is None else int(classes),
         mean=tuple(map(float, mean)) if mean and given else None,
         std=tuple(map(float, std)) if std and given else None,
         size=int(size[1]) if size and size[1] == size[2] else None,
@@ -113,7 +123,9 @@ def build(
                 in_chans=wanted.channels,
                 **options,
             )
-        except (AssertionError, AttributeError, KeyError, TypeError, ValueError) as error:
+        except Exception as error:  # as many types as there are ways to give wrong options
+            if is_out_of_memory(error):
+                raise
             raise InputError(
                 f"{said!r}: timm {timm.__version__} does not build {architecture} ({named(error, 200)}); "
                 "install a newer timm, or name another network"

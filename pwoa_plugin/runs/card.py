@@ -14,7 +14,7 @@ from .._yaml import dump_yaml
 from ..export import Agreement, Format
 from ..pages import Table
 from ..pages.text import markdown_block, markdown_code, markdown_plain, percent, shape_text
-from .headline import headline
+from .headline import examples_text, robust_text, smaller_text
 from .report import RunReport
 from .size import SizeReport
 
@@ -35,6 +35,9 @@ class Card:
         data: name of the data set; None where it is not known.
         shape: of an image, ``(C, H, W)``.
         size: of the network, by layer.
+        new: Python that makes a new network of the same architecture.
+        removed: whether channels were removed from it.
+        output: which part of what it returns has the logits; None where that needs no choice.
         report: of the run that made it; None of a checkpoint.
         quantize, values: as they were chosen; None for the network's own floats.
         agreement: of the file with the network on test images; None where it was not asked for.
@@ -49,6 +52,9 @@ class Card:
     data: str | None
     shape: tuple[int, ...]
     size: SizeReport
+    new: str
+    removed: bool = False
+    output: int | str | None = None
     report: RunReport | None = None
     quantize: str | None = None
     values: str | None = None
@@ -60,11 +66,16 @@ class Card:
         """The whole card."""
         name = one_line(self.file.name)
         lines = ["---", visible(dump_yaml(self._metadata()).rstrip()), "---", "", f"# {markdown_plain(name)}", ""]
-        if self.report is not None:
-            lines += [markdown_plain(sentence) for sentence in headline(self.report)] + [""]
+        if (report := self.report) is not None:
+            robust = robust_text(report) if self._of_file is not None else ""
+            said = filter(None, (smaller_text(report), robust, examples_text(report)))
+            lines += [*map(markdown_plain, said), ""]
         lines += [*self._facts().to_markdown(), "", "## How to load it", ""]
-        lines += [*markdown_block(self.format.loading(name), "python"), ""]
-        lines += [f"Images are float32, (N, {', '.join(map(str, self.shape))}), in [0, 1].", ""]
+        lines += [*markdown_block(self.format.loading(name, self.new, self.removed), "python"), ""]
+        chosen = (
+            "" if self.output is None else f" Of what is returned, {markdown_code(str(self.output))} has the logits."
+        )
+        lines += [f"Images are float32, (N, {', '.join(map(str, self.shape))}), in [0, 1].{chosen}", ""]
         lines += ["## Sparsity by layer", "", *self._layers().to_markdown(), ""]
         lines += ["## Robustness", "", *self._robustness(), "## Versions", ""]
         lines += [*Table("Versions", ("package", "version"), [*self.versions.items()], left=(0, 1)).to_markdown(), ""]
@@ -94,10 +105,10 @@ class Card:
 
     @property
     def _of_file(self) -> Report | None:
-        """The figures that are the file's own."""
+        """The figures that are the file's own; None where there are none."""
         if self.shipped is not None:
-            return self.shipped.judged
-        exact = self.quantize is None and self.values in (None, "float32")
+            return self.shipped.own
+        exact = self.format.exact and self.quantize is None and self.values in (None, "float32")
         return self.report.judged.get("pruned") if self.report is not None and exact else None
 
     @property

@@ -13,17 +13,19 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .._files import named_path, write_text
+from .._files import named_path, replaced_whole, write_text
 from .._random import seeded
 from .._text import did_you_mean
+from .._weights import REMOVALS
 from ..config import ConfigError, DataConfig, PwoAConfig
 from ..data import data_set, load_test, load_training
 from ..errors import FileError, InputError
 from ..export import Agreement, Choices, Format, compared, format_of, make_format
 from ..export.judging import How, Shipped, judge_exported_task
-from ..models import Wanted
+from ..models import Wanted, names_code
+from ..models.normalisation import normalisation_of
 from ..robustness import JudgeSettings
-from ..robustness.settings import JudgeOptions, Task
+from ..robustness.settings import JudgeOptions
 from .card import Card
 from .evaluate import bind_test_images, pruned_network
 from .files import read_report
@@ -37,6 +39,7 @@ _logger = logging.getLogger(__name__)
 
 _COMPARED = 1000  # test images, at most
 _EXAMPLES = 4  # images that a file is compared on before it is put in place
+_CARD, _JUDGEMENT = ".md", ".robustness.json"  # behind the file's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,7 @@ class _Subject:
     checkpoint: str
     data: DataConfig
     shape: tuple[int, ...]
+    new: str
     report: RunReport | None
     judged_by: dict[str, Any]  # defaults of JudgeSettings
 
@@ -96,6 +100,8 @@ def export(
 ) -> Exported:
     """Write a network as a file that ships, and a model card ``OUT.md`` beside it.
 
+    The file is put in place when all is done that may fail; what was said of an earlier one is removed then.
+
     Args:
         source: a finished run's folder, a checkpoint (with ``arch`` and ``data``), or a name: ``robustbench:NAME``,
             ``timm:NAME``, ``hf:owner/name``.
@@ -112,22 +118,20 @@ def export(
         options: how to judge; see `JudgeSettings`.
 
     Raises:
-        InputError: something cannot be used; one line says what. No file is written then.
+        InputError: something cannot be used; one line says what. A file that is there stays then.
         ModuleNotFoundError: the format needs a package that is missing.
     """
     path = named_path("out", out)
     kind = format_of(path, format)
     made = make_format(kind)
     _check_choices(made, kind, quantize, values, calibration)
-    if os.path.isdir(path):
-        raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
     check_there(source)
+    _check_out(path, source, made)
     config = _config_of(source, data)
     given = {"root": data_root, "image_size": image_size, "channels": channels}
     own = None if config is None else config.data
     subject = _subject(source, arch, key, config, images_for([(source, arch)], data, own, download=download, **given))
-    sample = options.pop("sample", None)
-    # Images are read before anything is written: what is wrong with them leaves no file without its card.
+    sample, output = options.pop("sample", None), options.get("output", subject.judged_by.get("output"))
     task = None
     if judge:
         settings = JudgeSettings.of(options, **subject.judged_by)
@@ -135,28 +139,31 @@ def export(
     calibrated = _calibration(subject.data, calibration) if quantize else None
     images = load_test(subject.data, at_most=_COMPARED)[0] if quantize else None
     choices = Choices(quantize=quantize, calibration=calibrated, values=values)
-    made.write(subject.model, path, _examples(subject.shape), choices)
-    file = made.read(path, subject.model)
-    agreement = None
-    if images is not None:
-        agreement = compared(subject.model, file, images, output=subject.judged_by.get("output"))
-        _logger.info("beside the float network: %s", agreement)
-    shipped = None if task is None else _judged(subject.model, file, path, task, choices, queries, progress)
-    return _with_card(path, made, kind, subject, choices, agreement, shipped)
+    agreement = shipped = None
+    with replaced_whole(path) as scratch:
+        made.write(subject.model, scratch, _examples(subject.shape), choices)
+        file = made.read(scratch, subject.model)
+        if images is not None:
+            agreement = compared(subject.model, file, images, output=output)
+            _logger.info("beside the float network: %s", agreement)
+        if task is not None:
+            how, state = _how(choices), _beside(path, ".judging")
+            shipped = judge_exported_task(
+                subject.model, file, task, how=how, queries=queries, state=state, progress=progress
+            )
+        for suffix in (_CARD, _JUDGEMENT):
+            _beside(path, suffix).unlink(missing_ok=True)
+    if shipped is not None:
+        write_text(_beside(path, _JUDGEMENT), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
+        shutil.rmtree(_beside(path, ".judging"), ignore_errors=True)
+    return _with_card(path, made, kind, subject, choices, output, agreement, shipped)
 
 
-def _judged(
-    model: nn.Module, file: nn.Module, path: Path, task: Task, choices: Choices, queries: int, progress: bool
-) -> Shipped:
-    """Judge the file, by what it allows; ``OUT.robustness.json`` is written, and the state removed."""
-    how: How = "same answers" if choices.values in (None, "float32") else "white box"
+def _how(choices: Choices) -> How:
+    """How a file is judged, by what it allows."""
     if choices.quantize:
-        how = "transfer and Square"
-    state = _beside(path, ".judging")
-    shipped = judge_exported_task(model, file, task, how=how, queries=queries, state=state, progress=progress)
-    write_text(_beside(path, ".robustness.json"), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
-    shutil.rmtree(state, ignore_errors=True)
-    return shipped
+        return "transfer and Square"
+    return "same answers" if choices.values in (None, "float32") else "white box"
 
 
 def _with_card(
@@ -165,6 +172,7 @@ def _with_card(
     kind: str,
     subject: _Subject,
     choices: Choices,
+    output: int | str | None,
     agreement: Agreement | None,
     shipped: Shipped | None,
 ) -> Exported:
@@ -178,17 +186,20 @@ def _with_card(
         data=subject.data.name,
         shape=subject.shape,
         size=size_report(subject.model),
+        new=subject.new,
+        removed=hasattr(subject.model, REMOVALS),
+        output=output,
         report=subject.report,
         quantize=choices.quantize,
         values=choices.values,
         agreement=agreement,
         shipped=shipped,
     )
-    write_text(_beside(path, ".md"), card.to_markdown())
+    write_text(_beside(path, _CARD), card.to_markdown())
     return Exported(
         path=path,
-        card=_beside(path, ".md"),
-        judgement=None if shipped is None else _beside(path, ".robustness.json"),
+        card=_beside(path, _CARD),
+        judgement=None if shipped is None else _beside(path, _JUDGEMENT),
         bytes=path.stat().st_size,
         size=card.size,
         agreement=agreement,
@@ -198,6 +209,21 @@ def _with_card(
 
 def _beside(path: Path, suffix: str) -> Path:
     return path.with_name(path.name + suffix)
+
+
+def _check_out(path: Path, source: str, made: Format) -> None:
+    """Refuse folders in the place of what is written, and a file that the network is read from."""
+    if os.path.isdir(path):
+        raise FileError(f"{path}: is a folder; name a file in it, such as {path / ('model' + made.suffix)}")
+    for beside in (_beside(path, _CARD), _beside(path, _JUDGEMENT)):
+        if os.path.isdir(beside):
+            raise FileError(f"{beside}: is a folder, and would be written beside {path}; give another name")
+    read = [Path(source)]
+    if is_run(source):
+        folder = RunFolder(source)
+        read = [folder.config, folder.facts, folder.masks, folder.pruned]
+    if path.exists() and any(file.exists() and path.samefile(file) for file in read):
+        raise InputError(f"{path}: is what the network is read from; give another name")
 
 
 def _check_choices(made: Format, kind: str, quantize: str | None, values: str | None, calibration: int) -> None:
@@ -228,7 +254,8 @@ def _subject(source: str, arch: str | None, key: str | None, config: PwoAConfig 
         if key is not None:
             raise InputError(f"key={key!r}: goes with a checkpoint, and {source} is a run")
         model = pruned_network(source, arch=arch)
-        report = read_report(source)
+        report, classes = read_report(source), RunFolder(source).read_facts().images["classes"]
+        classes = (config.model and config.model.num_classes) or classes
         judged_by = {name: getattr(config, name) for name in ("eps", "pixel_range", "output")}
         facts = report.model.arch, report.model.checkpoint
     else:
@@ -241,9 +268,17 @@ def _subject(source: str, arch: str | None, key: str | None, config: PwoAConfig 
         checkpoint=checkpoint,
         data=data,
         shape=tuple(shape),
+        new=_new(arch_name, classes, shape[0], data.name, model),
         report=report,
         judged_by=judged_by,
     )
+
+
+def _new(arch: str, classes: int, channels: int, data: str, model: nn.Module) -> str:
+    """Python that makes a new network like this one."""
+    own = None if names_code(arch) else normalisation_of(model)
+    normalised = f", mean={own.mean}, std={own.std}" if own else ""
+    return f"make_network({arch!r}, classes={classes}, channels={channels}, data={data!r}{normalised})"
 
 
 def _examples(shape: tuple[int, ...]) -> Tensor:
@@ -252,7 +287,7 @@ def _examples(shape: tuple[int, ...]) -> Tensor:
 
 
 def _calibration(data: DataConfig, count: int) -> Tensor:
-    """Natural training images as they are, drawn by class."""
+    """Natural training images as they are, drawn at random."""
     plain = data.model_copy(update={"augment": False, "images": None, "validation": 0.0})
     with seeded(0):
         batch: Tensor = next(iter(load_training(plain, batch_size=count).train))[0]

@@ -246,9 +246,9 @@ def _train(
             trainer.fit([saver], state)
         return
     metrics = Metrics(trainer, folder, judged, resumed_at=status["step"], epochs_done=status["epoch"])
-    watching = [*([judged] if judged else []), metrics, KeepBest(trainer, folder), saver, *callbacks]
+    watching = [*([judged] if judged else []), metrics, KeepBest(trainer, folder), *callbacks]
     with seeded(config.seed), stopping(saver):
-        trainer.fit(watching, state)
+        trainer.fit([*watching, saver], state)  # others first: a step that is saved does not come again
 
 
 def _finish(trainer: Trainer, config: PwoAConfig, folder: RunFolder) -> None:

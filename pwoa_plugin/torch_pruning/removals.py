@@ -11,6 +11,7 @@ from pydantic import StrictBool, StrictInt, StrictStr, TypeAdapter, ValidationEr
 from torch import nn
 from torchvision.models import VisionTransformer
 
+from .._weights import REMOVALS
 from ..errors import InputError
 from ..removal.trace import RemovalError, said_of
 
@@ -43,13 +44,9 @@ def removals_from_json(entries: Any) -> list[Removal]:
         raise InputError(f"not a list of [layer, whether filters, channels] ({reason})") from None
 
 
-#: An attribute of a model that lost channels; copies of the model have it, too. Plain lists, for pickles.
-_HISTORY = "_pwoa_removals"
-
-
 def removed_from(model: nn.Module) -> list[Removal]:
     """All that was removed from a model, by any `PwoAGroupPruner` and by `load_pruned`, in order."""
-    return removals_from_json(getattr(model, _HISTORY, []))
+    return removals_from_json(getattr(model, REMOVALS, []))
 
 
 def make_structure_undo(model: nn.Module) -> Callable[[], None]:
@@ -117,4 +114,4 @@ def replay(
             module.hidden_dim = module.conv_proj.out_channels
     if adapt is not None:
         adapt(model)
-    setattr(model, _HISTORY, [*getattr(model, _HISTORY, []), *removals_to_json(removals)])
+    setattr(model, REMOVALS, [*getattr(model, REMOVALS, []), *removals_to_json(removals)])

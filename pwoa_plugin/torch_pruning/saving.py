@@ -1,7 +1,8 @@
 """Pruned networks in a file: the removals, and the tensors that are left; no code, and no pickle.
 
 A file is safetensors. Its header holds, as JSON, the removals (Torch-Pruning's pruning history) and the form of the
-example inputs. The removals are repeated on a fresh network before the tensors are loaded.
+example inputs. The removals are repeated on a fresh network before the tensors are loaded. Sparse files hold removals,
+too.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from .._files import read_tensors, write_tensors
 from .._modes import modes_kept
+from .._sparse import FORMAT as _SPARSE
+from .._sparse import read_header, unpack_state
 from .._text import one_line
 from .._wrapped import deep_copy, unwrapped
 from ..errors import InputError
@@ -67,12 +70,13 @@ def load_pruned(
     unwrapped_parameters: Mapping[nn.Parameter, int] | None = None,
     customized_pruners: Mapping[Any, Any] | None = None,
 ) -> nn.Module:
-    """The network that `save_pruned` wrote.
+    """The network that `save_pruned` wrote, or `save_sparse` after channels were removed.
 
     Args:
         model: a fresh network of the same architecture, not pruned; it is not changed.
         path: of the file.
-        example_inputs: for the trace; needed only where the pruner's were more than tensors and plain values.
+        example_inputs: for the trace; needed for sparse files, and where the pruner's were more than tensors and plain
+            values.
         adapt, forward_fn, output_transform, unwrapped_parameters, customized_pruners: as in the `PwoAGroupPruner`.
 
     Returns:
@@ -85,7 +89,7 @@ def load_pruned(
     check_model(model := unwrapped(model))
     tensors, header = read_tensors(path, "file of a pruned network")
     path = os.fspath(path)
-    removals, form = _read_header(header, path)
+    tensors, removals, form = _content(tensors, header, path)
     memo: dict[int, Any] = {}
     small = deep_copy(model, memo)
     for name, tensor in model.state_dict().items():
@@ -123,15 +127,22 @@ def load_pruned(
     return small
 
 
-def _read_header(header: Mapping[str, str], path: str) -> tuple[list[Removal], Any]:
-    """The removals, and the form of the example inputs; None where they cannot be described."""
+def _content(
+    tensors: dict[str, Tensor], header: Mapping[str, str], path: str
+) -> tuple[dict[str, Tensor], list[Removal], Any]:
+    """The network's tensors, the removals, and the form of the example inputs; None where a file does not say it."""
     try:
+        if _SPARSE in header:
+            sparse = read_header(tensors, header)
+            if not sparse.removals:
+                raise InputError("nothing was removed from its network, which load_sparse() loads")
+            return unpack_state(tensors, sparse), removals_from_json(sparse.removals), None
         if _FORMAT not in header:
             raise InputError("it is a safetensors file of something else")
         content = json.loads(header[_FORMAT])
         if (version := content["version"]) != _VERSION:
             raise InputError(f"its version is {version!r}, this release reads {_VERSION}")
-        return removals_from_json(content["removals"]), content["inputs"]
+        return tensors, removals_from_json(content["removals"]), content["inputs"]
     except (ValueError, RecursionError, KeyError, TypeError) as error:
         reason = error if isinstance(error, InputError) else "its header lists no removals"
         raise InputError(

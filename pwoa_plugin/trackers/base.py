@@ -24,10 +24,11 @@ class Tracker(Callback, ABC):
     """Logs a run: the config, the loss and its terms, validation, sparsity by layer, and the report's plots.
 
     Give it to ``callbacks=[...]`` of `PwoAPruner`, `PwoAGroupPruner` or `pwoa_plugin.runs.prune.prune`. A run that is
-    resumed continues its log. If the tracker fails during a run, the run goes on without it.
+    resumed continues its log; another run in the same folder begins a log of its own. If the tracker fails during a
+    run, the run goes on without it.
 
     Args:
-        folder: of the tracker's files. A tracker of the same folder continues the log there.
+        folder: of the tracker's files.
 
     Raises:
         MissingPackageError: the tracker's package is not installed.
@@ -48,11 +49,11 @@ class Tracker(Callback, ABC):
             raise missing(type(self).__name__, self.package, self.extra) from error
         self._run: Any = None
         self._logged = 0
-        self._fails = False
+        self._fails = self._is_open = self._is_new = False
 
     @abstractmethod
     def open(self, config: Mapping[str, Any], step: int) -> int:
-        """Begin the log, or continue it after a step.
+        """Begin a log, or, where ``step`` is not 0, continue the folder's.
 
         Args:
             config: the run's options by dotted name.
@@ -80,17 +81,15 @@ class Tracker(Callback, ABC):
         self._run = run
 
     def on_start(self, status: Status) -> None:
-        there = self.folder.exists()
+        self._is_new = not self.folder.exists()
         try:
             self._logged = self.open(_flat(self._run.config.model_dump(mode="json")), status.step)
         except Exception as error:  # of the tracker's package
-            if not there:
-                shutil.rmtree(self.folder, ignore_errors=True)
-                with contextlib.suppress(OSError):
-                    self.folder.parent.rmdir()
+            self._remove_new()
             raise InputError(
                 f"{type(self).__name__} cannot log to {self.folder} ({named(error)}); mend that, or run without it"
             ) from error
+        self._is_open = True
 
     def on_report(self, status: Status) -> None:
         if status.step <= self._logged:
@@ -111,12 +110,22 @@ class Tracker(Callback, ABC):
                 self.scalars(figures, status.step)
 
     def on_end(self, status: Status | None) -> None:
-        if status is None:
+        if status is None or not self._is_open:
             return
+        self._is_open = False
         with self._lest_it_fails():
             if status.step >= status.steps:
                 self.scalars(dict(self._sparsity()), status.step)
             self.close()
+        if not status.step:
+            self._remove_new()
+
+    def _remove_new(self) -> None:
+        """Remove a folder that has no step in it, so that the run can begin there after all."""
+        if self._is_new:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                self.folder.parent.rmdir()
 
     def on_written(self, plots: Path) -> None:
         """Log the plots of a run's report."""

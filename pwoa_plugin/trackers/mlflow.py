@@ -37,7 +37,7 @@ class MLflow(Tracker):
         self._client = client = mlflow.MlflowClient(tracking_uri=self._uri)
         found = client.get_experiment_by_name(self._experiment)
         experiment = found.experiment_id if found else client.create_experiment(self._experiment)
-        self._id = self.kept_id or client.create_run(experiment).info.run_id
+        self._id = (step and self.kept_id) or client.create_run(experiment).info.run_id
         self.keep_id(self._id)
         client.update_run(self._id, status="RUNNING")
         known = client.get_run(self._id).data.params

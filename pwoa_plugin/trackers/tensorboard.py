@@ -19,8 +19,8 @@ class TensorBoard(Tracker):
 
     def open(self, config: Mapping[str, Any], step: int) -> int:
         tensorboard = importlib.import_module("torch.utils.tensorboard")
-        # Steps of an earlier process that come again are dropped.
-        purge = {"purge_step": step + 1} if config and step else {}
+        # Steps of an earlier process that come again, and those of another run, are dropped.
+        purge = {"purge_step": step + 1} if config else {}
         self._writer = tensorboard.SummaryWriter(str(self.folder), **purge)
         if config and not step:
             summary = importlib.import_module("torch.utils.tensorboard.summary")
@@ -31,6 +31,7 @@ class TensorBoard(Tracker):
     def scalars(self, values: Mapping[str, float], step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        self._writer.flush()  # a killed run does not log again what comes before its last saved state
 
     def image(self, name: str, path: Path, step: int) -> None:
         import numpy as np

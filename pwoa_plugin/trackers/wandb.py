@@ -33,7 +33,7 @@ class WandB(Tracker):
     def open(self, config: Mapping[str, Any], step: int) -> int:
         wandb = importlib.import_module("wandb")
         self.folder.mkdir(parents=True, exist_ok=True)
-        name = self.kept_id or uuid.uuid4().hex[:12]
+        name = (step and self.kept_id) or uuid.uuid4().hex[:12]
         settings = wandb.Settings(console="off", silent=True)  # the run's own lines stay as they are
         folder = os.path.abspath(self.folder)  # W&B's own process keeps the working directory of its start
         given = {"id": name, "resume": "allow", "dir": folder, "settings": settings}

@@ -46,7 +46,8 @@ def test_every_format_can_be_made() -> None:
     for name in FORMATS:
         made = make_format(name)
         assert made.suffix.startswith(".")
-        compile(made.loading("it's.x"), name, "exec")
+        for removed in (False, True):
+            compile(made.loading("it's.x", "make_network('lenet')", removed), name, "exec")
 
 
 @pytest.mark.parametrize(("values", "exact"), [(None, True), ("float32", True), ("bfloat16", False)])

@@ -223,7 +223,7 @@ def test_a_program_is_written_and_its_cards_lines_load_it_elsewhere(stand_in: No
     made.write(model, path, x[:2], Choices())
     assert not isinstance(model[5].weight, torch.sparse.SparseSemiStructuredTensor)
     torch.save(x, tmp_path / "x.pt")
-    code = f"{STAND_IN}\nimages = torch.load({str(tmp_path / 'x.pt')!r})\n{made.loading(str(path))}"
+    code = f"{STAND_IN}\nimages = torch.load({str(tmp_path / 'x.pt')!r})\n{made.loading(str(path), '', False)}"
     code = code.replace('"cuda"', '"cpu"') + f"\ntorch.save(logits, {str(tmp_path / 'logits.pt')!r})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-500:]

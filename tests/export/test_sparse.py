@@ -139,11 +139,15 @@ def test_values_are_rounded_once_and_nothing_else_is(mixed: Mixed, tmp_path: Pat
     assert bits(other.wide.weight) == bits(half.wide.weight)
 
 
-def test_values_beyond_float16_are_refused_before_anything_is_written(mixed: Mixed, tmp_path: Path) -> None:
+def test_values_beyond_the_range_are_refused_before_anything_is_written(mixed: Mixed, tmp_path: Path) -> None:
     with torch.no_grad():
         mixed.wide.weight[0, 0] = 1e6
     with pytest.raises(ValueError, match=r"^save_sparse: wide.weight has values beyond float16's range; give values="):
         save_sparse(mixed, tmp_path / "a", values="float16")
+    with torch.no_grad():
+        mixed.wide.weight[0, 0] = 3.4e38
+    with pytest.raises(ValueError, match=r"wide.weight has values beyond bfloat16's range; give values='float32'$"):
+        save_sparse(mixed, tmp_path / "a", values="bfloat16")
     with pytest.raises(ValueError, match="values='int4' is unknown; use float32, float16, bfloat16"):
         save_sparse(mixed, tmp_path / "a", values="int4")  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())

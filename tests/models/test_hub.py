@@ -21,6 +21,7 @@ from models.hub_files import NETWORK, hub_server, into_cache, write_repo
 
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.config import ConfigError
+from pwoa_plugin.errors import InputError
 from pwoa_plugin.models import CheckpointError, load_checkpoint, source_of
 from pwoa_plugin.models.sources import Wanted
 from pwoa_plugin.runs.network import load_weights, network_of, with_own
@@ -128,6 +129,8 @@ def test_a_network_of_other_classes_or_of_one_size_is_refused_before_training(
         ({"architecture": "resnet999"}, "has no network 'resnet999'; did you mean"),
         ({"model_args": {"checkpoint_path": "evil.pt"}}, "sets model_args.checkpoint_path, which is no option"),
         ({"model_args": {"no_such": 1}}, f"does not build {NETWORK} "),
+        ({"model_args": {"stem_chs": -1}}, f"does not build {NETWORK} "),
+        ({"model_args": [1]}, r"is not one of timm \(model_args is no object\)"),
         ({"pretrained_cfg": [1]}, "is not one of timm"),
     ],
 )
@@ -142,6 +145,50 @@ def test_a_config_json_that_cannot_be_used(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"input_size": 224},
+        {"input_size": [3, 224]},
+        {"input_size": ["3", "a", "a"]},
+        {"mean": 0.5},
+        {"mean": [None] * 3, "std": [None] * 3},
+        {"num_classes": "three"},
+        {"num_classes": [3]},
+    ],
+)
+def test_a_config_json_that_says_what_cannot_be_is_told(
+    cache: Path, network: torch.nn.Module, entry: dict[str, Any], tmp_path: Path
+) -> None:
+    change(cache, pretrained_cfg=json.loads(next(cache.rglob("config.json")).read_text())["pretrained_cfg"] | entry)
+    if "num_classes" in entry:
+        change(cache, **entry)
+    write_folder(tmp_path / "images")
+    with pytest.raises(InputError, match="says no usable classes, mean, std or size") as refused:
+        with_own(settings(tmp_path / "images"), None)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "name", ["hf:a--b/c", "hf:a/b.git", "hf:-a/b", "hf:a/..", f"hf:a/{'b' * 200}", f"hf:{REPO}/../x"]
+)
+def test_a_name_that_the_hub_cannot_have_is_told(cache: Path, network: torch.nn.Module, name: str) -> None:
+    name += ".safetensors" * name.endswith("/x")
+    with pytest.raises(CheckpointError, match="the hub can have no such name") as refused:
+        load_checkpoint(network, name)
+    assert "\n" not in str(refused.value)
+
+
+def test_weights_in_several_files_are_told(cache: Path, network: torch.nn.Module) -> None:
+    file = next(cache.rglob("model.safetensors"))
+    file.rename(file.with_name("model-00001-of-00002.safetensors"))
+    with pytest.raises(CheckpointError, match="is not in the hub's cache"):
+        load_checkpoint(network, f"hf:{REPO}")
+    (file.parent / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(CheckpointError, match="its weights are in several files, and one is read"):
+        load_checkpoint(network, f"hf:{REPO}")
+
+
 @pytest.mark.parametrize("name", ["hf:robust", "hf:a/b/pytorch_model.bin", "hf:a/b c"])
 def test_a_malformed_name_is_refused(cache: Path, name: str) -> None:
     with pytest.raises(ValueError, match="give hf:owner/name, hf:owner/name@revision or"):
@@ -153,6 +200,14 @@ def test_without_a_network_one_line_says_what_to_do(network: torch.nn.Module) ->
         load_checkpoint(network, "hf:someone/robus")
     assert "run again with network access" in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+class GoneError(Exception):
+    """As the errors of httpx, which are no OSErrors."""
+
+
+def gone(*_: object, **__: object) -> None:
+    raise GoneError("peer closed connection")
 
 
 def test_files_are_downloaded_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,6 +225,10 @@ def test_files_are_downloaded_once(cache: Path, tmp_path: Path, monkeypatch: pyt
             load_checkpoint(other, f"hf:{REPO}/none.safetensors")
         with pytest.raises(CheckpointError, match=r"the hub has no someone/else, or it is private"):
             load_checkpoint(other, "hf:someone/else")
+        monkeypatch.setattr("huggingface_hub.file_download.http_get", gone)
+        (tmp_path / "repo" / "third.safetensors").write_bytes(b"another content")
+        with pytest.raises(CheckpointError, match=r"third.safetensors cannot be downloaded \(GoneError: peer closed"):
+            load_checkpoint(other, f"hf:{REPO}/third.safetensors")
     load_checkpoint(other, f"hf:{REPO}/other.safetensors")  # the server is gone
 
 
@@ -201,6 +260,10 @@ def test_weights_of_timm_are_those_of_its_repository(cache: Path, tmp_path: Path
         ("timm:resnet5", "timm has no network 'resnet5'; did you mean .*resnet50"),
         ("timm:resnet50.a1_in2k", "timm has no such weights of resnet50; did you mean resnet50.a1_in1k"),
         ("timm:resnet50.a1_in1k", "model.safetensors of timm/resnet50.a1_in1k is not in the hub's cache"),
+        (
+            "timm:convnext_base.clip_laion2b",
+            "has no safetensors of it; name timm:convnext_base.clip_laion2b_augreg_ft_in1k, .*, or give",
+        ),
         ("timm:test_vit2", "timm has no network 'test_vit2'; did you mean test_vit"),
     ],
 )

@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pwoa_plugin import load_sparse, save_sparse
 from pwoa_plugin.models import CheckpointError, load_checkpoint, robust_lenet
 from pwoa_plugin.torch_pruning import PwoAGroupPruner, load_pruned, save_pruned
 
@@ -86,6 +87,41 @@ def test_nothing_removed_is_nothing_to_save(small: nn.Module, x: Tensor, tmp_pat
     with pytest.raises(ValueError, match="nothing is removed yet"):
         save_pruned(PwoAGroupPruner(small, x), tmp_path / "file.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("values", ["float32", "bfloat16"])
+def test_a_sparse_file_says_what_was_removed(
+    small: nn.Module, saved: Path, x: Tensor, tmp_path: Path, values: Any
+) -> None:
+    loaded = load_pruned(type(small)().eval(), saved)
+    save_sparse(loaded, tmp_path / "a", values=values)
+    if values == "bfloat16":
+        for parameter in loaded.parameters():
+            if parameter.dim() > 1:
+                parameter.data = parameter.data.bfloat16().float()
+    again = load_pruned(type(small)().eval(), tmp_path / "a", example_inputs=x)
+    assert torch.equal(again(x), loaded(x))
+    save_sparse(again, tmp_path / "b", values=values)
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+
+
+def test_a_sparse_file_that_cannot_be_loaded_so_is_told_in_one_line(
+    small: nn.Module, saved: Path, x: Tensor, tmp_path: Path
+) -> None:
+    whole, file = type(small)(), tmp_path / "a"
+    save_sparse(small, file)
+    with pytest.raises(ValueError, match=r"a: does not describe the pruner's example inputs; give example_inputs$"):
+        load_pruned(whole, file)
+    with pytest.raises(ValueError, match=r"of another network: .*; channels were removed from it: load_pruned\(\)"):
+        load_sparse(whole, file)
+    with pytest.raises(CheckpointError, match=r"channels were removed; give its run's folder, or load it with"):
+        load_checkpoint(whole, file)
+    file.write_bytes(file.read_bytes()[:-1] + b"?")
+    with pytest.raises(ValueError, match=r"a: is no usable file of a pruned network \(its bytes are not those"):
+        load_pruned(whole, file, example_inputs=x)
+    save_sparse(whole, file)
+    with pytest.raises(ValueError, match=r"\(nothing was removed from its network, which load_sparse\(\) loads\)"):
+        load_pruned(whole, file, example_inputs=x)
 
 
 def test_half_precision(small: nn.Module, x: Tensor, tmp_path: Path) -> None:

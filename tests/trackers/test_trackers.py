@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
+import os
 import re
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from pwoa_plugin import MLflow, PwoAConfig, PwoAPruner, TensorBoard, WandB
 from pwoa_plugin.cli import main
 from pwoa_plugin.errors import InputError
 from pwoa_plugin.method.callback import Callback, Status
-from pwoa_plugin.runs.callbacks import Stopped
+from pwoa_plugin.runs.callbacks import Stopped, Validation
 from pwoa_plugin.runs.prune import prune
 from pwoa_plugin.trackers import TRACKERS, Tracker
 
@@ -161,12 +164,60 @@ def test_a_run_in_python(
     assert str(options["eps"]) == "0.1"
 
 
+@pytest.mark.parametrize(("name", "kind"), TRACKERS.items())
+def test_another_run_in_the_same_folder_has_a_log_of_its_own(
+    name: str, kind: type[Tracker], trained: TinyNet, images: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    pytest.importorskip(kind.package)
+    kept = []
+    for sparsity in (0.5, 0.75):
+        config = PwoAConfig(sparsity=sparsity, train_loader=images, batch_size=64, epochs=1, eps=0.1, progress=False)
+        tracker = kind(tmp_path / "log")
+        PwoAPruner(copy.deepcopy(trained), config, callbacks=[tracker]).compress()
+        kept.append(tracker.kept_id)
+    assert name == "tensorboard" or kept[0] != kept[1]
+    if name != "wandb":  # whose folder has both
+        scalars, _, _ = READ[name](tmp_path / "log")
+        assert [step for step, _ in scalars["loss"]] == [1, 3]
+        assert scalars["sparsity"] == [(3, pytest.approx(0.75, abs=0.01))]
+
+
+def test_what_is_logged_is_on_the_disk_at_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    tracker = TensorBoard(tmp_path / "log")
+    tracker.open({"eps": 0.1}, 0)
+    tracker.scalars({"loss": 2.0}, 1)
+    assert in_tensorboard(tmp_path / "log")[0] == {"loss": [(1, 2.0)]}
+    tracker.close()
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "mlflow"])
+def test_a_run_that_is_stopped_at_an_epochs_end_has_logged_it(
+    name: str, config: PwoAConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip(TRACKERS[name].package)
+    validate = Validation.on_epoch_end
+
+    def stopped(self: Validation, status: Status) -> None:
+        validate(self, status)
+        if status.epoch == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    folder = tmp_path / "run" / "logs" / name
+    monkeypatch.setattr(Validation, "on_epoch_end", stopped)
+    with pytest.raises(Stopped):
+        prune(config, tmp_path / "run", callbacks=[TRACKERS[name](folder)])
+    monkeypatch.setattr(Validation, "on_epoch_end", validate)
+    prune(config, tmp_path / "run", resume=True, callbacks=[TRACKERS[name](folder)])
+    assert [step for step, _ in READ[name](folder)[0]["validation/agreement"]] == [3, 6, 9]
+
+
 class Fails(Tracker):
     package, extra = "json", "fails"
 
     def open(self, config: Any, step: int) -> int:
         if self.folder.name == "closed":
-            self.folder.mkdir()
+            self.folder.mkdir(parents=True)
             raise OSError("no key")
         return step
 
@@ -190,6 +241,18 @@ def test_a_tracker_that_fails_ends_no_run_and_says_so_once(
     with pytest.raises(InputError, match=r"Fails cannot log to .*closed \(OSError: no key\)"):
         PwoAPruner(trained, config, callbacks=[Fails(tmp_path / "closed")]).compress()
     assert not (tmp_path / "closed").exists()
+
+
+def test_a_tracker_that_cannot_be_opened_leaves_nothing_of_the_others(
+    config: PwoAConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard")
+    logs = tmp_path / "run" / "logs"
+    never = TensorBoard(logs / "never")
+    with pytest.raises(InputError, match="Fails cannot log to"):
+        prune(config, tmp_path / "run", callbacks=[TensorBoard(logs / "tensorboard"), Fails(logs / "closed"), never])
+    assert "the run goes on" not in caplog.text
+    assert not (tmp_path / "run").exists()
 
 
 def test_bad_input_is_a_line(config_file: Path, pwoa: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
