@@ -165,8 +165,9 @@ class HSICConfig(Section):
         layers: ``auto``, or names of the modules whose inputs are the T_j.
         estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
         options: of the estimator.
-        share: share of the training steps with these terms, drawn at random; there they count ``1 / share`` times. A
-            quarter loses nothing (docs/ablations.md); 1 is the paper.
+        share: share of the training steps with these terms, drawn at random; there they count ``1 / share`` times.
+            None: a quarter in a run that trains by Adam, where nothing is lost (docs/ablations.md); else 1, as in the
+            paper, since SGD diverges by rare and large gradients.
         gather: among several processes, compare the images of all, whose hidden activations each gets; otherwise each
             compares its own. See docs/scale.md.
     """
@@ -178,7 +179,7 @@ class HSICConfig(Section):
     estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
     options: dict[str, Any] = Field(default_factory=dict)
     gather: bool = False
-    share: float = Field(default=0.25, gt=0, le=1)
+    share: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def wanted(self) -> bool:

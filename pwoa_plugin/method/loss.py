@@ -83,6 +83,7 @@ class PwoALoss(nn.Module):
         use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
         step: number of the next training call, by which the terms of a share of the steps are drawn; counted here. Set
             it before each call if several make one step.
+        default_share: of the steps with HSIC and features, where their sections leave it open.
         attacking: whether adversarial examples take the place of the random perturbation; set it at any time.
         layers_field: where the user named hidden layers, for messages.
 
@@ -134,7 +135,7 @@ class PwoALoss(nn.Module):
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
         self._calls = 0
-        self.step = 0
+        self.step, self.default_share = 0, 1.0
         self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
@@ -370,7 +371,9 @@ class PwoALoss(nn.Module):
 
     def _shares(self) -> tuple[float, float]:
         """The shares of the steps with HSIC and with features; a call without gradients has all terms."""
-        return (self.hsic.share, self.distillation.feature_share) if torch.is_grad_enabled() else (1.0, 1.0)
+        if not torch.is_grad_enabled():
+            return 1.0, 1.0
+        return self.hsic.share or self.default_share, self.distillation.feature_share or self.default_share
 
     def _asked_of_hidden_layers(self) -> list[str]:
         """The terms of hidden layers that were asked for: a weight is neither 0 nor the default."""

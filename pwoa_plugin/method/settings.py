@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 BATCH_SIZE = 128  # by default, where images are not few
 _EPOCHS = 12
 _TEMPERATURE_OF_FEW = 4.0  # kept more than 30 for every seed that 30 served worst: docs/ablations.md, few images
+_SHARE = 0.25  # of the steps with HSIC and features: docs/ablations.md, a quarter of the steps
 _LEAST_STEPS = 1500  # fewer cost robustness (docs/ablations.md, few images); 12 epochs of 20,000 images have 1,884
 
 
@@ -163,6 +164,12 @@ class TrainingConfig(Section):
             distillation = distillation.model_copy(update={"temperature": _TEMPERATURE_OF_FEW})
         _logger.info("epochs=%d of %d steps, distillation.temperature=%g", epochs, per_epoch, distillation.tau)
         return type(self)(**dict(self) | {"epochs": epochs, "distillation": distillation}), epochs
+
+    @property
+    def default_share(self) -> float:
+        """The share of the steps with HSIC and features where their sections leave it open; see `HSICConfig`."""
+        used = {each.name for each in (self.optimizer, self.admm.optimizer) if each is not None}
+        return _SHARE if used <= {"adam", "adamw"} else 1.0
 
     @property
     def admm_epochs(self) -> int:
