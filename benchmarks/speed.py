@@ -7,12 +7,12 @@ interleaved. The ratio is of medians; ``mean`` is of means without the slowest t
 Student forward and backward plus the teacher's forward alone would be 1.33.
 
 ``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under
-masks. ``no-hsic``: the same without HSIC. ``quarter``: HSIC and hidden features in a random quarter of the steps.
-``gradual``: the default's with its share of a cut (every nineteenth step: 12 epochs of 20,000 images). ``admm``: with
-ADMM's gradient, and its dual update every eleventh step. ``adversarial``: the default with one-step adversarial
-examples. ``n-fgsm``, ``pgd-7``: a step of adversarial fine-tuning, by one step and by seven. Peak memory is what a step
-needs beyond what was in use before: the allocator's on a GPU, the largest resident size of a separate process on the
-CPU.
+masks, but with HSIC and hidden features in every step. ``no-hsic``: the same without HSIC. ``quarter``: the default,
+with both in a random quarter of the steps. ``gradual``: ``fine-tune`` with its share of a cut (every nineteenth step:
+12 epochs of 20,000 images). ``admm``: ``fine-tune`` with ADMM's gradient, and its dual update every eleventh step.
+``adversarial``: ``fine-tune`` with one-step adversarial examples. ``n-fgsm``, ``pgd-7``: a step of adversarial
+fine-tuning, by one step and by seven. Peak memory is what a step needs beyond what was in use before: the allocator's
+on a GPU, the largest resident size of a separate process on the CPU.
 """
 
 from __future__ import annotations
@@ -80,13 +80,14 @@ def make_step(kind: str, network: str, device: str) -> Step:
 
         return step
     fields: dict[str, Any] = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
-    if kind == "quarter":
-        fields |= {"hsic": {"share": 0.25}, "distillation": {"feature_share": 0.25}}
+    if kind != "quarter":
+        fields |= {"hsic": {"share": 1.0}, "distillation": {"feature_share": 1.0}}
     if kind == "adversarial":
         fields["adversarial"] = {}
     if kind == "no-hsic":
         fields["hsic"] = {"lambda_x": 0, "lambda_y": 0}
-    config = PwoAConfig.paper("mnist", **fields) if kind == "published" else PwoAConfig(**fields)
+    common = {name: fields[name] for name in ("sparsity", "train_loader", "eps")}
+    config = PwoAConfig.paper("mnist", **common) if kind == "published" else PwoAConfig(**fields)
     run = Trainer(model, config)
     if device == "cpu":
         run.loss.teacher.to(memory_format=torch.channels_last)
@@ -100,6 +101,7 @@ def make_step(kind: str, network: str, device: str) -> Step:
     def pwoa() -> None:
         nonlocal done
         optimizer.zero_grad(set_to_none=True)
+        run.loss.step = done
         run.loss.of_checked(model, x, y).backward()
         if admm is not None:
             admm.add_gradient()

@@ -78,9 +78,9 @@ def generators_seeded() -> Iterator[None]:
         np.random.RandomState, np.random.default_rng = np.random.mtrand.RandomState, _default_rng  # type: ignore[misc]
 
 
-def happens(share: float) -> bool:
-    """True in a random ``share`` of the calls; always, and without a draw, if it is 1."""
-    return share >= 1 or torch.rand(()).item() < share
+def happens(share: float, *of: int) -> bool:
+    """True in a random ``share`` of all ``of``; the same in every process, whatever was drawn before."""
+    return share >= 1 or int(np.random.SeedSequence(of).generate_state(1)[0]) < share * 2**32
 
 
 def random_state() -> dict[str, torch.Tensor]:

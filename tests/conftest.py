@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -30,6 +31,10 @@ torch.set_num_threads(1)  # in case a pytest plugin has imported torch already
 # `--hypothesis-profile default` draws others.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+#: HSIC and hidden features in every step, where a test compares what is computed.
+EVERY_STEP: dict[str, Any] = {"hsic": {"share": 1}, "distillation": {"feature_share": 1}}
 
 
 class TinyNet(nn.Module):

@@ -145,6 +145,14 @@ def plain_config(**changed: Any) -> PwoAConfig:
     return PwoAConfig(**fields | changed)
 
 
+#: HSIC over the images of both processes, in three of the four steps.
+GATHERED: dict[str, Any] = {
+    "hsic": {"gather": True, "lambda_x": 0.5, "lambda_y": 0.1, "share": 0.5},
+    "batch_size": 23,
+    "seed": 1,
+}
+
+
 def pruned(config: PwoAConfig, model: nn.Module | None = None) -> Told:
     model = network() if model is None else copy.deepcopy(model)
     exact = config.perturbation.kind == "none"  # what compares with one process: no rounding hides there
@@ -162,7 +170,7 @@ def prune_variants() -> dict[str, Told]:
         "checkpointed": pruned(plain_config(checkpoint=True)),
         "admm": pruned(plain_config(admm={"epochs": 1}, **real), network(norm=True)),
         "all": pruned(plain_config(accumulate=2, checkpoint=True, autocast="bfloat16", **real), network(norm=True)),
-        "gathered": pruned(plain_config(hsic={"gather": True, "lambda_x": 0.5, "lambda_y": 0.1}, batch_size=23)),
+        "gathered": pruned(plain_config(**GATHERED)),
         "searched": pruned(plain_config(perturbation={"kind": "uniform"}, hsic={}), network(norm=True)),
     }
     torch.manual_seed(0)
@@ -174,6 +182,26 @@ def prune_variants() -> dict[str, Told]:
     smaller = PwoAGroupPruner(network(norm=True), config=structured).compress()
     found["structured"] = {"weights": smaller.state_dict(), "masks": {}}
     return found
+
+
+class Drawn(Callback):
+    """Which terms each step has."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, bool]] = []
+
+    def on_run(self, run: Trainer) -> None:
+        self.loss = run.loss
+
+    def on_step(self, status: Status) -> None:
+        self.steps.append({name: bool(term) for name, term in self.loss.terms.items()})
+
+
+def draw_terms() -> list[dict[str, bool]]:
+    drawn, weights = Drawn(), {"gradient_weight": 1}
+    config = plain_config(perturbation={}, eps=0.1, hsic={}, distillation=weights, epochs=4)
+    PwoAPruner(network(norm=True), config, callbacks=[drawn]).compress()
+    return drawn.steps
 
 
 class Pictures(InMemory):
@@ -293,6 +321,7 @@ def train(root: Path, snippet: str) -> Told:
     os.chdir(root)
     multiprocessing.set_start_method("fork", force=True)  # of loader workers, as in torchrun's own processes
     return {
+        "drawn": draw_terms(),
         "runs": prune_variants(),
         "images": see_all_images(),
         "refused": refuse_what_differs(),

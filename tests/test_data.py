@@ -11,6 +11,7 @@ import numpy as np
 import pandas
 import pytest
 import torch
+from conftest import EVERY_STEP
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
@@ -197,7 +198,7 @@ def test_other_doors_take_them_too(caplog: pytest.LogCaptureFixture) -> None:
     assert security_curve(network(), data, **JUDGE | {"eps": [0.03], "attack": "FGSM"}).n_images == N  # type: ignore
     few = {name: value for name, value in JUDGE.items() if name == "progress"}
     assert security_curve(network(), data, eps=[0.03], attack="FGSM", **few).n_images == N
-    loss = PwoALoss(network(), eps=0.1)
+    loss = PwoALoss(network(), eps=0.1, **EVERY_STEP)
     values = []
     for x, y in (data, (X, Y)):
         torch.manual_seed(0)

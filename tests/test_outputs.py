@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+from conftest import EVERY_STEP
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -96,9 +97,8 @@ def images(classes: int = 3) -> tuple[Tensor, Tensor]:
 
 
 def config(data: Any, output: Any, **fields: Any) -> PwoAConfig:
-    return PwoAConfig(
-        sparsity=0.5, train_loader=data, batch_size=12, epochs=2, eps=0.1, output=output, progress=False, **fields
-    )
+    fields |= {"batch_size": 12, "epochs": 2, "eps": 0.1, "progress": False} | EVERY_STEP
+    return PwoAConfig(sparsity=0.5, train_loader=data, output=output, **fields)
 
 
 def by_config(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list[Tensor]:
@@ -115,7 +115,7 @@ def by_list(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list[
     batches = list(zip(data[0].split(12), data[1].split(12), strict=True))
     evaluator = make_evaluator(model, batches, torch.optim.SGD, 0.01, output=output)
     entries = [{"op_names": ["conv"], "sparse_ratio": 0.5}]
-    pruner = PwoAPruner(model, entries, evaluator, eps=0.1, output=output, origin_loss_lambda=0.1)
+    pruner = PwoAPruner(model, entries, evaluator, eps=0.1, output=output, origin_loss_lambda=0.1, **EVERY_STEP)
     pruner.compress(max_steps=4)
     pruner.unwrap_model()
     return list(model.parameters())
@@ -124,12 +124,12 @@ def by_list(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list[
 def distilled(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list[Tensor]:
     batches = list(zip(data[0].split(12), data[1].split(12), strict=True))
     evaluator = make_evaluator(model, batches, torch.optim.SGD, 0.01, output=output)
-    PwoADistiller(model, [], evaluator, model, eps=0.1, output=output).compress(4, None)
+    PwoADistiller(model, [], evaluator, model, eps=0.1, output=output, **EVERY_STEP).compress(4, None)
     return list(model.parameters())
 
 
 def by_loss(model: nn.Module, data: tuple[Tensor, Tensor], output: Any) -> list[Tensor]:
-    loss = PwoALoss(model, eps=0.1, output=output)
+    loss = PwoALoss(model, eps=0.1, output=output, **EVERY_STEP)
     model.train()
     torch.manual_seed(0)
     return [loss(model, *data).detach()]
@@ -299,7 +299,7 @@ def test_wrappers_change_nothing_where_networks_are_compared(wrapper: str) -> No
 def test_a_wrapped_student_has_the_loss_of_the_network_inside(wrapper: str) -> None:
     found = []
     for student in (Net(plain), WRAPPERS[wrapper](Net(plain))):
-        loss = PwoALoss(Net(plain), eps=0.1)
+        loss = PwoALoss(Net(plain), eps=0.1, **EVERY_STEP)
         torch.manual_seed(0)
         found.append(loss(student, *images()))
         assert loss.hidden_layers == ["conv2", "out"]

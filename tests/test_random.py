@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from pwoa_plugin._random import random_state, seeded, set_random_state
+from pwoa_plugin._random import happens, random_state, seeded, set_random_state
 
 
 def draws() -> tuple[float, float, float]:
@@ -22,6 +22,18 @@ def test_the_same_seed_gives_the_same_draws_and_another_seed_gives_others() -> N
         others = draws()
     assert first == again
     assert all(a != b for a, b in zip(first, others, strict=True))
+
+
+def test_what_happens_in_a_share_does_not_depend_on_what_was_drawn_before() -> None:
+    first = [happens(0.25, 7, step, 1) for step in range(2000)]
+    with seeded(3):
+        assert [happens(0.25, 7, step, 1) for step in range(2000)] == first
+        state = torch.get_rng_state()
+        assert all(happens(1.0, 7, step, 1) for step in range(9))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert sum(first) / 2000 == pytest.approx(0.25, abs=0.04)
+    others = [happens(0.25, 7, step, 2) for step in range(2000)]
+    assert sum(map(all, zip(first, others, strict=True))) / 2000 == pytest.approx(1 / 16, abs=0.02)  # independent
 
 
 @pytest.mark.parametrize("fails", [False, True])

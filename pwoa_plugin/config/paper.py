@@ -39,7 +39,7 @@ def published_fields(dataset: str, epochs: int) -> dict[str, Any]:
         "schedule": of["schedule"],
         "distillation": {"alpha": of["alpha"], "temperature": 30.0, "feature_weight": 0.0},
         "perturbation": {"kind": "none"},
-        "hsic": of["hsic"],
+        "hsic": of["hsic"] | {"share": 1.0},
         "admm": {
             "epochs": admm_epochs,
             "interval": 3,

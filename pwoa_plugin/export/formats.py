@@ -42,7 +42,8 @@ def format_of(path: str | os.PathLike[str], name: str | None = None) -> str:
     by_suffix = [known for known, suffix in suffixes.items() if file.endswith(suffix)]
     if name is None:
         if not by_suffix:
-            raise InputError(f"{file}: its suffix names no format; end it in {_listed(suffixes.values())}, or name a format")
+            known = _listed(suffixes.values())
+            raise InputError(f"{file}: its suffix names no format; end it in {known}, or name a format")
         return by_suffix[0]
     suffix = make_format(name).suffix
     if by_suffix and name not in by_suffix:

@@ -57,13 +57,16 @@ def checkpointed(blocks: list[nn.Module]) -> Iterator[None]:
 def _again(block: nn.Module, forward: Any, *args: Any, **kwargs: Any) -> Any:
     if not torch.is_grad_enabled():
         return forward(*args, **kwargs)
-    contexts = partial(_twice, block)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    ran = False
 
+    def run(*args: Any, **kwargs: Any) -> Any:
+        nonlocal ran
+        # A forward that is repeated, once for each derivative, must not update BatchNorm's statistics again.
+        with buffers_apart(block) if ran else contextlib.nullcontext():
+            ran = True
+            return forward(*args, **kwargs)
 
-def _twice(block: nn.Module) -> tuple[Any, Any]:
-    """Contexts of the first forward and of the second, which must not update BatchNorm's statistics again."""
-    return contextlib.nullcontext(), buffers_apart(block)
+    return checkpoint(run, *args, use_reentrant=False, **kwargs)
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ class DistillationConfig(Section):
         temperature: tau. None: 30; 4 in a run that leaves ``epochs`` out and has few images (see `TrainingConfig`).
         feature_weight: weight of the hidden layers' squared difference, relative to the teacher's; 0 is off (the
             paper).
-        feature_share: share of the steps with this term, drawn at random; there it counts ``1 / feature_share`` times.
+        feature_share: share of the training steps with this term, drawn at random; there it counts
+            ``1 / feature_share`` times. None: see `HSICConfig`.
         gradient_weight: weight of the input gradients' squared difference, relative to the teacher's (see
             `gradient_loss`); 0 is off (the paper). 1 kept more of the study's CIFAR-10 network at 16x, in 2 to 3 times
             the time, and less of its MNIST network (docs/results.md). The network must be twice differentiable; with
@@ -33,7 +34,7 @@ class DistillationConfig(Section):
     alpha: float = Field(default=10.0, ge=0)
     temperature: float | None = Field(default=None, gt=0)
     feature_weight: float = Field(default=1.0, ge=0)
-    feature_share: float = Field(default=1.0, gt=0, le=1)
+    feature_share: float | None = Field(default=None, gt=0, le=1)
     gradient_weight: float = Field(default=0.0, ge=0)
     gradient_share: float = Field(default=0.5, gt=0, le=1)
 

@@ -165,7 +165,9 @@ class HSICConfig(Section):
         layers: ``auto``, or names of the modules whose inputs are the T_j.
         estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
         options: of the estimator.
-        share: share of the steps with these terms, drawn at random; there they count ``1 / share`` times.
+        share: share of the training steps with these terms, drawn at random; there they count ``1 / share`` times.
+            None: a quarter in a run that trains by Adam, where nothing is lost (docs/ablations.md); else 1, as in the
+            paper, since SGD diverges by rare and large gradients.
         gather: among several processes, compare the images of all, whose hidden activations each gets; otherwise each
             compares its own. See docs/scale.md.
     """
@@ -177,12 +179,17 @@ class HSICConfig(Section):
     estimator: Annotated[str, key_of(ESTIMATORS)] = "nhsic"
     options: dict[str, Any] = Field(default_factory=dict)
     gather: bool = False
-    share: float = Field(default=1.0, gt=0, le=1)
+    share: float | None = Field(default=None, gt=0, le=1)
 
     @property
     def wanted(self) -> bool:
         """Whether any of the terms has a weight."""
         return self.lambda_x > 0 or self.lambda_y > 0
+
+    def weights(self, labels: bool) -> dict[str, float]:
+        """The signed weights of the terms that are computed, with or without labels, by name."""
+        weights = {"hsic_x": self.lambda_x, "hsic_y": -self.lambda_y if labels else 0.0}
+        return {name: weight for name, weight in weights.items() if weight}
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:
@@ -296,3 +303,19 @@ def rows_of_all(x: Tensor) -> Tensor:
     found = _RowsOfAll.apply(F.pad(rows, (0, 0, 0, max(sizes) - len(rows))))
     together = torch.cat([part[:size] for part, size in zip(found, sizes, strict=True)])
     return together if x.dim() > 1 else together[:, 0]
+
+
+def hsic_terms(
+    config: HSICConfig, estimator: HSICEstimator, x: Tensor, y: Tensor | None, hidden: Sequence[Tensor], classes: int
+) -> dict[str, Tensor]:
+    """The terms of the loss by name, weighted and signed: images ``(m, ...)``, labels ``(m,)`` and hidden layers."""
+    if config.gather:
+        x, y = rows_of_all(x), None if y is None else rows_of_all(y)
+        hidden = [rows_of_all(z) for z in hidden]
+    references, weights = [], config.weights(labels=y is not None)
+    if "hsic_x" in weights:
+        references.append(gaussian_kernel(x, config.sigma))
+    if y is not None and "hsic_y" in weights:
+        references.append(linear_kernel(one_hot(y, classes)))
+    values = hsic(references, hidden, sigma=config.sigma, estimator=estimator).sum(1)
+    return {name: weight * value for (name, weight), value in zip(weights.items(), values, strict=True)}

@@ -33,7 +33,7 @@ from .hidden import (
     read_hidden,
     unusable,
 )
-from .hsic import HSICConfig, gaussian_kernel, hsic, linear_kernel, one_hot, rows_of_all
+from .hsic import HSICConfig, hsic_terms
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
 from .probe import find_classes, try_examples, try_input_gradients, try_training_mode
@@ -68,17 +68,22 @@ class PwoALoss(nn.Module):
             `attack_if_due` at each epoch of a loop of your own.
         eps: radius of the attacks to resist, in pixel units, also as ``"8/255"``; sets the perturbation's radius.
         pixel_range: ``(low, high)`` of a valid image.
-        seed: of the search for the radius if neither ``eps`` nor ``perturbation.radius`` is given.
+        seed: of the steps that are drawn for HSIC, features and input gradients, and of the search for the radius if
+            neither ``eps`` nor ``perturbation.radius`` is given.
         student_channels: if the student has only some of the teacher's channels: ``{hidden layer: (dimension of its
             input, indices that are left)}``, such as `PwoAGroupPruner.student_channels`. It is read at every call.
         kept: the old name of ``student_channels``.
 
     Attributes:
-        terms: ``{name: tensor}``: summands of the last call's loss, detached, weighted and signed.
+        terms: ``{name: tensor}``: summands of the last call's loss, detached, weighted and signed; 0 where a term was
+            not drawn.
         classes: number of logits; None before the first call.
         radius: of the perturbation, in pixel units; None before the first call.
         hidden_layers: names of the last student's modules whose inputs are the T_j; empty before the first call.
         use_hsic: whether HSIC's terms are in the loss; the published ADMM turns them off.
+        step: number of the next training call, by which the terms of a share of the steps are drawn; counted here. Set
+            it before each call if several make one step.
+        default_share: of the steps with HSIC and features, where their sections leave it open.
         attacking: whether adversarial examples take the place of the random perturbation; set it at any time.
         layers_field: where the user named hidden layers, for messages.
 
@@ -130,6 +135,7 @@ class PwoALoss(nn.Module):
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
         self._calls = 0
+        self.step, self.default_share = 0, 1.0
         self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
@@ -288,7 +294,9 @@ class PwoALoss(nn.Module):
             y = None
         self._calls += 1
         with single_image_explained():
-            return self.of_checked(student, x, y)
+            value = self.of_checked(student, x, y)
+        self.step += torch.is_grad_enabled()
+        return value
 
     def of_checked(self, student: nn.Module, x: Tensor, y: Tensor | None = None) -> Tensor:
         """`forward` after `prepare`, without checks: ``x`` and ``y`` are on the teacher's device, in its dtype."""
@@ -304,15 +312,18 @@ class PwoALoss(nn.Module):
         elif self._perturb is not None:
             x = self._perturb(x)
         config = self.distillation
-        with_hsic = self.use_hsic and self.hsic.wanted and len(x) > 1 and happens(self.hsic.share)
-        with_features = config.feature_weight > 0 and happens(config.feature_share)
-        with_gradients = (
-            config.gradient_weight > 0 and torch.is_grad_enabled() and torch.rand(()).item() < config.gradient_share
-        )
+        hsic_share, feature_share = self._shares()
+        wants_hsic, wants_features = self.use_hsic and self.hsic.wanted and len(x) > 1, config.feature_weight > 0
+        with_hsic = wants_hsic and happens(hsic_share, self.seed, self.step, 0)
+        with_features = wants_features and happens(feature_share, self.seed, self.step, 1)
+        with_gradients = config.gradient_weight > 0 and torch.is_grad_enabled()
+        with_gradients = with_gradients and happens(config.gradient_share, self.seed, self.step, 2)
         if with_gradients:
             x = x.detach().requires_grad_()
-        in_teacher = [name for name in layers if with_features and name in self._names_in_teacher]
-        in_student = layers if with_features or with_hsic else []
+        # At first they are read for what can be used, whatever is drawn.
+        compared = with_features or (wants_features and known.any_alike is None)
+        in_teacher = [name for name in layers if compared and name in self._names_in_teacher]
+        in_student = layers if compared or with_hsic or (wants_hsic and known.any_usable is None) else []
         with (
             torch.set_grad_enabled(with_gradients),
             _precise(x, with_gradients),
@@ -336,21 +347,33 @@ class PwoALoss(nn.Module):
             hidden, unusable_ones = known.usable(hidden, len(x))
             if unusable_ones and self.hsic.layers != "auto":
                 raise unusable(unusable_ones, f"{self.layers_field}, in training mode")
-        wanted = target.detach()
+        wanted, zero = target.detach(), partial(torch.zeros, (), device=x.device)
         terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
         if attack is not None and self.adversarial is not None and self.adversarial.weight > 0:
             terms["adversarial"] = self.adversarial.weight * F.cross_entropy(logits.float(), classes)
         if with_gradients:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
-        elif config.gradient_weight > 0:  # in every call, so that means are over all calls
-            terms["gradients"] = torch.zeros((), device=x.device)
-        if with_features and (alike := known.alike(hidden, teacher_hidden, self.student_channels)):
-            terms["features"] = config.feature_weight / config.feature_share * feature_loss(hidden, alike)
+        elif config.gradient_weight > 0:  # in every call, for whoever reads or averages terms
+            terms["gradients"] = zero()
+        alike = known.alike(hidden, teacher_hidden, self.student_channels) if compared and layers else {}
+        if with_features and alike:
+            terms["features"] = config.feature_weight / feature_share * feature_loss(hidden, alike)
+        elif wants_features and known.any_alike:
+            terms["features"] = zero()
         if with_hsic and hidden:
-            terms |= self._hsic_terms(x, y, list(hidden.values()), logits.shape[1])
+            found = hsic_terms(self.hsic, self._estimator, x, y, list(hidden.values()), logits.shape[1])
+            terms |= {name: term / hsic_share for name, term in found.items()}
+        elif wants_hsic and known.any_usable:
+            terms |= {name: zero() for name in self.hsic.weights(labels=y is not None)}
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _shares(self) -> tuple[float, float]:
+        """The shares of the steps with HSIC and with features; a call without gradients has all terms."""
+        if not torch.is_grad_enabled():
+            return 1.0, 1.0
+        return self.hsic.share or self.default_share, self.distillation.feature_share or self.default_share
 
     def _asked_of_hidden_layers(self) -> list[str]:
         """The terms of hidden layers that were asked for: a weight is neither 0 nor the default."""
@@ -367,18 +390,6 @@ class PwoALoss(nn.Module):
         """Check a student at its first call; without gradients it is compared, not trained."""
         if not isinstance(student, nn.Module) or unwrapped(student) not in self._students:
             (check_trainable if torch.is_grad_enabled() else check_network)(student, "student")
-
-    def _hsic_terms(self, x: Tensor, y: Tensor | None, hidden: list[Tensor], classes: int) -> dict[str, Tensor]:
-        if self.hsic.gather:
-            x, y = rows_of_all(x), None if y is None else rows_of_all(y)
-            hidden = [rows_of_all(z) for z in hidden]
-        references, weights = {}, {"hsic_x": self.hsic.lambda_x, "hsic_y": -self.hsic.lambda_y}
-        if self.hsic.lambda_x > 0:
-            references["hsic_x"] = gaussian_kernel(x, self.hsic.sigma)
-        if self.hsic.lambda_y > 0 and y is not None:
-            references["hsic_y"] = linear_kernel(one_hot(y, classes))
-        values = hsic(list(references.values()), hidden, sigma=self.hsic.sigma, estimator=self._estimator).sum(1)
-        return {name: weights[name] / self.hsic.share * value for name, value in zip(references, values, strict=True)}
 
 
 def _precise(x: Tensor, wanted: bool) -> AbstractContextManager[object]:

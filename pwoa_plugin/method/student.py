@@ -13,11 +13,17 @@ from .hidden import listed, unlike_batch
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class StudentLayers:
-    """One student's hidden layers, and those logged as not like the teacher's, or not usable in a step."""
+    """One student's hidden layers, and those logged as not like the teacher's, or not usable in a step.
+
+    Attributes:
+        any_usable, any_alike: what `usable` and `alike` found last: any at all; None before.
+    """
 
     layers: list[str]
+    any_usable: bool | None = None
+    any_alike: bool | None = None
     _not_alike: set[str] = field(default_factory=set)
     _unlike: set[str] = field(default_factory=set)
 
@@ -31,7 +37,9 @@ class StudentLayers:
         if new := {name: what for name, what in (missing | unlike).items() if name not in self._unlike}:
             _logger.warning("hidden layers are left out of a step's loss, in training mode: %s", listed(new))
             self._unlike.update(new)
-        return {name: z for name, z in hidden.items() if name not in unlike}, unlike
+        usable = {name: z for name, z in hidden.items() if name not in unlike}
+        self.any_usable = bool(usable)
+        return usable, unlike
 
     def alike(
         self,
@@ -57,4 +65,5 @@ class StudentLayers:
                 "no feature distillation of %s: the teacher has no such layer of that width", ", ".join(left_out)
             )
             self._not_alike.update(left_out)
+        self.any_alike = bool(alike)
         return alike

@@ -84,6 +84,7 @@ class Trainer:
         self.device = _ranks.device_here(config.device or next(model.parameters()).device)
         of_loss = ("distillation", "perturbation", "hsic", "adversarial", "eps", "pixel_range", "seed", "output")
         self.loss = PwoALoss(model, **{name: getattr(config, name) for name in of_loss}).to(self.device)
+        self.loss.default_share = config.default_share
         self.loss.check_student(self.model)
         for name, layer in self.allocation.items():
             if layer.dense_because:
@@ -215,6 +216,7 @@ class Trainer:
         assert run.optimizer is not None
         optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
         optimizer.zero_grad(set_to_none=True)
+        self.loss.step = status.step
         run.backward(self.loss, x, y, parts=self.config.accumulate, weight=self.batches.weight)
         run.scaler.unscale_(optimizer)
         run.schedule.after_backward()

@@ -39,7 +39,7 @@ def reported(
         status.phase, status.seconds = training.phase, time.perf_counter() - began
         status.epoch = status.step * status.epochs // steps
         status.images_per_second = training.images / max(1e-9, status.seconds)
-        status.terms = {name: float(term) for name, term in training.terms.items()}
+        status.terms = training.mean_terms()
         status.loss = sum(status.terms.values())
         for callback in callbacks:
             if status.step == steps:

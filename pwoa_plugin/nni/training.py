@@ -32,11 +32,13 @@ class Training:
     ) -> None:
         self.model, self._loss, self._take_batch = model, loss, take_batch
         self._student = model if student is None else student
-        self.step = 0
+        self.step, self._first = 0, loss.step
         self.schedule: Schedule | None = None
         self._target: SpaceTarget | None = None
         self._finite = FiniteLosses()
         self.images = 0  # seen
+        self._sums: dict[str, Tensor] = {}
+        self._summed = 0
         self._epochs_left: Callable[[], float] | None = None
         self.reports: list[Callable[[], None]] = []  # called after each step
 
@@ -49,6 +51,12 @@ class Training:
     def terms(self) -> dict[str, Tensor]:
         """The loss's summands at the last step."""
         return self._loss.terms
+
+    def mean_terms(self) -> dict[str, float]:
+        """Means of the loss's summands since this was last called: some are in a share of the steps only."""
+        means = {name: float(total) / self._summed for name, total in self._sums.items()}
+        self._sums, self._summed = {}, 0
+        return means
 
     def follow(self, target: SpaceTarget, phases: Sequence[Phase]) -> None:
         """Prune the target by these phases; without any, at once, unless that has happened before."""
@@ -82,6 +90,7 @@ class Training:
             self._target.images = images[:2].detach().to(device, copy=True)
         phase = self.schedule.phase if self.schedule is not None else None
         self._loss.use_hsic = phase is None or phase.uses_hsic
+        self._loss.step = self._first + self.step  # batches that are accumulated, and closures, make one step
         if self._epochs_left is not None:
             self._loss.attack_if_due(self._epochs_left())
         with ExitStack() as asked:
@@ -91,6 +100,8 @@ class Training:
             loss: Tensor = self._loss(self._student, x, y)
         self._finite.add(loss)
         self.images += len(x)
+        self._sums |= {name: self._sums.get(name, 0) + term for name, term in self.terms.items()}
+        self._summed += 1
         penalty = phase.penalty() if phase is not None else None
         return others + (loss if penalty is None else loss + penalty)
 

@@ -60,8 +60,9 @@ def test_loss_gradients_and_statistics_are_the_same(
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(0.9)
-    distillation = {"gradient_weight": gradient_weight, "feature_weight": 1.0}
-    loss = PwoALoss(teacher, eps=0.1, hsic={"lambda_x": 0.5, "lambda_y": 0.1}, distillation=distillation)
+    distillation = {"gradient_weight": gradient_weight, "gradient_share": 1, "feature_share": 1}
+    hsic = {"lambda_x": 0.5, "lambda_y": 0.1, "share": 1}
+    loss = PwoALoss(teacher, eps=0.1, hsic=hsic, distillation=distillation)
 
     def step(student: nn.Module, wanted: bool) -> torch.Tensor:
         loss.prepare(student.train(), x)

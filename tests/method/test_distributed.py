@@ -41,7 +41,7 @@ def test_processes_end_equal_to_the_bit(trained: list[in_ranks.Told], kind: str)
         ("plain", {}),
         ("accumulated", {}),
         ("checkpointed", {}),
-        ("gathered", {"hsic": {"gather": True, "lambda_x": 0.5, "lambda_y": 0.1}, "batch_size": 23}),
+        ("gathered", in_ranks.GATHERED),
     ],
 )
 def test_two_processes_are_one_where_the_loss_is_a_mean(
@@ -53,6 +53,15 @@ def test_two_processes_are_one_where_the_loss_is_a_mean(
         assert torch.equal(mask, there["masks"][key]), key
     for key, weight in alone["weights"].items():
         torch.testing.assert_close(there["weights"][key], weight, rtol=0, atol=1e-6)
+
+
+def test_processes_draw_the_same_terms(trained: list[in_ranks.Told]) -> None:
+    first, second = (told["drawn"] for told in trained)
+    assert first == second
+    assert len(first) == 12
+    assert all(step["distillation"] for step in first)
+    for name in ("features", "gradients", "hsic_x", "hsic_y"):
+        assert {step[name] for step in first} == {True, False}, name
 
 
 def test_no_image_is_lost_or_seen_twice(trained: list[in_ranks.Told]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TinyNet
+from conftest import EVERY_STEP, TinyNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -41,8 +41,8 @@ def test_it_is_the_loss_of_a_run(trained: TinyNet, images: Pair) -> None:
     student = copy.deepcopy(trained)
     with torch.no_grad():
         student.fc1.weight.mul_(0.5)
-    loss = PwoALoss(trained, eps=0.1)
-    of_a_run = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=images, eps=0.1, epochs=12)).loss
+    loss = PwoALoss(trained, eps=0.1, **EVERY_STEP)
+    of_a_run = Trainer(trained, PwoAConfig(sparsity=0.5, train_loader=images, eps=0.1, epochs=12, **EVERY_STEP)).loss
     of_a_run.prepare(student, x)
     torch.manual_seed(3)
     value = loss(student, x, y)
@@ -104,7 +104,7 @@ def test_it_moves_with_to(trained: TinyNet, images: Pair) -> None:
 
 def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCaptureFixture) -> None:
     student = narrower(trained)
-    loss = PwoALoss(trained, eps=0.1)
+    loss = PwoALoss(trained, eps=0.1, **EVERY_STEP)
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             value = loss(student, *images)
@@ -115,7 +115,7 @@ def test_a_narrower_student(trained: TinyNet, images: Pair, caplog: pytest.LogCa
     ]
     assert student.fc1.weight.grad is not None
     assert student.fc1.weight.grad.abs().sum() > 0
-    only_narrow = PwoALoss(trained, eps=0.1, hsic={"layers": "fc2"})
+    only_narrow = PwoALoss(trained, eps=0.1, hsic={"layers": "fc2"}, distillation={"feature_share": 1})
     only_narrow(student, *images)
     assert set(only_narrow.terms) == TERMS - {"features"}
     only_narrow.student_channels = {
@@ -193,14 +193,14 @@ def test_inside_distributed_data_parallel(trained: TinyNet, images: Pair, tmp_pa
             values = []
             for student in (plain, wrapped):
                 torch.manual_seed(0)
-                loss = PwoALoss(around(trained), eps=0.1)
+                loss = PwoALoss(around(trained), eps=0.1, **EVERY_STEP)
                 values.append(loss(student, *images))
                 values[-1].backward()
                 assert loss.hidden_layers == ["fc1", "fc2"]
             torch.testing.assert_close(values[0], values[1])
             torch.testing.assert_close(plain.fc1.weight.grad, wrapped.module.fc1.weight.grad)
         static = DistributedDataParallel(copy.deepcopy(trained), static_graph=True)
-        PwoALoss(trained, eps=0.1)(static, *images).backward()
+        PwoALoss(trained, eps=0.1, **EVERY_STEP)(static, *images).backward()
         with pytest.raises(
             ValueError, match=r"^distillation.gradient_weight=1 does not go with .*leave static_graph out"
         ):
@@ -221,7 +221,7 @@ def test_models_that_return_more_than_logits(trained: TinyNet, images: Pair) -> 
         def forward(self, x: Tensor) -> Output:
             return Output(logits=self.net(x), extra=x)
 
-    plain, wrapped = PwoALoss(trained), PwoALoss(Wrapped(trained))
+    plain, wrapped = PwoALoss(trained, **EVERY_STEP), PwoALoss(Wrapped(trained), **EVERY_STEP)
     student = copy.deepcopy(trained)
     values = []
     for loss, model in ((plain, student), (wrapped, Wrapped(student))):
@@ -235,6 +235,44 @@ def test_unlabelled_images(trained: TinyNet, images: Pair) -> None:
     loss = PwoALoss(trained, eps=0.1, hsic={"lambda_y": 0})
     assert loss(copy.deepcopy(trained), images[0]).isfinite()
     assert "hsic_y" not in loss.terms
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_all_terms_are_in_every_call_with_0_where_one_is_not_drawn(
+    trained: TinyNet, images: Pair, labelled: bool
+) -> None:
+    wanted = TERMS if labelled else TERMS - {"hsic_y"}
+    hsic = {"share": 0.5, "lambda_y": 5e-5 if labelled else 0}
+    loss = PwoALoss(trained, eps=0.1, hsic=hsic, distillation={"feature_share": 0.5})
+    student, found = perturbed_student(trained), []
+    for _ in range(8):
+        value = loss(student, images[0][:32], images[1][:32] if labelled else None)
+        assert loss.terms.keys() == wanted
+        torch.testing.assert_close(torch.stack(list(loss.terms.values())).sum(), value.detach())
+        found.append({name: bool(term) for name, term in loss.terms.items()})
+    assert all(terms["distillation"] for terms in found)
+    for name in wanted - {"distillation"}:
+        assert {terms[name] for terms in found} == {True, False}, name
+    assert len({len({terms[name] for name in wanted if name.startswith("hsic")}) for terms in found}) == 1
+    with torch.no_grad():  # as it is compared: all terms
+        for _ in range(4):
+            loss(student, *images)
+            assert all(loss.terms.values())
+    assert loss.step == 8
+
+
+def test_draws_are_by_seed_and_step(trained: TinyNet, images: Pair) -> None:
+    def drawn(seed: int, start: int) -> list[dict[str, bool]]:
+        loss, found = PwoALoss(trained, eps=0.1, seed=seed, distillation={"gradient_weight": 1}), []
+        student, loss.step = perturbed_student(trained), start
+        for _ in range(10):
+            torch.rand(start + 1)  # what else is drawn does not matter
+            loss(student, images[0][:8], images[1][:8])
+            found.append({name: bool(term) for name, term in loss.terms.items()})
+        return found
+
+    assert drawn(0, 0)[4:] == drawn(0, 4)[:6]
+    assert drawn(0, 0) != drawn(1, 0)
 
 
 def test_a_student_without_hidden_layers(trained: TinyNet, images: Pair) -> None:
@@ -294,11 +332,11 @@ def made(
     feature_weight: float = 0.0,
     **distillation: float,
 ) -> PwoALoss:
-    """A loss without perturbation and with the terms that are named only."""
-    hsic: dict[str, Any] = {"lambda_x": lambda_x, "lambda_y": lambda_y}
+    """A loss without perturbation and with the terms that are named only, those in every step."""
+    hsic: dict[str, Any] = {"lambda_x": lambda_x, "lambda_y": lambda_y, "share": 1}
     return PwoALoss(
         teacher,
-        distillation={"feature_weight": feature_weight, **distillation},
+        distillation={"feature_weight": feature_weight, "feature_share": 1, **distillation},
         perturbation=perturbation or {"kind": "none"},
         hsic=hsic | ({"layers": tuple(layers)} if layers else {}),
     )

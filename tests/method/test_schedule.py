@@ -62,7 +62,7 @@ def test_a_loop_of_your_own_ends_with_the_bits_of_a_run(
         for _ in range(5):
             for x, y in batches.epoch():
                 optimizer.zero_grad()
-                loss.of_checked(own, x, y).backward()
+                loss(own, x, y).backward()
                 schedule.after_backward()
                 optimizer.step()
                 schedule.after_step()

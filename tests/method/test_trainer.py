@@ -19,6 +19,7 @@ from pwoa_plugin.config import OptimizerConfig, PwoAConfig, ScheduleConfig
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.distillation import gradient_loss
+from pwoa_plugin.method.loss import PwoALoss
 from pwoa_plugin.method.snapshot import Snapshot, StateError
 from pwoa_plugin.method.sparsity import make_sparsity_set
 from pwoa_plugin.method.trainer import Trainer
@@ -48,6 +49,24 @@ def run(model: nn.Module, settings: PwoAConfig, callbacks: Any = ()) -> Trainer:
 
 def accuracy(model: nn.Module, images: Pair) -> float:
     return (model(images[0]).argmax(1) == images[1]).float().mean().item()
+
+
+def test_parts_of_a_batch_have_the_same_terms(
+    trained: nn.Module, images: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts: list[frozenset[str]] = []
+    of_checked = PwoALoss.of_checked
+
+    def recorded(loss: PwoALoss, *args: Any) -> Tensor:
+        value = of_checked(loss, *args)
+        parts.append(frozenset(name for name in ("features", "hsic_x") if loss.terms[name]))
+        return value
+
+    monkeypatch.setattr(PwoALoss, "of_checked", recorded)
+    run(trained, config(images, accumulate=2))
+    assert len(parts) == 24
+    assert parts[::2] == parts[1::2]
+    assert set(parts) == {frozenset(), frozenset({"features"}), frozenset({"hsic_x"})}
 
 
 @pytest.mark.parametrize("granularity", ["unstructured", "filter", "channel", "column", "block:2x2"])

@@ -12,6 +12,7 @@ from typing import Any
 import nni
 import pytest
 import torch
+from conftest import EVERY_STEP
 from nni.compression.base.compressor import Compressor
 from nni.compression.distillation import Adaptive1dLayerwiseDistiller, DynamicLayerwiseDistiller
 from nni.compression.pruning import (
@@ -207,9 +208,9 @@ def test_losses_of_others_are_added_whatever_their_order(
     teacher, distillation = copy.deepcopy(trained), [{"op_names": ["fc1"]}]
     if newest == "pruner":
         distiller: Any = DynamicLayerwiseDistiller(trained, distillation, made, teacher, logits_of, weight)
-        outer: Any = PwoAPruner.from_compressor(distiller, ENTRIES, eps=0.1)
+        outer: Any = PwoAPruner.from_compressor(distiller, ENTRIES, eps=0.1, **EVERY_STEP)
     else:
-        pruner = PwoAPruner(trained, ENTRIES, made, eps=0.1)
+        pruner = PwoAPruner(trained, ENTRIES, made, eps=0.1, **EVERY_STEP)
         distiller = outer = DynamicLayerwiseDistiller.from_compressor(pruner, distillation, teacher, logits_of, weight)
     theirs, ours = distiller.compute_distill_loss, Training.loss
     distiller.compute_distill_loss = lambda: noted("distiller's", theirs())

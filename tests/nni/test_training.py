@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from pwoa_plugin import PwoADistiller, PwoAPruner, make_evaluator
+from pwoa_plugin import PwoADistiller, PwoALoss, PwoAPruner, make_evaluator
 from pwoa_plugin.errors import TrainingError
 from pwoa_plugin.nni.training import Training
 
-from .conftest import torch_evaluator
+from .conftest import Pair, torch_evaluator
 
 
 @pytest.mark.parametrize("kind", ["pruner", "distiller"])
@@ -83,6 +83,39 @@ def test_adversarial_examples_in_the_last_epochs(
     )
     compressor.compress(max_epochs=3)
     assert made == wanted
+
+
+def test_batches_of_one_optimizer_step_draw_alike(trained: nn.Module, images: Pair, monkeypatch: Any) -> None:
+    """Batches that are accumulated, and the calls of a closure, are one step; the next training counts on."""
+    steps: list[int] = []
+    of_checked = PwoALoss.of_checked
+
+    def recorded(loss: PwoALoss, *args: Any) -> Tensor:
+        steps.append(loss.step)
+        return of_checked(loss, *args)
+
+    def train(
+        model: nn.Module, optimizer: torch.optim.Optimizer, step: Any, _: Any, max_steps: int | None, __: Any
+    ) -> None:
+        for _ in range(max_steps or 0):
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                for batch in (images[0][:32], images[1][:32]), (images[0][32:64], images[1][32:64]):
+                    loss: Tensor = step(batch, model)
+                    loss.backward()
+                return loss.detach()
+
+            closure()
+            optimizer.step(closure)
+
+    monkeypatch.setattr(PwoALoss, "of_checked", recorded)
+    evaluator = make_evaluator(trained, DataLoader(TensorDataset(*images), batch_size=32))
+    evaluator.training_func = train
+    distiller = PwoADistiller(trained, [], evaluator, copy.deepcopy(trained), eps=0.1)
+    distiller.compress(2)
+    distiller.compress(1)
+    assert steps == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_last_epochs_need_the_steps_of_one(trained: nn.Module, images: tuple[Tensor, Tensor]) -> None:

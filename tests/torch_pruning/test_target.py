@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_images
+from conftest import EVERY_STEP, make_images
 from interrupted import InterruptAt
 from torch import Tensor, nn
 
@@ -56,7 +56,9 @@ def test_it_draws_removes_and_finetunes(small: nn.Module, x: Tensor, caplog: pyt
     dense = copy.deepcopy(small)
     with caplog.at_level(logging.INFO):
         sgd = {"name": "sgd", "lr": 0.03}
-        pruner, keep = compressed(small, epochs=10, batch_size=8, admm={"epochs": 8, "rho": 1.0}, optimizer=sgd)
+        pruner, keep = compressed(
+            small, epochs=10, batch_size=8, admm={"epochs": 8, "rho": 1.0}, optimizer=sgd, **EVERY_STEP
+        )
     assert keep.widths == [12] * 96 + [6] * 24
     assert small.conv1.out_channels == 4
     assert small.fc2.in_features == 8
@@ -99,7 +101,7 @@ def test_the_inputs_that_are_left_are_the_teachers(
         loss(small, x, torch.tensor([0, 1, 2, 0]))
         assert "features" in loss.terms
     # A teacher made of the pruned network has as many channels as that, and is compared whole.
-    late = PwoALoss(small, eps=0.1, student_channels=pruner.student_channels)
+    late = PwoALoss(small, eps=0.1, student_channels=pruner.student_channels, **EVERY_STEP)
     late(small.eval(), x, torch.tensor([0, 1, 2, 0]))
     assert float(late.terms["features"]) == pytest.approx(0, abs=1e-9)
     assert "no feature distillation of" not in caplog.text
