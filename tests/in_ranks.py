@@ -198,8 +198,8 @@ class Drawn(Callback):
 
 
 def draw_terms() -> list[dict[str, bool]]:
-    drawn, weights = Drawn(), {"gradient_weight": 1}
-    config = plain_config(perturbation={}, eps=0.1, hsic={}, distillation=weights, epochs=4)
+    drawn, shares = Drawn(), {"hsic": {"share": 0.25}, "distillation": {"gradient_weight": 1, "feature_share": 0.25}}
+    config = plain_config(perturbation={}, eps=0.1, epochs=4, **shares)
     PwoAPruner(network(norm=True), config, callbacks=[drawn]).compress()
     return drawn.steps
 

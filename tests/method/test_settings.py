@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from pwoa_plugin import PwoALoss
 from pwoa_plugin.config import ConfigError, PwoAConfig
 from pwoa_plugin.method.settings import TrainingConfig
 from pwoa_plugin.method.trainer import Trainer
@@ -40,6 +41,23 @@ def test_the_default_allocation_is_that_of_the_sparsity_set() -> None:
     assert TrainingConfig(sparsity=0.5).allocation == "lamp"
     assert TrainingConfig(sparsity=0.5, granularity="structured").allocation == "uniform"
     assert TrainingConfig(sparsity=0.5, granularity="structured", allocation="erk").allocation == "erk"
+
+
+@pytest.mark.parametrize(
+    ("fields", "share"),
+    [
+        ({}, 0.25),
+        ({"optimizer": {"name": "adamw"}, "admm": {"epochs": 1, "optimizer": {"name": "adam"}}}, 0.25),
+        ({"optimizer": {"name": "sgd"}}, 1.0),
+        ({"admm": {"epochs": 1, "optimizer": {"name": "sgd"}}}, 1.0),
+    ],
+)
+def test_sgd_has_all_terms_in_every_step(fields: dict[str, Any], share: float, trained: nn.Module) -> None:
+    images = torch.rand(8, 1, 8, 8)
+    config = PwoAConfig(sparsity=0.5, train_loader=images, epochs=2, hsic={"lambda_y": 0}, **fields)
+    run = Trainer(trained, config)
+    assert run.loss.default_share == share
+    assert PwoALoss(trained).default_share == 1.0
 
 
 def test_options_of_kinds_are_checked_before_training() -> None:
