@@ -93,9 +93,12 @@ class PwoAConfig(TrainingConfig):
             epochs: of the whole run. Fewer than the published 150 cut both phases and the milestones in proportion,
                 and nothing else: dual updates still come every 3 epochs.
             **fields: more fields, or other values (``sparsity`` and ``train_loader`` at least). A section (``admm``,
-                ``hsic``...) given here replaces the published one whole.
+                ``hsic``...) given here replaces the published one whole; its terms stay in every step.
 
         Raises:
             ConfigError: nothing was published for this data set, or a field is out of its range.
         """
+        for name, share in (("hsic", "share"), ("distillation", "feature_share")):
+            if isinstance(section := fields.get(name), Mapping):
+                fields[name] = {share: 1.0, **section}
         return cls(**(published_fields(dataset, epochs) | fields))

@@ -43,7 +43,7 @@ def save_sparse(
         raise InputError(f"save_sparse: values={values!r} is unknown; use {', '.join(_VALUES)}")
     network = unwrapped(model)
     try:
-        tensors, header = pack_state(_plain_state(network), _VALUES[values], getattr(network, REMOVALS, None))
+        tensors, header = pack_state(_plain_state(network), _VALUES[values], getattr(network, REMOVALS, None) or None)
     except InputError as error:
         raise InputError(f"save_sparse: {error}") from None
     write_tensors(path, tensors, metadata_of(header))

@@ -166,10 +166,11 @@ class HSICConfig(Section):
         estimator: a key of ``ESTIMATORS``: ``nhsic`` (the paper) or ``hsic``.
         options: of the estimator.
         share: share of the training steps with these terms, drawn at random; there they count ``1 / share`` times.
-            None: a quarter in a run that trains by Adam, where nothing is lost (docs/ablations.md); else 1, as in the
-            paper, since SGD diverges by rare and large gradients.
+            None: a quarter in a run that trains by Adam or AdamW, in ADMM, too, where nothing is lost
+            (docs/ablations.md); else 1, as in the paper, since SGD diverges by rare and large gradients.
         gather: among several processes, compare the images of all, whose hidden activations each gets; otherwise each
-            compares its own. See docs/scale.md.
+            compares its own. See docs/scale.md. In a loop of your own all need the same ``seed``: processes that draw
+            different steps would wait for each other.
     """
 
     lambda_x: float = Field(default=2e-4, ge=0)

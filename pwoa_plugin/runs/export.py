@@ -151,8 +151,8 @@ def export(
             shipped = judge_exported_task(
                 subject.model, file, task, how=how, queries=queries, state=state, progress=progress
             )
-        for suffix in (_CARD, _JUDGEMENT):
-            _beside(path, suffix).unlink(missing_ok=True)
+    for suffix in (_CARD, _JUDGEMENT):
+        _beside(path, suffix).unlink(missing_ok=True)
     if shipped is not None:
         write_text(_beside(path, _JUDGEMENT), json.dumps({"format": 1, **shipped.to_dict()}, indent=1) + "\n")
         shutil.rmtree(_beside(path, ".judging"), ignore_errors=True)
@@ -187,7 +187,7 @@ def _with_card(
         shape=subject.shape,
         size=size_report(subject.model),
         new=subject.new,
-        removed=hasattr(subject.model, REMOVALS),
+        removed=bool(getattr(subject.model, REMOVALS, None)),
         output=output,
         report=subject.report,
         quantize=choices.quantize,

@@ -209,12 +209,13 @@ def _facts(trainer: Trainer, given: _Given, digest: str, command: Sequence[str])
 
 
 def _chosen(config: PwoAConfig, trainer: Trainer) -> dict[str, float]:
-    """What the number of images made of the fields that the config leaves open."""
-    if config.epochs is not None:
-        return {}
-    chosen: dict[str, float] = {"epochs": trainer.epochs}
-    if config.distillation.temperature is None:
-        chosen["distillation.temperature"] = trainer.config.distillation.tau
+    """What the run made of the fields that the config leaves open."""
+    open_shares = {"hsic.share": config.hsic.share, "distillation.feature_share": config.distillation.feature_share}
+    chosen = {name: trainer.config.default_share for name, share in open_shares.items() if share is None}
+    if config.epochs is None:
+        chosen["epochs"] = trainer.epochs
+        if config.distillation.temperature is None:
+            chosen["distillation.temperature"] = trainer.config.distillation.tau
     return chosen
 
 

@@ -170,7 +170,7 @@ class RunReport(_Run):
         radius: of the perturbation, in pixel units.
         residual: of ADMM at the hard prune; None without ADMM, or before.
         hidden_layers: names of the modules whose inputs HSIC and feature distillation compare.
-        chosen: fields that the config leaves open, and what the number of images made of them.
+        chosen: fields that the config leaves open, and what the run made of them.
         validation: None without a validation split.
         best: None where no epoch has ended.
         robustness: what `Report.to_dict` gave, for the ``pruned`` network and the ``dense`` one, judged alike; either

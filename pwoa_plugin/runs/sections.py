@@ -201,7 +201,7 @@ def _how_made(report: RunReport) -> Section:
         ("checkpoint", model.checkpoint),
         ("SHA-256", model.sha256),
         ("sparsity", percent(report.sparsity)),
-        *((f"{name}, by the number of images", number(value)) for name, value in report.chosen.items()),
+        *((f"{name}, by default", number(value)) for name, value in report.chosen.items()),
         ("perturbation radius", number(report.radius)),
         ("adversarial examples in training", report.adversarial_examples),
         ("ADMM residual at the hard prune", number(report.residual)),

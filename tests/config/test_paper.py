@@ -39,6 +39,14 @@ def test_paper_on_cifar(dataset: Any, lambdas: tuple[float, float], alpha: float
     assert config.schedule.name == "cosine"
 
 
+def test_paper_has_its_terms_in_every_step() -> None:
+    sections = {"hsic": {"lambda_y": 0.0}, "distillation": {"feature_weight": 1.0}}
+    for config in (PwoAConfig.paper("mnist", sparsity=0.5), PwoAConfig.paper("mnist", sparsity=0.5, **sections)):
+        assert config.hsic.share == 1
+    assert config.distillation.feature_share == 1
+    assert PwoAConfig.paper("mnist", sparsity=0.5, hsic={"share": 0.5}).hsic.share == 0.5
+
+
 def test_paper_in_fewer_epochs_cuts_phases_and_milestones_in_proportion() -> None:
     config = PwoAConfig.paper("mnist", epochs=12, sparsity=0.5)
     assert (config.epochs, config.admm_epochs, config.admm.interval) == (12, 4, 3)

@@ -149,13 +149,14 @@ def test_what_few_images_make_of_the_length_is_noted_and_resumed(images: Any, tr
         with pytest.raises(Stopped):
             prune(settings, tmp_path / "run", model=model, resume=step > 1, callbacks=[stop])
         folder = RunFolder(tmp_path / "run")
-        assert folder.read_facts().chosen == {"epochs": 375, "distillation.temperature": 4}
+        shares = {"hsic.share": 0.25, "distillation.feature_share": 0.25}
+        assert folder.read_facts().chosen == {"epochs": 375, "distillation.temperature": 4} | shares
         state = last_good_state(folder)
         assert state is not None
         assert (state.facts["status"]["epochs"], state.facts["status"]["steps"]) == (375, 1500)
     shown = to_markdown(read_report(folder.path))
-    assert "epochs, by the number of images: 375" in shown
-    assert "distillation.temperature, by the number of images: 4" in shown
+    for line in ("epochs, by default: 375", "distillation.temperature, by default: 4", "hsic.share, by default: 0.25"):
+        assert line in shown
 
 
 def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path: Path) -> None:
@@ -167,6 +168,12 @@ def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path
     other.admm.rho = 0.5
     with pytest.raises(ValueError, match=r"admm\.rho differs from the run in .*; resume with the same config"):
         prune(other, tmp_path / "run", resume=True)
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    del facts["config"]["hsic"]["share"]  # of a run that was begun when all terms were in every step
+    (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"hsic\.share differs from the run"):
+        prune(config, tmp_path / "run", resume=True)
+    RunFolder(tmp_path / "run").write_facts(config=config.model_dump(mode="json"))
     from safetensors.torch import save_file
 
     weights = robust_lenet().state_dict()
