@@ -22,12 +22,17 @@ def check_seed(seed: int) -> int:
     return int(seed)
 
 
+def _hashed(*numbers: int) -> int:
+    """32 bits that follow from these numbers alone."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def seed_of_part(seed: int, part: int) -> int:
     """The seed of one part of something seeded, such as a batch, so that no other part changes its draws.
 
     The first part, 0, has the whole's seed.
     """
-    return int(np.random.SeedSequence((seed, part)).generate_state(1)[0]) if part else seed
+    return _hashed(seed, part) if part else seed
 
 
 def seed_all(seed: int) -> None:
@@ -80,7 +85,7 @@ def generators_seeded() -> Iterator[None]:
 
 def happens(share: float, *of: int) -> bool:
     """True in a random ``share`` of all ``of``; the same in every process, whatever was drawn before."""
-    return share >= 1 or int(np.random.SeedSequence(of).generate_state(1)[0]) < share * 2**32
+    return share >= 1 or _hashed(*of) < share * 2**32
 
 
 def random_state() -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -29,9 +29,6 @@ from .commands import (
     Quiet,
 )
 from .output import say, set_up_logging, write_json
-
-if TYPE_CHECKING:
-    pass
 
 #: How to judge: options that Python's functions know by the same names.
 _HOW = (
