@@ -9,6 +9,9 @@ what ``--layer`` takes in, pulled back to the image; no loss, no label. ``toward
 difference to another image of the batch, at a random one of three scales, away from it in 3 of 10.
 ``sensitivity``: layers keep what costs the least distillation loss on 512 perturbed images (temperature 1), measured
 once as each layer alone loses its smallest weights (after Bai et al. 2024, arXiv 2410.15176).
+``ema``: after the last cut a moving average of weights and BatchNorm's statistics (decay .995) is kept and taken at the
+end. ``disagree``: images given another class than the teacher's count four times in distillation. ``bank``:
+perturbations from 1,024 patterns drawn once, rolled and flipped at random.
 ``frozen-statistics``: BatchNorm normalises by the teacher's statistics, also in training. ``none``: the default, as
 changed by ``--set``. Each run prints a line of JSON: PGD on 1,000 validation images, AutoAttack on the first ``--deep``
 of them, and the share given the teacher's class.
@@ -34,13 +37,15 @@ from benchmarks.robustness import judged, parse_fields
 from benchmarks.subjects import SUBJECTS, Judge
 from pwoa_plugin import PwoAConfig, PwoAPruner
 from pwoa_plugin._random import seeded
+from pwoa_plugin.method import loss
 from pwoa_plugin.method.allocation import ALLOCATIONS, Allocation, LayerGroups
+from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.method.distillation import distillation_loss
 from pwoa_plugin.method.hidden import read_hidden
 from pwoa_plugin.method.layers import prunable_layers
 from pwoa_plugin.method.perturbation import PERTURBATIONS, Patterns, Perturbation
 
-IDEAS = ("none", "mixup", "toward", "frozen-statistics", "filters", "sensitivity")
+IDEAS = ("none", "mixup", "toward", "frozen-statistics", "filters", "sensitivity", "ema", "disagree", "bank")
 SCALES = (1, 2, 4)
 AWAY = 0.3
 DENSITIES = (1, 0.7, 0.5, 0.35, 0.25, 0.18, 0.125, 0.09, 0.0625, 0.045, 0.03, 0.02, 0.0125, 0.008, 0.004, 0.002)
@@ -78,6 +83,51 @@ def through(teacher: nn.Module, layer: str) -> type[Perturbation]:
             return gradient.sign()
 
     return Filters
+
+
+class Average(Callback):
+    """Takes an exponential moving average of weights and statistics, begun after the last cut, at the run's end."""
+
+    decay = 0.995
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.tensors, self.average = model, list[Tensor](), list[Tensor]()
+
+    @torch.no_grad()
+    def on_step(self, status: Status) -> None:
+        if status.phase != "fine-tune":
+            return
+        if not self.average:
+            self.tensors = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+            self.average = [tensor.clone() for tensor in self.tensors]
+        torch._foreach_lerp_(self.average, self.tensors, 1 - self.decay)
+
+    @torch.no_grad()
+    def on_end(self, status: Status | None) -> None:
+        for tensor, average in zip(self.tensors, self.average, strict=True):
+            tensor.copy_(average)
+
+
+def by_disagreement(student: Tensor, teacher: Tensor, *, alpha: float = 10.0, temperature: float = 30.0) -> Tensor:
+    """`distillation_loss`, in which images given another class than the teacher's count four times."""
+    weights = 1 + 3 * (student.argmax(1) != teacher.argmax(1)).float()
+    log_student, log_teacher = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+    divergence = F.kl_div(log_student, log_teacher, reduction="none", log_target=True).mean(1)
+    return alpha * temperature**2 * (weights * divergence).sum() / weights.sum()
+
+
+class Bank(Perturbation):
+    """`Patterns` drawn once, rolled and flipped; the signs of channels are as drawn."""
+
+    patterns: Tensor
+
+    def direction(self, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        chosen = self.patterns[torch.randint(len(self.patterns), (len(x),), generator=generator)]
+        rolls = torch.randint(x.shape[3], (2,), generator=generator).tolist()
+        chosen = chosen.roll(rolls, (2, 3))
+        flips = torch.randint(2, (3,), generator=generator).tolist()
+        chosen = chosen.flip([dim for dim, flip in zip((2, 3), flips, strict=False) if flip])
+        return -chosen if flips[2] else chosen
 
 
 class Measured(Allocation):
@@ -170,8 +220,16 @@ def main() -> None:
         config.allocation = "sensitivity"
     if args.idea == "frozen-statistics":
         freeze_statistics(model)
+    if args.idea == "bank":
+        with seeded(0):
+            Bank.patterns = Patterns(radius=1.0).direction(images[:1].expand(1024, -1, -1, -1))
+        PERTURBATIONS["bank"] = Bank
+        config.perturbation = config.perturbation.model_copy(update={"kind": "bank"})
+    if args.idea == "disagree":
+        loss.distillation_loss = by_disagreement
+    callbacks = [Average(model)] if args.idea == "ema" else []
     started = time.perf_counter()
-    PwoAPruner(model, config).compress()
+    PwoAPruner(model, config, callbacks=callbacks).compress()
     seconds = time.perf_counter() - started
     judge = Judge(subject.judge.pgd, 1000, args.deep)
     split = subject.validation(args.data)
