@@ -9,7 +9,8 @@
 Each cell has a JSON file in --out; one that exists is not run again. `pwoa` is `PwoAGroupPruner.compress`;
 `group-norm` and `growing-reg` are Torch-Pruning's pruners: their regularisation for as many epochs as ADMM has, then
 removal at the same ratio and as many epochs of fine-tuning, by the same optimizer and schedule, with cross-entropy
-(`ce`) or with our loss (`ours`).
+(`ce`) or with our loss (`ours`). `pwoa-lamp` and `pwoa-sensitivity` spread the channels by LAMP, or by how much the
+loss on perturbed images grows as a layer alone loses its smallest channels.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR
 
 from benchmarks.subjects import SUBJECTS, Pair
+from benchmarks.tried import Measured, sensitivity
 from pwoa_plugin import PwoAConfig, evaluate
 from pwoa_plugin._files import write_text
 from pwoa_plugin._random import seeded
+from pwoa_plugin.method.allocation import ALLOCATIONS, Allocation, LayerGroups
 from pwoa_plugin.method.loss import PwoALoss
 from pwoa_plugin.method.optimizers import lr_factor
 from pwoa_plugin.models import make_model, robust_lenet
@@ -78,6 +81,17 @@ def removal(args: argparse.Namespace, ratio: float, method: str) -> dict[str, An
     return {"accuracy": accuracy(model, judge), "judged": len(judge[0]), "residual": residual, **widths(model)}
 
 
+class Sensitivity(Allocation):
+    """`benchmarks.tried.Measured`, by the loss as a layer of the dense network loses channels."""
+
+    def __init__(self, dense: nn.Module, images: Tensor) -> None:
+        curves = sensitivity(dense.eval(), images, 1.5 * EPS, channels=True)
+        self.curves = {dense.get_parameter(f"{name}.weight").shape: curve for name, curve in curves.items()}
+
+    def ideal(self, layers: Sequence[LayerGroups], budget: float) -> list[float]:
+        return Measured([self.curves[torch.Size(layer.shape)] for layer in layers]).ideal(layers, budget)
+
+
 def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "AutoAttack") -> dict[str, Any]:
     """Robust accuracy after equal training."""
     data, dense = training(args), robust_lenet()
@@ -85,7 +99,10 @@ def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "Au
     model = robust_lenet()
     started = time.perf_counter()
     config = config_of(args, data, ratio or 0.5)
-    if method == "pwoa":
+    if method in ("pwoa-lamp", "pwoa-sensitivity"):
+        ALLOCATIONS["sensitivity"] = Sensitivity(dense, data[0][:512])
+        config = config_of(args, data, ratio, allocation=method.removeprefix("pwoa-"))
+    if method.startswith("pwoa"):
         PwoAGroupPruner(model, config=config).compress()
     elif method != "dense":
         kind, _, loss = method.rpartition("-")
@@ -206,6 +223,7 @@ TUNED = [
         for ratio in (0.75, 0.5, 0.9)
         for method in ("pwoa", "group-norm-ours", "group-norm-ce", "growing-reg-ours", "growing-reg-ce")
     ],
+    *[(ratio, method) for ratio in (0.75, 0.9) for method in ("pwoa-lamp", "pwoa-sensitivity")],
 ]
 CELLS: dict[str, tuple[Callable[[argparse.Namespace, float, str], dict[str, Any]], list[tuple[float, str]]]] = {
     "removal": (removal, [(ratio, method) for ratio in RATIOS for method in ("admm", "trained", "plain")]),
@@ -218,6 +236,8 @@ CELLS: dict[str, tuple[Callable[[argparse.Namespace, float, str], dict[str, Any]
 NAMES = {
     "dense": "dense",
     "pwoa": "`PwoAGroupPruner`",
+    "pwoa-lamp": "`PwoAGroupPruner`, LAMP",
+    "pwoa-sensitivity": "`PwoAGroupPruner`, by measured sensitivity",
     "group-norm-ours": "`GroupNormPruner`, ours",
     "group-norm-ce": "`GroupNormPruner`, ce",
     "growing-reg-ours": "`GrowingRegPruner`, ours",

@@ -158,22 +158,32 @@ class Measured(Allocation):
 
 
 @torch.no_grad()
-def sensitivity(model: nn.Module, x: Tensor, radius: float) -> list[list[float]]:
-    """The curve of each layer of a network, by images ``x`` ``(N, C, H, W)`` perturbed by ``radius``."""
+def sensitivity(model: nn.Module, x: Tensor, radius: float, *, channels: bool = False) -> dict[str, list[float]]:
+    """The curve of each layer of a network, by images ``x`` ``(N, C, H, W)`` perturbed by ``radius``.
+
+    Args:
+        channels: whether layers lose output channels, of the smallest norm, in place of single weights.
+    """
     with seeded(0):
         x = Patterns(radius=radius)(x)
-    wanted, curves = model(x), []
-    for layer in prunable_layers(model, None, ()).values():
-        weight = layer.get_parameter("weight")
-        kept, curve = weight.clone(), []
-        order = weight.abs().flatten().argsort(descending=True)
+    wanted, curves = model(x), {}
+    for name, layer in prunable_layers(model, None, ()).items():
+        parts = [layer.get_parameter("weight")]
+        if channels and isinstance(layer.bias, Tensor):
+            parts.append(layer.bias)
+        kept, curve = [part.clone() for part in parts], []
+        size = kept[0].flatten(1).norm(dim=1) if channels else kept[0].abs().flatten()
+        order = size.argsort(descending=True)
         for density in DENSITIES:
-            mask = torch.zeros_like(order, dtype=weight.dtype)
+            mask = torch.zeros_like(size)
             mask[order[: max(1, round(density * len(order)))]] = 1
-            weight.copy_(kept * mask.view_as(weight))
+            for part, whole in zip(parts, kept, strict=True):
+                by_row = mask.view(-1, *[1] * (part.dim() - 1)) if channels else mask.view_as(part)
+                part.copy_(whole * by_row)
             curve.append(distillation_loss(model(x), wanted, temperature=1.0).item())
-            weight.copy_(kept)
-        curves.append(curve)
+            for part, whole in zip(parts, kept, strict=True):
+                part.copy_(whole)
+        curves[name] = curve
     return curves
 
 
@@ -216,7 +226,7 @@ def main() -> None:
         PERTURBATIONS["filters"] = through(teacher.eval().requires_grad_(False), args.layer)
         config.perturbation = config.perturbation.model_copy(update={"kind": "filters"})
     if args.idea == "sensitivity":
-        ALLOCATIONS["sensitivity"] = Measured(sensitivity(teacher.eval(), images[:512], 1.5 * subject.eps))
+        ALLOCATIONS["sensitivity"] = Measured([*sensitivity(teacher.eval(), images[:512], 1.5 * subject.eps).values()])
         config.allocation = "sensitivity"
     if args.idea == "frozen-statistics":
         freeze_statistics(model)
