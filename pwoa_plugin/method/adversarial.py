@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -131,8 +131,9 @@ class AdversarialConfig(Section):
     Attributes:
         attack: a key of ``TRAINING_ATTACKS``: ``n-fgsm`` (one step), ``fgsm-rs`` (one step) or ``pgd``.
         eps: Linf radius, in pixel units, also as ``"8/255"``. None: the run's ``eps``.
-        weight: of the cross-entropy of the examples, beside distillation, with labels where the data has some, else
-            with the teacher's classes. 0: distillation alone, which does not look at labels.
+        weight: of the cross-entropy of the examples, beside distillation. 0: distillation alone.
+        classes: of that cross-entropy. ``labels``: the data's where it has some, else the teacher's classes.
+            ``teacher``: the teacher's classes, which kept more robustness and less accuracy (docs/results.md).
         epochs: the last epochs of a run that make examples, as a polish; None: all.
         options: of the attack: ``noise`` and ``step`` of ``n-fgsm``, ``step`` of ``fgsm-rs``, ``steps`` of ``pgd``.
     """
@@ -140,8 +141,14 @@ class AdversarialConfig(Section):
     attack: Annotated[str, key_of(TRAINING_ATTACKS)] = "n-fgsm"
     eps: Pixels | None = Field(default=None, gt=0)
     weight: float = Field(default=1.0, ge=0)
+    classes: Literal["labels", "teacher"] = "labels"
     epochs: int | None = Field(default=None, ge=1)
     options: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def reads_labels(self) -> bool:
+        """Whether examples look at labels where the data has some."""
+        return self.weight > 0 and self.classes == "labels"
 
     @model_validator(mode="after")
     def _check_options(self) -> Self:

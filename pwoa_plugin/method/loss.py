@@ -156,7 +156,7 @@ class PwoALoss(nn.Module):
     @property
     def reads_labels(self) -> bool:
         """Whether a call heeds ``y`` where it is given."""
-        return self.needs_labels or (self.adversarial is not None and self.adversarial.weight > 0)
+        return self.needs_labels or (self.adversarial is not None and self.adversarial.reads_labels)
 
     @property
     def device(self) -> torch.device:
@@ -305,9 +305,10 @@ class PwoALoss(nn.Module):
         if not x.is_contiguous() and x.device.type == "cpu" and not channels_last_is_safe(student):
             x = x.contiguous()
         attack = self._attack if self.attacking and torch.is_grad_enabled() else None
-        if attack is not None:
+        if attack is not None and self.adversarial is not None:
             with torch.no_grad():
-                classes = self.logits(self.teacher, x).argmax(1) if y is None else y
+                labels = y if self.adversarial.classes == "labels" else None
+                classes = self.logits(self.teacher, x).argmax(1) if labels is None else labels
             x = attack(x, gradient_of(partial(self.logits, unwrapped(student, adapters=False)), classes))
         elif self._perturb is not None:
             x = self._perturb(x)

@@ -229,7 +229,8 @@ class RunReport(_Run):
             return "none"
         last, eps = section.get("epochs"), section.get("eps") or self.config.get("eps")
         when = "in all epochs" if last is None else f"in the last {last} epochs" if last != 1 else "in the last epoch"
-        return f"{section.get('attack')}, Linf eps = {eps:.4g}, {when}"
+        whose = ", of the teacher's classes" if section.get("classes") == "teacher" else ""
+        return f"{section.get('attack')}, Linf eps = {eps:.4g}, {when}{whose}"
 
     @property
     def admm_converged(self) -> bool | None:

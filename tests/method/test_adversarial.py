@@ -95,6 +95,17 @@ def test_the_teachers_classes_stand_for_labels(trained: TinyNet, images: Pair) -
     assert values[0] == values[1]
 
 
+def test_the_teachers_classes_replace_labels_where_asked(trained: TinyNet, images: Pair) -> None:
+    x, y = images[0][:16], (trained(images[0][:16]).argmax(1) + 1) % 3  # none is the teacher's
+    values = {}
+    for classes, labels in (("teacher", None), ("teacher", y), ("labels", y), ("labels", None)):
+        torch.manual_seed(0)
+        loss = PwoALoss(trained, eps=EPS, adversarial={"classes": classes}, hsic={"lambda_y": 0})
+        values[classes, labels is None] = loss(copy.deepcopy(trained).train(), x, labels).item()
+        assert loss.reads_labels == (classes == "labels")
+    assert values["teacher", True] == values["teacher", False] == values["labels", True] != values["labels", False]
+
+
 def test_without_weight_labels_are_not_read(trained: TinyNet, images: Pair) -> None:
     loss = PwoALoss(trained, eps=EPS, adversarial={"weight": 0}, hsic={"lambda_y": 0})
     loss(copy.deepcopy(trained).train(), images[0][:16], torch.rand(16, 3))  # no labels at all

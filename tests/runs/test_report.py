@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pages.parsed import Page
 
-from pwoa_plugin.runs.headline import headline
+from pwoa_plugin.runs.headline import examples_text, headline
 from pwoa_plugin.runs.plots import drawings
 from pwoa_plugin.runs.rendering import to_html, to_markdown
 from pwoa_plugin.runs.report import RunReport
@@ -211,6 +211,25 @@ def test_whether_admm_has_converged_is_said(change: dict[str, Any], converged: b
     assert any("ADMM had not converged" in said for said in report.warnings) == (converged is False)
     text = to_markdown(report)
     assert ("it had converged" in text, "it had not converged" in text) == (converged is True, converged is False)
+
+
+@pytest.mark.parametrize(
+    ("section", "said"),
+    [
+        (None, "Training made no adversarial example."),
+        ({"attack": "pgd"}, "Training made adversarial examples: pgd, Linf eps = 0.3, in all epochs."),
+        ({"attack": "n-fgsm", "eps": 0.1, "epochs": 1}, "n-fgsm, Linf eps = 0.1, in the last epoch."),
+        (
+            {"attack": "n-fgsm", "epochs": 2, "classes": "teacher"},
+            "n-fgsm, Linf eps = 0.3, in the last 2 epochs, of the teacher's classes.",
+        ),
+    ],
+)
+def test_adversarial_examples_in_training_are_said(section: dict[str, Any] | None, said: str) -> None:
+    made = content()
+    made["config"] = {"eps": 0.3, "adversarial": section}
+    assert examples_text(RunReport.from_dict(made)).endswith(said)
+    assert said in to_markdown(RunReport.from_dict(made))
 
 
 def test_a_chart_without_admm_does_not_name_it() -> None:
