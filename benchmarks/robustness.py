@@ -96,7 +96,9 @@ def cell(args: argparse.Namespace, method: str, compression: float, seed: int) -
     nonzero, weights = kept(model)
     split = subject.validation if args.validate else subject.test
     judge = Judge(subject.judge.pgd, args.images or subject.judge.images, args.deep or subject.judge.deep)
-    figures = judged(model, split(args.data), subject.eps, judge, deep=seed == 0 and not args.no_deep, seed=seed)
+    figures = judged(
+        model, split(args.data), subject.eps, judge, deep=bool(seed == 0 or args.deep) and not args.no_deep, seed=seed
+    )
     if args.beyond:
         figures["beyond"] = beyond(model, split(args.data), subject, judge, seed)
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
@@ -154,7 +156,9 @@ def main() -> None:
     parser.add_argument("--name", help="of a cell with other settings than its method's")
     parser.add_argument("--validate", action="store_true")
     parser.add_argument("--images", type=int, help="to judge by; the subject's unless given")
-    parser.add_argument("--deep", type=int, help="of these, for AutoAttack; the subject's unless given")
+    parser.add_argument(
+        "--deep", type=int, help="of these, for AutoAttack, of every seed; unless given the subject's, of seed 0"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--beyond", action="store_true", help="judge by PGD under other norms and radii, too")
     parser.add_argument("--train", type=int, help="training images, the first; all unless given")
