@@ -44,7 +44,7 @@ class CompiledForward:
             return forward_with_hidden(model, x, layers)
         key = (id(model), tuple(layers), x.shape)
         if key not in self._graphs:
-            self._graphs[key] = _compiled(model, layers, x.device)
+            self._graphs[key] = graph_of(model, layers, x.device)
         from torch._dynamo.exc import TorchDynamoException  # a second's import, which few runs need
 
         try:
@@ -55,8 +55,8 @@ class CompiledForward:
             ) from error
 
 
-def _compiled(model: nn.Module, layers: Sequence[str], device: torch.device) -> Graph:
-    """The forward as one graph, which returns what the hooks have noted while it was traced."""
+def graph_of(model: nn.Module, layers: Sequence[str], device: torch.device) -> Graph:
+    """`forward_with_hidden` of one network as one graph, which returns what hooks have noted while it was traced."""
     seen: dict[str, Tensor] = {}
 
     def forward(x: Tensor) -> tuple[Any, dict[str, Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -209,6 +210,31 @@ class Branching(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.first(x.flatten(1))
         return self.last(x if x.sum() > 0 else -x)
+
+
+def assert_trains_alike(model: nn.Module, images: Pair, device: str, **fields: Any) -> None:
+    """With torch's own code, whose rounding differs."""
+    plain = copy.deepcopy(model)
+    expected = run(plain, config(images, device=device, **fields))
+    found = run(model, config(images, device=device, compile=True, **fields))
+    assert found.history[-1]["loss"] == pytest.approx(expected.history[-1]["loss"], rel=0.05)
+    for name, mask in found.masks.items():
+        assert not model.get_parameter(f"{name}.weight")[~mask].any()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
+def test_by_torch_s_own_compiler(trained: nn.Module, images: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    assert_trains_alike(trained, images, "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fields", [{}, EVERY_STEP, {"accumulate": 2}, {"adversarial": {}}, {"autocast": "float16"}])
+def test_cuda_graphs_train_alike(images: Pair, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any]) -> None:
+    monkeypatch.setattr(compiled, "BACKEND", "inductor")
+    torch.manual_seed(0)
+    assert_trains_alike(Normed().cuda(), images, "cuda", batch_size=50, **fields)
 
 
 def test_what_cannot_be_compiled_is_refused(images: Pair) -> None:
