@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._text import named
+from .._text import one_line
 from .._wrapped import unwrapped
 from ..errors import InputError
 from .hidden import forward_with_hidden, noting_inputs
@@ -50,9 +50,8 @@ class CompiledForward:
         try:
             return self._graphs[key](x)
         except TorchDynamoException as error:
-            raise InputError(
-                f"compile: torch.compile cannot take the network whole ({named(error)}); leave compile out"
-            ) from error
+            said = one_line(str(error).strip().partition("\n")[0])  # further lines explain torch's own switches
+            raise InputError(f"compile: torch.compile fails here ({said}); leave compile out") from error
 
 
 def graph_of(model: nn.Module, layers: Sequence[str], device: torch.device) -> Graph:

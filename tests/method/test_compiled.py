@@ -128,9 +128,9 @@ def test_graphs_are_of_two_shapes_and_of_steps_without_input_gradients(trained: 
 
 
 def test_runs_do_not_use_up_torch_s_count_of_compilations(trained: nn.Module, counter: Counter) -> None:
-    for _ in range(torch._dynamo.config.recompile_limit + 2):
+    for _ in range(10):  # torch takes 8
         CompiledForward()(copy.deepcopy(trained), torch.rand(4, 1, 8, 8), [])
-    assert counter.frame_count == torch._dynamo.config.recompile_limit + 2
+    assert counter.frame_count == 10
 
 
 def test_an_epoch_s_last_batch_has_a_graph_of_its_own(images: Pair, counter: Counter) -> None:
@@ -163,7 +163,7 @@ class StateAt(Callback):
 def test_a_resumed_run_ends_as_if_it_had_not_stopped(trained: nn.Module, images: Pair, counter: Counter) -> None:
     settings, again, kept = config(images, compile=True), copy.deepcopy(trained), StateAt(5)
     run(trained, settings, [kept])
-    counter.clear()
+    counter.frame_count = 0
     run(again, settings, resume=kept.state)
     assert counter.frame_count >= 2
     for name, tensor in trained.state_dict().items():
@@ -188,7 +188,7 @@ def test_nni_s_pruner_and_the_channel_pruner_give_what_they_give_uncompiled(imag
     for pruner, fields in ((PwoAPruner, {}), (PwoAGroupPruner, {"granularity": "structured", "sparsity": 0.5})):
         ends = []
         for wanted in (False, True):
-            counter.clear()
+            counter.frame_count = 0
             student = copy.deepcopy(model)
             settings = config(images, compile=wanted, **fields)
             if pruner is PwoAPruner:
@@ -240,7 +240,7 @@ def test_cuda_graphs_train_alike(images: Pair, monkeypatch: pytest.MonkeyPatch, 
 def test_what_cannot_be_compiled_is_refused(images: Pair) -> None:
     model = Branching()
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(InputError, match=r"^compile: torch.compile cannot take the network whole \(Unsupported: "):
+    with pytest.raises(InputError, match=r"^compile: torch.compile fails here \(.+\); leave compile out$"):
         run(model, config(images, compile=True))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     with pytest.raises(InputError, match="compile: does not go with checkpoint; leave one of them out"):
