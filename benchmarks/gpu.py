@@ -197,7 +197,7 @@ def main() -> None:
     if args.plan:
         return
     (logs := out / "logs").mkdir(parents=True, exist_ok=True)
-    if args.small:
+    if args.small and not (out / "data" / CIFAR_JPEG).exists():
         small_copy(data, out / "data")
     failed = False
     for stage in stages:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -75,6 +76,27 @@ def test_nothing_begins_when_time_is_up(tmp_path: Path, capsys: pytest.CaptureFi
     assert not run(part, tmp_path, deadline=0.0)
     assert capsys.readouterr().out == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_runs_when_time_is_up_is_stopped_and_what_fails_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from benchmarks.gpu import Part, run
+
+    (logs := tmp_path / "logs").mkdir()
+    for code, seconds, done, said in (
+        ("print('time')", 60, True, "1 min left: a: python -m timeit"),
+        ("raise SystemExit(3)", 60, False, "a: failed, see"),
+        ("import time; time.sleep(60)", 1, False, "a: stopped, time is up; call this again"),
+    ):
+        part = Part("a", ("timeit", "-n", "1", "-r", "1", code), tmp_path / "a.log")
+        began = time.monotonic()
+        assert run(part, logs, began + seconds) is part.done is done
+        assert time.monotonic() - began < 30
+        assert said in capsys.readouterr().out
+        if done:
+            assert part.file.read_text().startswith("time")
+            part.file.unlink()
 
 
 def test_the_tests_that_ask_for_a_gpu_are_found() -> None:
