@@ -1,6 +1,6 @@
 """What a step of PwoA costs over a plain cross-entropy step, in one run.
 
-    python -m benchmarks.speed [--networks lenet lenet3 cifar10 resnet18-cifar] [--device cuda]
+    python -m benchmarks.speed [--networks lenet lenet3 cifar10 resnet18-cifar] [--device cuda] [--compile]
 
 ``cifar10`` is the study's own network. All steps have the same network, optimizer (Adam) and batch of 128; they are
 interleaved. The ratio is of medians; ``mean`` is of means without the slowest tenth, for steps whose terms are drawn.
@@ -13,6 +13,10 @@ with both in a random quarter of the steps. ``gradual``: ``fine-tune`` with its 
 ``adversarial``: ``fine-tune`` with one-step adversarial examples. ``n-fgsm``, ``pgd-7``: a step of adversarial
 fine-tuning, by one step and by seven. Peak memory is what a step needs beyond what was in use before: the allocator's
 on a GPU, the largest resident size of a separate process on the CPU.
+
+``--compile`` adds ``-compiled`` kinds, whose networks go through ``torch.compile``, on a GPU as CUDA graphs: ours by
+``compile=True``, the others' forward and backward and their attacks. Ours with ``adversarial`` makes its examples
+uncompiled. ``of compiled plain`` is the ratio of medians to `plain-compiled`. Their memory is measured on a GPU only.
 """
 
 from __future__ import annotations
@@ -32,6 +36,7 @@ from benchmarks.methods import cross_entropy, pgd7, single_step
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.method.admm import ADMM
+from pwoa_plugin.method.compiled import CompiledForward, begin_step, graph_of
 from pwoa_plugin.method.trainer import Trainer
 from pwoa_plugin.models import make_model
 
@@ -45,6 +50,9 @@ SHAPES = {
 }
 KINDS = ("plain", "published", "fine-tune", "no-hsic", "quarter", "admm", "adversarial", "n-fgsm", "pgd-7")
 SINGLE = {"plain": cross_entropy, "pgd-7": pgd7(0.03), "n-fgsm": single_step(0.03, noise=2, step=1, project=False)}
+SUFFIX = "-compiled"
+COMPILED = ("plain", "fine-tune", "quarter", "adversarial", "n-fgsm", "pgd-7")
+WARM_UP = 12  # of compiled steps: all of their graphs are made, and recorded
 CUT, CUTS_APART = "gradual cut", 19
 Step = Callable[[], None]
 
@@ -61,8 +69,35 @@ def make_network(name: str) -> nn.Module:
     return make_model(name, num_classes=10, in_channels=SHAPES[name][0])
 
 
+class Compiled(nn.Module):
+    """A network by two graphs: one for training, and one for attacks, whose weights get no gradient."""
+
+    def __init__(self, network: nn.Module, device: str) -> None:
+        super().__init__()
+        self.network = network
+        self.graphs = [graph_of(inside, (), torch.device(device)) for inside in (network, WithoutGradients(network))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.graphs[x.requires_grad](x)[0]
+        return output
+
+
+class WithoutGradients(nn.Module):
+    """A network whose parameters take part as constants."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        constants = {name: parameter.detach() for name, parameter in self.network.named_parameters()}
+        output: Tensor = torch.func.functional_call(self.network, constants, (x,))
+        return output
+
+
 def make_step(kind: str, network: str, device: str) -> Step:
     """One training step, optimizer included, as a function of nothing."""
+    kind, compiled = kind.removesuffix(SUFFIX), kind.endswith(SUFFIX)
     x, y = images(network, device)
     model = make_network(network).to(device)
     if device == "cpu":
@@ -70,13 +105,13 @@ def make_step(kind: str, network: str, device: str) -> Step:
         model = model.to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
     if kind in SINGLE:
-        loss = SINGLE[kind]
+        loss, called = SINGLE[kind], Compiled(model, device) if compiled else model
 
         def step() -> None:
-            value = loss(model, x, y)
-            optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            begin_step(x.device)
+            loss(called, x, y).backward()
             optimizer.step()
+            optimizer.zero_grad(set_to_none=True)  # here, so that no other step finds a CUDA graph's gradients
 
         return step
     fields: dict[str, Any] = {"sparsity": 0.9, "train_loader": (x, y), "eps": 0.03}
@@ -92,6 +127,8 @@ def make_step(kind: str, network: str, device: str) -> Step:
     if device == "cpu":
         run.loss.teacher.to(memory_format=torch.channels_last)
     run.loss.prepare(model, x)
+    if compiled:
+        run.loss.network_forward = CompiledForward()
     weights, masks = run.target.weights_and_projections()
     admm = ADMM(weights, masks, rho=0.1, growth=1.0, rho_max=0.1) if kind == "admm" else None
     if admm is None:
@@ -100,8 +137,8 @@ def make_step(kind: str, network: str, device: str) -> Step:
 
     def pwoa() -> None:
         nonlocal done
-        optimizer.zero_grad(set_to_none=True)
         run.loss.step = done
+        begin_step(x.device)
         run.loss.of_checked(model, x, y).backward()
         if admm is not None:
             admm.add_gradient()
@@ -110,6 +147,7 @@ def make_step(kind: str, network: str, device: str) -> Step:
             run.target.hold()
         elif done % 11 == 0:
             admm.dual_update()
+        optimizer.zero_grad(set_to_none=True)
         done += 1
 
     return pwoa
@@ -174,34 +212,47 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", choices=SHAPES, default=["lenet", "lenet3", "resnet18-cifar"])
     parser.add_argument("--pairs", type=int, default=40, help="of the LeNets; a quarter of it for larger networks")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
+    parser.add_argument("--compile", action="store_true", help=f"the kinds {', '.join(COMPILED)} compiled, too")
+    parser.add_argument("--no-memory", action="store_true")
     args = parser.parse_args()
     print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, batch {BATCH}")
     context = multiprocessing.get_context("spawn")
+    kinds = [kind for kind in KINDS if kind == "plain" or kind in args.kinds]
+    kinds += [kind + SUFFIX for kind in COMPILED if args.compile and kind in kinds]
     for network in args.networks:
+        torch._dynamo.reset()  # the graphs of the network before
         pairs = args.pairs if network.startswith("lenet") else max(4, args.pairs // 4)
-        steps = {kind: make_step(kind, network, args.device) for kind in KINDS}
-        for step in steps.values():
-            step(), step()
+        steps = {kind: make_step(kind, network, args.device) for kind in kinds}
+        for kind, step in steps.items():
+            for _ in range(WARM_UP if kind.endswith(SUFFIX) else 2):
+                step()
         rounds = [{kind: milliseconds(step, args.device) for kind, step in steps.items()} for _ in range(pairs)]
         memory = {}
-        for kind in KINDS:
+        for kind in kinds:
+            if args.no_memory or (kind.endswith(SUFFIX) and args.device == "cpu"):
+                continue
             if args.device.startswith("cuda"):  # counts by itself, and a process of its own would be most of the time
                 memory[kind] = peak(kind, network, args.device)
                 continue
             with context.Pool(1) as pool:
                 memory[kind] = pool.apply(peak, (kind, network, args.device))
-        medians = {kind: statistics.median(times[kind] for times in rounds) for kind in KINDS}
-        means = {kind: trimmed_mean([times[kind] for times in rounds]) for kind in KINDS}
+        medians = {kind: statistics.median(times[kind] for times in rounds) for kind in kinds}
+        means = {kind: trimmed_mean([times[kind] for times in rounds]) for kind in kinds}
         plain = medians["plain"]
         of_parts = parts(network, pairs, args.device)
         for kind, median in medians.items():
             print(
-                f"{network:15} {kind:11} {median:8.1f} ms  ratio {median / plain:4.2f}  "
-                f"mean {means[kind] / means['plain']:4.2f}  {memory[kind]:6.0f} MiB"
+                f"{network:15} {kind:20} {median:8.1f} ms  ratio {median / plain:4.2f}  "
+                f"mean {means[kind] / means['plain']:4.2f}"
+                + (f"  {memory[kind]:6.0f} MiB" if kind in memory else "")
+                + (f"  of compiled plain {median / medians['plain' + SUFFIX]:.2f}" if kind.endswith(SUFFIX) else "")
             )
-        gradual = medians["fine-tune"] + of_parts[CUT] / CUTS_APART
-        print(f"{network:15} {'gradual':11} {gradual:8.1f} ms  ratio {gradual / plain:4.2f}")
-        print(f"{network:15} pgd-7 over fine-tune {medians['pgd-7'] / medians['fine-tune']:.2f}")
+        if "fine-tune" in kinds:
+            gradual = medians["fine-tune"] + of_parts[CUT] / CUTS_APART
+            print(f"{network:15} {'gradual':20} {gradual:8.1f} ms  ratio {gradual / plain:4.2f}")
+        if {"fine-tune", "pgd-7"} <= {*kinds}:
+            print(f"{network:15} pgd-7 over fine-tune {medians['pgd-7'] / medians['fine-tune']:.2f}")
         for name, value in of_parts.items():
             print(f"{network:15} {name:22} {value:8.2f} ms")
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from .. import _ranks
 from .._digest import digest_of
 from .._versions import installed_versions
+from ..errors import InputError
 from .batches import Batches
 from .loss import PwoALoss
 from .settings import TrainingConfig
@@ -18,6 +19,8 @@ def agree_on_start(config: TrainingConfig, network: nn.Module) -> None:
     """InputError in every process if configs, packages or weights differ."""
     if not _ranks.begin():
         return
+    if config.compile:
+        raise InputError("compile: does not go with several processes; leave it out")
     fields = config.model_dump(mode="json", exclude=_OWN)
     packages = {f"the version of {name}": version for name, version in installed_versions().items()}
     _ranks.agree_on(fields | packages, "start all processes with the same config and the same packages")

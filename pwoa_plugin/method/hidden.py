@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from .._text import did_you_mean, named
 from .._weights import is_weighted
 from .._wrapped import has_compiled, unwrapped
 from ..errors import InputError
+
+Forward = Callable[[nn.Module, Tensor, Sequence[str]], tuple[Any, dict[str, Tensor]]]
+"""What a network returns for images, and the inputs of some of its layers."""
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +45,7 @@ def check_readable(model: nn.Module) -> None:
 
 
 @contextmanager
-def _noting_inputs(model: nn.Module, layers: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
+def noting_inputs(model: nn.Module, layers: Iterable[str], note: Callable[[str, Tensor], None]) -> Iterator[None]:
     """While the context lasts, ``note(name, input)`` at every forward of a layer."""
     with ExitStack() as hooks:
         for name in layers:
@@ -68,8 +72,14 @@ def read_hidden(model: nn.Module, layers: Sequence[str]) -> Iterator[dict[str, T
         ``{name: input}``, filled anew by each forward. Of a module that runs more than once, the last input stays.
     """
     seen: dict[str, Tensor] = {}
-    with _noting_inputs(unwrapped(model), layers, seen.__setitem__):
+    with noting_inputs(unwrapped(model), layers, seen.__setitem__):
         yield seen
+
+
+def forward_with_hidden(model: nn.Module, x: Tensor, layers: Sequence[str]) -> tuple[Any, dict[str, Tensor]]:
+    """What a network returns for images, and the inputs of ``layers`` (see `read_hidden`)."""
+    with read_hidden(model, layers) as hidden:
+        return model(x), hidden
 
 
 def check_names(model: nn.Module, names: Iterable[str]) -> None:
@@ -151,7 +161,7 @@ def _look(model: nn.Module, images: Tensor, layers: Sequence[str]) -> tuple[list
 
     def run(size: int) -> list[tuple[str, Tensor]]:
         seen: list[tuple[str, Tensor]] = []
-        with _noting_inputs(unwrapped(model), layers, lambda name, x: seen.append((name, x))):
+        with noting_inputs(unwrapped(model), layers, lambda name, x: seen.append((name, x))):
             model(images[torch.arange(size, device=images.device) % len(images)])
         for name, x in seen:
             if found := unlike_batch(x, size):

@@ -26,13 +26,7 @@ from .._wrapped import hookable, unwrapped
 from ..errors import InputError
 from .adversarial import AdversarialConfig, gradient_of
 from .distillation import DistillationConfig, distillation_loss, feature_loss, frozen_copy, gradient_loss
-from .hidden import (
-    check_names,
-    check_readable,
-    find_hidden_layers,
-    read_hidden,
-    unusable,
-)
+from .hidden import Forward, check_names, check_readable, find_hidden_layers, forward_with_hidden, unusable
 from .hsic import HSICConfig, hsic_terms
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
@@ -84,6 +78,7 @@ class PwoALoss(nn.Module):
         step: number of the next training call, by which the terms of a share of the steps are drawn; counted here. Set
             it before each call if several make one step.
         default_share: of the steps with HSIC and features, where their sections leave it open.
+        network_forward: how networks run; `CompiledForward` in a run with ``compile``.
         attacking: whether adversarial examples take the place of the random perturbation; set it at any time.
         layers_field: where the user named hidden layers, for messages.
 
@@ -129,6 +124,7 @@ class PwoALoss(nn.Module):
         self._estimator = self.hsic.make_estimator()
         self._perturb: Perturbation | None = None
         self.use_hsic = True
+        self.network_forward: Forward = forward_with_hidden
         self.layers_field = "hsic.layers"
         self.terms: dict[str, Tensor] = {}
         self.classes: int | None = None
@@ -325,14 +321,10 @@ class PwoALoss(nn.Module):
         compared = with_features or (wants_features and known.any_alike is None)
         in_teacher = [name for name in layers if compared and name in self._names_in_teacher]
         in_student = layers if compared or with_hsic or (wants_hsic and known.any_usable is None) else []
-        with (
-            torch.set_grad_enabled(with_gradients),
-            _precise(x, with_gradients),
-            read_hidden(self.teacher, in_teacher) as teacher_hidden,
-        ):
-            target = self.logits(self.teacher, x)
-        with _precise(x, with_gradients), read_hidden(student, in_student) as hidden:
-            logits = self.logits(student, x)
+        with torch.set_grad_enabled(with_gradients), _precise(x, with_gradients):
+            target, teacher_hidden = self._answer(self.teacher, x, in_teacher)
+        with _precise(x, with_gradients):
+            logits, hidden = self._answer(student, x, in_student)
         if not logits.requires_grad and torch.is_grad_enabled():
             check_trainable(student, "student")
             raise InputError(
@@ -369,6 +361,11 @@ class PwoALoss(nn.Module):
             terms |= {name: zero() for name in self.hsic.weights(labels=y is not None)}
         self.terms = {name: term.detach() for name, term in terms.items()}
         return torch.stack(list(terms.values())).sum()
+
+    def _answer(self, model: nn.Module, x: Tensor, layers: list[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and hidden layers."""
+        output, hidden = self.network_forward(model, x, layers)
+        return logits_of(output, len(x), self.output), hidden
 
     def _shares(self) -> tuple[float, float]:
         """The shares of the steps with HSIC and with features; a call without gradients has all terms."""

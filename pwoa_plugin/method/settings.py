@@ -61,6 +61,7 @@ class TrainingConfig(Section):
         accumulate: compute the gradient of a batch in so many parts, one after the other: less memory.
         checkpoint: keep no activations inside the network's blocks, and compute them again for the gradient: less
             memory, about a third more time.
+        compile: run teacher and student through ``torch.compile``, on a GPU as CUDA graphs; see docs/speed.md.
         optimizer, schedule: of all phases; ADMM may have its own.
         distillation, perturbation, hsic, admm, gradual: see their classes.
         adversarial: train on adversarial examples, see `AdversarialConfig`; None (the default): none is made.
@@ -84,6 +85,7 @@ class TrainingConfig(Section):
     batch_size: int | None = Field(default=None, ge=2)
     accumulate: int = Field(default=1, ge=1)
     checkpoint: bool = False
+    compile: bool = False
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     distillation: DistillationConfig = Field(default_factory=DistillationConfig)
@@ -141,6 +143,8 @@ class TrainingConfig(Section):
             )
         if self.hsic.gather and self.accumulate > 1:
             raise InputError("hsic.gather: does not go with accumulate; leave one of them out")
+        if self.compile and self.checkpoint:
+            raise InputError("compile: does not go with checkpoint; leave one of them out")
         lengths = {"admm.epochs": self.admm_epochs, "gradual.epochs": self.gradual_epochs}
         if self.epochs is not None and sum(lengths.values()) > self.epochs:
             given = " and ".join(f"{name}={length}" for name, length in lengths.items() if length)

@@ -25,8 +25,9 @@ from .averaging import averaging, check_equal, mean_of_ranks
 from .batches import Batches
 from .callback import Callback, Status, always_ended
 from .checkpointing import blocks_of
+from .compiled import CompiledForward, begin_step
 from .finite import check_finite, check_loss
-from .hidden import check_readable
+from .hidden import check_readable, forward_with_hidden
 from .layers import warn_of_uncounted
 from .layout import lay_out_both, layout_kept
 from .loss import PwoALoss
@@ -182,6 +183,7 @@ class Trainer:
     def _end(self, failed: bool) -> Status | None:
         """Forget what only a run needs, and after an error what it has computed."""
         run, self._run = self._run, None
+        self.loss.network_forward = forward_with_hidden
         if failed:
             self.target.admm = None
             self.schedule = self.schedule if run is None else None
@@ -217,6 +219,8 @@ class Trainer:
         optimizer, status, phase = run.optimizer.optimizer, run.status, run.schedule.phase
         optimizer.zero_grad(set_to_none=True)
         self.loss.step = status.step
+        if self.config.compile:
+            begin_step(self.device)
         run.backward(self.loss, x, y, parts=self.config.accumulate, weight=self.batches.weight)
         run.scaler.unscale_(optimizer)
         run.schedule.after_backward()
@@ -251,6 +255,8 @@ class Trainer:
         self.model.to(self.device)
         prepare(self.loss, self.model, images)
         self.batches.classes = self.loss.classes
+        if config.compile:
+            self.loss.network_forward = CompiledForward()
         _logger.info("allocation by the dense weights\n%s", allocation_table(self.allocation))
         self.target.begin(images[:2])
         self.history = []

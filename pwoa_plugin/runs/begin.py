@@ -35,12 +35,12 @@ def is_begun(folder: RunFolder, resume: bool) -> bool:
 
 
 # What runs did that were begun before these fields existed.
-_BEFORE_SHARES: dict[str, Any] = {"hsic.share": 1.0, "distillation.feature_share": 1.0}
+_BEFORE: dict[str, Any] = {"compile": False, "hsic.share": 1.0, "distillation.feature_share": 1.0}
 
 
 def check_config(folder: RunFolder, config: PwoAConfig) -> None:
     """Refuse to resume with another config."""
-    before = _BEFORE_SHARES | dict(_fields(folder.read_facts().config))
+    before = _BEFORE | dict(_fields(folder.read_facts().config))
     now = dict(_fields(config.model_dump(mode="json")))
     differing = [name for name in before | now if name not in _FREE and before.get(name) != now.get(name)]
     if differing:

@@ -30,7 +30,7 @@ from pwoa_plugin.errors import RunError, TrainingError
 from pwoa_plugin.masks import load_masks
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.models import robust_lenet
-from pwoa_plugin.runs.begin import last_good_state
+from pwoa_plugin.runs.begin import check_config, last_good_state
 from pwoa_plugin.runs.callbacks import Stopped, read_metrics
 from pwoa_plugin.runs.files import read_report
 from pwoa_plugin.runs.folder import RunFolder
@@ -173,7 +173,12 @@ def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path
     (tmp_path / "run" / "run.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=r"hsic\.share differs from the run"):
         prune(config, tmp_path / "run", resume=True)
-    RunFolder(tmp_path / "run").write_facts(config=config.model_dump(mode="json"))
+    fields = config.model_dump(mode="json")
+    RunFolder(tmp_path / "run").write_facts(config={name: fields[name] for name in fields if name != "compile"})
+    check_config(RunFolder(tmp_path / "run"), config)  # of a run that was begun before there was this field
+    with pytest.raises(ValueError, match="compile differs from the run"):
+        check_config(RunFolder(tmp_path / "run"), config.model_copy(update={"compile": True}))
+    RunFolder(tmp_path / "run").write_facts(config=fields)
     from safetensors.torch import save_file
 
     weights = robust_lenet().state_dict()
