@@ -30,7 +30,7 @@ from .hidden import Forward, check_names, check_readable, find_hidden_layers, fo
 from .hsic import HSICConfig, hsic_terms
 from .layout import channels_last_is_safe
 from .perturbation import Perturbation, PerturbationConfig, largest_agreeing_radius
-from .probe import find_classes, try_examples, try_input_gradients, try_training_mode
+from .probe import check_answer, find_classes, try_examples, try_input_gradients, try_training_mode
 from .student import StudentLayers
 
 _logger = logging.getLogger(__name__)
@@ -321,30 +321,26 @@ class PwoALoss(nn.Module):
         compared = with_features or (wants_features and known.any_alike is None)
         in_teacher = [name for name in layers if compared and name in self._names_in_teacher]
         in_student = layers if compared or with_hsic or (wants_hsic and known.any_usable is None) else []
-        with torch.set_grad_enabled(with_gradients), _precise(x, with_gradients):
-            target, teacher_hidden = self._answer(self.teacher, x, in_teacher)
+        target, teacher_hidden = None, dict[str, Tensor]()
+        if config.alpha > 0 or compared or with_gradients:
+            with torch.set_grad_enabled(with_gradients), _precise(x, with_gradients):
+                target, teacher_hidden = self._answer(self.teacher, x, in_teacher)
         with _precise(x, with_gradients):
             logits, hidden = self._answer(student, x, in_student)
-        if not logits.requires_grad and torch.is_grad_enabled():
-            check_trainable(student, "student")
-            raise InputError(
-                "the model's logits carry no gradient, so it cannot be trained; take no_grad, detach, numpy or "
-                "quantisation out of its forward"
-            )
-        if logits.shape != target.shape:
-            raise InputError(
-                f"the student's logits are {tuple(logits.shape)}, the teacher's {tuple(target.shape)}; give a teacher "
-                "of the same classes"
-            )
+        check_answer(student, logits, self.classes)
         if in_student:
             hidden, unusable_ones = known.usable(hidden, len(x))
             if unusable_ones and self.hsic.layers != "auto":
                 raise unusable(unusable_ones, f"{self.layers_field}, in training mode")
-        wanted, zero = target.detach(), partial(torch.zeros, (), device=x.device)
-        terms = {"distillation": distillation_loss(logits, wanted, alpha=config.alpha, temperature=config.tau)}
+        zero = partial(torch.zeros, (), device=x.device)
+        terms = {"distillation": zero()}
+        if target is not None:
+            terms["distillation"] = distillation_loss(
+                logits, target.detach(), alpha=config.alpha, temperature=config.tau
+            )
         if attack is not None and self.adversarial is not None and self.adversarial.weight > 0:
             terms["adversarial"] = self.adversarial.weight * F.cross_entropy(logits.float(), classes)
-        if with_gradients:
+        if with_gradients and target is not None:
             terms["gradients"] = config.gradient_weight * gradient_loss(logits, target, x)
             teacher_hidden = {name: activations.detach() for name, activations in teacher_hidden.items()}
         elif config.gradient_weight > 0:  # in every call, for whoever reads or averages terms

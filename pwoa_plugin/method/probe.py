@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .._logits import Output, logits_of, unused_note
 from .._modes import modes_kept, train_mode
+from .._network import check_trainable
 from .._random import seeded
 from .._text import named, one_line
 from .._wrapped import deep_copy
@@ -28,6 +29,20 @@ def find_classes(model: nn.Module, images: Tensor, output: Output = None) -> int
     """
     given = images[:2].clone()
     return classes_in(answer_of(model, given), given, output)
+
+
+def check_answer(student: nn.Module, logits: Tensor, classes: int | None) -> None:
+    """InputError unless a student can be trained by its logits ``(N, C)``, and has the teacher's ``classes``."""
+    if not logits.requires_grad and torch.is_grad_enabled():
+        check_trainable(student, "student")
+        raise InputError(
+            "the model's logits carry no gradient, so it cannot be trained; take no_grad, detach, numpy or "
+            "quantisation out of its forward"
+        )
+    if logits.shape[1] != classes:
+        raise InputError(
+            f"the student has {logits.shape[1]} classes, the teacher {classes}; give a teacher of the same classes"
+        )
 
 
 def answer_of(model: nn.Module, images: Tensor) -> Any:

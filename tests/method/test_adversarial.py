@@ -106,6 +106,21 @@ def test_the_teachers_classes_replace_labels_where_asked(trained: TinyNet, image
     assert values["teacher", True] == values["teacher", False] == values["labels", True] != values["labels", False]
 
 
+def test_the_teacher_runs_only_where_a_term_needs_it(trained: TinyNet, images: Pair) -> None:
+    runs = []
+    off: dict[str, Any] = {"distillation": {"alpha": 0, "feature_weight": 0}, "hsic": {"lambda_x": 0, "lambda_y": 0}}
+    for classes in ("teacher", "labels"):
+        student = copy.deepcopy(trained).train()
+        loss = PwoALoss(trained, eps=EPS, adversarial={"classes": classes}, **off)
+        loss.prepare(student, images[0][:16])
+        loss.teacher.register_forward_hook(lambda *_: runs.append("teacher"))
+        value = loss(student, images[0][:16], images[1][:16])
+        runs.append(classes)
+        assert loss.terms["distillation"] == 0
+        assert value.item() == loss.terms["adversarial"] > 0
+    assert runs == ["teacher", "teacher", "labels"]
+
+
 def test_without_weight_labels_are_not_read(trained: TinyNet, images: Pair) -> None:
     loss = PwoALoss(trained, eps=EPS, adversarial={"weight": 0}, hsic={"lambda_y": 0})
     loss(copy.deepcopy(trained).train(), images[0][:16], torch.rand(16, 3))  # no labels at all
