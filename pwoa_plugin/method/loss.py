@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._data import as_images, as_labels, check_classes, scale_note
+from .._data import as_images, as_labels, check_classes, check_first, scale_note
 from .._devices import device_of, dtype_of
 from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
 from .._network import check_network, check_plain, check_trainable
-from .._pixels import check_radius, positive_pixels
+from .._pixels import as_pixel_range, check_radius, positive_pixels
 from .._random import check_seed, happens
 from .._section import as_section
 from .._wrapped import hookable, unwrapped
@@ -108,6 +108,7 @@ class PwoALoss(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = None if eps is None else positive_pixels("eps", eps)
+        pixel_range = as_pixel_range(pixel_range)
         check_radius(self.eps, pixel_range)
         if kept is not None:
             warnings.warn("PwoALoss: kept= is now student_channels=", DeprecationWarning, stacklevel=2)
@@ -277,6 +278,8 @@ class PwoALoss(nn.Module):
         if self._calls == 0 and (note := scale_note(x, self.pixel_range)):
             _logger.info("x: %s", note)
         x = as_images(x, self.pixel_range, "x", check=check)
+        if self._calls == 0:
+            check_first(x, self.pixel_range, "x")
         dtype = dtype_of(student)
         of_teacher = dtype_of(self.teacher)
         if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
