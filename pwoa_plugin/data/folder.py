@@ -26,10 +26,10 @@ class Folder(ImageSet):
 
     @classmethod
     def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
-        classes = len(_class_names(config))
+        check_root(config)
         if config.image_size is None:  # and the network does not say it either
             raise DataError(NO_SIZE)
-        return classes, (config.channels, config.image_size, config.image_size)
+        return len(_class_names(config)), (config.channels, config.image_size, config.image_size)
 
     def __init__(self, config: DataConfig, *, train: bool) -> None:
         from torchvision.datasets import ImageFolder

@@ -43,13 +43,11 @@ class _Torchvision(InMemory):
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"
                 ) from error
             near = "" if os.path.exists(root) else near_name(root)
+            cure = near or "; run again, or put torchvision's files there from a machine with a network"
             try:
                 found = reader(root, train=train, download=True)
             except Exception as failure:
-                raise DataError(
-                    f"{field}: downloading to {where} fails ({named(failure)})"
-                    f"{near or '; run again, or put the files of torchvision there from a machine with a network'}"
-                ) from failure
+                raise DataError(f"{field}: downloading to {where} fails ({named(failure)}){cure}") from failure
         images = torch.as_tensor(found.data)
         channels_first = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         return channels_first, torch.as_tensor(found.targets)
