@@ -13,7 +13,16 @@ import torch
 from test_outputs import DOORS, TRAINED, Net, by_config, by_list, by_loss, distilled, images, judged, plain, structured
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoALoss, evaluate, speedup
+from pwoa_plugin import (
+    PwoALoss,
+    PwoAPruner,
+    evaluate,
+    load_sparse,
+    make_evaluator,
+    save_sparse,
+    speedup,
+    to_semi_structured,
+)
 from pwoa_plugin.models import load_checkpoint
 from pwoa_plugin.robustness import security_curve
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
@@ -130,30 +139,52 @@ def loaded(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
     load_checkpoint(model, "shipped:robust_lenet_mnist")
 
 
-TRAINING, TRACING, JUDGING = [*TRAINED, student], [group, smaller], [*DOORS[len(TRAINED) :], curve]
-NOT_TRAINING = [*JUDGING, *TRACING, of_teacher, loaded]
+def prepared(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    PwoALoss(Small(), eps=0.1).prepare(model, data[0])
+
+
+def of_teacher_model(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    evaluator = make_evaluator(network := Small(), [data], lr=0.1)
+    PwoAPruner(network, [{"op_names": ["conv"], "sparse_ratio": 0.5}], evaluator, eps=0.1, teacher_model=model)
+
+
+def sparse_saved(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    save_sparse(model, "never written.safetensors")
+
+
+def sparse_loaded(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    load_sparse(model, "not there.safetensors")
+
+
+def semi_structured(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    to_semi_structured(model)
+
+
+TRAINING, TRACING, JUDGING = [*TRAINED, student, prepared], [group, smaller], [*DOORS[len(TRAINED) :], curve]
+STORING = [loaded, sparse_saved, sparse_loaded, semi_structured]
+NOT_TRAINING = [*JUDGING, *TRACING, *STORING, of_teacher, of_teacher_model]
 
 #: What is refused where, and what is said.
 NETWORKS: dict[str, tuple[Callable[[], Any], list[Any], str]] = {
     "state dict": (lambda: Small().state_dict(), [], "is of type OrderedDict, not a network; make the network, load"),
     "class": (lambda: Small, [], r"is the class Small; give an object of it, as Small\(\)"),
     "function": (lambda: lambda x: x, [], "is of type function; give a torch.nn.Module that calls it"),
-    "nothing": (lambda: None, [], "is missing; give a torch.nn.Module"),
+    "nothing": (lambda: None, [of_teacher_model], "is missing; give a torch.nn.Module"),
     "file": (lambda: "a.pt", [], "is of type str, not a network; .*load_checkpoint"),
     "lazy": (Lazy, [], "hidden.weight has no values yet; run the model once"),
     "lazy and wrapped": (lambda: nn.DataParallel(Lazy()), [], ": hidden.weight has no values yet"),
     "meta": (lambda: Small().to("meta"), [], "conv.weight is on the meta device, without numbers"),
     "inference mode": (under_inference_mode, [], "conv.weight was made under torch.inference_mode.*deepcopy"),
-    "TorchScript": (lambda: torch.jit.script(Small()), [*JUDGING, loaded], "is a ScriptModule.* give the module"),
+    "TorchScript": (lambda: torch.jit.script(Small()), [*JUDGING, *STORING], "is a ScriptModule.* give the module"),
     "traced": (
         lambda: torch.jit.trace(Small(), images()[0]),
-        [*JUDGING, loaded],
+        [*JUDGING, *STORING],
         "is a ScriptModule.* give the module",
     ),
-    "TorchScript inside": (lambda: Around(torch.jit.script(Small())), [*JUDGING, loaded], "inside is a ScriptModule"),
+    "TorchScript inside": (lambda: Around(torch.jit.script(Small())), [*JUDGING, *STORING], "inside is a ScriptModule"),
     "frozen": (
         lambda: Small().requires_grad_(False),
-        [*JUDGING, *TRACING, of_teacher, loaded],
+        [*JUDGING, *TRACING, *STORING, of_teacher, of_teacher_model],
         "parameters are frozen",
     ),
     "no parameters": (First, NOT_TRAINING, "has no parameters"),
@@ -164,7 +195,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], list[Any], str]] = {
     "infinite statistics": (of_infinite_variance, NOT_TRAINING, "norm.running_var is not finite before training"),
     "lock": (
         with_a_lock,
-        [*JUDGING, student, group, loaded],
+        [*JUDGING, *STORING, student, prepared, group],
         r"model: hidden.lock cannot be copied \(TypeError: .*lock.*__deepcopy__",
     ),
 }

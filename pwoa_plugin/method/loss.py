@@ -199,6 +199,7 @@ class PwoALoss(nn.Module):
         Raises:
             InputError: teacher, student or images cannot be used.
         """
+        self._check_new(student)
         if self._perturb is None:
             self.classes = find_classes(self.teacher, images, self.output)
             if self.distillation.gradient_weight > 0:
@@ -280,8 +281,7 @@ class PwoALoss(nn.Module):
         x = as_images(x, self.pixel_range, "x", check=check)
         if self._calls == 0:
             check_first(x, self.pixel_range, "x")
-        dtype = dtype_of(student)
-        of_teacher = dtype_of(self.teacher)
+        dtype, of_teacher = dtype_of(student), dtype_of(self.teacher)
         if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
             raise InputError(f"the student is {dtype}, the teacher {of_teacher}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)
