@@ -18,7 +18,7 @@ from .._data import as_images, as_labels, check_classes, check_first, scale_note
 from .._devices import device_of, dtype_of
 from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
-from .._network import check_network, check_plain, check_trainable
+from .._network import check_network, check_plain, check_trainable, naming_images
 from .._pixels import as_pixel_range, check_radius, positive_pixels
 from .._random import check_seed, happens
 from .._section import as_section
@@ -135,8 +135,7 @@ class PwoALoss(nn.Module):
         self.classes: int | None = None
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
-        self._calls = 0
-        self.step, self.default_share = 0, 1.0
+        self._calls, self.step, self.default_share = 0, 0, 1.0
         self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
@@ -237,7 +236,8 @@ class PwoALoss(nn.Module):
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
-                layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                with naming_images(images):
+                    layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
                 if not layers and (asked := self._asked_of_hidden_layers()):
                     raise InputError(
                         f"{', '.join(asked)}: the network has no hidden layer whose input can be used; leave it out, "

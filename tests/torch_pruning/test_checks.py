@@ -10,6 +10,7 @@ import torch_pruning as tp
 from pruned_networks import assert_refused, assert_untouched, state_of, widths
 from torch import Tensor, nn
 
+from pwoa_plugin import PwoAConfig
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
 
 
