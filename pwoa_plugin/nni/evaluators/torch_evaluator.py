@@ -151,7 +151,7 @@ class _OwnLoss:
             if y is not None:
                 x, y = _pixels(x, model), _classes(y, model)
                 with naming_images(x):
-                    answer = model(x)
+                    answer = model(x.clone())  # a network may change its images in place
                 if self.loss is F.cross_entropy:
                     logits = logits_of(answer, len(x), self.output)
                     if y.shape[1:] == (1,) or (y.dim() == 1 and y.is_floating_point()):
