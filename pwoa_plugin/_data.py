@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from ._logits import described
+from ._logits import described, is_dense
 from ._pixels import GREY_LEVEL
 from ._reading import NamedSamples, retold
 from .errors import InputError
@@ -62,7 +62,7 @@ def is_whole(data: Any) -> bool:
         return isinstance(data, tuple) and isinstance(data[0], (Tensor, np.ndarray))
     images, labels = data[:2]
     texts = isinstance(labels, (tuple, list)) and dims(labels) is None  # refused as labels
-    as_labels = labels is None or texts or dims(labels) in (1, 2)
+    as_labels = labels is None or texts or dims(labels) in (1, 2, 3)
     return as_labels and (isinstance(images, (Tensor, np.ndarray)) or dims(images) == 4)
 
 
@@ -113,6 +113,8 @@ def raw_batches(data: Any, where: str, batch_size: int) -> Iterator[tuple[Any, A
 
 def refuse_no_batches(data: Any, where: str) -> Any:
     """``data``, unless nothing can be read from it."""
+    if isinstance(data, type):
+        raise InputError(f"{where} is the class {data.__name__}; {_FORMS}")
     if isinstance(data, (str, bytes)) or not (hasattr(data, "__iter__") or hasattr(data, "__getitem__")):
         raise InputError(f"{where} is {'missing' if data is None else f'a {type(data).__name__}'}; {_FORMS}")
     return data
@@ -240,6 +242,12 @@ def check_contrast(most: float, pixel_range: tuple[float, float], where: str) ->
         )
 
 
+def check_first(x: Tensor, pixel_range: tuple[float, float], where: str) -> None:
+    """`check_contrast` of the first images; a few that are all black may be right."""
+    if (most := x.max().item()) > pixel_range[0]:
+        check_contrast(most, pixel_range, where)
+
+
 def _check_pixels(x: Tensor, pixel_range: tuple[float, float], where: str) -> None:
     if not x.numel():
         raise InputError(f"{where} gives an empty batch; give natural images")
@@ -331,7 +339,7 @@ def check_classes(labels: Labels, classes: int | None, where: str) -> None:
 def tensor_of(value: Any, what: str) -> Tensor:
     """A tensor of what holds numbers or images."""
     if isinstance(value, Tensor):
-        if value.is_meta or value.layout != torch.strided:
+        if value.is_meta or not is_dense(value):
             raise InputError(f"{what} are a tensor without numbers or a sparse one; give a dense tensor")
         return value
     if _is_picture(value):

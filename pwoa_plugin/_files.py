@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._text import did_you_mean, one_line
+from ._text import did_you_mean, one_line, short
 from .errors import DiskFullError, FileError, InputError, MissingFileError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ _FULL = {
 def named_path(name: str, path: str | os.PathLike[str]) -> Path:
     """A path that the user gave as ``name``; InputError if it is empty, which Python takes for the working folder."""
     if not isinstance(path, (str, os.PathLike)) or not os.fspath(path).strip():
-        raise InputError(f"{name}={path!r} names no file or folder; give its path ('.' is the working folder)")
+        raise InputError(f"{name}={short(path)} names no file or folder; give its path ('.' is the working folder)")
     return Path(path)
 
 

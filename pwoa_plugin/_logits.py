@@ -60,6 +60,13 @@ def unused_note(output: Any, choice: Output) -> str:
     return f"output={choice!r} has no effect: the model returns one tensor"
 
 
+def are_probabilities(logits: Tensor) -> bool:
+    """Whether these look like probabilities ``(N, C)``: between 0 and 1, with a sum of 1."""
+    least, most = logits.aminmax()
+    within = bool(least > -1e-5) and bool(most < 1 + 1e-5)
+    return within and bool(((logits.sum(1) - 1).abs() < 1e-4).all())
+
+
 def part_of(output: Any, choice: Output = None) -> Any:
     """The chosen part of an output, else that named ``logits``, else all of it; what it is is not checked."""
     if choice is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
+from ._text import one_line
 from ._wrapped import unwrapped
 from .errors import InputError
 
@@ -25,6 +28,10 @@ def check_network(model: Any, what: str = "model") -> None:
     if not isinstance(model, nn.Module):
         raise InputError(f"{what} is {_kind_and_cure(model)}")
     network = unwrapped(model)
+    if isinstance(network, torch.fx.GraphModule) and "train" in vars(network):  # it raises
+        raise InputError(
+            f"{what} is a program of torch.export, which has no modes; give the module that it was made from"
+        )
     for name, tensor in chain(network.named_parameters(), network.named_buffers()):
         if is_lazy(tensor):
             raise InputError(f"{what}: {name} has no values yet; run the model once first")
@@ -37,6 +44,20 @@ def check_network(model: Any, what: str = "model") -> None:
                 f"{what}: {name} was made under torch.inference_mode, where nothing can be differentiated; make or "
                 "load the model outside, or give copy.deepcopy(model)"
             )
+
+
+@contextmanager
+def naming_images(images: Tensor) -> Iterator[None]:
+    """A network's error at images ``(N, C, H, W)`` becomes an InputError that names their shape."""
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, IndexError, ValueError, AssertionError) as error:  # timm asserts sizes
+        raise InputError(
+            f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give images of the shape "
+            "it was made for"
+        ) from error
 
 
 def check_plain(model: Any, what: str = "model") -> None:
@@ -70,6 +91,27 @@ def check_trainable(model: Any, what: str = "model") -> None:
                 f"{what}: {name} is float16: Adam yields NaN; give the model in float32 (model.float()) and train "
                 "under autocast (in a PwoAConfig autocast='float16')"
             )
+        if any(size > 1 and step == 0 for size, step in zip(parameter.shape, parameter.stride(), strict=True)):
+            raise InputError(f"{what}: {name} holds one number in several places (expand); give it .contiguous()")
+    if (name := not_finite(model)) is not None:
+        raise InputError(f"{what}: {name} is not finite before training; load a sound checkpoint")
+
+
+def not_finite(model: nn.Module) -> str | None:
+    """The first trained parameter or running statistic, which finite logits do not show, that is not finite."""
+    tensors = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    tensors |= {
+        f"{name}.{target}": value
+        for name, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for target in ("running_mean", "running_var")
+        if (value := getattr(module, target)) is not None
+    }
+    finite = {name: value.detach().isfinite().all() for name, value in tensors.items()}
+    # One flag for all, to wait for an accelerator only once.
+    if not finite or torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
+        return None
+    return next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
 
 
 def _kind_and_cure(value: Any) -> str:

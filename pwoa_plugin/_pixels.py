@@ -14,6 +14,15 @@ from .errors import InputError
 GREY_LEVEL = 1.001 / 255  # of the pixel range, and some rounding
 
 
+def as_pixel_range(value: Any) -> tuple[float, float]:
+    """``(low, high)`` of a valid image, from a tuple, list, array or tensor; InputError if it is none."""
+    try:
+        low, high = (float(bound) for bound in (() if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        raise InputError(f"pixel_range={short(value)}: give (low, high), such as (0, 1)") from None
+    return low, high
+
+
 def check_radius(eps: float | None, pixel_range: tuple[float, float]) -> None:
     """Check the radius of a training run against the range of pixels.
 
@@ -96,6 +105,9 @@ def per_channel(name: str, value: Any) -> tuple[float, ...] | None:
 def _check_field(value: Any, info: ValidationInfo) -> tuple[float, ...] | None:
     return per_channel(str(info.field_name), value)
 
+
+#: A field of a section: the range of pixels, in any form that `as_pixel_range` reads.
+PixelRange = Annotated[tuple[float, float], BeforeValidator(as_pixel_range)]
 
 #: A field of a section: one number for each channel, in any form that `per_channel` reads.
 PerChannel = Annotated[tuple[float, ...], BeforeValidator(_check_field)]

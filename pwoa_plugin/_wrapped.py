@@ -5,9 +5,13 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
+
+from ._text import named
+from .errors import InputError
 
 
 class NetworkWrapper(nn.Module):
@@ -74,11 +78,30 @@ def forget_graphs(model: nn.Module) -> None:
 
 
 def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """`copy.deepcopy` of a network, also if hooks compute its weights."""
+    """`copy.deepcopy` of a network, also if hooks compute its weights; InputError that names what has no copy."""
     kept = [(module, dict(vars(module))) for module in model.modules()]
     try:
         forget_graphs(model)
         return copy.deepcopy(model, memo)
+    except (TypeError, ValueError, RuntimeError) as error:
+        if isinstance(error, (InputError, torch.OutOfMemoryError)):
+            raise
+        raise InputError(
+            f"model{_without_copy(model)} cannot be copied ({named(error)}); keep it outside the network, or write a "
+            "__deepcopy__"
+        ) from error
     finally:
         for module, attributes in kept:
             vars(module).update(attributes)
+
+
+def _without_copy(model: nn.Module) -> str:
+    """Where a network holds something that `copy.deepcopy` refuses, as ``: name``."""
+    for name, module in model.named_modules():
+        own = {key: value for key, value in vars(module).items() if key not in ("_modules", "_parameters")}
+        for key, value in (own | module._parameters).items():
+            try:
+                copy.deepcopy(value)
+            except Exception:
+                return f": {name and name + '.'}{key}"
+    return ""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ._files import read_tensors, write_tensors
+from ._logits import is_dense
 from ._text import did_you_mean
 from ._weights import cure_of_computed
 from ._wrapped import name_inside, unwrapped
@@ -43,6 +44,7 @@ def save_masks(masks: Mapping[str, Mapping[str, Tensor | None]], path: str | os.
         ValueError: there is no mask, or one has values other than 0 and 1; no file is written.
         OSError: the file cannot be written.
     """
+    _check_form(masks)
     tensors: dict[str, Tensor] = {}
     pairs: list[tuple[str, str]] = []
     for module, targets in masks.items():
@@ -102,9 +104,16 @@ def _unpack(tensors: dict[str, Tensor], header: dict[str, str]) -> Masks:
     return masks
 
 
+def _check_form(masks: Any) -> None:
+    in_form = isinstance(masks, Mapping) and all(isinstance(targets, Mapping) for targets in masks.values())
+    if not in_form or not all(isinstance(name, str) for name in masks):
+        raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
+
+
 def _check_values(key: str, mask: object) -> None:
-    if not isinstance(mask, Tensor) or not ((mask == 0) | (mask == 1)).all():
-        raise InputError(f"masks: {key} is no tensor of zeros and ones; give what get_masks() returns")
+    dense = isinstance(mask, Tensor) and is_dense(mask) and not mask.is_meta
+    if not isinstance(mask, Tensor) or not dense or not ((mask == 0) | (mask == 1)).all():
+        raise InputError(f"masks: {key} is no dense tensor of zeros and ones; give what get_masks() returns")
 
 
 def check_masks(model: nn.Module, masks: Any, *, parameters_only: bool = False) -> Masks:
@@ -115,8 +124,7 @@ def check_masks(model: nn.Module, masks: Any, *, parameters_only: bool = False) 
     With ``parameters_only``, masks of tensors that are computed from parameters are refused, and so are NNI's masks of
     inputs and outputs (``_input_0``...), which otherwise pass without a look at their shape.
     """
-    if not isinstance(masks, Mapping) or not all(isinstance(targets, Mapping) for targets in masks.values()):
-        raise InputError("masks: give NNI's format, {module name: {'weight': 0/1 tensor}}, as compress() returns it")
+    _check_form(masks)
     modules = dict(unwrapped(model).named_modules(remove_duplicate=False))
     checked: Masks = {}
     for given, targets in masks.items():

@@ -270,6 +270,10 @@ REFUSED: dict[str, Any] = {
     r"gives no labels": [X],
     r"gives a dict with keys \['img', 'class'\]; name the labels 'label' or 'y'": {"img": X, "class": Y},
     r"gives a dict with keys \['image', 'digit'\]; name the labels": Samples(lambda i: {"image": X[i], "digit": 1}),
+    r"labels are a tensor \(\d+, 1, 1\) of torch.int64; give class indices": (X, Y[:, None, None]),
+    "is the class TensorDataset; give a DataLoader, a Dataset, or": TensorDataset,
+    r"images are a tensor \(\d+,\) of torch.int64; give \(N, C, H, W\)": (Y, X),
+    r"images are a str; give tensors": ["a.png", "b.png"],
     f"labels are 2 sets of {N} each, for {N} images; give one set": (X, (Y, Y)),
     r"sample \d+ cannot be read \(.Errno 2. No such file: 'a.png'\); mend it": Samples(lambda i: unreadable()),
     "batch 0 cannot be read .*No such file": DataLoader(Samples(lambda i: unreadable()), 16),
@@ -337,3 +341,28 @@ def test_time_series_of_width_1_are_no_images_with_channels_last() -> None:
 def test_labels_of_every_integer_type() -> None:
     for kind in (torch.uint8, torch.int8, torch.int16, torch.int32, torch.uint16):
         assert torch.equal(as_labels(Y.to(kind), N, "y").classes, Y)
+
+
+def test_an_evaluator_s_dicts_without_labels_are_told_by_their_keys() -> None:
+    batches = [{"img": x, "class": y} for x, y in BATCHES]
+    said = r"train_loader gives a dict with keys \['img', 'class'\]; name the labels 'label' or 'y'"
+    evaluator = make_evaluator(model := network(), batches, lr=0.1)
+    with pytest.raises(ValueError, match=said):
+        PwoADistiller(model, [], evaluator, network(), eps=0.1).compress(max_steps=2)
+    pruner = PwoAPruner(
+        model := network(),
+        [{"op_types": ["Conv2d"], "sparse_ratio": 0.5}],
+        make_evaluator(model, batches, lr=0.1),
+        eps=0.1,
+    )
+    with pytest.raises(ValueError, match=said):
+        pruner.compress(max_steps=2)
+    evaluator = make_evaluator(model := network(), batches, lr=0.1)
+    unlabelled = PwoADistiller(model, [], evaluator, network(), eps=0.1, hsic={"lambda_y": 0})
+    unlabelled.compress(max_steps=2)
+
+
+def test_a_nested_tensor_is_refused_as_a_sparse_one_is() -> None:
+    nested = torch.nested.nested_tensor([X[0], X[1]])
+    with pytest.raises(ValueError, match="x: images are a tensor without numbers or a sparse one; give a dense tensor"):
+        as_images(nested, (0.0, 1.0), "x")

@@ -38,6 +38,7 @@ def test_a_device_that_cannot_be_used(device: str, door: Callable[[str], Any]) -
 
 def test_devices_in_other_forms() -> None:
     assert check_device(torch.device("cpu")) == check_device("cpu") == torch.device("cpu")
+    assert PwoAConfig(sparsity=0.5, device=torch.device("cpu")).device == "cpu"  # type: ignore[arg-type]
     for odd in (torch.device("meta"), True, None, 3.5, ["cpu"]):
         with pytest.raises(InputError, match="cannot be used here"):
             check_device(odd)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from pwoa_plugin import speedup
 from pwoa_plugin.masks import bake, check_masks, load_masks, save_masks
 
 
@@ -63,8 +64,8 @@ def test_what_is_no_mask_is_not_saved(tmp_path: Path) -> None:
     for masks, message in [
         ({}, "there is none to save"),
         ({"a": {"weight": None}}, "there is none to save"),
-        ({"a": {"weight": torch.tensor([0.5])}}, r"a\.weight is no tensor of zeros and ones"),
-        ({"a": {"weight": torch.tensor([float("nan")])}}, r"a\.weight is no tensor"),
+        ({"a": {"weight": torch.tensor([0.5])}}, r"a\.weight is no dense tensor of zeros and ones"),
+        ({"a": {"weight": torch.tensor([float("nan")])}}, r"a\.weight is no dense tensor"),
         ({"a": {"b.c": torch.ones(1)}, "a.b": {"c": torch.ones(1)}}, r"two masks have the name a\.b\.c"),
     ]:
         with pytest.raises(ValueError, match=message):
@@ -149,8 +150,8 @@ def net() -> nn.Module:
         ({"0": torch.ones(4, 1, 3, 3)}, "give NNI's format"),
         ({"conv": {"weight": torch.ones(4, 1, 3, 3)}}, "no module 'conv'; are they another model's"),
         ({"0": {"weight": torch.ones(4)}}, r"0.weight is \(4,\), and the parameter is \(4, 1, 3, 3\)"),
-        ({"0": {"weight": [1, 0]}}, "0.weight is no tensor of zeros and ones"),
-        ({"0": {"weight": torch.full((4, 1, 3, 3), 0.5)}}, "0.weight is no tensor of zeros and ones"),
+        ({"0": {"weight": [1, 0]}}, "0.weight is no dense tensor of zeros and ones"),
+        ({"0": {"weight": torch.full((4, 1, 3, 3), 0.5)}}, "0.weight is no dense tensor of zeros and ones"),
         ({"0": {"_output_0": torch.ones(4)}}, "0._output_0 is no parameter"),
         ({"2": {"weight": torch.ones(4)}}, "2.weight is no parameter"),
     ],
@@ -193,7 +194,27 @@ def test_masks_of_other_values_are_of_no_model(trained: nn.Module, target: str, 
     check_masks(trained, {"fc1": {target: mask}})
     check_masks(trained, {"fc1": {target: mask.bool()}})
     mask[0, 0] = bad
-    with pytest.raises(ValueError, match=rf"masks: fc1\.{target} is no tensor of zeros and ones"):
+    with pytest.raises(ValueError, match=rf"masks: fc1\.{target} is no dense tensor of zeros and ones"):
         check_masks(trained, {"fc1": {target: mask}})
-    with pytest.raises(ValueError, match="no tensor of zeros and ones"):
+    with pytest.raises(ValueError, match="no dense tensor of zeros and ones"):
         check_masks(trained, {"fc1": {target: [1.0]}})
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [None, "a.safetensors", [{}], (nn.Linear(2, 2), {}), {"0": torch.ones(2, 2)}, {0: {"weight": torch.ones(2, 2)}}],
+)
+def test_other_forms_are_refused_alike(masks: Any, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(2, 2))
+    for door in (lambda: save_masks(masks, tmp_path / "a"), lambda: speedup(model, masks, torch.rand(1, 2))):
+        with pytest.raises(ValueError, match=r"^masks: give NNI's format"):
+            door()
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 2, device="meta"), torch.eye(2).to_sparse()])
+def test_masks_without_dense_numbers_are_refused_alike(mask: Tensor, tmp_path: Path) -> None:
+    model, masks = nn.Sequential(nn.Linear(2, 2)), {"0": {"weight": mask}}
+    for door in (lambda: save_masks(masks, tmp_path / "a"), lambda: speedup(model, masks, torch.rand(1, 2))):
+        with pytest.raises(ValueError, match=r"^masks: 0.weight is no dense tensor of zeros and ones"):
+            door()

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import copy
+import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from test_outputs import DOORS, TRAINED, Net, by_config, by_list, by_loss, distilled, images, plain, structured
+from test_outputs import DOORS, TRAINED, Net, by_config, by_list, by_loss, distilled, images, judged, plain, structured
 from torch import Tensor, nn
 
-from pwoa_plugin import PwoALoss, evaluate, speedup
+from pwoa_plugin import (
+    PwoALoss,
+    PwoAPruner,
+    evaluate,
+    load_sparse,
+    make_evaluator,
+    save_sparse,
+    speedup,
+    to_semi_structured,
+)
 from pwoa_plugin.models import load_checkpoint
 from pwoa_plugin.robustness import security_curve
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
@@ -58,6 +69,47 @@ def under_inference_mode() -> nn.Module:
         return Small()
 
 
+@functools.cache
+def exported() -> nn.Module:
+    return torch.export.export(Small().eval(), (images()[0],)).module()
+
+
+def expanded() -> nn.Module:
+    model = Small()
+    model.conv.weight = nn.Parameter(torch.rand(1, 1, 3, 3).expand(4, 1, 3, 3))
+    return model
+
+
+def with_a_lock() -> nn.Module:
+    model = Small()
+    model.hidden.lock = threading.Lock()  # type: ignore[assignment]
+    return model
+
+
+def of_infinite_variance() -> nn.Module:
+    model = Net(plain)
+    model.norm.running_var[3] = float("inf")
+    return model
+
+
+class Sized(Small):
+    """A network that refuses sizes by an error of its own, as timm's (AssertionError) and Hugging Face's do."""
+
+    def __init__(self, error: type[Exception]) -> None:
+        super().__init__()
+        self.error = error
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise self.error("wants 224 x 224")
+
+
+class Centring(Small):
+    """A network that changes its images in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.sub_(0.5).mul_(4))
+
+
 def quantised() -> nn.Module:
     return torch.ao.quantization.quantize_dynamic(Small(), {nn.Linear})
 
@@ -87,36 +139,68 @@ def loaded(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
     load_checkpoint(model, "shipped:robust_lenet_mnist")
 
 
-TRAINING, TRACING, JUDGING = [*TRAINED, student], [group, smaller], [*DOORS[len(TRAINED) :], curve]
-NOT_TRAINING = [*JUDGING, *TRACING, of_teacher, loaded]
+def prepared(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    PwoALoss(Small(), eps=0.1).prepare(model, data[0])
+
+
+def of_teacher_model(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    evaluator = make_evaluator(network := Small(), [data], lr=0.1)
+    PwoAPruner(network, [{"op_names": ["conv"], "sparse_ratio": 0.5}], evaluator, eps=0.1, teacher_model=model)
+
+
+def sparse_saved(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    save_sparse(model, "never written.safetensors")
+
+
+def sparse_loaded(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    load_sparse(model, "not there.safetensors")
+
+
+def semi_structured(model: Any, data: tuple[Tensor, Tensor], output: Any) -> None:
+    to_semi_structured(model)
+
+
+TRAINING, TRACING, JUDGING = [*TRAINED, student, prepared], [group, smaller], [*DOORS[len(TRAINED) :], curve]
+STORING = [loaded, sparse_saved, sparse_loaded, semi_structured]
+NOT_TRAINING = [*JUDGING, *TRACING, *STORING, of_teacher, of_teacher_model]
 
 #: What is refused where, and what is said.
 NETWORKS: dict[str, tuple[Callable[[], Any], list[Any], str]] = {
     "state dict": (lambda: Small().state_dict(), [], "is of type OrderedDict, not a network; make the network, load"),
     "class": (lambda: Small, [], r"is the class Small; give an object of it, as Small\(\)"),
     "function": (lambda: lambda x: x, [], "is of type function; give a torch.nn.Module that calls it"),
-    "nothing": (lambda: None, [], "is missing; give a torch.nn.Module"),
+    "nothing": (lambda: None, [of_teacher_model], "is missing; give a torch.nn.Module"),
     "file": (lambda: "a.pt", [], "is of type str, not a network; .*load_checkpoint"),
     "lazy": (Lazy, [], "hidden.weight has no values yet; run the model once"),
     "lazy and wrapped": (lambda: nn.DataParallel(Lazy()), [], ": hidden.weight has no values yet"),
     "meta": (lambda: Small().to("meta"), [], "conv.weight is on the meta device, without numbers"),
     "inference mode": (under_inference_mode, [], "conv.weight was made under torch.inference_mode.*deepcopy"),
-    "TorchScript": (lambda: torch.jit.script(Small()), [*JUDGING, loaded], "is a ScriptModule.* give the module"),
+    "TorchScript": (lambda: torch.jit.script(Small()), [*JUDGING, *STORING], "is a ScriptModule.* give the module"),
     "traced": (
         lambda: torch.jit.trace(Small(), images()[0]),
-        [*JUDGING, loaded],
+        [*JUDGING, *STORING],
         "is a ScriptModule.* give the module",
     ),
-    "TorchScript inside": (lambda: Around(torch.jit.script(Small())), [*JUDGING, loaded], "inside is a ScriptModule"),
+    "TorchScript inside": (lambda: Around(torch.jit.script(Small())), [*JUDGING, *STORING], "inside is a ScriptModule"),
     "frozen": (
         lambda: Small().requires_grad_(False),
-        [*JUDGING, *TRACING, of_teacher, loaded],
+        [*JUDGING, *TRACING, *STORING, of_teacher, of_teacher_model],
         "parameters are frozen",
     ),
     "no parameters": (First, NOT_TRAINING, "has no parameters"),
     "float16": (lambda: Small().half(), NOT_TRAINING, r"is float16: .*model.float\(\)"),
     "quantised": (quantised, NOT_TRAINING, "hidden is quantised, and no gradient passes"),
+    "program of torch.export": (exported, [], "is a program of torch.export, which has no modes; give the module"),
+    "expanded": (expanded, NOT_TRAINING, r"conv.weight holds one number in several places .*contiguous\(\)"),
+    "infinite statistics": (of_infinite_variance, NOT_TRAINING, "norm.running_var is not finite before training"),
+    "lock": (
+        with_a_lock,
+        [*JUDGING, *STORING, student, prepared, group],
+        r"model: hidden.lock cannot be copied \(TypeError: .*lock.*__deepcopy__",
+    ),
 }
+JUDGED = ["frozen", "no parameters", "TorchScript", "traced", "TorchScript inside", "float16", "expanded"]
+JUDGED += ["infinite statistics"]
 REFUSED = [
     pytest.param(door, name, id=f"{name}-{door.__name__}")
     for name, (_, allowed, _) in NETWORKS.items()
@@ -135,10 +219,15 @@ def test_every_door_refuses_the_same_in_one_line(door: Door, name: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("name", ["frozen", "no parameters", "TorchScript", "traced", "TorchScript inside", "float16"])
+@pytest.mark.parametrize("name", JUDGED)
 @pytest.mark.parametrize("door", JUDGING)
 def test_what_cannot_be_trained_is_judged(door: Door, name: str) -> None:
     assert door(NETWORKS[name][0](), images(), None)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_a_network_without_a_copy_is_judged() -> None:
+    assert judged(with_a_lock(), images(), None)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -215,3 +304,40 @@ def test_a_choice_of_output_without_effect_is_logged(door: Door, caplog: pytest.
 def test_sparse_logits_are_refused(door: Door) -> None:
     with pytest.raises(ValueError, match=r"a tensor \(\d+, 3\) of torch.float\d+ and torch.sparse_coo"):
         door(Net(lambda f, z, t: z.to_sparse()), images(), None)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, AssertionError, ValueError, IndexError])
+@pytest.mark.parametrize("door", [*DOORS, student, of_teacher, curve, group, smaller])
+def test_sizes_that_a_network_refuses_are_told_alike(door: Door, error: type[Exception]) -> None:
+    said = r"the model does not take images \(1, 6, 6\) \(wants 224 x 224\); give images of the shape"
+    traced = "fails on them: .*wants 224 x 224; give what the model's forward takes"
+    with pytest.raises(ValueError, match=traced if door in (structured, *TRACING) else said) as raised:
+        door(Sized(error), images(), None)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_network_that_changes_its_images_is_judged_on_the_images_given() -> None:
+    class Apart(Centring):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.clone())
+
+    for door in DOORS[len(TRAINED) :]:
+        data = images()
+        for one, other in zip(door(Centring(), data, None), door(Apart(), images(), None), strict=True):
+            assert torch.equal(one, other)
+        assert torch.equal(data[0], images()[0])
+    assert curve(Centring(), images(), None).n_robust == curve(Apart(), images(), None).n_robust
+
+
+@pytest.mark.parametrize("door", TRAINED)
+def test_a_network_that_changes_its_images_is_not_trained(door: Door) -> None:
+    with pytest.raises(ValueError, match="the model changes its input images in place"):
+        door(Centring(), images(), None)
+
+
+@pytest.mark.parametrize("door", TRAINED)
+def test_probabilities_are_told_where_logits_are_trained(door: Door, caplog: pytest.LogCaptureFixture) -> None:
+    door(Net(lambda f, z, t: z.log_softmax(1)), images(), None)
+    assert "probabilities" not in caplog.text
+    door(Net(lambda f, z, t: z.softmax(1)), images(), None)
+    assert "the model returns probabilities, not logits" in caplog.text

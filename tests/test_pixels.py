@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from pwoa_plugin import PwoAConfig, PwoADistiller, PwoALoss, PwoAPruner, compare, evaluate, make_evaluator
 from pwoa_plugin._pixels import check_radius, per_channel
 from pwoa_plugin.errors import InputError
 from pwoa_plugin.models import make_model
 from pwoa_plugin.models.config import ModelConfig
 from pwoa_plugin.models.normalisation import normalisation_of
-from pwoa_plugin.robustness import JudgeSettings
+from pwoa_plugin.robustness import JudgeSettings, security_curve
 
 
 @pytest.mark.parametrize(
@@ -78,3 +81,60 @@ def test_what_is_no_number_for_each_channel_is_refused_in_every_door(value: Any)
         ) as caught:
             door()
         assert "\n" not in str(caught.value)
+
+
+# -- the range of pixels in every door -----------------------------------------------------------
+
+X, Y = torch.rand(24, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 3
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+
+
+def by_config(**fields: Any) -> None:
+    given = {"sparsity": 0.5, "train_loader": (X, Y), "epochs": 1, "batch_size": 12, "progress": False}
+    PwoAPruner(network(), PwoAConfig(**given, **fields)).compress()  # type: ignore[arg-type]
+
+
+def by_list(**fields: Any) -> None:
+    model = network()
+    evaluator = make_evaluator(model, [(X, Y)], lr=0.1)
+    PwoAPruner(model, [{"op_names": ["0"], "sparse_ratio": 0.5}], evaluator, **fields).compress(2)
+
+
+def distilled(**fields: Any) -> None:
+    model = network()
+    PwoADistiller(model, [], make_evaluator(model, [(X, Y)], lr=0.1), network(), **fields).compress(2, None)
+
+
+def by_loss(**fields: Any) -> None:
+    PwoALoss(network(), **fields)(network(), X, Y).backward()
+
+
+JUDGE: dict[str, Any] = {"alarms": False, "progress": False}
+DOORS: list[Callable[..., Any]] = [
+    by_config,
+    by_list,
+    distilled,
+    by_loss,
+    lambda **fields: evaluate(network(), (X, Y), attacks="FGSM", **JUDGE, **fields),
+    lambda **fields: compare({"a": network()}, (X, Y), attacks="FGSM", **JUDGE, **fields),
+    lambda **fields: security_curve(network(), (X, Y), attack="FGSM", progress=False, **fields),
+]
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_what_is_no_range_of_pixels_is_refused_alike(door: Callable[..., Any]) -> None:
+    for value in (255, (0,), "0,1", "01", (0, 1, 2), ("a", "b")):
+        with pytest.raises(InputError, match=r"^pixel_range=.*: give \(low, high\), such as \(0, 1\)$"):
+            door(eps=0.1, pixel_range=value)
+    for given in ([0, 1], np.array([0.0, 1.0]), torch.tensor([0, 1])):
+        door(eps=0.1, pixel_range=given)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_images_that_are_next_to_black_in_the_range_are_refused_alike(door: Callable[..., Any]) -> None:
+    with pytest.raises(InputError, match=r"pixels reach 0\.9\d* at most, a 255th of pixel_range=\(0.0, 255.0\)"):
+        door(eps=8, pixel_range=(0, 255))

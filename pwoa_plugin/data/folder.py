@@ -26,6 +26,7 @@ class Folder(ImageSet):
 
     @classmethod
     def describe(cls, config: DataConfig) -> tuple[int, tuple[int, int, int]]:
+        check_root(config)
         if config.image_size is None:  # and the network does not say it either
             raise DataError(NO_SIZE)
         return len(_class_names(config)), (config.channels, config.image_size, config.image_size)

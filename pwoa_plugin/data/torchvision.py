@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from .._files import near_name
 from .._text import named
 from .config import DataConfig
 from .images import DataError, InMemory, check_root
@@ -41,13 +42,12 @@ class _Torchvision(InMemory):
                 raise DataError(
                     f"{field}: {what} {where}; set data.download to true, or put torchvision's files there"
                 ) from error
+            near = "" if os.path.exists(root) else near_name(root)
+            cure = near or "; run again, or put torchvision's files there from a machine with a network"
             try:
                 found = reader(root, train=train, download=True)
             except Exception as failure:
-                raise DataError(
-                    f"{field}: downloading to {where} fails ({named(failure)}); "
-                    "run again, or put torchvision's files there from a machine with a network"
-                ) from failure
+                raise DataError(f"{field}: downloading to {where} fails ({named(failure)}){cure}") from failure
         images = torch.as_tensor(found.data)
         channels_first = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2).contiguous()
         return channels_first, torch.as_tensor(found.targets)

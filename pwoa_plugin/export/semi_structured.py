@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .._network import check_network
 from .._text import one_line
 from .._weights import cure_of_computed, is_weighted
 from .._wrapped import unwrapped
@@ -64,6 +65,7 @@ def to_semi_structured(model: nn.Module, *, unfold: bool = False) -> SemiStructu
         ValueError: no layer is 2:4, the device has no 2:4 kernels, or no 2:4 layer can be converted; the model is
             unchanged.
     """
+    check_network(model)
     network = unwrapped(model)
     layers = {name: module for name, module in network.named_modules() if is_weighted(module)}
     if not any(_is_2_4(module.weight) for module in layers.values()):

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 
 from .._files import read_tensors, write_tensors
+from .._network import check_network
 from .._sparse import Header, metadata_of, pack_state, read_header, unpack_state
 from .._weights import REMOVALS
 from .._wrapped import unwrapped
@@ -41,6 +41,7 @@ def save_sparse(
     """
     if values not in _VALUES:
         raise InputError(f"save_sparse: values={values!r} is unknown; use {', '.join(_VALUES)}")
+    check_network(model)
     network = unwrapped(model)
     try:
         tensors, header = pack_state(_plain_state(network), _VALUES[values], getattr(network, REMOVALS, None) or None)
@@ -62,6 +63,7 @@ def load_sparse(model: nn.Module, path: str | os.PathLike[str]) -> None:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, of another kind, of a later version, or of another network.
     """
+    check_network(model)
     network, name = unwrapped(model), os.fspath(path)
     tensors, metadata = read_tensors(path, "sparse file")
     try:
@@ -81,8 +83,6 @@ def _plain_state(network: nn.Module) -> dict[str, Tensor]:
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise InputError(f"{name} is a {type(tensor).__name__}, and only tensors can be in such a file")
-        if is_lazy(tensor) or tensor.is_meta:
-            raise InputError(f"{name} has no values yet; load a checkpoint, or run the model once")
         if tensor.is_quantized or tensor.layout != torch.strided:
             raise InputError(f"{name} is quantised or sparse already; give the float network")
     return state

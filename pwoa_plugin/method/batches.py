@@ -17,7 +17,7 @@ from .._data import (
     as_images,
     as_labels,
     check_classes,
-    check_contrast,
+    check_first,
     collates_plainly,
     is_whole,
     loader_of,
@@ -264,6 +264,5 @@ class Batches:
         if not found:
             raise InputError(f"{self.name} gave no batch of two images or more; give at least one")
         there = torch.cat(found)
-        if (most := there.max().item()) > self.pixel_range[0]:  # two black images may be right
-            check_contrast(most, self.pixel_range, self.name)
+        check_first(there, self.pixel_range, self.name)
         return there[:images]

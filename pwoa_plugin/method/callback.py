@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .._text import short
+from ..errors import InputError
+
 
 @dataclass
 class Status:
@@ -66,6 +69,13 @@ class Callback:
 
     def on_written(self, plots: Path) -> None:
         """When a run in a folder has written its report; the folder of its plots, PNG files."""
+
+
+def check_callbacks(callbacks: Any) -> Sequence[Callback]:
+    """The callbacks; InputError unless they are a list or tuple of `Callback` objects."""
+    if not isinstance(callbacks, (list, tuple)) or not all(isinstance(each, Callback) for each in callbacks):
+        raise InputError(f"callbacks={short(callbacks)}: give a list of objects of subclasses of Callback")
+    return callbacks
 
 
 @contextlib.contextmanager

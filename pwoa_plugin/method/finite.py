@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from .. import _ranks
+from .._network import not_finite
 from ..errors import TrainingError
 from .callback import Status
 
@@ -18,18 +17,7 @@ _CALLS_BETWEEN_CHECKS = 10
 
 def check_finite(model: nn.Module, step: int) -> None:
     """TrainingError if a trained parameter or a running statistic, which a finite loss does not show, is not finite."""
-    tensors = {name: value for name, value in model.named_parameters() if value.requires_grad}
-    tensors |= {
-        f"{name}.{target}": value
-        for name, module in model.named_modules()
-        if isinstance(module, _NormBase)
-        for target in ("running_mean", "running_var")
-        if (value := getattr(module, target)) is not None
-    }
-    finite = {name: value.detach().isfinite().all() for name, value in tensors.items()}
-    # One flag for all, to wait for an accelerator only once.
-    if finite and not torch.stack([flag.to(next(iter(finite.values())).device) for flag in finite.values()]).all():
-        name = next(name for name, flag in finite.items() if not flag).replace("_nni_wrapper.", "")
+    if (name := not_finite(model)) is not None:
         raise TrainingError(f"{name} is not finite after step {step}; {_CURE}")
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
+from .._logits import described
 from .._text import did_you_mean
 from .._weights import cure_of_computed, is_weighted
 from ..errors import InputError
@@ -53,6 +54,8 @@ def prunable_layers(
             raise InputError(f"{name}: its weight is computed from others {cure}, or exclude the layer")
         if is_lazy(weight):
             raise InputError(f"{name}.weight has no values yet; run the model once, or load its weights, first")
+        if not weight.numel() or not weight.is_floating_point():
+            raise InputError(f"{name}.weight is {described(weight)}, which cannot be pruned; exclude the layer")
         other = owners.setdefault(weight, name)
         if other != name:
             raise InputError(

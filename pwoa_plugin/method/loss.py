@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .._data import as_images, as_labels, check_classes, scale_note
+from .._data import as_images, as_labels, check_classes, check_first, scale_note
 from .._devices import device_of, dtype_of
 from .._logits import Output, check_output, logits_of
 from .._modes import single_image_explained
-from .._network import check_network, check_plain, check_trainable
-from .._pixels import check_radius, positive_pixels
+from .._network import check_network, check_plain, check_trainable, naming_images
+from .._pixels import as_pixel_range, check_radius, positive_pixels
 from .._random import check_seed, happens
 from .._section import as_section
 from .._wrapped import hookable, unwrapped
@@ -103,6 +103,7 @@ class PwoALoss(nn.Module):
     ) -> None:
         super().__init__()
         self.eps = None if eps is None else positive_pixels("eps", eps)
+        pixel_range = as_pixel_range(pixel_range)
         check_radius(self.eps, pixel_range)
         if kept is not None:
             warnings.warn("PwoALoss: kept= is now student_channels=", DeprecationWarning, stacklevel=2)
@@ -130,8 +131,7 @@ class PwoALoss(nn.Module):
         self.classes: int | None = None
         self.radius: float | None = None
         self.hidden_layers: list[str] = []
-        self._calls = 0
-        self.step, self.default_share = 0, 1.0
+        self._calls, self.step, self.default_share = 0, 0, 1.0
         self._students: WeakKeyDictionary[nn.Module, StudentLayers] = WeakKeyDictionary()
 
     @property
@@ -194,6 +194,7 @@ class PwoALoss(nn.Module):
         Raises:
             InputError: teacher, student or images cannot be used.
         """
+        self._check_new(student)
         if self._perturb is None:
             self.classes = find_classes(self.teacher, images, self.output)
             if self.distillation.gradient_weight > 0:
@@ -231,7 +232,8 @@ class PwoALoss(nn.Module):
             layers: list[str] = []
             if self._looks_inside:
                 check_readable(student)
-                layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
+                with naming_images(images):
+                    layers = find_hidden_layers(student, images[:2], self.hsic.layers, field=self.layers_field)
                 if not layers and (asked := self._asked_of_hidden_layers()):
                     raise InputError(
                         f"{', '.join(asked)}: the network has no hidden layer whose input can be used; leave it out, "
@@ -273,8 +275,9 @@ class PwoALoss(nn.Module):
         if self._calls == 0 and (note := scale_note(x, self.pixel_range)):
             _logger.info("x: %s", note)
         x = as_images(x, self.pixel_range, "x", check=check)
-        dtype = dtype_of(student)
-        of_teacher = dtype_of(self.teacher)
+        if self._calls == 0:
+            check_first(x, self.pixel_range, "x")
+        dtype, of_teacher = dtype_of(student), dtype_of(self.teacher)
         if of_teacher != dtype and not torch.is_autocast_enabled(device.type):
             raise InputError(f"the student is {dtype}, the teacher {of_teacher}; give both alike".replace("torch.", ""))
         x = x.to(device, dtype)

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._logits import Output, logits_of, unused_note
+from .._logits import Output, are_probabilities, logits_of, unused_note
 from .._modes import modes_kept, train_mode
-from .._network import check_trainable
+from .._network import check_trainable, naming_images
 from .._random import seeded
 from .._text import named, one_line
 from .._wrapped import deep_copy
@@ -47,13 +47,8 @@ def check_answer(student: nn.Module, logits: Tensor, classes: int | None) -> Non
 
 def answer_of(model: nn.Module, images: Tensor) -> Any:
     """What a network returns for images ``(N, C, H, W)``; InputError if it does not take them."""
-    try:
-        with torch.no_grad():
-            return model(images)
-    except (RuntimeError, IndexError) as error:
-        raise InputError(
-            f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give others"
-        ) from error
+    with naming_images(images), torch.no_grad():
+        return model(images)
 
 
 def classes_in(answer: Any, images: Tensor, output: Output = None) -> int:
@@ -67,6 +62,11 @@ def classes_in(answer: Any, images: Tensor, output: Output = None) -> int:
         _logger.info("%s", note)
     if not logits.isfinite().all():
         raise InputError("the model's logits are not finite before training; load a sound checkpoint")
+    if are_probabilities(logits):
+        _logger.warning(
+            "the model returns probabilities, not logits, and distillation takes their softmax again; take the softmax "
+            "off the model, or return its logarithm"
+        )
     if images._version:
         raise InputError(
             "the model changes its input images in place, but student and teacher share them; write its first steps "

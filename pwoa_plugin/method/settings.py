@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from .._devices import check_device
 from .._logits import Output
-from .._pixels import check_radius
+from .._pixels import PixelRange, check_radius
 from .._random import seeded
 from .._section import Names, Pixels, Section, key_of
 from ..errors import InputError
@@ -96,7 +96,7 @@ class TrainingConfig(Section):
     gradual: GradualConfig = Field(default_factory=GradualConfig)
     output: Output = None
     eps: Pixels | None = Field(default=None, gt=0)
-    pixel_range: tuple[float, float] = (0.0, 1.0)
+    pixel_range: PixelRange = (0.0, 1.0)
     seed: int = Field(default=0, ge=0, lt=2**32)
     device: str | None = None
     autocast: Literal["bfloat16", "float16"] | None = None
@@ -116,12 +116,10 @@ class TrainingConfig(Section):
             raise InputError(f"sparsity={sparsity} is outside (0, 1); 0.9375 prunes 15 weights in 16")
         return sparsity
 
-    @field_validator("device")
+    @field_validator("device", mode="before")
     @classmethod
-    def _known_device(cls, device: str | None) -> str | None:
-        if device is not None:
-            check_device(device)
-        return device
+    def _known_device(cls, device: Any) -> str | None:
+        return None if device is None else str(check_device(device))
 
     @model_validator(mode="after")
     def _agree(self) -> TrainingConfig:

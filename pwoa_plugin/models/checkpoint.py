@@ -122,6 +122,8 @@ def load_checkpoint(model: nn.Module, path: str | os.PathLike[str], key: str | N
         What was removed, left out or cast, a sentence each. Each is also logged at info, and an omitted normaliser
         at warning unless the network has a normalisation of its own (`normalise_inputs`).
     """
+    if isinstance(path, Mapping):
+        raise CheckpointError("checkpoint is a state dict, not a file; call model.load_state_dict")
     name = str(named_path("checkpoint", path))
     check_network(model)
     model = unwrapped(model)
@@ -178,6 +180,8 @@ def _resolve(name: str) -> Path:
         return of_source
     path = Path(os.path.expanduser(name))  # Path.expanduser raises where there is no such user
     if not os.path.exists(path):
+        if name.startswith(("http:/", "https:/")):
+            raise CheckpointError(f"checkpoint {name!r} is an address; download it, and give the file")
         cure = near_name(path) or "; give a .safetensors, .pt or .pth file"
         raise CheckpointError(f"checkpoint {name!r} is missing{cure}")
     if not os.path.isfile(path):  # opening a pipe would block

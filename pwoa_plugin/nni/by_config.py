@@ -11,7 +11,7 @@ from .. import _ranks
 from .._random import seeded
 from ..config import PwoAConfig
 from ..errors import InputError
-from ..method.callback import Callback
+from ..method.callback import Callback, check_callbacks
 from ..method.phases import Phase
 from ..method.targets import MaskTarget
 from ..method.trainer import Trainer
@@ -30,7 +30,7 @@ class ByConfig:
     """
 
     def __init__(self, model: nn.Module, config: PwoAConfig, callbacks: Sequence[Callback]) -> None:
-        self.trainer, self._callbacks = Trainer(model, config), callbacks
+        self.trainer, self._callbacks = Trainer(model, config), check_callbacks(callbacks)
         self.loss = self.trainer.loss
         assert isinstance(self.trainer.target, MaskTarget)
         self._target = self.trainer.target

@@ -9,6 +9,7 @@ from nni.compression.base.wrapper import ModuleWrapper
 from nni.compression.utils import Evaluator
 from torch import nn
 
+from .._network import check_plain
 from .._section import as_section
 from ..config import ADMMConfig, GradualConfig
 from ..errors import InputError
@@ -101,6 +102,7 @@ class ByEvaluator:
 def _teacher_of(model: nn.Module, given: nn.Module | None, wrappers: Mapping[str, ModuleWrapper]) -> nn.Module:
     if given is None:
         return masked_copy(model, wrappers)
+    check_plain(given, "teacher_model")
     mine = {name: parameter.shape for name, parameter in model.named_parameters()}
     if {name: parameter.shape for name, parameter in given.named_parameters()} != mine:
         raise InputError("teacher_model is not of the model's architecture: names or shapes of parameters differ")

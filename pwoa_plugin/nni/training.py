@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .._data import as_images
+from .._data import as_images, split_batch
 from ..errors import InputError
 from ..method.finite import FiniteLosses, check_finite
 from ..method.loss import PwoALoss
@@ -93,6 +93,8 @@ class Training:
         self._loss.step = self._first + self.step  # batches that are accumulated, and closures, make one step
         if self._epochs_left is not None:
             self._loss.attack_if_due(self._epochs_left())
+        if y is None and self._loss.use_hsic and self._loss.needs_labels and isinstance(batch, Mapping):
+            split_batch(batch, "train_loader", labelled=True)  # names the keys
         with ExitStack() as asked:
             for network in (self._loss.teacher, self._student):
                 if isinstance(network, BatchAdapter):

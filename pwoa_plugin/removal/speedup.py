@@ -84,7 +84,9 @@ def speedup_with_report(
         work, inputs = _runnable_copy(model, checked, example_inputs)
         reference = _Reference(work, inputs)
         if problem := reference.problem(work):
-            raise InputError(f"model: called again on the same inputs, {problem}; its eval mode must not be random")
+            raise InputError(
+                f"model: called again on the same inputs, {problem}; in eval mode it must not be random or change them"
+            )
         network = Network(work, _constants(work, inputs))
         Tracing(inputs).graph(work)
         network = _shrink(network, inputs, reference)

@@ -12,6 +12,7 @@ from art.estimators.classification import PyTorchClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
+from .._logits import are_probabilities
 from .._random import seeded
 from ..data.split import stratified_order
 from .alarm import Alarm, make_alarm
@@ -89,8 +90,7 @@ def _of_output(view: Logits, images: Tensor, labels: Tensor, settings: AttackSet
     moved = float((logits - again).nan_to_num().abs().amax())
     if moved > 1e-3 * max(largest, 1e-12):
         found.append(make_alarm("stochastic-output", moved=moved, largest=largest))
-    low, high, sums = float(logits.min()), float(logits.max()), logits.sum(1)
-    if low > -1e-5 and high < 1 + 1e-5 and bool(((sums - 1).abs() < 1e-4).all()):
+    if are_probabilities(logits):
         found.append(make_alarm("probabilities"))
     best = logits.topk(2).values
     gaps = best[:, 0] - best[:, 1]

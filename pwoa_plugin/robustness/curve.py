@@ -12,7 +12,6 @@ from torch import nn
 from .._files import named_path
 from .._notebook import fragment
 from .._progress import say
-from .._section import fraction
 from ..errors import InputError
 from ..pages import Table
 from ..pages.text import interval_text
@@ -20,7 +19,7 @@ from .alarm import Alarm, make_alarm
 from .attacks import AnyAttack
 from .evaluation import judge_task
 from .report import Written
-from .settings import JudgeOptions, JudgeSettings, Task, check_known, radii_of
+from .settings import JudgeOptions, JudgeSettings, Task, check_known, radii_of, radius_of_curve
 from .sharing import agree, in_processes, is_main
 from .statistics import wilson_interval
 
@@ -93,7 +92,8 @@ def security_curve(
     if eps is None or not (radii := radii_of(eps)):
         given = "missing" if eps is None else "empty"
         raise InputError(f"eps is {given}; give the radii of the curve, such as [2/255, 4/255, 8/255]")
-    above = next((radius for radius in radii if fraction(radius) not in (0, "0")), radii[0])
+    radii = tuple(radius_of_curve("eps", radius) for radius in radii)
+    above = next(filter(None, radii), 0.0)
     of_curve = {"attacks": attack, "eps": above, "curve": radii, "curve_attack": attack}
     task = JudgeSettings.of({**options, **of_curve}).bind(data).for_processes(processes, model)
     return in_processes(processes, draw_curve, model, task, state=state, progress=progress)

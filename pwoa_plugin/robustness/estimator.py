@@ -61,7 +61,7 @@ class Logits(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         self.n_forwards += len(images)
-        x = images.to(self.device)
+        x = images.to(self.device).clone()  # a network may change its images in place
         if self._normalise is not None:
             (x,) = self._normalise(self.model, (x,))
         answer = self.model(x.to(self.dtype))

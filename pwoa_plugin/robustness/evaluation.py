@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from .._digest import digest_of, digest_of_json, digest_of_tensors
 from .._files import named_path
-from .._network import check_network
+from .._network import check_network, naming_images
 from .._progress import Rows
 from .._random import seeded
-from .._text import one_line, visible
+from .._text import visible
 from .._versions import installed_versions
 from ..errors import InputError, PwoAError
 from ..models.normalisation import normalisation_of
@@ -240,15 +240,8 @@ def _no_gradients(attack: Attack) -> str:
 
 def _clean_logits(view: Logits, images: Images, batch_size: int) -> Tensor:
     """Logits of clean images; checks that the model takes the images and that the labels are its classes."""
-    try:
+    with naming_images(images.pixels):
         logits = predict(view, images.pixels, batch_size)
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        shape, said = tuple(images.pixels.shape[1:]), one_line(error)
-        raise InputError(
-            f"model does not take images {shape}: {said}; give images of the shape it was made for"
-        ) from error
     if n_nan := int(logits.isnan().any(1).sum()):
         raise InputError(f"model returns NaN for {n_nan} of {len(logits)} clean images; mend its weights")
     images.check_classes(logits.shape[1])

@@ -57,11 +57,11 @@ def collect(data: Any, pixel_range: tuple[float, float]) -> Images:
     images, labels, width, floats = [], [], None, ""
     notes: dict[str, None] = {}
     for number, (x, y) in enumerate(raw_batches(data, "data", _BATCH)):
-        if y is None:
-            raise InputError(f"data gives no labels (batch {number}); give (images, labels), to judge by")
         if note := scale_note(x, pixel_range):
             notes[note] = None
         pixels = as_images(x, pixel_range, "data")
+        if y is None:
+            raise InputError(f"data gives no labels (batch {number}); give (images, labels), to judge by")
         found = as_labels(y, len(pixels), "data")
         width, floats = found.width or width, found.floats or floats
         images.append(pixels.detach().to("cpu", torch.float32))

@@ -15,7 +15,7 @@ from torch import nn
 from .._devices import check_device
 from .._logits import Output
 from .._network import check_network
-from .._pixels import PerChannel, positive_pixels, refuse_radius_of_other_pixels
+from .._pixels import PerChannel, PixelRange, positive_pixels, refuse_radius_of_other_pixels
 from .._random import check_seed, seeded
 from .._section import Section, fraction
 from .._text import short, unknown_key
@@ -26,10 +26,6 @@ from .images import Images, collect
 from .protocol import Count, Norm, Pixels, Protocol, as_attacks, load_protocol
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-
-
-def _listed(value: Any) -> Any:
-    return tuple(value) if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) else value
 
 
 def radii_of(value: Any) -> tuple[Any, ...]:
@@ -45,12 +41,12 @@ def _one_attack(value: Any) -> Attack:
         raise InputError(f"curve_attack={short(value)}: {error}") from None
 
 
-def _radius_of_curve(value: Any) -> float:
+def radius_of_curve(name: str, value: Any) -> float:
     """A radius; 0, where images are clean, is a curve's first in any case."""
-    return 0.0 if not isinstance(value, bool) and fraction(value) in (0, "0") else positive_pixels("curve", value)
+    return 0.0 if not isinstance(value, bool) and fraction(value) in (0, "0") else positive_pixels(name, value)
 
 
-_Listed = BeforeValidator(_listed)  # also an array or a tensor
+_RadiusOfCurve = Annotated[float, BeforeValidator(lambda value: radius_of_curve("curve", value))]
 
 
 class JudgeOptions(TypedDict, total=False):
@@ -125,12 +121,12 @@ class JudgeSettings(Section):
     seed: Annotated[int, BeforeValidator(check_seed)] = 0
     sample: Count | None = None
     device: Annotated[torch.device | None, BeforeValidator(check_device)] = None
-    pixel_range: Annotated[tuple[float, float], _Listed] = (0.0, 1.0)
+    pixel_range: PixelRange = (0.0, 1.0)
     mean: PerChannel | None = None
     std: PerChannel | None = None
     output: Output = None
     alarms: bool = True
-    curve: Annotated[tuple[Annotated[float, BeforeValidator(_radius_of_curve)], ...], BeforeValidator(radii_of)] = ()
+    curve: Annotated[tuple[_RadiusOfCurve, ...], BeforeValidator(radii_of)] = ()
     curve_attack: Annotated[Attack, BeforeValidator(_one_attack)] = make_attack("PGD-20")
 
     @classmethod

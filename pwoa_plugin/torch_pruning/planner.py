@@ -124,8 +124,8 @@ class Planner(tp.pruner.BasePruner):
         deterministic = largest_difference(outputs, self.tracing.run(model)) <= LARGEST_DIFFERENCE
         if not deterministic:
             _logger.warning(
-                "the model is random in eval mode: its outputs with channels removed and with the same channels at 0 "
-                "cannot be compared, only its weights"
+                "the model is random in eval mode, or changes its inputs: its outputs with channels removed and with "
+                "the same channels at 0 cannot be compared, only its weights"
             )
         return deterministic
 

@@ -17,13 +17,14 @@ from .._modes import modes_kept
 from .._network import check_trainable
 from .._random import seeded
 from .._section import as_section
+from .._text import short
 from .._weights import is_weighted
 from .._wrapped import network_or_ddp
 from ..config import ADMMConfig, ConfigError, PwoAConfig
 from ..errors import InputError
 from ..method.allocation import ALLOCATIONS
 from ..method.batches import Batches
-from ..method.callback import Callback
+from ..method.callback import Callback, check_callbacks
 from ..method.layers import prunable_layers
 from ..method.phases import ADMMPhase
 from ..method.probe import answer_of, classes_in
@@ -164,7 +165,7 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
         self.target = ChannelTarget(self.planner)
         self.residual: float | None = None
         self._phase: ADMMPhase | None = None
-        self.callbacks = [*callbacks]
+        self.callbacks = [*check_callbacks(callbacks)]
         self.run = None if config is None else Trainer(model, config, self.target)
         if self.run is not None:
             self.admm_config = self.admm_config.model_copy(update={"epochs": self.run.config.admm_epochs})
@@ -294,6 +295,8 @@ class PwoAGroupPruner(tp.pruner.BasePruner):
 
 
 def _check_config(config: PwoAConfig, set_twice: Sequence[str]) -> None:
+    if not isinstance(config, PwoAConfig):
+        raise ConfigError(f"config={short(config)} is no config; give a PwoAConfig (PwoAConfig.from_yaml reads a file)")
     if find_sparsity_set(config.granularity).backend != "channels":
         raise ConfigError(
             f"granularity={config.granularity!r} masks weights: use pwoa_plugin.PwoAPruner, or set it to 'structured'"

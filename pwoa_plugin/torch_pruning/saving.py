@@ -47,6 +47,11 @@ def save_pruned(pruner: PwoAGroupPruner | Planner, path: str | os.PathLike[str])
         ValueError: nothing was removed yet.
         OSError: the file cannot be written.
     """
+    if not hasattr(pruner, "removals"):
+        raise InputError(
+            f"save_pruned: pruner is of type {type(pruner).__name__}; give the PwoAGroupPruner that removed channels "
+            "(save_sparse takes a network)"
+        )
     if not pruner.removals:
         raise InputError("save_pruned: nothing is removed yet; call step() or compress() first")
     header = {

@@ -115,6 +115,8 @@ def test_a_failing_download_names_the_place(tmp_path: Path, monkeypatch: pytest.
         said = refusal(name=name, root=str(tmp_path))
         assert f"downloading to {tmp_path / folder} fails" in said
         assert "put torchvision's files there" in said
+    (tmp_path / "images").mkdir()
+    assert refusal(name="cifar10", root=str(tmp_path / "imagse")).endswith("; did you mean images?")
 
 
 @pytest.fixture

@@ -45,6 +45,10 @@ def test_refused() -> None:
     with pytest.raises(ValueError, match=r"0.weight and 1.weight are one tensor, .*; untie them, or exclude 1"):
         prunable_layers(tied)
     assert list(prunable_layers(tied, exclude=["1"])) == ["0"]
+    with pytest.raises(ValueError, match=r"0.weight is a tensor \(3, 3\) of torch.complex64, .*; exclude the layer"):
+        prunable_layers(nn.Sequential(nn.Linear(3, 3, dtype=torch.complex64)))
+    with pytest.raises(ValueError, match=r"0.weight is a tensor \(0, 3\) of torch.float32, .*; exclude the layer"):
+        prunable_layers(nn.Sequential(nn.Linear(3, 0, bias=False)))
     lazy = nn.Sequential(nn.Flatten(), nn.LazyLinear(3))
     with pytest.raises(ValueError, match=r"1.weight has no values yet; run the model once"):
         prunable_layers(lazy)

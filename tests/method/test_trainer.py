@@ -485,7 +485,7 @@ def test_models_that_cannot_be_used(trained: nn.Module, images: Pair) -> None:
     before = copy.deepcopy(trained.state_dict())
     with pytest.raises(ValueError, match=r"returns a tensor \(2, 1, 8, 8\)"):
         run(Spatial(trained), config(images))
-    with pytest.raises(ValueError, match=r"the model does not take images \(1, 12, 12\) \(.*\); give others"):
+    with pytest.raises(ValueError, match=r"the model does not take images \(1, 12, 12\) \(.*\); give images of"):
         run(trained, config((torch.rand(64, 1, 12, 12), images[1][:64])))
     with pytest.raises(ValueError, match="logits are not finite before training"):
         run(NaNAfter(trained, -1).eval(), config(images))

@@ -5,6 +5,7 @@ import copy
 import logging
 import os
 import pickle
+import re
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
@@ -290,6 +291,11 @@ def test_other_kinds_of_file_give_a_one_line_error(tmp_path: Path, net: Net, con
 
 def test_there_must_be_a_file(tmp_path: Path, net: Net) -> None:
     assert "is missing" in refused(tmp_path / "none.pt", net)
+    assert "is a state dict, not a file; call model.load_state_dict" in refused(net.state_dict(), net)  # type: ignore[arg-type]
+    for path in (None, 3, ["a.pt"]):
+        with pytest.raises(ValueError, match=rf"^checkpoint={re.escape(repr(path))} names no file or folder; give its"):
+            load_checkpoint(net, path)  # type: ignore[arg-type]
+    assert "is an address; download it, and give the file" in refused("https://x.org/a.pt", net)
     assert "is not a regular file" in refused(tmp_path, net)
     os.mkfifo(tmp_path / "pipe")
     assert "is not a regular file" in refused(tmp_path / "pipe", net)

@@ -37,7 +37,7 @@ class NoNumbers(nn.Module):
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: model does not take images \(1, 8, 8\)"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(5, 10)), r"later: the model does not take images \(1, 8, 8\)"),
         (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "later: data: labels reach from"),
         (NoNumbers, "later: model returns NaN for 8 of 8 clean images; mend its weights"),
         (nn.Identity, "later: the model returns a tensor"),

@@ -52,6 +52,9 @@ def test_a_curve_checks_what_it_is_given(model: nn.Module, held_out: Pair) -> No
         security_curve(model, held_out, eps=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"^atacks: unknown key; did you mean attacks"):
         security_curve(model, held_out, eps=0.1, atacks="FGSM")
+    for eps in (-1, True, [0.1, "x"]):
+        with pytest.raises(ValueError, match=r"^eps=[^;]* is not a positive number; give it in pixel units[^;]*$"):
+            security_curve(model, held_out, eps=eps)
     with pytest.raises(ValueError, match=r"^eps is empty"):
         security_curve(model, held_out, eps=[])
     wide = nn.functional.one_hot(held_out[1], 13)

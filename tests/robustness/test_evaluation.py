@@ -266,7 +266,7 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"eps": 8 / 255, "pixel_range": (0, 255)}, r"eps=0.031.* is next to nothing in .*did you mean 8\?"),
         ({"eps": 300, "pixel_range": (0, 255)}, r"eps=300 is wider than pixel_range=\(0.0, 255.0\)"),
         ({"pixel_range": (1.0, 0.0)}, r"pixel_range=\(1.0, 0.0\)"),
-        ({"pixel_range": 1.0}, "pixel_range=1.0: input should be a valid tuple"),
+        ({"pixel_range": 1.0}, r"pixel_range=1.0: give \(low, high\)"),
         ({"step_size": 0.0}, "step_size=0.0"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 2.5}, "batch_size=2.5"),
@@ -278,7 +278,7 @@ GREY = torch.full((4, 1, 8, 8), 0.5)
         ({"attacks": "cw_5_t"}, r"attacks: 'cw_5_t' is not a known attack; did you mean CW-5-T\?"),
         ({"attacks": lambda x: x}, "attacks: <function .*lambda>> is not an attack"),
         ({"colour": "red"}, "colour: unknown key; known: protocol, .*alarms$"),
-        ({"pixel_range": "01"}, "pixel_range='01': input should be a valid tuple"),
+        ({"pixel_range": "01"}, r"pixel_range='01': give \(low, high\)"),
         ({"attacks": ["PGD-20", "PGD20"]}, "attacks: 'PGD20' is not a known attack; did you mean PGD-20"),
         ({"attacks": ["FGSM", "FGSM"]}, "attacks: 'FGSM' comes twice"),
         ({"attacks": [3]}, "attacks: 3 is not an attack"),
@@ -477,7 +477,9 @@ def test_an_attack_out_of_the_l2_ball_is_an_error(model: nn.Module, held_out: Pa
 
 
 def test_images_that_the_model_does_not_take_are_refused_in_one_line(model: nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"^model does not take images \(3, 28, 28\): .*; give images") as refused:
+    with pytest.raises(
+        ValueError, match=r"^the model does not take images \(3, 28, 28\) \(.*\); give images"
+    ) as refused:
         evaluate(model, (torch.rand(8, 3, 28, 28), torch.arange(8)), eps=0.1, attacks="FGSM", progress=False)
     assert "\n" not in str(refused.value)
 

@@ -10,6 +10,7 @@ import torch_pruning as tp
 from pruned_networks import assert_refused, assert_untouched, state_of, widths
 from torch import Tensor, nn
 
+from pwoa_plugin import PwoAConfig
 from pwoa_plugin.torch_pruning import PwoAGroupPruner
 
 
@@ -108,3 +109,9 @@ class TestRefused:
     def test_concatenations_that_are_flattened_at_once(self, small: nn.Module, x: Tensor) -> None:
         small.bn2 = nn.Identity()
         assert_refused("Torch-Pruning loses track of channels on the way to", small, x)
+
+
+@pytest.mark.parametrize("config", [{"sparsity": 0.5}, "config.yaml", PwoAConfig])
+def test_what_is_no_config_is_refused(config: Any, small: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"^config=.* is no config; give a PwoAConfig"):
+        PwoAGroupPruner(small, config=config)

@@ -254,3 +254,8 @@ class TestRefused:
         saved.write_bytes(saved.read_bytes()[:-40])
         with pytest.raises(ValueError, match="no usable file of a pruned network"):
             load_pruned(type(small)(), saved)
+
+
+def test_a_network_in_place_of_the_pruner_is_refused(small: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save_pruned: pruner is of type SmallNet; give the PwoAGroupPruner"):
+        save_pruned(small, tmp_path / "a.safetensors")  # type: ignore[arg-type]

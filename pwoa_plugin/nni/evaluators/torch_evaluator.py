@@ -29,7 +29,7 @@ from ..._data import (
 from ..._devices import dtype_of
 from ..._logits import Output, check_output, logits_of, part_of
 from ..._modes import modes_kept, single_image_explained, train_mode
-from ..._network import check_trainable
+from ..._network import check_trainable, naming_images
 from ..._reading import retold
 from ..._wrapped import network_or_ddp
 from ...errors import InputError
@@ -150,14 +150,16 @@ class _OwnLoss:
             x, y = self.take_batch(batch)
             if y is not None:
                 x, y = _pixels(x, model), _classes(y, model)
+                with naming_images(x):
+                    answer = model(x.clone())  # a network may change its images in place
                 if self.loss is F.cross_entropy:
-                    logits = logits_of(model(x), len(x), self.output)
+                    logits = logits_of(answer, len(x), self.output)
                     if y.shape[1:] == (1,) or (y.dim() == 1 and y.is_floating_point()):
                         labels = as_labels(y, len(x), "train_loader")
                         check_classes(labels, logits.shape[1], "train_loader")
                         y = labels.classes
                     return self.loss(logits, y)
-                return self.loss(part_of(model(x), self.output), y)  # may want one logit, or several outputs
+                return self.loss(part_of(answer, self.output), y)  # may want one logit, or several outputs
         return torch.zeros((), device=next(model.parameters()).device)
 
 
