@@ -35,6 +35,7 @@ from benchmarks.tables import read, table
 ROOT = Path(__file__).parents[1]
 EPOCHS = 30  # of the dense network
 ADAM = 'optimizer={"lr":0.001}'
+ALONE = ('distillation={"alpha":0,"feature_weight":0}', 'hsic={"lambda_x":0,"lambda_y":0}')
 # (method, name of the cell, options)
 CELLS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("dense", "dense", ()),
@@ -42,6 +43,7 @@ CELLS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("default", "gradients-1-lr-0.001", ("--set", 'distillation={"gradient_weight":1}', ADAM)),
     ("n-fgsm", "n-fgsm", ()),
     ("default", "ours-n-fgsm", ("--set", "adversarial={}", ADAM)),
+    ("default", "n-fgsm-teacher-alone", ("--set", 'adversarial={"classes":"teacher"}', *ALONE, ADAM)),
     ("adversarial", "adversarial", ()),
 )
 FEW = ("--train", "256", "--epochs", "1", "--images", "16")

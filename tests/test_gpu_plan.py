@@ -29,7 +29,7 @@ def test_the_plan_has_every_part_and_what_is_there_is_done(tmp_path: Path) -> No
     assert [part.arguments[2] for part in times.parts] == ["lenet", "lenet3", "cifar10", "resnet18-cifar"]
     assert all("--compile" in part.arguments for part in times.parts)
     assert (times.at_once, training.needed, cells.at_once) == (1, True, 3)
-    assert len(cells.parts) == 1 + 5 * 3
+    assert len(cells.parts) == 1 + 6 * 3
     for part in cells.parts:
         assert ("--deep 1000" in part.command, "--device cuda" in part.command) == (True, True)
     assert "test_cuda_graphs_train_alike" in checks.parts[0].command
