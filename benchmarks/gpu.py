@@ -101,7 +101,7 @@ def plan(data: Path, out: Path, *, device: str = "cuda", jobs: int = 4, small: b
     on = ("--device", device)
     with_data = ("--data", str(out / "data" if small else data), *on)
     subject = "cifar10" if small else "cifar10-resnet18"
-    few_steps = ("--kinds", "quarter", "--pairs", "4", "--no-memory") if small else ("--pairs", "80")
+    few_steps = ("--kinds", "quarter", "--no-memory") if small else ("--pairs", "80")
     times = tuple(
         Part(
             f"steps of {network}",

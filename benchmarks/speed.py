@@ -3,8 +3,9 @@
     python -m benchmarks.speed [--networks lenet lenet3 cifar10 resnet18-cifar] [--device cuda] [--compile]
 
 ``cifar10`` is the study's own network. All steps have the same network, optimizer (Adam) and batch of 128; they are
-interleaved. The ratio is of medians; ``mean`` is of means without the slowest tenth, for steps whose terms are drawn.
-Student forward and backward plus the teacher's forward alone would be 1.33.
+interleaved. The ratio is of medians. ``mean`` is of means without the slowest tenth. ``expected`` is for steps whose
+terms are drawn: the medians of the four combinations of HSIC and hidden features, each by its chance. Student forward
+and backward plus the teacher's forward alone would be 1.33.
 
 ``published``: the paper's objective, without perturbation and hidden features. ``fine-tune``: the default's under
 masks, but with HSIC and hidden features in every step. ``no-hsic``: the same without HSIC. ``quarter``: the default,
@@ -22,6 +23,8 @@ uncompiled. ``of compiled plain`` is the ratio of medians to `plain-compiled`. T
 from __future__ import annotations
 
 import argparse
+import functools
+import itertools
 import multiprocessing
 import statistics
 import time
@@ -35,6 +38,7 @@ from torch import Tensor, nn
 from benchmarks.methods import cross_entropy, pgd7, single_step
 from benchmarks.subjects import SUBJECTS
 from pwoa_plugin import PwoAConfig
+from pwoa_plugin._random import happens
 from pwoa_plugin.method.admm import ADMM
 from pwoa_plugin.method.compiled import CompiledForward, begin_step, graph_of
 from pwoa_plugin.method.trainer import Trainer
@@ -54,12 +58,41 @@ SUFFIX = "-compiled"
 COMPILED = ("plain", "fine-tune", "quarter", "adversarial", "n-fgsm", "pgd-7")
 WARM_UP = 12  # of compiled steps: all of their graphs are made, and recorded
 CUT, CUTS_APART = "gradual cut", 19
+DRAWN = 16  # steps of `quarter` in which every combination comes as often as its chance
 Step = Callable[[], None]
 
 
 def images(network: str, device: str) -> tuple[Tensor, Tensor]:
     torch.manual_seed(0)
     return torch.rand(BATCH, *SHAPES[network], device=device), torch.randint(0, 10, (BATCH,), device=device)
+
+
+def draws(step: int) -> tuple[bool, bool]:
+    """Whether HSIC and hidden features are in a step of ``quarter``."""
+    return happens(0.25, 0, step, 0), happens(0.25, 0, step, 1)
+
+
+@functools.cache
+def steps_in_proportion() -> list[int]:
+    """``DRAWN`` numbers of steps: 9 have neither term, 3 and 3 have one, 1 has both."""
+    left, chosen, numbers = {(0, 0): 9, (1, 0): 3, (0, 1): 3, (1, 1): 1}, list[int](), itertools.count()
+    while len(chosen) < DRAWN:
+        step = next(numbers)
+        if left[draws(step)]:
+            left[draws(step)] -= 1
+            chosen.append(step)
+    return chosen
+
+
+def expected(times: list[float], first: int) -> float:
+    """Milliseconds of a step of ``quarter``, from those of successive steps, of which ``first`` came before."""
+    groups: dict[tuple[bool, bool], list[float]] = {}
+    for position, value in enumerate(times, first):
+        groups.setdefault(draws(steps_in_proportion()[position % DRAWN]), []).append(value)
+    return sum(
+        statistics.median(values) * (1 / 4 if with_hsic else 3 / 4) * (1 / 4 if with_features else 3 / 4)
+        for (with_hsic, with_features), values in groups.items()
+    )
 
 
 def make_network(name: str) -> nn.Module:
@@ -137,7 +170,7 @@ def make_step(kind: str, network: str, device: str) -> Step:
 
     def pwoa() -> None:
         nonlocal done
-        run.loss.step = done
+        run.loss.step = steps_in_proportion()[done % DRAWN]
         begin_step(x.device)
         run.loss.of_checked(model, x, y).backward()
         if admm is not None:
@@ -223,9 +256,11 @@ def main() -> None:
     for network in args.networks:
         torch._dynamo.reset()  # the graphs of the network before
         pairs = args.pairs if network.startswith("lenet") else max(4, args.pairs // 4)
+        pairs = max(pairs, DRAWN) if "quarter" in kinds else pairs
         steps = {kind: make_step(kind, network, args.device) for kind in kinds}
+        warm = {kind: WARM_UP if kind.endswith(SUFFIX) else 2 for kind in kinds}
         for kind, step in steps.items():
-            for _ in range(WARM_UP if kind.endswith(SUFFIX) else 2):
+            for _ in range(warm[kind]):
                 step()
         rounds = [{kind: milliseconds(step, args.device) for kind, step in steps.items()} for _ in range(pairs)]
         memory = {}
@@ -240,11 +275,17 @@ def main() -> None:
         medians = {kind: statistics.median(times[kind] for times in rounds) for kind in kinds}
         means = {kind: trimmed_mean([times[kind] for times in rounds]) for kind in kinds}
         plain = medians["plain"]
+        of_drawn = {
+            kind: expected([times[kind] for times in rounds], warm[kind])
+            for kind in kinds
+            if kind.startswith("quarter")
+        }
         of_parts = parts(network, pairs, args.device)
         for kind, median in medians.items():
             print(
                 f"{network:15} {kind:20} {median:8.1f} ms  ratio {median / plain:4.2f}  "
                 f"mean {means[kind] / means['plain']:4.2f}"
+                + (f"  expected {of_drawn[kind] / plain:.2f}" if kind in of_drawn else "")
                 + (f"  {memory[kind]:6.0f} MiB" if kind in memory else "")
                 + (f"  of compiled plain {median / medians['plain' + SUFFIX]:.2f}" if kind.endswith(SUFFIX) else "")
             )
