@@ -11,7 +11,8 @@ and backward plus the teacher's forward alone would be 1.33.
 masks, but with HSIC and hidden features in every step. ``no-hsic``: the same without HSIC. ``quarter``: the default,
 with both in a random quarter of the steps. ``gradual``: ``fine-tune`` with its share of a cut (every nineteenth step:
 12 epochs of 20,000 images). ``admm``: ``fine-tune`` with ADMM's gradient, and its dual update every eleventh step.
-``adversarial``: ``fine-tune`` with one-step adversarial examples. ``n-fgsm``, ``pgd-7``: a step of adversarial
+``adversarial``: ``fine-tune`` with one-step adversarial examples. ``alone``: our run on one-step examples of the
+teacher's classes, without other terms. ``n-fgsm``, ``pgd-7``: a step of adversarial
 fine-tuning, by one step and by seven. Peak memory is what a step needs beyond what was in use before: the allocator's
 on a GPU, the largest resident size of a separate process on the CPU.
 
@@ -52,7 +53,7 @@ SHAPES = {
     "resnet18-cifar": (3, 32, 32),
     "wrn-34-10": (3, 32, 32),
 }
-KINDS = ("plain", "published", "fine-tune", "no-hsic", "quarter", "admm", "adversarial", "n-fgsm", "pgd-7")
+KINDS = ("plain", "published", "fine-tune", "no-hsic", "quarter", "admm", "adversarial", "alone", "n-fgsm", "pgd-7")
 SINGLE = {"plain": cross_entropy, "pgd-7": pgd7(0.03), "n-fgsm": single_step(0.03, noise=2, step=1, project=False)}
 SUFFIX = "-compiled"
 COMPILED = ("plain", "fine-tune", "quarter", "adversarial", "n-fgsm", "pgd-7")
@@ -152,7 +153,9 @@ def make_step(kind: str, network: str, device: str) -> Step:
         fields |= {"hsic": {"share": 1.0}, "distillation": {"feature_share": 1.0}}
     if kind == "adversarial":
         fields["adversarial"] = {}
-    if kind == "no-hsic":
+    if kind == "alone":
+        fields |= {"adversarial": {"classes": "teacher"}, "distillation": {"alpha": 0.0, "feature_weight": 0.0}}
+    if kind in ("no-hsic", "alone"):
         fields["hsic"] = {"lambda_x": 0, "lambda_y": 0}
     common = {name: fields[name] for name in ("sparsity", "train_loader", "eps")}
     config = PwoAConfig.paper("mnist", **common) if kind == "published" else PwoAConfig(**fields)
