@@ -56,7 +56,7 @@ def naming_images(images: Tensor) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:  # timm asserts sizes
         raise InputError(
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give images of the shape "
-            "it was made for"
+            "it was made for, or mend its forward"
         ) from error
 
 
