@@ -56,7 +56,7 @@ def naming_images(images: Tensor) -> Iterator[None]:
     except (RuntimeError, IndexError, ValueError, AssertionError) as error:  # timm asserts sizes
         raise InputError(
             f"the model does not take images {tuple(images.shape[1:])} ({one_line(error)}); give images of the shape "
-            "it was made for"
+            "it was made for, or mend its forward"
         ) from error
 
 
@@ -91,7 +91,9 @@ def check_trainable(model: Any, what: str = "model") -> None:
                 f"{what}: {name} is float16: Adam yields NaN; give the model in float32 (model.float()) and train "
                 "under autocast (in a PwoAConfig autocast='float16')"
             )
-        if any(size > 1 and step == 0 for size, step in zip(parameter.shape, parameter.stride(), strict=True)):
+        if parameter.requires_grad and any(
+            size > 1 and step == 0 for size, step in zip(parameter.shape, parameter.stride(), strict=True)
+        ):
             raise InputError(f"{what}: {name} holds one number in several places (expand); give it .contiguous()")
     if (name := not_finite(model)) is not None:
         raise InputError(f"{what}: {name} is not finite before training; load a sound checkpoint")

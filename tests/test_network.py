@@ -80,6 +80,12 @@ def expanded() -> nn.Module:
     return model
 
 
+def frozen_and_expanded() -> nn.Module:
+    model = Small()
+    model.scale = nn.Parameter(torch.ones(1).expand(4), requires_grad=False)  # a constant takes no step
+    return model
+
+
 def with_a_lock() -> nn.Module:
     model = Small()
     model.hidden.lock = threading.Lock()  # type: ignore[assignment]
@@ -341,3 +347,8 @@ def test_probabilities_are_told_where_logits_are_trained(door: Door, caplog: pyt
     assert "probabilities" not in caplog.text
     door(Net(lambda f, z, t: z.softmax(1)), images(), None)
     assert "the model returns probabilities, not logits" in caplog.text
+
+
+@pytest.mark.parametrize("door", TRAINED)
+def test_what_is_frozen_may_be_expanded(door: Door) -> None:
+    door(frozen_and_expanded(), images(), None)

@@ -45,11 +45,11 @@ class CompiledForward:
         key = (id(model), tuple(layers), x.shape)
         if key not in self._graphs:
             self._graphs[key] = graph_of(model, layers, x.device)
-        from torch._dynamo.exc import TorchDynamoException  # a second's import, which few runs need
-
         try:
             return self._graphs[key](x)
-        except TorchDynamoException as error:
+        except Exception as error:
+            if not type(error).__module__.startswith(("torch._dynamo.", "torch._inductor.")):
+                raise
             said = one_line(str(error).strip().partition("\n")[0])  # further lines explain torch's own switches
             raise InputError(f"compile: torch.compile fails here ({said}); leave compile out") from error
 

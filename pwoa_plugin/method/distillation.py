@@ -39,6 +39,11 @@ class DistillationConfig(Section):
     gradient_share: float = Field(default=0.5, gt=0, le=1)
 
     @property
+    def wanted(self) -> bool:
+        """Whether a term of it is in the loss."""
+        return self.alpha > 0 or self.feature_weight > 0 or self.gradient_weight > 0
+
+    @property
     def tau(self) -> float:
         """The temperature, set or by default."""
         return 30.0 if self.temperature is None else self.temperature

@@ -195,12 +195,14 @@ class PwoALoss(nn.Module):
             InputError: teacher, student or images cannot be used.
         """
         self._check_new(student)
-        if self._perturb is None:
-            self.classes = find_classes(self.teacher, images, self.output)
+        if self.classes is None:
+            classes = find_classes(self.teacher, images, self.output)
             if self.distillation.gradient_weight > 0:
                 try_input_gradients(self.teacher, images[:2], self.distillation.gradient_weight, self.output)
             if self.adversarial is not None:
                 try_examples(self.teacher, images[:2], self.adversarial.attack, self.output)
+            self.classes = classes
+        if self._perturb is None:
             radius = self.perturbation.known_radius(self.eps, self.pixel_range)
             if radius is None:
                 answers = partial(self.logits, self.teacher)
@@ -336,11 +338,12 @@ class PwoALoss(nn.Module):
             if unusable_ones and self.hsic.layers != "auto":
                 raise unusable(unusable_ones, f"{self.layers_field}, in training mode")
         zero = partial(torch.zeros, (), device=x.device)
-        terms = {"distillation": zero()}
-        if target is not None:
-            terms["distillation"] = distillation_loss(
-                logits, target.detach(), alpha=config.alpha, temperature=config.tau
-            )
+        if target is None:  # 0 with a gradient, for steps in which no other term is drawn
+            terms = {"distillation": 0 * logits.float().sum()}
+        else:
+            terms = {
+                "distillation": distillation_loss(logits, target.detach(), alpha=config.alpha, temperature=config.tau)
+            }
         if attack is not None and self.adversarial is not None and self.adversarial.weight > 0:
             terms["adversarial"] = self.adversarial.weight * F.cross_entropy(logits.float(), classes)
         if with_gradients and target is not None:

@@ -135,6 +135,12 @@ class TrainingConfig(Section):
         check_radius(self.eps, self.pixel_range)
         if self.adversarial is not None:
             self.adversarial.check(self.eps, self.pixel_range, self.epochs)
+        always = self.adversarial is not None and self.adversarial.epochs is None and self.adversarial.weight > 0
+        if not (self.distillation.wanted or self.hsic.wanted or always):
+            raise InputError(
+                "distillation, hsic: all weights are 0, and adversarial is not on in all epochs, so nothing is "
+                "trained; set distillation.alpha, or adversarial without epochs"
+            )
         if self.gradual.wanted and sparsity_set.one_cut:
             raise InputError(
                 f"gradual: does not go with granularity={self.granularity!r}, which is reached in one cut; leave it out"

@@ -35,13 +35,19 @@ def is_begun(folder: RunFolder, resume: bool) -> bool:
 
 
 # What runs did that were begun before these fields existed.
-_BEFORE: dict[str, Any] = {"compile": False, "hsic.share": 1.0, "distillation.feature_share": 1.0}
+_BEFORE: dict[str, Any] = {
+    "adversarial.classes": "labels",
+    "compile": False,
+    "hsic.share": 1.0,
+    "distillation.feature_share": 1.0,
+}
 
 
 def check_config(folder: RunFolder, config: PwoAConfig) -> None:
     """Refuse to resume with another config."""
-    before = _BEFORE | dict(_fields(folder.read_facts().config))
     now = dict(_fields(config.model_dump(mode="json")))
+    before = {name: value for name, value in _BEFORE.items() if name in now}
+    before |= dict(_fields(folder.read_facts().config))
     differing = [name for name in before | now if name not in _FREE and before.get(name) != now.get(name)]
     if differing:
         raise ConfigError(

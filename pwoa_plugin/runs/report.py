@@ -229,7 +229,7 @@ class RunReport(_Run):
             return "none"
         last, eps = section.get("epochs"), section.get("eps") or self.config.get("eps")
         when = "in all epochs" if last is None else f"in the last {last} epochs" if last != 1 else "in the last epoch"
-        whose = ", of the teacher's classes" if section.get("classes") == "teacher" else ""
+        whose = ", with the teacher's classes" if section.get("classes") == "teacher" else ""
         return f"{section.get('attack')}, Linf eps = {eps:.4g}, {when}{whose}"
 
     @property

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.config import ConfigError, HSICConfig, ScheduleConfig
 
+OFF = {"distillation": {"alpha": 0, "feature_weight": 0}, "hsic": {"lambda_x": 0, "lambda_y": 0}}
 BAD = [
     ({"sparsity": 0.0}, r"sparsity=0.0 is outside \(0, 1\)"),
     ({"sparsity": 1.5}, r"sparsity=1.5 is outside"),
@@ -66,6 +67,9 @@ BAD = [
         {"sparsity": 0.5, "model": {"arch": "a", "checkpoint": "x", "mean": [0], "std": [0]}},
         r"^model.std=\(0.0,\) is not positive",
     ),
+    ({"sparsity": 0.5, **OFF}, "^distillation, hsic: all weights are 0, .* nothing is trained; set distillation.alpha"),
+    ({"sparsity": 0.5, "eps": 0.1, "adversarial": {"weight": 0}, **OFF}, "and adversarial is not on in all epochs"),
+    ({"sparsity": 0.5, "eps": 0.1, "adversarial": {"epochs": 1}, **OFF}, "adversarial without epochs$"),
     (
         {"sparsity": 0.5, "hsic": {"gather": True}, "accumulate": 2},
         "^hsic.gather: does not go with accumulate; leave one of them out",

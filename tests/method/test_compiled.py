@@ -212,6 +212,18 @@ class Branching(nn.Module):
         return self.last(x if x.sum() > 0 else -x)
 
 
+class Counting(nn.Linear):
+    """A network that counts its calls in Python, so that torch would compile every call anew."""
+
+    def __init__(self) -> None:
+        super().__init__(64, 3)
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x.flatten(1) + self.calls)
+
+
 def assert_trains_alike(model: nn.Module, images: Pair, device: str, **fields: Any) -> None:
     """With torch's own code, whose rounding differs."""
     plain = copy.deepcopy(model)
@@ -237,8 +249,9 @@ def test_cuda_graphs_train_alike(images: Pair, monkeypatch: pytest.MonkeyPatch, 
     assert_trains_alike(Normed().cuda(), images, "cuda", batch_size=50, **fields)
 
 
-def test_what_cannot_be_compiled_is_refused(images: Pair) -> None:
-    model = Branching()
+@pytest.mark.parametrize("make", [Branching, Counting])
+def test_what_cannot_be_compiled_is_refused(make: type[nn.Module], images: Pair) -> None:
+    model = make()
     before = copy.deepcopy(model.state_dict())
     with pytest.raises(InputError, match=r"^compile: torch.compile fails here \(.+\); leave compile out$"):
         run(model, config(images, compile=True))

@@ -497,3 +497,23 @@ def test_input_gradients_under_autocast(trained: nn.Module, images: tuple[Tensor
     loss.backward()
     torch.testing.assert_close(objective.terms, exact)
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in student.parameters())
+
+
+def test_a_step_without_a_drawn_term_has_gradients_of_0(trained: TinyNet, images: Pair) -> None:
+    x, student = images[0][:16], copy.deepcopy(trained).train()
+    rarely: dict[str, Any] = {
+        "hsic": {"lambda_y": 0, "share": 1e-9},
+        "distillation": {"alpha": 0, "feature_share": 1e-9},
+    }
+    loss = PwoALoss(trained, eps=0.1, **rarely)
+    for _ in range(2):  # the first reads the hidden layers of both
+        loss(student, x).backward()
+        gradients = [parameter.grad for parameter in student.parameters()]
+        assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_a_radius_may_be_set_before_the_first_call(trained: TinyNet, images: Pair) -> None:
+    loss = PwoALoss(trained)
+    loss.set_radius(0.05)
+    loss(copy.deepcopy(trained).train(), *images)
+    assert (loss.classes, loss.radius) == (3, 0.05)

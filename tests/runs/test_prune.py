@@ -28,6 +28,7 @@ from safetensors.torch import load_file
 from pwoa_plugin import PwoAConfig
 from pwoa_plugin.errors import RunError, TrainingError
 from pwoa_plugin.masks import load_masks
+from pwoa_plugin.method.adversarial import AdversarialConfig
 from pwoa_plugin.method.callback import Callback, Status
 from pwoa_plugin.models import robust_lenet
 from pwoa_plugin.runs.begin import check_config, last_good_state
@@ -178,6 +179,11 @@ def test_other_configs_and_networks_are_not_resumed(config: PwoAConfig, tmp_path
     check_config(RunFolder(tmp_path / "run"), config)  # of a run that was begun before there was this field
     with pytest.raises(ValueError, match="compile differs from the run"):
         check_config(RunFolder(tmp_path / "run"), config.model_copy(update={"compile": True}))
+    attacked = config.model_copy(update={"adversarial": AdversarialConfig()})
+    before = attacked.model_dump(mode="json")
+    del before["adversarial"]["classes"]
+    RunFolder(tmp_path / "run").write_facts(config=before)
+    check_config(RunFolder(tmp_path / "run"), attacked)
     RunFolder(tmp_path / "run").write_facts(config=fields)
     from safetensors.torch import save_file
 

@@ -221,7 +221,7 @@ def test_whether_admm_has_converged_is_said(change: dict[str, Any], converged: b
         ({"attack": "n-fgsm", "eps": 0.1, "epochs": 1}, "n-fgsm, Linf eps = 0.1, in the last epoch."),
         (
             {"attack": "n-fgsm", "epochs": 2, "classes": "teacher"},
-            "n-fgsm, Linf eps = 0.3, in the last 2 epochs, of the teacher's classes.",
+            "n-fgsm, Linf eps = 0.3, in the last 2 epochs, with the teacher's classes.",
         ),
     ],
 )

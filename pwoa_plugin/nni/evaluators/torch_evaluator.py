@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sized
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, Literal
 
@@ -144,14 +145,16 @@ class _OwnLoss:
 
     def __init__(self, loss: Loss, take_batch: TakeBatch, output: Output) -> None:
         self.loss, self.take_batch, self.output, self.counts = loss, take_batch, output, True
+        self.ran = False
 
     def __call__(self, batch: Any, model: nn.Module) -> Tensor:
         if self.counts:
             x, y = self.take_batch(batch)
             if y is not None:
                 x, y = _pixels(x, model), _classes(y, model)
-                with naming_images(x):
+                with nullcontext() if self.ran else naming_images(x):  # later errors have other causes
                     answer = model(x.clone())  # a network may change its images in place
+                self.ran = True
                 if self.loss is F.cross_entropy:
                     logits = logits_of(answer, len(x), self.output)
                     if y.shape[1:] == (1,) or (y.dim() == 1 and y.is_floating_point()):

@@ -287,3 +287,21 @@ def test_a_last_batch_of_one_image_under_batchnorm(door: str) -> None:
     }
     with pytest.raises(InputError, match=r"one image, .*BatchNorm.*drop_last=True"):
         doors[door]()
+
+
+def test_an_error_after_the_first_batch_is_not_of_the_images(trained: nn.Module, loader: DataLoader[Any]) -> None:
+    class Failing(nn.Module):
+        def __init__(self, at: int) -> None:
+            super().__init__()
+            self.network, self.left = trained, at
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.left -= 1
+            if not self.left:
+                raise RuntimeError("out of order")
+            return self.network(x)  # type: ignore[no-any-return]
+
+    for at, said in ((1, r"^the model does not take images \(1, 8, 8\) \(out of order\)"), (2, "^out of order$")):
+        model = Failing(at)
+        with pytest.raises(RuntimeError if at > 1 else InputError, match=said):
+            bound(make_evaluator(model, loader, lr=0.1), model).train(None, 1)
