@@ -26,7 +26,7 @@ Cells = dict[str, dict[float, list[Cell]]]  # method, compression, one a seed
 # The cells "default" are older than the default of today, which "shares-quarter" is.
 ORDER = ["dense", "one-shot", "level-ce", "distillation", "paper", "default", "shares-quarter", "lr-0.001"]
 ORDER += ["shares-quarter-lr-0.001", "gradients-1", "gradients-1-lr-0.001"]
-ORDER += ["ours-n-fgsm", "n-fgsm", "n-fgsm-unlabelled", "fgsm-rs", "adversarial"]
+ORDER += ["ours-n-fgsm", "n-fgsm-teacher-alone", "n-fgsm", "n-fgsm-unlabelled", "fgsm-rs", "adversarial"]
 LABELS = {
     "one-shot": "magnitude, one-shot",
     "level-ce": "NNI Level + cross-entropy",
@@ -37,6 +37,7 @@ LABELS = {
     "lr-0.001": "PwoA, terms in every step, Adam 1e-3",
     "shares-quarter-lr-0.001": "PwoA, Adam 1e-3",
     "ours-n-fgsm": "PwoA, `adversarial={}`, Adam 1e-3",
+    "n-fgsm-teacher-alone": "ours on N-FGSM's examples, the dense network's classes",
     "gradients-1": "PwoA, `gradient_weight` 1",
     "gradients-1-lr-0.001": "PwoA, `gradient_weight` 1, Adam 1e-3",
     "n-fgsm": "adversarial fine-tuning (N-FGSM)",
