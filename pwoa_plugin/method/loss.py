@@ -339,7 +339,7 @@ class PwoALoss(nn.Module):
                 raise unusable(unusable_ones, f"{self.layers_field}, in training mode")
         zero = partial(torch.zeros, (), device=x.device)
         if target is None:  # 0 with a gradient, for steps in which no other term is drawn
-            terms = {"distillation": 0 * logits.float().sum()}
+            terms = {"distillation": 0 * logits.float().square().sum()}
         else:
             terms = {
                 "distillation": distillation_loss(logits, target.detach(), alpha=config.alpha, temperature=config.tau)
