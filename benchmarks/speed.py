@@ -12,9 +12,9 @@ masks, but with HSIC and hidden features in every step. ``no-hsic``: the same wi
 with both in a random quarter of the steps. ``gradual``: ``fine-tune`` with its share of a cut (every nineteenth step:
 12 epochs of 20,000 images). ``admm``: ``fine-tune`` with ADMM's gradient, and its dual update every eleventh step.
 ``adversarial``: ``fine-tune`` with one-step adversarial examples. ``alone``: our run on one-step examples of the
-teacher's classes, without other terms. ``n-fgsm``, ``pgd-7``: a step of adversarial
-fine-tuning, by one step and by seven. Peak memory is what a step needs beyond what was in use before: the allocator's
-on a GPU, the largest resident size of a separate process on the CPU.
+teacher's classes, without other terms. ``n-fgsm``, ``pgd-7``: a step of adversarial fine-tuning, by one step and by
+seven. Peak memory is what a step needs beyond what was in use before: the allocator's on a GPU, the largest resident
+size of a separate process on the CPU.
 
 ``--compile`` adds ``-compiled`` kinds, whose networks go through ``torch.compile``, on a GPU as CUDA graphs: ours by
 ``compile=True``, the others' forward and backward and their attacks. Ours with ``adversarial`` makes its examples

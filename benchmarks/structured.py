@@ -98,10 +98,10 @@ def tuned(args: argparse.Namespace, ratio: float, method: str, attack: str = "Au
     x, y = judging(args)
     model = robust_lenet()
     started = time.perf_counter()
-    config = config_of(args, data, ratio or 0.5)
-    if method in ("pwoa-lamp", "pwoa-sensitivity"):
+    if method == "pwoa-sensitivity":
         ALLOCATIONS["sensitivity"] = Sensitivity(dense, data[0][:512])
-        config = config_of(args, data, ratio, allocation=method.removeprefix("pwoa-"))
+    _, _, allocation = method.partition("pwoa-")
+    config = config_of(args, data, ratio or 0.5, **({"allocation": allocation} if allocation else {}))
     if method.startswith("pwoa"):
         PwoAGroupPruner(model, config=config).compress()
     elif method != "dense":
